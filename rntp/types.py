@@ -1,0 +1,147 @@
+"""The few data classes that everything passes around, and the errors with their exit codes.
+
+Axes in tensor names: L context tokens, P positions (of all documents at hand), K positions per
+document, G thoughts per position, H horizon, T thought tokens, N any flat row count, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class RntpError(Exception):
+    """An error for the user: says what is wrong and what to do. `exit_code` is the program's."""
+
+    exit_code = 1
+
+
+class ConfigError(RntpError):
+    """Usage or configuration."""
+
+    exit_code = 2
+
+
+class DataError(RntpError):
+    """Corpus, shards, tokenizer of the corpus."""
+
+    exit_code = 3
+
+
+class CheckpointError(RntpError):
+    """A checkpoint that cannot be written, read or continued."""
+
+    exit_code = 4
+
+
+class Preempted(RntpError):
+    """The run was asked to stop; the same command resumes it."""
+
+    exit_code = 5
+
+
+class Diverged(RntpError):
+    """Too many non-finite steps in a row."""
+
+    exit_code = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The window of one document that a step sees.
+
+    token_ids: int64 [L], L <= context_tokens, on the CPU; never crosses a document.
+    start: index of its first token in the document. visit: how often the order had handed out this
+    document before (0 on the first pass over the corpus).
+    """
+
+    ordinal: int
+    document_id: str
+    token_ids: Tensor
+    start: int = 0
+    visit: int = 0
+
+    def __len__(self) -> int:
+        return self.token_ids.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """One sampled thought: `<think> sampled… [</think>]`.
+
+    sampled_ids: int64 [n], the tokens the sampler drew, 1 <= n <= thought_tokens. A thought that
+    closed itself ends with the close marker; otherwise the marker was appended by force (`closed`
+    is false), was not drawn, and carries no policy gradient.
+    sampled_logprobs: float32 [n], log-probabilities in nats under the sampler, at its temperature.
+    """
+
+    sampled_ids: Tensor
+    sampled_logprobs: Tensor
+    closed: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens between the markers."""
+        return self.sampled_ids.shape[0] - int(self.closed)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A context with its K positions (ascending) and the G thoughts of each.
+
+    entropy, nll: float32 [K], of the sampler's no-think prediction of the token at each position.
+    """
+
+    context: Context
+    positions: tuple[int, ...]
+    thoughts: tuple[tuple[Thought, ...], ...]
+    entropy: Tensor
+    nll: Tensor
+    policy_version: int = 0
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens drawn by the sampler: those that carry policy gradient."""
+        return sum(t.sampled_ids.shape[0] for group in self.thoughts for t in group)
+
+
+@dataclass(frozen=True, slots=True)
+class RewardInputs:
+    """What a reward scheme may look at. Everything is detached; log-probabilities are in nats.
+
+    logp_think_PGH: log p(continuation token | context, thought, earlier continuation tokens).
+    logp_empty_PH: the same without a thought (the baseline); zeros with `baseline.weights: none`.
+    match_PGH: bool, the continuation token is the arg-max of the prediction with the thought.
+    num_tokens_PG: tokens between the think markers. closed_PG: bool, the model closed the thought.
+    continuation_ids_PH: the held-out tokens. thought_ids: [P][G] id tensors, markers left out.
+    discount: γ in (0, 1].
+    """
+
+    logp_think_PGH: Tensor
+    logp_empty_PH: Tensor
+    match_PGH: Tensor
+    num_tokens_PG: Tensor
+    closed_PG: Tensor
+    continuation_ids_PH: Tensor
+    thought_ids: list[list[Tensor]]
+    discount: float
+
+    @property
+    def discounts_H(self) -> Tensor:
+        """γ^k for k = 0 … H-1, float32."""
+        horizon = self.logp_empty_PH.shape[1]
+        exponent = torch.arange(horizon, device=self.logp_empty_PH.device, dtype=torch.float32)
+        return self.discount**exponent
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementInputs:
+    """What a placement policy may look at; entry i speaks of the prediction of token i.
+
+    entropy_L, nll_L: float32 nats of the no-think prediction (entry 0 is 0: nothing predicts it).
+    noise_L: float64 uniform draws of this context, a function of the run seed and its ordinal.
+    """
+
+    entropy_L: Tensor
+    nll_L: Tensor
+    noise_L: Tensor
