@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rntp.types import ConfigError
+from rntp.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -233,10 +233,11 @@ class Config(Section):
         slots = self.data.context_tokens - horizon - earliest + 1
         if slots < self.placement.positions_per_doc:
             raise ValueError(
-                f"a context of {self.data.context_tokens} tokens has {max(slots, 0)} positions with "
-                f"{earliest} tokens before and {horizon} after them, but placement.positions_per_doc "
-                f"is {self.placement.positions_per_doc}; raise data.context_tokens, or lower "
-                "placement.min_prefix_tokens, placement.positions_per_doc or reward.horizon"
+                f"a context of {self.data.context_tokens} tokens has {max(slots, 0)} positions "
+                f"with {earliest} tokens before and {horizon} after them, but "
+                f"placement.positions_per_doc is {self.placement.positions_per_doc}; raise "
+                "data.context_tokens, or lower placement.min_prefix_tokens, "
+                "placement.positions_per_doc or reward.horizon"
             )
         if self.thought.thoughts_per_position == 1 and self.objective.pg_weight > 0:
             raise ValueError(
@@ -296,8 +297,8 @@ class Config(Section):
         """The resolved configuration, every field written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
-    def digest(self) -> str:
-        """Identity of what the run computes.
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide what the run computes.
 
         Left out is what may change between two starts of one run without changing a number:
         where it lies, how long it goes on, and how it saves, logs and cuts its work.
@@ -308,7 +309,11 @@ class Config(Section):
         del facts["data"]["source"]  # the manifest's digest is the corpus' identity, not its path
         if self.optim.schedule == "cosine":
             facts["optim"]["steps"] = self.run.steps
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return facts
+
+    def digest(self) -> str:
+        """SHA-256 of `identity`, hexadecimal."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

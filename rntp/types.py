@@ -1,4 +1,4 @@
-"""The few data classes that everything passes around, and the errors with their exit codes.
+"""The few data classes that everything passes around.
 
 Axes in tensor names: L context tokens, P positions (of all documents at hand), K positions per
 document, G thoughts per position, H horizon, T thought tokens, N any flat row count, V vocabulary.
@@ -9,41 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-class RntpError(Exception):
-    """An error for the user: says what is wrong and what to do. `exit_code` is the program's."""
-
-    exit_code = 1
-
-
-class ConfigError(RntpError):
-    """Usage or configuration."""
-
-    exit_code = 2
-
-
-class DataError(RntpError):
-    """Corpus, shards, tokenizer of the corpus."""
-
-    exit_code = 3
-
-
-class CheckpointError(RntpError):
-    """A checkpoint that cannot be written, read or continued."""
-
-    exit_code = 4
-
-
-class Preempted(RntpError):
-    """The run was asked to stop; the same command resumes it."""
-
-    exit_code = 5
-
-
-class Diverged(RntpError):
-    """Too many non-finite steps in a row."""
-
-    exit_code = 6
+# Errors live without torch; helpers' modules still look for them here.
+from rntp.errors import (  # noqa: F401
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Diverged,
+    Preempted,
+    RntpError,
+)
 
 
 @dataclass(frozen=True, slots=True)

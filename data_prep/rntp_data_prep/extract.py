@@ -1,0 +1,187 @@
+"""Pages out of WARC files, and the running text out of a page.
+
+FastWARC stops without an error where a file is cut, and hands over the last page cut short. So a
+file is checked before it is read (`check_source`), and every record against its declared length.
+"""
+
+import hashlib
+import importlib
+import importlib.metadata
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+from rntp.types import ConfigError, DataError
+
+MAX_PAGE_BYTES = 16 << 20
+
+# Small, because one chunk of gzip may decompress to a thousand times its size.
+_CHUNK_BYTES = 1 << 16
+_RECORD_END = b"\r\n\r\n"
+_HTML_TYPES = ("text/html", "application/xhtml+xml")
+# Elements that hold links between pages rather than the page: HTML's own, and the class names of
+# the common documentation generators (Sphinx, DocBook, mdBook, Doxygen).
+_SKIPPED_ELEMENTS = [
+    "nav",
+    "footer",
+    "button",
+    "[role=navigation]",
+    ".navheader",
+    ".navfooter",
+    ".navigation",
+    ".toc",
+    ".toctree-wrapper",
+    ".sidebar",
+    ".sphinxsidebar",
+    ".headerlink",
+    ".breadcrumbs",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One HTTP response of a WARC file.
+
+    html: the decoded page, or None where `reason` says why it cannot be used.
+    """
+
+    url: str
+    source: str
+    html: str | None
+    reason: str = ""
+
+
+def check_source(path: Path) -> str:
+    """Hash a whole file (hexadecimal SHA-256) and make sure that it is complete.
+
+    Raises DataError for a gzip stream that is cut or damaged, and for a file whose last record has
+    no end.
+    """
+    digest = hashlib.sha256()
+    tail = b""
+    try:
+        with open(path, "rb") as file:
+            chunks = _hashed_chunks(file, digest)
+            plain = _gunzip(chunks) if path.suffix == ".gz" else chunks
+            for chunk in plain:
+                tail = (tail + chunk)[-len(_RECORD_END) :]
+    except (zlib.error, EOFError) as error:
+        raise DataError(f"{path} is truncated or damaged ({error}); {_FETCH_AGAIN}") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if tail != _RECORD_END:
+        raise DataError(f"{path} is truncated: its last record has no end; {_FETCH_AGAIN}")
+    return digest.hexdigest()
+
+
+def read_pages(path: Path) -> Iterator[Page]:
+    """Every HTTP response in a checked file, in order, usable or not.
+
+    Raises DataError for a record that is shorter than it declares, or that cannot be parsed;
+    ConfigError where the reader is not installed.
+    """
+    warc = _module("fastwarc.warc")
+    responses = warc.WarcRecordType.response
+    try:
+        with open(path, "rb") as file:
+            for record in warc.ArchiveIterator(file, record_types=responses, parse_http=False):
+                url = record.headers.get("WARC-Target-URI", "")
+                declared_bytes = record.content_length
+                if declared_bytes > MAX_PAGE_BYTES:
+                    yield Page(url, path.name, None, "page_too_large")
+                    continue
+                record.freeze()
+                if record.content_length != declared_bytes:
+                    raise DataError(
+                        f"{path}: the record of {url} has {record.content_length} of "
+                        f"{declared_bytes} bytes; {_FETCH_AGAIN}"
+                    )
+                yield _page(url, path.name, record)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read as WARC: {error}; {_FETCH_AGAIN}") from error
+
+
+def extract(html: str, *, main_content: bool = True) -> tuple[str, str]:
+    """(title, text) of a page, both possibly empty. Keeps paragraphs, lists and code blocks.
+
+    main_content: leave out what looks like a site's frame rather than the page.
+    Raises ConfigError where the extractor is not installed.
+    """
+    tree = _module("resiliparse.parse.html").HTMLTree.parse(html)
+    text = _module("resiliparse.extract.html2text").extract_plain_text(
+        tree, main_content=main_content, alt_texts=False, skip_elements=_SKIPPED_ELEMENTS
+    )
+    return " ".join((tree.title or "").split()), text
+
+
+def extractor_version() -> str:
+    """Versions of the packages whose behaviour decides what a text is.
+
+    Raises ConfigError where one is not installed.
+    """
+    for name in ("fastwarc", "resiliparse"):
+        _module(name)
+    return " ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("fastwarc", "resiliparse")
+    )
+
+
+_FETCH_AGAIN = "fetch the file again"
+
+
+def _page(url: str, source: str, record: Any) -> Page:
+    try:
+        record.parse_http(auto_decode="all")
+        body = record.reader.read(MAX_PAGE_BYTES + 1)
+    except OSError:
+        return Page(url, source, None, "undecodable")
+    if record.http_headers is None:
+        return Page(url, source, None, "not_http")
+    if record.http_headers.status_code != 200:
+        return Page(url, source, None, "http_status")
+    if record.http_content_type not in _HTML_TYPES:
+        return Page(url, source, None, "not_html")
+    if len(body) > MAX_PAGE_BYTES:
+        return Page(url, source, None, "page_too_large")
+    encodings = _module("resiliparse.parse.encoding")
+    declared = record.http_charset
+    encoding = (
+        encodings.map_encoding_to_html5(declared)
+        if declared
+        else encodings.detect_encoding(body, from_html_meta=True)
+    )
+    return Page(url, source, encodings.bytes_to_str(body, encoding))
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"data preparation needs {name.partition('.')[0]}, which is not installed; "
+            "`pip install 'rntp[prep]'`"
+        ) from error
+
+
+def _hashed_chunks(file: BinaryIO, digest: Any) -> Iterator[bytes]:
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+        yield chunk
+
+
+def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Decompress all members. Raises zlib.error, or EOFError where the last member is cut."""
+    member = zlib.decompressobj(wbits=31)
+    begun = False
+    for chunk in chunks:
+        while chunk:
+            begun = True
+            yield member.decompress(chunk)
+            chunk = member.unused_data
+            if member.eof:
+                member, begun = zlib.decompressobj(wbits=31), False
+    if begun:
+        raise EOFError("the last gzip member has no end")

@@ -1,0 +1,15 @@
+"""Kernels of rntp: language-model head and tree attention. They know nothing of RL.
+
+Every kernel has a readable PyTorch reference beside it, and the reference is the specification.
+"""
+
+from rntp_kernels.linear_logprob import linear_logprob, linear_logprob_top1
+from rntp_kernels.tree_attention import DecodeAttention, TreeAttention, TreeLayout
+
+__all__ = [
+    "DecodeAttention",
+    "TreeAttention",
+    "TreeLayout",
+    "linear_logprob",
+    "linear_logprob_top1",
+]

@@ -1,0 +1,100 @@
+"""Decoding branches in lock-step against one shared copy of each document's keys and values."""
+
+import torch
+from torch import Tensor
+
+from rntp_kernels.tree_attention.layout import TreeLayout
+from rntp_kernels.tree_attention.tree import TreeAttention
+
+
+class PrefixRecorder:
+    """Runs D packed documents causally and keeps the keys and values of every layer.
+
+    Storage is padded to `slots` tokens a document, so that what a branch computes does not depend
+    on which other documents are decoded beside it.
+    """
+
+    def __init__(
+        self, lengths: tuple[int, ...], slots: int, device: torch.device | str = "cpu"
+    ) -> None:
+        documents = len(lengths)
+        layout = TreeLayout(lengths, parents=(-1,) * documents, attach=(0,) * documents)
+        self._attend = TreeAttention(layout, device)
+        self._slots = slots
+        self.keys: dict[int, Tensor] = {}  # layer -> [D, Hkv, slots, head]
+        self.values: dict[int, Tensor] = {}
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        self.keys[layer], self.values[layer] = self._keep(k), self._keep(v)
+        return self._attend(layer, q, k, v, scale)
+
+    def _keep(self, x: Tensor) -> Tensor:
+        layout = self._attend.layout
+        kept = x.new_zeros(len(layout.lengths), x.shape[1], self._slots, x.shape[3])
+        for d, length in enumerate(layout.lengths):
+            first = layout.offsets[d]
+            kept[d, :, :length] = x[0, :, first : first + length]
+        return kept
+
+
+class DecodeAttention:
+    """One new token a branch and call, for B branches of each of D documents.
+
+    Branch b of document d sees the first `visible[d, b]` tokens of its document, and its own
+    tokens so far. Each document's keys and values are read once for all its branches
+    (nested-prefix attention); the branches' own go into storage allocated once.
+
+    visible: int64 [D, B]. budget: most tokens of a branch. Queries and keys arrive as
+    [1, heads, D·B, head]. Call `advance()` after each model call.
+    """
+
+    def __init__(self, prefix: PrefixRecorder, visible: Tensor, budget: int) -> None:
+        self._prefix = prefix
+        self._documents, self._branches = visible.shape
+        self._budget = budget
+        self._length = 0
+        slots = next(iter(prefix.keys.values())).shape[2]
+        # [D, 1, B, slots]: additive, because a boolean mask would be converted in every layer.
+        hidden = torch.arange(slots, device=visible.device) >= visible[:, None, :, None]
+        self._bias = torch.zeros(hidden.shape, device=visible.device).masked_fill(
+            hidden, float("-inf")
+        )
+        self._keys: dict[int, Tensor] = {}  # layer -> [D, Hkv, B, budget, head]
+        self._values: dict[int, Tensor] = {}
+
+    def advance(self) -> None:
+        """The token that every layer has just seen now belongs to the branches' past."""
+        self._length += 1
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        documents, branches = self._documents, self._branches
+        kv_heads, head = k.shape[1], k.shape[3]
+        repeat = q.shape[1] // kv_heads
+        own_k = self._append(self._keys, layer, k)  # [D, Hkv, B, t, head]
+        own_v = self._append(self._values, layer, v)
+        doc_k, doc_v = self._prefix.keys[layer], self._prefix.values[layer]
+
+        # [1, Hq, D·B, head] -> [D, Hkv, repeat, B, head]
+        split = q[0].view(kv_heads, repeat, documents, branches, head).permute(2, 0, 1, 3, 4)
+        grouped = split * scale
+        flat = grouped.reshape(documents, kv_heads, repeat * branches, head)
+        to_doc = (flat @ doc_k.transpose(2, 3)).float()
+        to_doc = to_doc.view(documents, kv_heads, repeat, branches, -1) + self._bias[:, :, None]
+        to_own = torch.einsum("dhrbe,dhbte->dhrbt", grouped, own_k).float()
+
+        weights = torch.cat([to_doc, to_own], dim=-1).softmax(dim=-1).to(q.dtype)
+        slots = doc_k.shape[2]
+        from_doc = weights[..., :slots].reshape(documents, kv_heads, repeat * branches, slots)
+        out = (from_doc @ doc_v).view(documents, kv_heads, repeat, branches, head)
+        out = out + torch.einsum("dhrbt,dhbte->dhrbe", weights[..., slots:], own_v)
+        # [D, Hkv, repeat, B, head] -> [1, Hq, D·B, head]
+        return out.permute(1, 2, 0, 3, 4).reshape(1, kv_heads * repeat, documents * branches, head)
+
+    def _append(self, store: dict[int, Tensor], layer: int, new: Tensor) -> Tensor:
+        kv_heads, head = new.shape[1], new.shape[3]
+        if layer not in store:
+            shape = (self._documents, kv_heads, self._branches, self._budget, head)
+            store[layer] = new.new_empty(shape)
+        token = new[0].view(kv_heads, self._documents, self._branches, head).transpose(0, 1)
+        store[layer][:, :, :, self._length] = token
+        return store[layer][:, :, :, : self._length + 1]

@@ -1,0 +1,41 @@
+"""From rewards to advantages, within each group. Pure functions; R is [P, G], reward units."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def group_mean(reward_PG: Tensor) -> Tensor:
+    """A_i = r_i − mean_j r_j (Dr.GRPO, 2503.20783: no division by the standard deviation)."""
+    return reward_PG - reward_PG.mean(dim=1, keepdim=True)
+
+
+def leave_one_out(reward_PG: Tensor) -> Tensor:
+    """A_i = r_i − mean_{j≠i} r_j = G/(G−1) · (r_i − mean_j r_j) (RLOO, 2402.14740).
+
+    A group of one has no other members: its advantage is 0.
+    """
+    size = reward_PG.shape[1]
+    return group_mean(reward_PG) * (size / (size - 1) if size > 1 else 0.0)
+
+
+def advantages(
+    reward_PG: Tensor,
+    kind: Literal["group_mean", "leave_one_out"],
+    *,
+    divide_by_std: bool = False,
+    std_floor: float = 0.05,
+) -> Tensor:
+    """Detached advantages [P, G]; with divide_by_std, over max(group std, std_floor) (GRPO)."""
+    reward_PG = reward_PG.detach()
+    centred = {"group_mean": group_mean, "leave_one_out": leave_one_out}[kind](reward_PG)
+    if not divide_by_std:
+        return centred
+    std = reward_PG.std(dim=1, keepdim=True, correction=0)
+    return centred / std.clamp_min(std_floor)
+
+
+def dead_groups(reward_PG: Tensor, tolerance: float = 1e-6) -> Tensor:
+    """bool [P]: all thoughts of the group earn the same, so nothing can be learnt from it."""
+    return (reward_PG.amax(dim=1) - reward_PG.amin(dim=1)).abs() <= torch.as_tensor(tolerance)

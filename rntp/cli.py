@@ -1,0 +1,299 @@
+"""The command line: parses, calls, prints. Heavy modules load inside the commands.
+
+Exit codes: 0 ok · 1 unexpected · 2 usage or config · 3 data · 4 checkpoint · 5 preempted, resume
+me · 6 diverged.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rntp import __version__
+from rntp.errors import RntpError
+
+if TYPE_CHECKING:
+    from rntp.config import Config
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `rntp`."""
+    arguments = build_parser().parse_args(argv)
+    # Bars of downloads and weight loading would tear the run's own console apart.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        arguments.run(arguments)
+    except RntpError as error:
+        print(f"rntp: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("rntp: interrupted before the run began", file=sys.stderr)
+        sys.exit(5)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rntp", description="Reasoning next-token prediction on ordinary web text."
+    )
+    parser.add_argument("--version", action="version", version=f"rntp {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    train = commands.add_parser("train", help="train, or resume training")
+    _config_arguments(train)
+    train.add_argument("--run-dir", type=Path, help="instead of run.dir")
+    train.add_argument(
+        "--resume",
+        choices=("auto", "never", "must"),
+        default="auto",
+        help="auto: go on where the run folder ends (default)",
+    )
+    train.add_argument("--dry-run", action="store_true", help="print derived sizes and stop")
+    train.add_argument("--json", action="store_true", help="print the dry run as JSON")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("eval", help="think and no-think loss on held-out pages")
+    evaluate.add_argument("target", type=Path, help="a run folder, or a config for its base model")
+    evaluate.add_argument("--checkpoint", type=int, help="step; default: the newest")
+    evaluate.add_argument("--out", type=Path, help="write the result here as JSON")
+    evaluate.add_argument("--json", action="store_true", help="print facts as JSON")
+    evaluate.set_defaults(run=_evaluate)
+
+    report = commands.add_parser("report", help="one static HTML page of one or more runs")
+    report.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
+    report.add_argument("--out", type=Path, help="default: report.html in the first run folder")
+    report.set_defaults(run=_report)
+
+    config = commands.add_parser("config", help="show, validate, or describe a config")
+    config_commands = config.add_subparsers(metavar="COMMAND", required=True)
+    for name, text, run in (
+        ("show", "print the resolved config", _config_show),
+        ("validate", "check a config and print its warnings", _config_validate),
+    ):
+        command = config_commands.add_parser(name, help=text)
+        _config_arguments(command)
+        command.set_defaults(run=run)
+    schema = config_commands.add_parser("schema", help="print the JSON schema, for editors")
+    schema.set_defaults(run=_config_schema)
+
+    data = commands.add_parser("data", help="prepare and check corpora")
+    data_commands = data.add_subparsers(metavar="COMMAND", required=True)
+    prep = data_commands.add_parser("prep", help="raw web pages to verified shards")
+    prep.add_argument("config", type=Path)
+    prep.set_defaults(run=_data_prep)
+    for name, text, run in (
+        ("verify", "check every hash of a corpus", _data_verify),
+        ("stats", "what a corpus holds, and what was rejected", _data_stats),
+    ):
+        command = data_commands.add_parser(name, help=text)
+        command.add_argument("folder", type=Path)
+        command.add_argument("--json", action="store_true")
+        command.set_defaults(run=run)
+
+    checkpoints = commands.add_parser("ckpt", help="list and verify checkpoints")
+    checkpoint_commands = checkpoints.add_subparsers(metavar="COMMAND", required=True)
+    for name, text, run in (
+        ("ls", "list committed checkpoints", _ckpt_ls),
+        ("verify", "check every hash", _ckpt_verify),
+    ):
+        command = checkpoint_commands.add_parser(name, help=text)
+        command.add_argument("run_dir", type=Path)
+        command.add_argument("--json", action="store_true")
+        command.set_defaults(run=run)
+
+    doctor = commands.add_parser("doctor", help="what this machine can run, and what is missing")
+    doctor.add_argument("config", type=Path, nargs="?")
+    doctor.add_argument("--json", action="store_true")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="a.b=c",
+        help="override one field; may be repeated",
+    )
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    config = _load(arguments)
+    if arguments.dry_run:
+        _dry_run(config, arguments.json)
+        return
+    from rntp.report import build_report
+    from rntp.show import before_after
+    from rntp.trainer import Trainer
+
+    trainer = Trainer(config, resume=arguments.resume)
+    comparison = trainer.fit()
+    report = build_report([config.run.dir], config.run.dir / "report.html")
+    if comparison is not None:
+        print(before_after(comparison))
+    print(f"report: {report}")
+
+
+def _dry_run(config: "Config", as_json: bool) -> None:
+    from rntp.estimate import Shape, estimate
+    from rntp.preflight import check_names
+    from rntp.show import facts_table
+
+    check_names(config)
+    sizes = estimate(config, Shape.of(config.model.spec))
+    if as_json:
+        print(json.dumps(sizes, indent=2))
+        return
+    for warning in config.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
+    print(facts_table(sizes))
+    print("Nothing was written. Memory and time are estimates at full thought length.")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from rntp.evaluation import evaluate_target
+    from rntp.files import write_json
+    from rntp.show import evaluation_table
+
+    result = evaluate_target(arguments.target, arguments.checkpoint, say=_say)
+    if arguments.out:
+        write_json(arguments.out, result)
+    facts = {key: value for key, value in result.items() if key != "pages"}
+    print(json.dumps(facts, indent=2) if arguments.json else evaluation_table(facts))
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from rntp.report import build_report
+
+    out = arguments.out or arguments.run_dirs[0] / "report.html"
+    print(f"report: {build_report(arguments.run_dirs, out)}")
+
+
+def _config_show(arguments: argparse.Namespace) -> None:
+    print(_load(arguments).to_yaml(), end="")
+
+
+def _config_validate(arguments: argparse.Namespace) -> None:
+    config = _load(arguments)
+    from rntp.preflight import check_names
+
+    check_names(config)
+    for warning in config.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{arguments.config} is valid; digest {config.digest()[:16]}")
+
+
+def _config_schema(arguments: argparse.Namespace) -> None:
+    from rntp.config import Config
+
+    print(json.dumps(Config.model_json_schema(), indent=2))
+
+
+def _data_prep(arguments: argparse.Namespace) -> None:
+    from functools import partial
+
+    from rntp_data_prep.config import PrepConfig
+    from rntp_data_prep.prepare import prepare
+
+    from rntp.tokenizer import encode, load_tokenizer, tokenizer_digest
+
+    config = PrepConfig.load(arguments.config)
+    tokenizer = load_tokenizer(config.tokenizer)
+    prepare(config, partial(encode, tokenizer), tokenizer_digest(tokenizer), _say)
+
+
+def _data_verify(arguments: argparse.Namespace) -> None:
+    from rntp.data import Manifest
+    from rntp.errors import DataError
+
+    manifest = Manifest.load(arguments.folder)
+    found = manifest.verify()
+    if arguments.json:
+        print(json.dumps({"digest": manifest.digest, "problems": found}, indent=2))
+    if found:
+        raise DataError("\n".join(["the corpus is damaged; prepare it again:", *found]))
+    if not arguments.json:
+        print(f"{manifest.num_docs} documents are whole; digest {manifest.digest}")
+
+
+def _data_stats(arguments: argparse.Namespace) -> None:
+    from rntp.data import Manifest
+    from rntp.show import facts_table
+
+    manifest = Manifest.load(arguments.folder)
+    tokens = manifest.num_tokens
+    facts: dict[str, Any] = {
+        "digest": manifest.digest,
+        "tokenizer": manifest.tokenizer_spec,
+        "documents": manifest.num_docs,
+        "tokens": int(tokens.sum()),
+        "shortest document, tokens": int(tokens.min()),
+        "longest document, tokens": int(tokens.max()),
+    }
+    funnel = {f"pages: {reason}": count for reason, count in manifest.funnel.items()}
+    facts |= funnel
+    print(json.dumps(facts, indent=2) if arguments.json else facts_table(facts))
+
+
+def _ckpt_ls(arguments: argparse.Namespace) -> None:
+    from rntp.checkpoint import committed
+
+    found = committed(arguments.run_dir / "checkpoints")
+    if arguments.json:
+        print(json.dumps([{"step": step, "path": str(path)} for step, path in found], indent=2))
+        return
+    for step, path in found:
+        size = sum(p.stat().st_size for p in path.iterdir())
+        print(f"step {step:>8}  {size / 1e9:6.2f} GB  {path}")
+    if not found:
+        print(f"no committed checkpoint in {arguments.run_dir / 'checkpoints'}")
+
+
+def _ckpt_verify(arguments: argparse.Namespace) -> None:
+    from rntp.checkpoint import committed, problems
+    from rntp.errors import CheckpointError
+
+    result = {p.name: problems(p) for _, p in committed(arguments.run_dir / "checkpoints")}
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    damaged = [f"{name}: {'; '.join(found)}" for name, found in result.items() if found]
+    if damaged:
+        raise CheckpointError("\n".join(["damaged checkpoints:", *damaged]))
+    if not arguments.json:
+        print(f"{len(result)} checkpoints are whole")
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from rntp.doctor import diagnose
+    from rntp.show import facts_table
+
+    facts, missing = diagnose(arguments.config)
+    if arguments.json:
+        print(json.dumps({"facts": facts, "missing": missing}, indent=2))
+        return
+    print(facts_table(facts))
+    for line in missing:
+        print(f"missing: {line}")
+
+
+def _load(arguments: argparse.Namespace) -> "Config":
+    from rntp.config import Config
+
+    overrides = list(arguments.overrides)
+    if getattr(arguments, "run_dir", None):
+        overrides.append(f"run.dir={json.dumps(str(arguments.run_dir))}")
+    return Config.load(arguments.config, overrides)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

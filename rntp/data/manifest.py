@@ -1,0 +1,475 @@
+"""The shard format, read and written through this file and nothing else.
+
+A corpus is one folder:
+
+    manifest.json          format version, the shards with their hashes, tokenizer, totals, funnel
+    shard-00000.tar        plain webdataset-compatible tar: adjacent members ID.txt and ID.json
+    shard-00000.idx.npy    one row a document: where its payloads lie, their hash, its tokens
+
+Python's tarfile takes a damaged member header for the end of the archive and loses the rest of the
+shard without a word. So a tar is written here but never iterated: documents are read at the byte
+ranges of the index, and every read is checked against the index's hash.
+"""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from rntp.types import DataError
+
+FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+REQUIRED_METADATA = ("url", "title", "source")
+
+# Document ids are the keys of the tar members, so webdataset's rule holds: no dot, no slash.
+_ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_INDEX_DTYPE = np.dtype(
+    [
+        ("id", "S64"),
+        ("text_offset", "<i8"),
+        ("text_bytes", "<i8"),
+        ("meta_offset", "<i8"),
+        ("meta_bytes", "<i8"),
+        ("hash", "<u8"),
+        ("num_tokens", "<i8"),
+    ]
+)
+_TAR_BLOCK_BYTES = 512
+_HASH_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One cleaned text. metadata: the JSON object of the shard, at least id, url, title, source."""
+
+    id: str
+    text: str
+    metadata: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """A file of the corpus by name, size and content hash (SHA-256, hexadecimal)."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFacts:
+    """What manifest.json says of one shard."""
+
+    name: str
+    bytes: int
+    sha256: str
+    num_docs: int
+    num_tokens: int
+    index: FileFacts
+
+
+class Manifest:
+    """A corpus that is open for reading. It holds no file open; reading is safe from any thread.
+
+    Documents are numbered 0 … num_docs-1 in shard order.
+
+    digest: identity of the corpus, hexadecimal SHA-256 over what describes its content; a copy
+        elsewhere has the same digest. num_tokens: int64 [num_docs], tokens of each document
+        without special tokens. tokenizer_spec, tokenizer_digest: the tokenizer of these counts.
+    prep_digest: identity of the preparation (settings and sources) that wrote the corpus.
+    funnel: counts of pages read, kept, and rejected by reason.
+    """
+
+    def __init__(self, folder: Path, shards: list[ShardFacts], facts: Mapping[str, Any]) -> None:
+        """Use `Manifest.load`."""
+        self.folder = folder
+        self.shards = shards
+        self.tokenizer_spec: str = facts["tokenizer"]["spec"]
+        self.tokenizer_digest: str = facts["tokenizer"]["digest"]
+        self.prep_digest: str = facts["prep_digest"]
+        self.funnel: dict[str, int] = dict(facts["funnel"])
+        self.digest = _content_digest(shards, self.tokenizer_digest)
+        self._index = np.concatenate([_load_index(folder, shard) for shard in shards])
+        self._shard_ends = np.cumsum([shard.num_docs for shard in shards])
+        self.num_docs = len(self._index)
+        self.num_tokens: np.ndarray = self._index["num_tokens"].astype(np.int64)
+        self.num_tokens.setflags(write=False)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Open a corpus: reads the manifest and the indexes, and looks at the shards' sizes.
+
+        Raises DataError with the remedy where something is missing, damaged or unknown.
+        """
+        folder = Path(folder)
+        path = folder / MANIFEST_NAME
+        if not folder.is_dir():
+            raise DataError(f"there is no corpus folder {folder}; write one with `rntp data prep`")
+        if not path.is_file():
+            raise DataError(
+                f"{folder} has no {MANIFEST_NAME}, so it is not a corpus; point data.source at the "
+                "output folder of `rntp data prep`"
+            )
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            version = facts["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is damaged ({error!r}); {_RESTORE}") from error
+        if version != FORMAT:
+            raise DataError(
+                f"{path} has format {version!r} and this program reads format {FORMAT}; install "
+                "the program that wrote it, or run `rntp data prep` again"
+            )
+        try:
+            shards = [_shard_facts(shard) for shard in facts["shards"]]
+            if not shards:
+                raise DataError(f"{folder} holds no documents; run `rntp data prep` again")
+            for shard in shards:
+                _check_size(folder / shard.name, shard.bytes)
+            manifest = cls(folder, shards, facts)
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path} is damaged ({error!r}); {_RESTORE}") from error
+        except OSError as error:
+            raise DataError(f"{folder} cannot be read: {error}; {_RESTORE}") from error
+        if manifest.digest != facts.get("digest"):
+            raise DataError(f"{path} was edited: its digest is not its content's; {_RESTORE}")
+        return manifest
+
+    @property
+    def document_ids(self) -> list[str]:
+        """Ids of all documents in order; from the index, no text is read."""
+        return [name.decode("ascii") for name in self._index["id"].tolist()]
+
+    @property
+    def shard_names(self) -> list[str]:
+        """Names of the shard files in order."""
+        return [shard.name for shard in self.shards]
+
+    def read(self, index: int) -> Document:
+        """Read document `index` and check its hash; a mismatch is read once more before it counts.
+
+        Raises DataError naming shard and document. Raises IndexError outside 0 … num_docs-1.
+        """
+        if not 0 <= index < self.num_docs:
+            raise IndexError(f"document {index} of a corpus of {self.num_docs}")
+        row = self._index[index]
+        shard = self.shards[int(np.searchsorted(self._shard_ends, index, side="right"))]
+        path = self.folder / shard.name
+        for _ in range(2):
+            text, metadata = _read_payloads(path, row)
+            if _payload_hash(text, metadata) == int(row["hash"]):
+                name = row["id"].decode("ascii")
+                return Document(name, text.decode("utf-8"), json.loads(metadata))
+        raise DataError(
+            f"{path}: document {row['id'].decode('ascii')} (number {index}) does not match its "
+            f"hash; {_RESTORE}"
+        )
+
+    def verify(self) -> list[str]:
+        """Hash every byte of every shard and read every document; one line a problem, or none."""
+        problems = []
+        for shard, end in zip(self.shards, self._shard_ends.tolist(), strict=True):
+            path = self.folder / shard.name
+            try:
+                _check_size(path, shard.bytes)
+                if _file_sha256(path) != shard.sha256:
+                    problems.append(f"{path}: the SHA-256 is not the manifest's; {_RESTORE}")
+                _load_index(self.folder, shard)
+            except (DataError, OSError) as error:
+                problems.append(str(error))
+                continue
+            for index in range(end - shard.num_docs, end):
+                try:
+                    self.read(index)
+                except DataError as error:
+                    problems.append(str(error))
+        return problems
+
+
+class ShardWriter:
+    """Writes a corpus, all or nothing; a context manager.
+
+    Everything goes into a hidden folder beside `folder`. `finish` flushes it to disk, reads every
+    document back, and only then gives the folder its name. Leaving the context in any other way
+    removes what was written. Extra files put into `partial_folder` before `finish` are published
+    with the corpus.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        shard_bytes: int,
+        tokenizer_digest: str,
+        tokenizer_spec: str,
+        prep_digest: str,
+    ) -> None:
+        """shard_bytes: a shard is closed before it grows beyond this, unless one document does.
+
+        Raises DataError when `folder` is in use by something that is not a corpus.
+        """
+        self.folder = Path(folder)
+        self._shard_bytes = shard_bytes
+        self._tokenizer = {"spec": tokenizer_spec, "digest": tokenizer_digest}
+        self._prep_digest = prep_digest
+        self._shards: list[ShardFacts] = []
+        self._ids: set[str] = set()
+        self._rows: list[tuple[bytes, int, int, int, int, int, int]] = []
+        self._tar: tarfile.TarFile | None = None
+        if _in_use(self.folder) and not (self.folder / MANIFEST_NAME).is_file():
+            raise DataError(
+                f"{self.folder} exists and is not a corpus; choose another output folder, or empty "
+                "this one"
+            )
+        self.partial_folder = (
+            self.folder.parent / f".{self.folder.name}.{secrets.token_hex(4)}.partial"
+        )
+
+    def __enter__(self) -> Self:
+        with _disk_errors(self.folder):
+            self.partial_folder.mkdir(parents=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._tar is not None and self._tar.fileobj is not None:
+            self._tar.fileobj.close()
+        shutil.rmtree(self.partial_folder, ignore_errors=True)
+
+    def add(
+        self, document_id: str, text: str, metadata: Mapping[str, object], num_tokens: int
+    ) -> None:
+        """Append one document. `metadata` needs url, title and source, and must be JSON.
+
+        num_tokens: tokens of `text` without special tokens. Raises DataError for an id that is
+        malformed or already written, an empty text, lone surrogates, or a missing metadata key.
+        """
+        if not _ID_PATTERN.fullmatch(document_id):
+            raise DataError(
+                f"document id {document_id!r} cannot name a tar member; use 1 to 64 letters, "
+                "digits, hyphens and underscores"
+            )
+        if document_id in self._ids:
+            raise DataError(f"document id {document_id} is used twice; ids must be unique")
+        missing = [key for key in REQUIRED_METADATA if key not in metadata]
+        if missing:
+            raise DataError(f"document {document_id}: metadata lacks {', '.join(missing)}")
+        if not text or num_tokens < 1:
+            raise DataError(f"document {document_id} is empty; leave it out")
+        facts = {"id": document_id, **metadata}
+        try:
+            text_payload = text.encode("utf-8")
+            meta_payload = json.dumps(facts, ensure_ascii=False, sort_keys=True).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"document {document_id} is not Unicode text: {error}") from error
+        with _disk_errors(self.folder):
+            self._make_room(len(text_payload) + len(meta_payload) + 4 * _TAR_BLOCK_BYTES)
+            text_offset = self._append(f"{document_id}.txt", text_payload)
+            meta_offset = self._append(f"{document_id}.json", meta_payload)
+        self._ids.add(document_id)
+        self._rows.append(
+            (
+                document_id.encode("ascii"),
+                text_offset,
+                len(text_payload),
+                meta_offset,
+                len(meta_payload),
+                _payload_hash(text_payload, meta_payload),
+                num_tokens,
+            )
+        )
+
+    def finish(self, funnel: Mapping[str, int]) -> Manifest:
+        """Flush, read everything back, publish. Returns the opened corpus.
+
+        An existing folder with the same corpus is left as it is. Raises DataError when there are
+        no documents, when what was read back is not what was written, or when the folder exists
+        with another corpus.
+        """
+        with _disk_errors(self.folder):
+            self._close_shard()
+            if not self._shards:
+                raise DataError(f"no document was written to {self.folder}: the corpus is empty")
+            facts = {
+                "format": FORMAT,
+                "digest": _content_digest(self._shards, self._tokenizer["digest"]),
+                "num_docs": sum(shard.num_docs for shard in self._shards),
+                "num_tokens": sum(shard.num_tokens for shard in self._shards),
+                "tokenizer": self._tokenizer,
+                "prep_digest": self._prep_digest,
+                "funnel": dict(funnel),
+                "shards": [asdict(shard) for shard in self._shards],
+            }
+            (self.partial_folder / MANIFEST_NAME).write_text(
+                json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+            for path in sorted(self.partial_folder.iterdir()):
+                _fsync(path)
+            _fsync(self.partial_folder)
+            written = Manifest.load(self.partial_folder)
+            problems = written.verify()
+            if problems:
+                raise DataError(
+                    "what was read back is not what was written; check the disk:\n"
+                    + "\n".join(problems)
+                )
+            return self._publish(written)
+
+    def _publish(self, written: Manifest) -> Manifest:
+        if _in_use(self.folder):
+            present = Manifest.load(self.folder)
+            if present.digest == written.digest:
+                return present
+            raise DataError(
+                f"{self.folder} already holds another corpus (digest {present.digest[:16]}, not "
+                f"{written.digest[:16]}); choose another output folder, or delete this one"
+            )
+        os.rename(self.partial_folder, self.folder)
+        _fsync(self.folder.parent)
+        return Manifest.load(self.folder)
+
+    def _make_room(self, num_bytes: int) -> None:
+        if self._tar is not None and self._tar.offset + num_bytes > self._shard_bytes:
+            self._close_shard()
+        if self._tar is None:
+            path = self.partial_folder / f"shard-{len(self._shards):05d}.tar"
+            self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+
+    def _append(self, name: str, payload: bytes) -> int:
+        assert self._tar is not None
+        member = tarfile.TarInfo(name)  # mtime, uid and gid stay 0: the same bytes every time
+        member.size = len(payload)
+        offset = self._tar.offset + _TAR_BLOCK_BYTES
+        self._tar.addfile(member, io.BytesIO(payload))
+        return offset
+
+    def _close_shard(self) -> None:
+        if self._tar is None:
+            return
+        self._tar.close()
+        path = Path(str(self._tar.name))
+        index = np.array(self._rows, dtype=_INDEX_DTYPE)
+        index_path = path.with_suffix(".idx.npy")
+        np.save(index_path, index, allow_pickle=False)
+        self._shards.append(
+            ShardFacts(
+                name=path.name,
+                bytes=path.stat().st_size,
+                sha256=_file_sha256(path),
+                num_docs=len(index),
+                num_tokens=int(index["num_tokens"].sum()),
+                index=FileFacts(
+                    index_path.name, index_path.stat().st_size, _file_sha256(index_path)
+                ),
+            )
+        )
+        self._tar, self._rows = None, []
+
+
+_RESTORE = "restore the file from a copy, or run `rntp data prep` again"
+
+
+def _content_digest(shards: list[ShardFacts], tokenizer_digest: str) -> str:
+    facts = {
+        "format": FORMAT,
+        "shards": [[shard.sha256, shard.index.sha256, shard.num_docs] for shard in shards],
+        "tokenizer": tokenizer_digest,
+    }
+    canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def _shard_facts(raw: Mapping[str, Any]) -> ShardFacts:
+    facts = ShardFacts(**{**raw, "index": FileFacts(**raw["index"])})
+    for name in (facts.name, facts.index.name):
+        if Path(name).name != name:
+            raise DataError(f"{MANIFEST_NAME} names a file outside its folder: {name!r}")
+    return facts
+
+
+def _check_size(path: Path, num_bytes: int) -> None:
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); {_RESTORE}") from error
+    if found != num_bytes:
+        raise DataError(f"{path} has {found} bytes and should have {num_bytes}; {_RESTORE}")
+
+
+def _load_index(folder: Path, shard: ShardFacts) -> np.ndarray:
+    path = folder / shard.index.name
+    _check_size(path, shard.index.bytes)
+    payload = path.read_bytes()
+    if hashlib.sha256(payload).hexdigest() != shard.index.sha256:
+        raise DataError(f"{path}: the SHA-256 is not the manifest's; {_RESTORE}")
+    index = np.load(io.BytesIO(payload), allow_pickle=False)
+    if index.dtype != _INDEX_DTYPE or len(index) != shard.num_docs:
+        raise DataError(f"{path} is not an index of {shard.num_docs} documents; {_RESTORE}")
+    return index
+
+
+def _read_payloads(path: Path, row: np.void) -> tuple[bytes, bytes]:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            text = os.pread(file.fileno(), int(row["text_bytes"]), int(row["text_offset"]))
+            metadata = os.pread(file.fileno(), int(row["meta_bytes"]), int(row["meta_offset"]))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); {_RESTORE}") from error
+    return text, metadata
+
+
+def _payload_hash(text: bytes, metadata: bytes) -> int:
+    digest = hashlib.blake2b(text, digest_size=8)
+    digest.update(metadata)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _in_use(folder: Path) -> bool:
+    return folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        remedy = (
+            "free some space"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else "check the path and its permissions"
+        )
+        raise DataError(f"cannot write {folder}: {error}; {remedy}") from error

@@ -1,0 +1,146 @@
+"""Contexts by ordinal: the window of a document that a step sees, as a pure function.
+
+Context number n depends on the corpus, the run seed and n, and on nothing else. So it is the same
+after a resume and on any number of ranks, and there is no loader state to save.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rntp import chance
+from rntp.data.manifest import Manifest
+from rntp.data.order import Order
+from rntp.types import Context, DataError
+
+Split = Literal["train", "heldout"]
+
+
+class ContextStream:
+    """`stream[ordinal]` is the `Context` with that ordinal, 0, 1, 2, … without end.
+
+    Documents come in the order of `Order`, each once in a pass. A document longer than the window
+    gives a window whose start is uniform over all possible starts, drawn anew at every ordinal; a
+    shorter one comes whole.
+
+    num_documents: documents of this split that are handed out. num_too_short: those of this split
+    that are left out because they have fewer than min_document_tokens tokens.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        encode: Callable[[str], Tensor],
+        *,
+        prefix_ids: Sequence[int] = (),
+        seed: int,
+        context_tokens: int,
+        min_document_tokens: int,
+        heldout_fraction: float,
+        split: Split,
+    ) -> None:
+        """encode: text to int64 token ids [n] on the CPU, without special tokens.
+
+        prefix_ids: ids before every window (such as BOS), counted within context_tokens.
+        heldout_fraction: share of the documents, by a hash of their id, in the split "heldout".
+        Raises DataError when no document is left, saying what to change.
+        """
+        self.manifest = manifest
+        self.seed = seed
+        self._encode = encode
+        self._prefix = torch.tensor(list(prefix_ids), dtype=torch.int64)
+        self._window_tokens = context_tokens - len(self._prefix)
+        if self._window_tokens < 1:
+            raise ValueError(
+                f"context_tokens is {context_tokens}, which leaves no room for text after "
+                f"{len(self._prefix)} prefix tokens; raise data.context_tokens"
+            )
+        members = _split_members(manifest, heldout_fraction, split)
+        lengths = manifest.num_tokens[members]
+        self._documents = members[lengths >= min_document_tokens]
+        self.num_documents = len(self._documents)
+        self.num_too_short = len(members) - self.num_documents
+        if self.num_documents == 0:
+            raise DataError(
+                f"none of the {len(members)} {split} documents of {manifest.folder} has the "
+                f"{min_document_tokens} tokens that a context needs; the longest has "
+                f"{lengths.max()}. Lower placement.min_prefix_tokens, placement.positions_per_doc "
+                "or reward.horizon, or prepare longer documents"
+            )
+        self._order = Order(self.num_documents, seed)
+
+    def __getitem__(self, ordinal: int) -> Context:
+        """Read, check, tokenise and cut one document.
+
+        Raises DataError for a damaged document, and where the tokenizer is not the corpus'.
+        """
+        item, visit = self._order[ordinal]
+        number = int(self._documents[item])
+        document = self.manifest.read(number)
+        token_ids = self._encode(document.text)
+        expected = int(self.manifest.num_tokens[number])
+        if token_ids.shape != (expected,):
+            raise DataError(
+                f"document {document.id} has {expected} tokens by the index of "
+                f"{self.manifest.folder} and {tuple(token_ids.shape)} by this tokenizer: the "
+                f"corpus was prepared with another one ({self.manifest.tokenizer_spec}). Run "
+                "`rntp data prep` again with this tokenizer"
+            )
+        start = 0
+        num_starts = expected - self._window_tokens + 1
+        if num_starts > 1:
+            draw = chance.uniform(self.seed, "window", ordinal).item()
+            start = int(draw * num_starts)
+        window = token_ids[start : start + self._window_tokens].to(torch.int64)
+        return Context(
+            ordinal=ordinal,
+            document_id=document.id,
+            token_ids=torch.cat([self._prefix, window]),
+            start=start,
+            visit=visit,
+        )
+
+
+def check_tokenizer(manifest: Manifest, digest: str, spec: str) -> None:
+    """Raise DataError unless the corpus was prepared with the tokenizer of this digest.
+
+    spec: what the run calls its tokenizer, for the message.
+    """
+    if digest != manifest.tokenizer_digest:
+        raise DataError(
+            f"{manifest.folder} was prepared with tokenizer {manifest.tokenizer_spec} (digest "
+            f"{manifest.tokenizer_digest[:16]}), and this run uses {spec} (digest {digest[:16]}); "
+            f"run `rntp data prep` again with tokenizer {spec}"
+        )
+
+
+def data_digest(contexts: Sequence[Context], positions: Sequence[Sequence[int]]) -> str:
+    """16 hexadecimal digits over what a step saw: ordinals, token ids and positions, in order.
+
+    positions: those of each context. Two runs that log the same digest saw the same data.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for context, places in zip(contexts, positions, strict=True):
+        ids = context.token_ids.tolist()
+        digest.update(np.array([context.ordinal, len(ids), *ids], dtype="<i8").tobytes())
+        digest.update(np.array([len(places), *places], dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _split_members(manifest: Manifest, heldout_fraction: float, split: Split) -> np.ndarray:
+    """Document numbers of a split, ascending; int64 [n], n >= 1."""
+    is_heldout = np.array(
+        [chance.fraction(name, "heldout") < heldout_fraction for name in manifest.document_ids]
+    )
+    members = np.flatnonzero(is_heldout if split == "heldout" else ~is_heldout)
+    if len(members) == 0:
+        raise DataError(
+            f"none of the {manifest.num_docs} documents of {manifest.folder} falls into the "
+            f"{split} split with data.heldout_fraction {heldout_fraction}; "
+            f"{'raise' if split == 'heldout' else 'lower'} it, or prepare more documents"
+        )
+    return members

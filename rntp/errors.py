@@ -1,0 +1,37 @@
+"""Errors for users: each says what is wrong and what to do. They need no other package."""
+
+
+class RntpError(Exception):
+    """An error for the user: says what is wrong and what to do. `exit_code` is the program's."""
+
+    exit_code = 1
+
+
+class ConfigError(RntpError):
+    """Usage or configuration."""
+
+    exit_code = 2
+
+
+class DataError(RntpError):
+    """Corpus, shards, tokenizer of the corpus."""
+
+    exit_code = 3
+
+
+class CheckpointError(RntpError):
+    """A checkpoint that cannot be written, read or continued."""
+
+    exit_code = 4
+
+
+class Preempted(RntpError):
+    """The run was asked to stop; the same command resumes it."""
+
+    exit_code = 5
+
+
+class Diverged(RntpError):
+    """Too many non-finite steps in a row."""
+
+    exit_code = 6

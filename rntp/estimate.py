@@ -1,0 +1,113 @@
+"""Sizes of a run before it starts: tokens, memory, time. For `rntp train --dry-run`."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rntp.config import Config
+from rntp.model import pick_device
+from rntp.sources import localize
+
+# Share of a plain matmul's speed that a whole step reaches; measured with the quickstart on
+# 2 CPU cores (experiments/quickstart/LOG.md).
+EFFICIENCY = 0.5
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the arithmetic of a model depends on. trunk: parameters without embeddings."""
+
+    parameters: int
+    trunk: int
+    hidden: int
+    intermediate: int
+    layers: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, spec: str) -> "Shape":
+        """From the model's config alone: no weights are read."""
+        hf_config = AutoConfig.from_pretrained(localize(spec))
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(hf_config)
+        parameters = sum(p.numel() for p in model.parameters())
+        embeddings = {id(m.weight): m.weight.numel() for m in _embeddings(model)}
+        text = hf_config.get_text_config()
+        return cls(
+            parameters=parameters,
+            trunk=parameters - sum(embeddings.values()),
+            hidden=text.hidden_size,
+            intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+            layers=text.num_hidden_layers,
+            vocabulary=model.get_input_embeddings().weight.shape[0],
+        )
+
+
+def estimate(config: Config, shape: Shape) -> dict[str, float]:
+    """Sizes of a step (tokens, FLOP), peak memory (bytes) and time (seconds), at full lengths."""
+    docs, length = config.data.docs_per_step, config.data.context_tokens
+    branches = config.placement.positions_per_doc * config.thought.thoughts_per_position
+    thought, horizon = config.thought.thought_tokens, config.reward.horizon
+    tree = docs * (length + branches * config.branch_tokens)
+    prefix = (config.placement.min_prefix_tokens + length - horizon) / 2
+    unshared = docs * branches * (prefix + config.branch_tokens)
+    sampled = docs * branches * thought
+
+    with_context = config.objective.ntp_weight > 0
+    document_rows = length if with_context else config.placement.positions_per_doc * horizon
+    head_rows = docs * (branches * (thought + horizon) + document_rows)
+    head_row = 2 * shape.hidden * shape.vocabulary
+    epochs = config.objective.epochs_per_rollout
+    train_flop = epochs * (6 * shape.trunk * tree + 4 * head_row * head_rows)
+    rollout_flop = (2 * shape.trunk + head_row) * (docs * length + sampled)
+
+    wide = 8 if config.model.dtype == "float64" else 4
+    narrow = 2 if config.model.dtype == "bfloat16" else wide
+    copy = narrow if config.model.dtype == "bfloat16" else 0
+    weights = shape.parameters * (4 * wide + copy)  # master, gradient, two moments, compute copy
+    microbatch = max(config.parallel.tokens_per_microbatch, tree / docs)
+    microbatch = min(microbatch, tree)
+    per_token = shape.layers * ((12 * shape.hidden + 4 * shape.intermediate) * narrow)
+    per_token += shape.layers * 4 * shape.hidden * wide  # attention runs wide on the CPU
+    head_chunk = min(1024, head_rows) * shape.vocabulary * (2 * wide + narrow)
+    speed = matmul_flops(config, shape)
+    step_s = (train_flop + rollout_flop) / (EFFICIENCY * speed)
+    return {
+        "tokens per step, tree": tree,
+        "tokens per step, one sequence a thought": unshared,
+        "sharing ratio": unshared / tree,
+        "rollouts per step": docs * branches,
+        "sampled tokens per step": sampled,
+        "positions per step": docs * config.placement.positions_per_doc,
+        "TFLOP per step": (train_flop + rollout_flop) / 1e12,
+        "peak memory, GB": (weights + per_token * microbatch + head_chunk) / 1e9,
+        "checkpoint, GB": shape.parameters * 3 * wide / 1e9,
+        "matmul speed here, GFLOP/s": speed / 1e9,
+        "seconds per step": step_s,
+        "minutes in all, without evaluation": step_s * config.run.steps / 60,
+    }
+
+
+def matmul_flops(config: Config, shape: Shape, seconds: float = 0.3) -> float:
+    """Measured FLOP/s of a matmul of the model's size and compute type on this machine."""
+    device, dtype = pick_device(config.model.device), getattr(torch, config.model.dtype)
+    x = torch.ones(1024, shape.hidden, device=device, dtype=dtype)
+    w = torch.ones(shape.intermediate, shape.hidden, device=device, dtype=dtype)
+
+    def run(times: int) -> float:
+        start = time.perf_counter()
+        for _ in range(times):
+            y = x @ w.T
+        y.float().sum().item()  # waits for the device
+        return time.perf_counter() - start
+
+    run(2)
+    times = max(1, int(seconds / max(run(1), 1e-6)))
+    flop = 2.0 * x.shape[0] * shape.hidden * shape.intermediate
+    return times * flop / run(times)
+
+
+def _embeddings(model: torch.nn.Module) -> list[torch.nn.Module]:
+    return [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[operator]

@@ -1,0 +1,267 @@
+"""What thinking is worth on held-out pages: the same continuations with and without a thought.
+
+The four cells are {before, after training} × {no-think, think}. Contexts, positions and random
+numbers are the same for every evaluation of a run, so that all differences are paired; intervals
+are bootstrapped over documents, the unit that is drawn independently.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rntp import checkpoint, placement, run_folder
+from rntp.chance import uniform
+from rntp.config import Config
+from rntp.data import Manifest
+from rntp.data.corpus import open_corpus
+from rntp.errors import CheckpointError, ConfigError
+from rntp.model import LanguageModel, cast_parameters
+from rntp.parallel import microbatches
+from rntp.preflight import open_model
+from rntp.rollout import Check, no_check
+from rntp.rollout.inprocess import InProcessEngine
+from rntp.step import plant, score
+from rntp.tokenizer import token_strings
+from rntp.types import Context, PlacementInputs, Rollout
+
+RESAMPLES = 2000
+
+Progress = Callable[[str, int, int], None]
+
+
+def _silent(name: str, done: int, total: int) -> None:
+    pass
+
+
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel,
+    contexts: Sequence[Context],
+    config: Config,
+    *,
+    reference: dict[str, Any] | None = None,
+    check: Check = no_check,
+    progress: Progress = _silent,
+) -> dict[str, Any]:
+    """Think and no-think loss of the same continuations, in nats per token.
+
+    Positions are drawn at random, whatever placement trains. Deciles are those of the no-think
+    loss in `reference`, an earlier result on the same contexts (so that a token stays in its
+    decile), or of this one. Returns the content of eval/step_N.json, less the facts of the run.
+    """
+    pages: list[dict[str, Any]] = []
+    engine = InProcessEngine(
+        model,
+        thoughts=config.evaluation.thoughts_per_position,
+        budget=config.thought.thought_tokens,
+        temperature=config.thought.temperature,
+        seed=config.run.seed,
+        slots=config.data.context_tokens,
+        docs_per_batch=config.rollout.docs_per_batch,
+        purpose="evaluation thought",
+    )
+    for first in range(0, len(contexts), engine.docs_per_batch):
+        batch = contexts[first : first + engine.docs_per_batch]
+        progress("evaluate", first, len(contexts))
+        rollouts = engine.sample(batch, _random_place(config), check)
+        for piece in microbatches(
+            rollouts, tokens=config.parallel.tokens_per_microbatch, horizon=config.reward.horizon
+        ):
+            check()
+            pages += _score_pages(model, piece, config)
+    progress("evaluate", len(contexts), len(contexts))
+
+    no_think, think, documents = _arrays(pages)
+    bins = no_think if reference is None else _arrays(reference["pages"])[0]
+    if bins.shape != no_think.shape:
+        raise ValueError("the reference evaluation is of other continuations")
+    thoughts = [t for page in pages for at in page["positions"] for t in at["thoughts"]]
+    return {
+        "horizon": config.reward.horizon,
+        "num_docs": len(pages),
+        "num_positions": sum(len(page["positions"]) for page in pages),
+        "num_tokens": len(no_think),
+        "thoughts_per_position": config.evaluation.thoughts_per_position,
+        "nll/no_think": float(no_think.mean()),
+        "nll/think": float(think.mean()),
+        "gain/mean": float((no_think - think).mean()),
+        "gain/ci95": _interval(no_think - think, documents, config.run.seed),
+        "thought/tokens_mean": float(np.mean([t["num_tokens"] for t in thoughts])),
+        "thought/closed_frac": float(np.mean([t["closed"] for t in thoughts])),
+        "deciles": _deciles(bins, no_think, think),
+        "pages": pages,
+    }
+
+
+def evaluate_target(
+    target: Path, step: int | None = None, *, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Evaluate a run folder's checkpoint (the newest whole one, or that of `step`), or a config's
+    base model. Raises ConfigError, DataError or CheckpointError.
+    """
+    is_run = target.is_dir()
+    config = run_folder.load_config(target) if is_run else Config.load(target)
+    if not config.evaluation.enabled:
+        raise ConfigError(f"{target}: evaluation.enabled is false, so no pages are held out")
+    manifest = Manifest.load(config.data.source)
+    model = open_model(config)
+    corpus = open_corpus(config, manifest, model.tokenizer)
+    reference = None
+    if is_run:
+        path = _checkpoint(target, step, say)
+        say(f"evaluating {path}")
+        with torch.no_grad():
+            weights = checkpoint.load(path, "weights")
+            for name, parameter in model.hf.named_parameters():
+                parameter.copy_(weights[name])
+        before = target / "eval" / "step_00000000.json"
+        if before.is_file():
+            reference = json.loads(before.read_text(encoding="utf-8"))
+    cast_parameters(model.hf, getattr(torch, config.model.dtype))
+    contexts = corpus.heldout_contexts(config.evaluation.docs)
+    return evaluate(model, contexts, config, reference=reference)
+
+
+def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    """The four cells, with the change of each and its 95 % interval, paired over documents.
+
+    Raises ValueError if the two are not of the same continuations.
+    """
+    no_think_0, think_0, documents = _arrays(before["pages"])
+    no_think_1, think_1, others = _arrays(after["pages"])
+    if documents.shape != others.shape or (documents != others).any():
+        raise ValueError("the two evaluations are of different continuations")
+    cells = {
+        "nll/no_think": (no_think_0, no_think_1),
+        "nll/think": (think_0, think_1),
+        "gain/mean": (no_think_0 - think_0, no_think_1 - think_1),
+    }
+    table: dict[str, Any] = {
+        name: {
+            "before": float(old.mean()),
+            "after": float(new.mean()),
+            "change": float((new - old).mean()),
+            "ci95": _interval(new - old, documents, seed),
+        }
+        for name, (old, new) in cells.items()
+    }
+    table["gain_ci95"] = {
+        "before": _interval(no_think_0 - think_0, documents, seed),
+        "after": _interval(no_think_1 - think_1, documents, seed),
+    }
+    table["num_docs"] = int(documents.max()) + 1
+    table["num_tokens"] = len(documents)
+    return table
+
+
+def _checkpoint(run_dir: Path, step: int | None, say: Callable[[str], None]) -> Path:
+    folder = run_dir / "checkpoints"
+    if step is None:
+        newest = checkpoint.newest_valid(folder, say)
+        if newest is None:
+            raise CheckpointError(f"there is no checkpoint in {folder}; train first")
+        return newest
+    found = dict(checkpoint.committed(folder))
+    if step not in found:
+        steps = ", ".join(str(n) for n in found) or "none"
+        raise CheckpointError(
+            f"there is no checkpoint of step {step} in {folder}; there are: {steps}"
+        )
+    if wrong := checkpoint.problems(found[step]):
+        raise CheckpointError(f"{found[step]} is damaged: {'; '.join(wrong)}")
+    return found[step]
+
+
+def _random_place(config: Config) -> Callable[..., tuple[int, ...]]:
+    def place(context: Context, entropy: torch.Tensor, nll: torch.Tensor) -> tuple[int, ...]:
+        index = torch.arange(len(context))
+        noise = uniform(config.run.seed, "evaluation placement", context.ordinal, index)
+        return placement.place(
+            placement.REGISTRY["random"],
+            PlacementInputs(entropy, nll, noise),
+            count=config.placement.positions_per_doc,
+            min_prefix=config.placement.min_prefix_tokens,
+            horizon=config.reward.horizon,
+        )
+
+    return place
+
+
+def _score_pages(
+    model: LanguageModel, rollouts: Sequence[Rollout], config: Config
+) -> list[dict[str, Any]]:
+    tree = plant(model, rollouts, config.reward.horizon)
+    scores = score(model, tree, temperature=config.thought.temperature, with_context=False)
+    think, empty = scores.think_logp_PGH.tolist(), scores.empty_logp_PH.tolist()
+    place = 0
+    pages = []
+    for rollout in rollouts:
+        positions = []
+        for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
+            thoughts = [
+                {
+                    "text": model.tokenizer.decode(t.sampled_ids[: t.num_tokens]),
+                    "closed": t.closed,
+                    "num_tokens": t.num_tokens,
+                    "logp_think": think[place][g],
+                }
+                for g, t in enumerate(group)
+            ]
+            positions.append(
+                {"position": position, "logp_empty": empty[place], "thoughts": thoughts}
+            )
+            place += 1
+        pages.append(
+            {
+                "ordinal": rollout.context.ordinal,
+                "document_id": rollout.context.document_id,
+                "tokens": token_strings(model.tokenizer, rollout.context.token_ids),
+                "positions": positions,
+            }
+        )
+    return pages
+
+
+def _arrays(pages: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """No-think loss, think loss (mean over thoughts) and document number of every token."""
+    no_think, think, documents = [], [], []
+    for number, page in enumerate(pages):
+        for at in page["positions"]:
+            no_think += [-x for x in at["logp_empty"]]
+            think += list(-np.mean([t["logp_think"] for t in at["thoughts"]], axis=0))
+            documents += [number] * len(at["logp_empty"])
+    return np.array(no_think), np.array(think), np.array(documents)
+
+
+def _interval(values: np.ndarray, documents: np.ndarray, seed: int) -> list[float]:
+    """95 % interval of the mean over tokens, by resampling documents (percentile bootstrap)."""
+    sums = np.bincount(documents, weights=values)
+    sizes = np.bincount(documents)
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    picks = generator.integers(len(sums), size=(RESAMPLES, len(sums)))
+    means = sums[picks].sum(axis=1) / sizes[picks].sum(axis=1)
+    return [float(x) for x in np.percentile(means, [2.5, 97.5])]
+
+
+def _deciles(bins: np.ndarray, no_think: np.ndarray, think: np.ndarray) -> list[dict[str, Any]]:
+    """Ten groups of tokens of equal size, from the easiest to the hardest by `bins`."""
+    rows = []
+    for number, members in enumerate(np.array_split(np.argsort(bins, kind="stable"), 10), 1):
+        if not len(members):
+            continue
+        rows.append(
+            {
+                "decile": number,
+                "num_tokens": len(members),
+                "nll_low": float(bins[members].min()),
+                "nll_high": float(bins[members].max()),
+                "nll/no_think": float(no_think[members].mean()),
+                "nll/think": float(think[members].mean()),
+                "gain": float((no_think[members] - think[members]).mean()),
+            }
+        )
+    return rows

@@ -1,0 +1,142 @@
+"""From what a step computed to what it reports: the metrics line and the rollout rows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rntp import losses
+from rntp.advantages import dead_groups
+from rntp.config import Config
+from rntp.model import LanguageModel
+from rntp.step import Counts, Judgement, Loss, Scores
+from rntp.tokenizer import token_strings
+from rntp.tree import thought_branch, tree_tokens, unshared_tokens
+from rntp.types import Rollout
+
+
+@dataclass
+class Tally:
+    """Collects the outcomes of a step's microbatches, detached."""
+
+    config: Config
+    rollouts: Sequence[Rollout]
+    counts: Counts
+    scores: list[Scores] = field(default_factory=list)
+    judgements: list[Judgement] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
+    # Of the epochs over old thoughts, where the policy has moved away from them.
+    clipped_tokens: float = 0.0
+
+    def add(self, scores: Scores, judgement: Judgement, loss: Loss) -> None:
+        """The outcome of one microbatch of the first epoch."""
+        self.scores.append(scores)
+        self.judgements.append(judgement)
+        self.losses.append(loss)
+
+    @property
+    def loss_is_finite(self) -> bool:
+        return all(bool(torch.isfinite(part.total)) for part in self.losses)
+
+    @property
+    def sampler_logp_M(self) -> Tensor:
+        thoughts = (t for r in self.rollouts for group in r.thoughts for t in group)
+        return torch.cat([t.sampled_logprobs for t in thoughts])
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the whole step; units in the names' documentation (README, Metrics)."""
+        think = _cat(s.think_logp_PGH for s in self.scores)
+        empty = _cat(s.empty_logp_PH for s in self.scores)
+        logp_M = _cat(s.thought_logp_M for s in self.scores)
+        reward = _cat(j.reward_PG for j in self.judgements)
+        thoughts = [t for r in self.rollouts for group in r.thoughts for t in group]
+        lengths = torch.tensor([float(t.num_tokens) for t in thoughts])
+        mismatch = logp_M - self.sampler_logp_M
+        discounts = self.config.reward.discount ** torch.arange(think.shape[2])
+        found = {
+            "reward/mean": reward.mean(),
+            "reward/std": reward.std(correction=0),
+            "reward/sem": reward.std(correction=0) / reward.numel() ** 0.5,
+            "reward/group_std": reward.std(dim=1, correction=0).mean(),
+            # Two evaluations of one policy, sampler's and trainer's, differ by rounding only; a
+            # reward adds up H such log-probs.
+            "reward/noise_floor": mismatch.square().mean().sqrt() * discounts.square().sum().sqrt(),
+            "gain/mean": (think - empty[:, None]).mean(),
+            "nll/no_think": -empty.mean(),
+            "nll/think": -think.mean(),
+            "thought/tokens_mean": lengths.mean(),
+            "thought/closed_frac": torch.tensor([float(t.closed) for t in thoughts]).mean(),
+            "group/dead_frac": dead_groups(reward).float().mean(),
+            "kl/sampler": losses.kl_estimate(logp_M, self.sampler_logp_M) / len(logp_M),
+            "kl/sampler_max_abs": mismatch.abs().max(),
+            "entropy/thought": _cat(s.thought_entropy_M for s in self.scores).mean(),
+            "entropy/position": torch.cat([r.entropy for r in self.rollouts]).mean(),
+            "loss/total": torch.stack([part.total.detach() for part in self.losses]).sum(),
+            "loss/pg": torch.stack([part.pg for part in self.losses]).sum(),
+            "loss/continuation": torch.stack([part.continuation for part in self.losses]).sum(),
+            "loss/ntp": torch.stack([part.ntp for part in self.losses]).sum(),
+        }
+        for name in self.judgements[0].rewards:
+            found[f"reward/{name}"] = _cat(j.rewards[name] for j in self.judgements).mean()
+        horizon = self.config.reward.horizon
+        sizes = {
+            "policy/clip_frac": self.clipped_tokens / self.counts.thought,
+            "tokens/context": sum(len(r.context) for r in self.rollouts),
+            "tokens/thought": self.counts.thought,
+            "tokens/tree": sum(tree_tokens(r, horizon) for r in self.rollouts),
+            "tokens/unshared": sum(unshared_tokens(r, horizon) for r in self.rollouts),
+        }
+        return {key: float(value) for key, value in found.items()} | sizes
+
+    def rows(self, model: LanguageModel) -> Iterator[dict[str, object]]:
+        """One row a thought, for rollouts/step_N.jsonl."""
+        think = _cat(s.think_logp_PGH for s in self.scores)
+        gain = think - _cat(s.empty_logp_PH for s in self.scores)[:, None]
+        advantage = _cat(j.advantage_PG for j in self.judgements)
+        reward = _cat(j.reward_PG for j in self.judgements)
+        names = self.judgements[0].rewards
+        rewards = {name: _cat(j.rewards[name] for j in self.judgements) for name in names}
+        horizon, tokenizer = self.config.reward.horizon, model.tokenizer
+        place = 0
+        for rollout in self.rollouts:
+            ids = rollout.context.token_ids
+            for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
+                continuation = ids[position : position + horizon]
+                shared = {
+                    "ordinal": rollout.context.ordinal,
+                    "document_id": rollout.context.document_id,
+                    "position": position,
+                    "prefix_tail": tokenizer.decode(ids[max(0, position - 48) : position]),
+                    "continuation": tokenizer.decode(continuation),
+                    "continuation_tokens": token_strings(tokenizer, continuation),
+                    "policy_version": rollout.policy_version,
+                }
+                for g, thought in enumerate(group):
+                    content = thought.sampled_ids[: thought.num_tokens]
+                    branch = thought_branch(
+                        thought.sampled_ids,
+                        thought.closed,
+                        model.think_open_id,
+                        model.think_close_id,
+                    )
+                    yield {
+                        **shared,
+                        "thought_index": g,
+                        "thought": tokenizer.decode(content),
+                        "thought_ids": branch.tolist(),
+                        "answer": "",
+                        "rewards": {name: float(r[place, g]) for name, r in rewards.items()},
+                        "reward": float(reward[place, g]),
+                        "advantage": float(advantage[place, g]),
+                        "gain": float(gain[place, g].mean()),
+                        "gain_per_token": gain[place, g].tolist(),
+                        "num_tokens": thought.num_tokens,
+                        "closed": thought.closed,
+                        "sampler_logprob": float(thought.sampled_logprobs.sum()),
+                    }
+                place += 1
+
+
+def _cat(tensors: Iterator[Tensor]) -> Tensor:
+    return torch.cat([t.detach().cpu() for t in tensors])

@@ -1,0 +1,45 @@
+"""Placement policies: one file each, a pure function that scores the positions of a context.
+
+The K eligible positions with the highest scores are thought at. Scores come for free: prefilling
+the context for sampling already yields every next-token entropy and loss.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from rntp.types import PlacementInputs
+
+Policy = Callable[[PlacementInputs], Tensor]
+REGISTRY: dict[str, Policy] = {}
+
+
+def register(name: str) -> Callable[[Policy], Policy]:
+    """Make a policy known to configs under `name`. Raises ValueError if the name is taken."""
+
+    def add(policy: Policy) -> Policy:
+        if name in REGISTRY:
+            raise ValueError(f"there is already a placement policy {name!r}")
+        REGISTRY[name] = policy
+        return policy
+
+    return add
+
+
+def place(
+    policy: Policy, inputs: PlacementInputs, *, count: int, min_prefix: int, horizon: int
+) -> tuple[int, ...]:
+    """The `count` best positions p, ascending, with min_prefix <= p <= L − horizon.
+
+    Raises ValueError if the context has fewer eligible positions.
+    """
+    first, last = min_prefix, inputs.entropy_L.shape[0] - horizon
+    if last - first + 1 < count:
+        raise ValueError(f"{max(0, last - first + 1)} eligible positions, {count} wanted")
+    best = policy(inputs)[first : last + 1].topk(count).indices + first
+    return tuple(sorted(best.tolist()))
+
+
+from rntp.placement import entropy, random  # noqa: E402
+
+__all__ = ["REGISTRY", "Policy", "entropy", "place", "random", "register"]

@@ -1,0 +1,60 @@
+"""What is checked before the first costly second."""
+
+import shutil
+
+import torch
+
+from rntp import placement, rewards
+from rntp.config import Config
+from rntp.errors import CheckpointError, ConfigError
+from rntp.model import LanguageModel, load_model, pick_device
+
+
+def check_names(config: Config) -> None:
+    """Raise ConfigError if the config names a scheme or policy that is not registered."""
+    for name in (config.reward.scheme, *config.reward.shadows):
+        if name not in rewards.REGISTRY:
+            known = ", ".join(sorted(rewards.REGISTRY))
+            raise ConfigError(f"reward: there is no scheme {name!r}; there are: {known}")
+    if config.placement.policy not in placement.REGISTRY:
+        known = ", ".join(sorted(placement.REGISTRY))
+        raise ConfigError(
+            f"placement.policy: there is no policy {config.placement.policy!r}; there are: {known}"
+        )
+
+
+def open_model(config: Config) -> LanguageModel:
+    """The model of a config, checked against the lengths that it will see.
+
+    Weights are float32 (float64 if asked for); the optimizer makes the compute copy.
+    """
+    dtype = torch.float64 if config.model.dtype == "float64" else torch.float32
+    model = load_model(
+        config.model.spec,
+        think_open=config.model.think_open,
+        think_close=config.model.think_close,
+        dtype=dtype,
+        device=pick_device(config.model.device),
+    )
+    needed = config.span_tokens + config.reward.horizon
+    if needed > model.max_span:
+        raise ConfigError(
+            f"data.context_tokens {config.data.context_tokens} with thought and continuation can "
+            f"reach {needed} positions, and {config.model.spec} sees {model.max_span}; lower "
+            "data.context_tokens or thought.thought_tokens"
+        )
+    return model
+
+
+def check_disk(config: Config, num_parameters: int) -> None:
+    """One checkpoint more than is kept must fit: weights and two moments in float32."""
+    needed = num_parameters * 12 * (config.checkpoint.keep + 1)
+    here = config.run.dir
+    while not here.exists():
+        here = here.parent
+    free = shutil.disk_usage(here).free
+    if free < needed:
+        raise CheckpointError(
+            f"checkpoints need {needed / 1e9:.1f} GB at {config.run.dir} and {free / 1e9:.1f} GB "
+            "are free; lower checkpoint.keep or choose another folder with --run-dir"
+        )

@@ -1,0 +1,72 @@
+"""Plain-text tables for the console. Pure functions from facts to text."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def facts_table(facts: Mapping[str, object]) -> str:
+    """One fact a line, names aligned."""
+    width = max(len(name) for name in facts)
+    return "\n".join(f"{name:<{width}}  {_text(value)}" for name, value in facts.items())
+
+
+def before_after(comparison: Mapping[str, Any]) -> str:
+    """The four cells, before and after training, with the paired change of each."""
+    header = (
+        f"{'held-out, nats per token':<26}{'before':>9}{'after':>9}{'change':>9}   95 % interval"
+    )
+    lines = [header, "-" * len(header)]
+    for name, label in (
+        ("nll/no_think", "loss without thinking"),
+        ("nll/think", "loss with thinking"),
+        ("gain/mean", "gain of thinking"),
+    ):
+        row = comparison[name]
+        low, high = row["ci95"]
+        lines.append(
+            f"{label:<26}{row['before']:>9.3f}{row['after']:>9.3f}{row['change']:>+9.3f}"
+            f"   [{low:+.3f}, {high:+.3f}]"
+        )
+    low, high = comparison["gain_ci95"]["after"]
+    lines.append(
+        f"gain after training: 95 % interval [{low:+.3f}, {high:+.3f}], {_verdict(low, high)}"
+        f" ({comparison['num_docs']} documents, {comparison['num_tokens']} tokens,"
+        " paired bootstrap over documents)"
+    )
+    return "\n".join(lines)
+
+
+def evaluation_table(result: Mapping[str, Any]) -> str:
+    """One evaluation: means, gain with its interval, and the deciles."""
+    low, high = result["gain/ci95"]
+    lines = [
+        f"{result['num_docs']} documents, {result['num_positions']} positions, "
+        f"{result['num_tokens']} continuation tokens, horizon {result['horizon']}",
+        f"loss without thinking  {result['nll/no_think']:.3f} nats per token",
+        f"loss with thinking     {result['nll/think']:.3f}",
+        f"gain of thinking       {result['gain/mean']:+.3f} [{low:+.3f}, {high:+.3f}], "
+        f"{_verdict(low, high)}",
+        f"thoughts               {result['thought/tokens_mean']:.1f} tokens, "
+        f"{result['thought/closed_frac']:.0%} closed by the model",
+        "",
+        f"{'decile of no-think loss':<24}{'tokens':>8}{'no think':>10}{'think':>8}{'gain':>8}",
+    ]
+    for row in result["deciles"]:
+        span = f"{row['decile']:>2}: {row['nll_low']:.2f} … {row['nll_high']:.2f}"
+        lines.append(
+            f"{span:<24}{row['num_tokens']:>8}{row['nll/no_think']:>10.3f}"
+            f"{row['nll/think']:>8.3f}{row['gain']:>+8.3f}"
+        )
+    return "\n".join(lines)
+
+
+def _verdict(low: float, high: float) -> str:
+    if low > 0:
+        return "thinking helps"
+    return "thinking hurts" if high < 0 else "no difference shown"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

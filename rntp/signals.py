@@ -1,0 +1,48 @@
+"""Stopping on request: SIGINT and SIGTERM raise a flag, and the work polls it."""
+
+import os
+import signal
+from types import FrameType, TracebackType
+from typing import Self
+
+from rntp.errors import Preempted
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """While the context is open, the first signal asks the run to stop; a second ends it at once.
+
+    Only the main thread can install handlers; elsewhere the context does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            for number in _SIGNALS:
+                self._previous[number] = signal.signal(number, self._handle)
+        except ValueError:  # not the main thread
+            self._previous.clear()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def check(self) -> None:
+        """Raise Preempted if a signal has come."""
+        if self.received is not None:
+            raise Preempted(f"stopped by {self.received}; the same command resumes")
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(128 + number)  # committed checkpoints are whole, whatever is under way
+        self.received = signal.Signals(number).name

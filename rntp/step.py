@@ -1,0 +1,191 @@
+"""The mathematics of one step: tree → log-probs → rewards → advantages → loss.
+
+One trunk forward gives the no-think baseline (document rows), the reward's log-probs
+(continuation rows) and the policy's (thought rows). No side effects: nothing here updates, logs
+or saves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rntp import losses, rewards
+from rntp.advantages import advantages
+from rntp.config import Config
+from rntp.model import LanguageModel
+from rntp.tree import ThoughtTree
+from rntp.types import RewardInputs, Rollout
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Denominators of a whole step, known before its first forward: tokens of each loss term."""
+
+    thought: int
+    continuation: int
+    context: int
+
+    @classmethod
+    def of(cls, rollouts: Sequence[Rollout], horizon: int) -> "Counts":
+        thoughts = sum(len(group) for r in rollouts for group in r.thoughts)
+        return cls(
+            thought=sum(r.num_sampled for r in rollouts),
+            continuation=thoughts * horizon,
+            context=sum(len(r.context) - 1 for r in rollouts),
+        )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one forward says. Log-probs in nats, with gradients where the forward had them.
+
+    thought_logp_M, thought_entropy_M: at the sampling temperature. think_logp_PGH, empty_logp_PH:
+    the continuation with and without the thought. match_PGH: it is the arg-max, with the thought.
+    context_logp: plain next-token log-probs, [C], or None where no term needs them.
+    """
+
+    thought_logp_M: Tensor
+    thought_entropy_M: Tensor
+    think_logp_PGH: Tensor
+    empty_logp_PH: Tensor
+    match_PGH: Tensor
+    context_logp: Tensor | None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Rewards [P, G] under every scheme, the one that drives, and the advantages it gives."""
+
+    rewards: dict[str, Tensor]
+    reward_PG: Tensor
+    advantage_PG: Tensor
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The weighted total (differentiable) and its unweighted terms, each already divided."""
+
+    total: Tensor
+    pg: Tensor
+    continuation: Tensor
+    ntp: Tensor
+    clipped_tokens: Tensor
+
+
+def plant(model: LanguageModel, rollouts: Sequence[Rollout], horizon: int) -> ThoughtTree:
+    """The token tree of a microbatch."""
+    return ThoughtTree.build(
+        rollouts,
+        think_open_id=model.think_open_id,
+        think_close_id=model.think_close_id,
+        horizon=horizon,
+    )
+
+
+def score(
+    model: LanguageModel, tree: ThoughtTree, *, temperature: float, with_context: bool
+) -> Scores:
+    """The one forward of the trunk, and of the head on the rows that are needed."""
+    hidden = tree.tree.hidden(model)
+    device = hidden.device
+    document_rows = tree.context_rows if with_context else tree.empty_rows_PH.flatten()
+    document_targets = tree.context_targets if with_context else tree.continuation_PH.flatten()
+    shape = tree.think_rows_PGH.shape
+    think_targets = tree.continuation_PH[:, None].expand(shape).flatten()
+    rows = torch.cat([tree.thought_rows, tree.think_rows_PGH.flatten(), document_rows])
+    targets = torch.cat([tree.thought_targets, think_targets, document_targets])
+    sizes = [len(tree.thought_rows), think_targets.shape[0], len(document_rows)]
+    # The temperature belongs to the policy; how well text is predicted is measured at 1.
+    temperatures = torch.ones(len(rows))
+    temperatures[: sizes[0]] = temperature
+
+    # index_select, not indexing: its backward adds in a fixed order on the CPU.
+    logp, entropy, top1 = model.logprob(
+        hidden.index_select(0, rows.to(device)), targets.to(device), temperatures.to(device)
+    )
+    thought_logp, think_logp, document_logp = logp.split(sizes)
+    match = (top1 == targets.to(device)).split(sizes)[1]
+    if with_context:
+        where = torch.searchsorted(tree.context_rows, tree.empty_rows_PH).to(device)
+        empty_logp = document_logp.detach()[where]
+    else:
+        empty_logp = document_logp.detach().view(tree.empty_rows_PH.shape)
+    return Scores(
+        thought_logp_M=thought_logp,
+        thought_entropy_M=entropy.split(sizes)[0].detach(),
+        think_logp_PGH=think_logp.view(shape),
+        empty_logp_PH=empty_logp,
+        match_PGH=match.view(shape),
+        context_logp=document_logp if with_context else None,
+    )
+
+
+def judge(
+    scores: Scores, tree: ThoughtTree, rollouts: Sequence[Rollout], config: Config
+) -> Judgement:
+    """Rewards of every scheme on the same thoughts, and the advantages of the one that drives."""
+    device = scores.think_logp_PGH.device
+    thoughts = [group for r in rollouts for group in r.thoughts]
+    empty = scores.empty_logp_PH
+    inputs = RewardInputs(
+        logp_think_PGH=scores.think_logp_PGH.detach(),
+        logp_empty_PH=empty if config.baseline.weights == "current" else torch.zeros_like(empty),
+        match_PGH=scores.match_PGH,
+        num_tokens_PG=torch.tensor([[t.num_tokens for t in g] for g in thoughts], device=device),
+        closed_PG=torch.tensor([[t.closed for t in g] for g in thoughts], device=device),
+        continuation_ids_PH=tree.continuation_PH,
+        thought_ids=[[t.sampled_ids[: t.num_tokens] for t in g] for g in thoughts],
+        discount=config.reward.discount,
+    )
+    names = dict.fromkeys([config.reward.scheme, *config.reward.shadows])
+    under = {name: rewards.REGISTRY[name](inputs) for name in names}
+    driving = under[config.reward.scheme]
+    if config.baseline.use == "clip":
+        driving = driving.clamp_min(0)
+    advantage = advantages(
+        driving,
+        config.objective.advantage,
+        divide_by_std=config.objective.advantage_std,
+        std_floor=config.objective.advantage_std_floor,
+    )
+    return Judgement(under, driving, advantage)
+
+
+def loss(
+    scores: Scores,
+    tree: ThoughtTree,
+    advantage_PG: Tensor,
+    counts: Counts,
+    config: Config,
+    old_logp_M: Tensor | None = None,
+) -> Loss:
+    """This microbatch's share of the step's loss; the shares of a step add up to it.
+
+    old_logp_M: log-probs of the policy that the first epoch saw; None on that epoch itself, where
+    the ratio is 1 and the clipped objective has the gradient of the plain one.
+    """
+    objective = config.objective
+    index = tree.thought_index.to(advantage_PG.device)
+    advantage_M = advantage_PG.flatten()[index]
+    clipped = torch.zeros((), device=advantage_PG.device)
+    if objective.algorithm == "clipped_ratio":
+        old = scores.thought_logp_M if old_logp_M is None else old_logp_M
+        pg, clipped = losses.clipped_ratio(
+            scores.thought_logp_M,
+            old,
+            advantage_M,
+            low=objective.clip_low,
+            high=objective.clip_high,
+        )
+    else:
+        pg = losses.policy_gradient(scores.thought_logp_M, advantage_M)
+    pg = pg / counts.thought
+    continuation = losses.negative_log_likelihood(scores.think_logp_PGH) / counts.continuation
+    total = objective.pg_weight * pg + objective.continuation_weight * continuation
+    ntp = torch.zeros_like(pg)
+    if scores.context_logp is not None:
+        ntp = losses.negative_log_likelihood(scores.context_logp) / counts.context
+        total = total + objective.ntp_weight * ntp
+    return Loss(total, pg.detach(), continuation.detach(), ntp.detach(), clipped)

@@ -1,0 +1,59 @@
+"""Tokenizers: where they come from, plain encoding of web text, and the think markers.
+
+A document is encoded once and its ids are spliced; nothing is decoded and encoded again. Text of
+a page that spells a special token (`<|im_end|>`, `<think>`) is encoded as the characters it is.
+"""
+
+import hashlib
+
+import torch
+from tokenizers import AddedToken
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rntp.errors import ConfigError
+from rntp.sources import localize
+
+
+def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model spec (see `rntp.load_model`), without think markers."""
+    try:
+        return AutoTokenizer.from_pretrained(localize(spec))
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"model.spec {spec!r} has no usable tokenizer: {error}") from error
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    """int64 [n]: ids of a text, with nothing added and no special token read out of it."""
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    return torch.tensor(ids["input_ids"], dtype=torch.int64)
+
+
+def prefix_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What the tokenizer itself puts before a text: a BOS token for some models, else nothing."""
+    bos = tokenizer.bos_token_id
+    with_special = tokenizer("a", split_special_tokens=True)["input_ids"]
+    return (bos,) if bos is not None and with_special[:1] == [bos] else ()
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Identity of the mapping from text to ids, before think markers are added: 16 hex digits."""
+    probe = "".join(chr(c) for c in range(32, 0x2000)) + " The  quick\n\tbrown fox, 3.14159 naïve"
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    known = [(text, i) for text, i in vocabulary if i < tokenizer.vocab_size]
+    facts = repr((known, encode(tokenizer, probe).tolist()))
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def add_marker(tokenizer: PreTrainedTokenizerBase, marker: str) -> tuple[int, list[int]]:
+    """(id of the marker, ids of its sub-tokens); the second is empty if the token was there."""
+    if marker in tokenizer.get_vocab():
+        return tokenizer.convert_tokens_to_ids(marker), []
+    parts = encode(tokenizer, marker).tolist()
+    tokenizer.add_tokens([AddedToken(marker, special=True, normalized=False)])
+    return tokenizer.convert_tokens_to_ids(marker), parts
+
+
+def token_strings(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[str]:
+    """Each token as text, for people to read; pieces of a character show as U+FFFD."""
+    return [tokenizer.decode([i]) for i in ids.tolist()]

@@ -1,0 +1,329 @@
+"""The loop and its side effects.
+
+    stream → place → think → tree → forward → rewards → advantages → loss → update
+
+`train_step` is that line, in that order. Step k (1-based) turns policy v(k−1) into v(k).
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from rntp import checkpoint, placement, run_folder
+from rntp.chance import uniform
+from rntp.config import Config
+from rntp.data import Manifest, data_digest
+from rntp.data.corpus import open_corpus
+from rntp.errors import CheckpointError, Diverged, Preempted
+from rntp.evaluation import compare, evaluate
+from rntp.files import write_json
+from rntp.log import RunLog
+from rntp.metrics import Tally
+from rntp.optim import Optimizer
+from rntp.parallel import microbatches
+from rntp.preflight import check_disk, check_names, open_model
+from rntp.rollout.inprocess import InProcessEngine
+from rntp.signals import StopRequest
+from rntp.step import Counts, judge, loss, plant, score
+from rntp.tokenizer import tokenizer_digest
+from rntp.types import Context, PlacementInputs
+
+Resume = Literal["auto", "never", "must"]
+
+
+class Trainer:
+    """A run: `Trainer(config).fit()`.
+
+    The constructor checks everything that can be checked before the first costly second, and
+    writes nothing. Raises ConfigError, DataError or CheckpointError, each with the remedy.
+    """
+
+    def __init__(
+        self, config: Config, *, resume: Resume = "auto", console: Console | None = None
+    ) -> None:
+        self.config = config
+        self.resume = resume
+        self.console = console
+        check_names(config)
+        run_folder.check(config, resume)
+        manifest = Manifest.load(config.data.source)
+        self.model = open_model(config)
+        self.corpus = open_corpus(config, manifest, self.model.tokenizer)
+        check_disk(config, self.model.num_parameters)
+        self.optimizer = Optimizer(
+            self.model.hf,
+            config.optim,
+            dtype=getattr(torch, config.model.dtype),
+            total_steps=config.run.steps,
+        )
+        self.engine = InProcessEngine(
+            self.model,
+            thoughts=config.thought.thoughts_per_position,
+            budget=config.thought.thought_tokens,
+            temperature=config.thought.temperature,
+            seed=config.run.seed,
+            slots=config.data.context_tokens,
+            docs_per_batch=config.rollout.docs_per_batch,
+        )
+        self.stop = StopRequest()
+        self.skipped_in_a_row = 0
+
+    def fit(self) -> dict[str, Any] | None:
+        """Train to `run.steps`, resuming where the folder's checkpoints end.
+
+        Returns the before/after comparison (see `rntp.evaluation.compare`), or None without
+        evaluation. Raises Preempted after saving, if a signal asks the run to stop, and Diverged.
+        """
+        config = self.config
+        with (
+            run_folder.claim(config) as folder,
+            RunLog(folder, config, console=self.console) as log,
+        ):
+            self.log = log
+            with self.stop:
+                done = saved = self._restore()
+                log.write_manifest(self._facts())
+                self._greet(done)
+                try:
+                    self._evaluate_if_due(done)
+                    for step in range(done + 1, config.run.steps + 1):
+                        self.train_step(step)
+                        done = step
+                        if step % config.checkpoint.every_steps == 0 or step == config.run.steps:
+                            self._save(step)
+                            saved = step
+                        self._evaluate_if_due(step)
+                        self.stop.check()
+                except Preempted as stop:
+                    if done > saved:
+                        self._save(done)
+                    log.message(f"{stop.args[0]} after step {done}", "warning")
+                    raise
+        return self.comparison()
+
+    def train_step(self, step: int) -> None:
+        """One step, from ordinals to an update and its record."""
+        config, horizon = self.config, self.config.reward.horizon
+        clock = Stopwatch()
+
+        contexts = self.corpus.step_contexts(step, config.data.docs_per_step)
+        rollouts = self.engine.sample(contexts, self._place, self.stop.check, step - 1)
+        clock.lap("time/rollout_s")
+
+        counts = Counts.of(rollouts, horizon)
+        tally = Tally(config, rollouts, counts)
+        batches = microbatches(
+            rollouts, tokens=config.parallel.tokens_per_microbatch, horizon=horizon
+        )
+        for epoch in range(config.objective.epochs_per_rollout):
+            for i, batch in enumerate(batches):
+                if epoch == 0:  # later, weights have moved: the step has to be finished
+                    self.stop.check()
+                self.log.phase("forward", i + epoch * len(batches), len(batches))
+                tree = plant(self.model, batch, horizon)
+                scores = score(
+                    self.model,
+                    tree,
+                    temperature=config.thought.temperature,
+                    with_context=config.objective.ntp_weight > 0,
+                )
+                if epoch == 0:
+                    judged = judge(scores, tree, batch, config)
+                    part = loss(scores, tree, judged.advantage_PG, counts, config)
+                    tally.add(scores, judged, part)
+                else:
+                    first = tally.scores[i].thought_logp_M
+                    advantage_PG = tally.judgements[i].advantage_PG
+                    part = loss(scores, tree, advantage_PG, counts, config, first)
+                    tally.clipped_tokens += float(part.clipped_tokens)
+                clock.lap("time/forward_s")
+                part.total.backward()
+                clock.lap("time/backward_s")
+            update = self.optimizer.step(step, loss_is_finite=tally.loss_is_finite)
+            clock.lap("time/update_s")
+
+        self.log.step(
+            {
+                "step": step,
+                **tally.metrics(),
+                "grad_norm": update.grad_norm,
+                "lr": update.lr,
+                "skipped": int(update.skipped),
+                **clock.laps,
+                "time/step_s": clock.total,
+                "data/ordinal_first": contexts[0].ordinal,
+                "data/visits_max": max(c.visit for c in contexts),
+                "data/digest": data_digest(contexts, [r.positions for r in rollouts]),
+            }
+        )
+        self.log.rollouts(step, tally.rows(self.model))
+        self._guard(update.skipped, contexts)
+
+    def comparison(self) -> dict[str, Any] | None:
+        """Evaluation before and after training, side by side; None until both exist."""
+        before, after = (_read_evaluation(self.config, n) for n in (0, self.config.run.steps))
+        return compare(before, after, self.config.run.seed) if before and after else None
+
+    def _place(self, context: Context, entropy: Tensor, nll: Tensor) -> tuple[int, ...]:
+        index = torch.arange(len(context))
+        noise = uniform(self.config.run.seed, "placement", context.ordinal, index)
+        return placement.place(
+            placement.REGISTRY[self.config.placement.policy],
+            PlacementInputs(entropy, nll, noise),
+            count=self.config.placement.positions_per_doc,
+            min_prefix=self.config.placement.min_prefix_tokens,
+            horizon=self.config.reward.horizon,
+        )
+
+    def _guard(self, skipped: bool, contexts: list[Context]) -> None:
+        """Say which ordinals a non-finite step lost; stop after a streak of them."""
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        if not skipped:
+            return
+        ordinals = f"{contexts[0].ordinal} … {contexts[-1].ordinal}"
+        self.log.message(
+            f"loss or gradient is not finite; weights and moments are unchanged, ordinals "
+            f"{ordinals} were not trained",
+            "warning",
+        )
+        if self.skipped_in_a_row >= self.config.optim.max_skipped_steps:
+            raise Diverged(
+                f"{self.skipped_in_a_row} steps in a row were not finite; lower optim.lr or look "
+                f"at the rollouts of the last steps in {self.config.run.dir / 'rollouts'}"
+            )
+
+    def _evaluate_if_due(self, step: int) -> None:
+        """Before training, after it, and every so often: write eval/step_N.json if it is missing."""
+        section, last = self.config.evaluation, self.config.run.steps
+        regular = section.every_steps > 0 and step % section.every_steps == 0
+        due = section.enabled and (regular or step in (0, last))
+        if not due or _read_evaluation(self.config, step) is not None:
+            return
+        self.log.message(f"evaluating on held-out pages, after step {step}")
+        result = evaluate(
+            self.model,
+            self.corpus.heldout_contexts(self.config.evaluation.docs),
+            self.config,
+            reference=_read_evaluation(self.config, 0),
+            check=self.stop.check,
+            progress=self.log.phase,
+        )
+        facts = {
+            "step": step,
+            "seed": self.config.run.seed,
+            "config_digest": self.config.digest(),
+            "data_digest": self.corpus.manifest.digest,
+        }
+        path = evaluation_path(self.config, step)
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {**facts, **result})
+        low, high = result["gain/ci95"]
+        self.log.message(
+            f"held-out: nll {result['nll/no_think']:.3f} → {result['nll/think']:.3f} with "
+            f"thinking, gain {result['gain/mean']:+.3f} [{low:+.3f}, {high:+.3f}] nats per token"
+        )
+
+    def _save(self, step: int) -> None:
+        self.log.phase("save", 0, 1)
+        path = checkpoint.save(
+            self.config.run.dir / "checkpoints",
+            step,
+            {"weights": self.optimizer.masters, "moments": self.optimizer.moments()},
+            {
+                "next_ordinal": step * self.config.data.docs_per_step,
+                "skipped_in_a_row": self.skipped_in_a_row,
+                "config_digest": self.config.digest(),
+                "data_digest": self.corpus.manifest.digest,
+                "tokenizer_digest": tokenizer_digest(self.model.tokenizer),
+                "torch": torch.__version__,
+            },
+            self.config.checkpoint.keep,
+        )
+        self.log.message(f"saved {path}")
+
+    def _restore(self) -> int:
+        """Steps done: those of the newest whole checkpoint, whose state is taken over."""
+        folder = self.config.run.dir / "checkpoints"
+        newest = checkpoint.newest_valid(folder, lambda text: self.log.message(text, "warning"))
+        if newest is None:
+            self.log.rewind(0)
+            return 0
+        state = checkpoint.load_state(newest)
+        if state["data_digest"] != self.corpus.manifest.digest:
+            raise CheckpointError(
+                f"{newest} was trained on other data (corpus {state['data_digest'][:16]} there, "
+                f"{self.corpus.manifest.digest[:16]} at {self.config.data.source}); restore that "
+                "corpus, or start a new run with --run-dir"
+            )
+        step = int(state["step"])
+        if state["next_ordinal"] != step * self.config.data.docs_per_step:
+            raise CheckpointError(f"{newest} was trained with another data.docs_per_step")
+        self.optimizer.restore(
+            checkpoint.load(newest, "weights"), checkpoint.load(newest, "moments")
+        )
+        self.skipped_in_a_row = int(state["skipped_in_a_row"])
+        self.log.rewind(step)
+        self.log.message(f"resuming from {newest}: {step} of {self.config.run.steps} steps done")
+        return step
+
+    def _greet(self, done: int) -> None:
+        config, corpus = self.config, self.corpus
+        for warning in config.warnings():
+            self.log.message(warning, "warning")
+        short = f", {corpus.train.num_too_short} too short" if corpus.train.num_too_short else ""
+        heldout = corpus.heldout.num_documents if corpus.heldout else 0
+        self.log.message(
+            f"{config.run.name}: {config.model.spec} ({self.model.num_parameters / 1e6:.0f}M "
+            f"parameters, {config.model.dtype}, {self.model.device}), corpus "
+            f"{corpus.manifest.digest[:12]} with {corpus.train.num_documents} documents to train "
+            f"on{short} and {heldout} held out, steps {done + 1} … {config.run.steps}"
+            if done < config.run.steps
+            else f"{config.run.name}: all {done} steps are done; raise run.steps to go on"
+        )
+        self.log.begin(done, config.run.steps)
+
+    def _facts(self) -> dict[str, object]:
+        return {
+            "name": self.config.run.name,
+            "seed": self.config.run.seed,
+            "config_digest": self.config.digest(),
+            "data_digest": self.corpus.manifest.digest,
+            "tokenizer_digest": tokenizer_digest(self.model.tokenizer),
+            "model": self.config.model.spec,
+            "num_parameters": self.model.num_parameters,
+        }
+
+
+class Stopwatch:
+    """Seconds by name; a name may be lapped more than once."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._start = self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+        self._last = now
+
+    @property
+    def total(self) -> float:
+        return time.perf_counter() - self._start
+
+
+def evaluation_path(config: Config, step: int) -> Path:
+    return config.run.dir / "eval" / f"step_{step:08d}.json"
+
+
+def _read_evaluation(config: Config, step: int) -> dict[str, Any] | None:
+    path = evaluation_path(config, step)
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(result, dict)
+    return result
