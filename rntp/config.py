@@ -331,7 +331,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def _sections() -> dict[str, set[str]]:
-    found = {}
+    found: dict[str, set[str]] = {}
     for name, field in Config.model_fields.items():
         section = field.annotation
         assert isinstance(section, type)

@@ -33,7 +33,8 @@ class Shape:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(hf_config)
         parameters = sum(p.numel() for p in model.parameters())
-        embeddings = {id(m.weight): m.weight.numel() for m in _embeddings(model)}
+        ends = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+        embeddings = {id(weight): weight.numel() for weight in ends}  # tied ones count once
         text = hf_config.get_text_config()
         return cls(
             parameters=parameters,
@@ -41,7 +42,7 @@ class Shape:
             hidden=text.hidden_size,
             intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
             layers=text.num_hidden_layers,
-            vocabulary=model.get_input_embeddings().weight.shape[0],
+            vocabulary=text.vocab_size,
         )
 
 
@@ -107,7 +108,3 @@ def matmul_flops(config: Config, shape: Shape, seconds: float = 0.3) -> float:
     times = max(1, int(seconds / max(run(1), 1e-6)))
     flop = 2.0 * x.shape[0] * shape.hidden * shape.intermediate
     return times * flop / run(times)
-
-
-def _embeddings(model: torch.nn.Module) -> list[torch.nn.Module]:
-    return [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[operator]

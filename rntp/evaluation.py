@@ -25,7 +25,7 @@ from rntp.preflight import open_model
 from rntp.rollout import Check, no_check
 from rntp.rollout.inprocess import InProcessEngine
 from rntp.step import plant, score
-from rntp.tokenizer import token_strings
+from rntp.tokenizer import decode, token_strings
 from rntp.types import Context, PlacementInputs, Rollout
 
 RESAMPLES = 2000
@@ -168,9 +168,7 @@ def _checkpoint(run_dir: Path, step: int | None, say: Callable[[str], None]) -> 
     found = dict(checkpoint.committed(folder))
     if step not in found:
         steps = ", ".join(str(n) for n in found) or "none"
-        raise CheckpointError(
-            f"there is no checkpoint of step {step} in {folder}; there are: {steps}"
-        )
+        raise CheckpointError(f"{folder} has no checkpoint of step {step}; there are: {steps}")
     if wrong := checkpoint.problems(found[step]):
         raise CheckpointError(f"{found[step]} is damaged: {'; '.join(wrong)}")
     return found[step]
@@ -204,7 +202,7 @@ def _score_pages(
         for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
             thoughts = [
                 {
-                    "text": model.tokenizer.decode(t.sampled_ids[: t.num_tokens]),
+                    "text": decode(model.tokenizer, t.sampled_ids[: t.num_tokens]),
                     "closed": t.closed,
                     "num_tokens": t.num_tokens,
                     "logp_think": think[place][g],

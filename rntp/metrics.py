@@ -11,7 +11,7 @@ from rntp.advantages import dead_groups
 from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.step import Counts, Judgement, Loss, Scores
-from rntp.tokenizer import token_strings
+from rntp.tokenizer import decode, token_strings
 from rntp.tree import thought_branch, tree_tokens, unshared_tokens
 from rntp.types import Rollout
 
@@ -107,8 +107,8 @@ class Tally:
                     "ordinal": rollout.context.ordinal,
                     "document_id": rollout.context.document_id,
                     "position": position,
-                    "prefix_tail": tokenizer.decode(ids[max(0, position - 48) : position]),
-                    "continuation": tokenizer.decode(continuation),
+                    "prefix_tail": decode(tokenizer, ids[max(0, position - 48) : position]),
+                    "continuation": decode(tokenizer, continuation),
                     "continuation_tokens": token_strings(tokenizer, continuation),
                     "policy_version": rollout.policy_version,
                 }
@@ -123,7 +123,7 @@ class Tally:
                     yield {
                         **shared,
                         "thought_index": g,
-                        "thought": tokenizer.decode(content),
+                        "thought": decode(tokenizer, content),
                         "thought_ids": branch.tolist(),
                         "answer": "",
                         "rewards": {name: float(r[place, g]) for name, r in rewards.items()},

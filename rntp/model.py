@@ -78,9 +78,7 @@ class LanguageModel:
     @property
     def head(self) -> Tensor:
         """The output embedding, [V, H]."""
-        weight = self.hf.get_output_embeddings().weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return _weight(self.hf.get_output_embeddings())
 
     @property
     def num_parameters(self) -> int:
@@ -118,7 +116,8 @@ def load_model(
         hf = AutoModelForCausalLM.from_pretrained(localize(spec), dtype=dtype)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.spec {spec!r} cannot be loaded: {error}") from error
-    hf = hf.to(device).eval()  # eval: dropout would make tree and unshared sequence differ
+    nn.Module.to(hf, device)  # PreTrainedModel.to is decorated beyond what types can follow
+    hf.eval()  # dropout would make tree and unshared sequence differ
     open_id, close_id = (_learn_marker(hf, tokenizer, m) for m in (think_open, think_close))
     max_span = _check_runs_trees(hf, spec)
     return LanguageModel(hf, tokenizer, spec, open_id, close_id, max_span)
@@ -137,6 +136,12 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("model.device is cuda, but torch sees no CUDA device; use auto or cpu")
     return torch.device(name)
+
+
+def _weight(module: nn.Module | None) -> Tensor:
+    weight = getattr(module, "weight", None)
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _trunk(
@@ -162,9 +167,9 @@ def _learn_marker(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, marke
     if not parts:
         return token
     # Vocabularies are often padded: the new id may already have a row.
-    if token >= hf.get_input_embeddings().weight.shape[0]:
+    if token >= _weight(hf.get_input_embeddings()).shape[0]:
         hf.resize_token_embeddings(token + 1, mean_resizing=False)
-    source, head = hf.get_input_embeddings().weight, hf.get_output_embeddings().weight
+    source, head = _weight(hf.get_input_embeddings()), _weight(hf.get_output_embeddings())
     source[token] = source[parts].mean(dim=0)
     if head is not source:
         head[token] = head[parts].mean(dim=0)
@@ -181,7 +186,7 @@ def _check_runs_trees(hf: PreTrainedModel, spec: str) -> int:
     if not hf._supports_attention_backend:
         raise ConfigError(refused + "it does not go through the transformers attention interface")
     layout = TreeLayout((6, 3, 2, 2, 3), (-1, 0, 1, 1, 0), (0, 4, 3, 3, 6))
-    vocabulary = hf.get_input_embeddings().weight.shape[0]
+    vocabulary = _weight(hf.get_input_embeddings()).shape[0]
     ids = (torch.arange(layout.num_tokens, device=hf.device) * 7919 + 11) % vocabulary
     positions = layout.position_ids().to(hf.device)
 
@@ -199,16 +204,16 @@ def _check_runs_trees(hf: PreTrainedModel, spec: str) -> int:
             refused + f"{layers - len(windows)} of its {layers} layers do not go through the "
             "attention interface (state-space and linear-attention layers cannot branch)"
         )
-    logits = (hidden @ hf.get_output_embeddings().weight.T).float()
+    logits = (hidden @ _weight(hf.get_output_embeddings()).T).float()
     # The unit is the spread of the logits, so that the bound does not depend on the model.
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-3}.get(hidden.dtype, 0.1)
     for segment, wanted in expected.items():
         length = layout.lengths[segment]
         own = logits[layout.offsets[segment] : layout.offsets[segment + 1]]
-        error = (own - wanted[-length:].float()).abs().max() / wanted.float().std()
-        if not error <= tolerance:
+        gap = (own - wanted[-length:].float()).abs().max() / wanted.float().std()
+        if not gap <= tolerance:
             raise ConfigError(
-                refused + f"its logits differ from its own attention's by {error:.2g} standard "
+                refused + f"its logits differ from its own attention's by {gap:.2g} standard "
                 f"deviations (bound {tolerance}); it transforms logits or attention in a way that "
                 "is not supported"
             )

@@ -83,8 +83,8 @@ def _dequantized(gguf: Path) -> Path:
     except ImportError as error:
         raise ConfigError(f"reading GGUF needs `pip install 'rntp[demo]'`: {error}") from error
     # The weights are plain float32 by now; the mark of the quantizer forbids saving them.
-    model.hf_quantizer = None
-    model.is_quantized = False
+    setattr(model, "hf_quantizer", None)  # noqa: B010
+    setattr(model, "is_quantized", False)  # noqa: B010
     model.config.__dict__.pop("quantization_config", None)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))

@@ -48,12 +48,19 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 def add_marker(tokenizer: PreTrainedTokenizerBase, marker: str) -> tuple[int, list[int]]:
     """(id of the marker, ids of its sub-tokens); the second is empty if the token was there."""
     if marker in tokenizer.get_vocab():
-        return tokenizer.convert_tokens_to_ids(marker), []
+        return tokenizer.get_vocab()[marker], []
     parts = encode(tokenizer, marker).tolist()
     tokenizer.add_tokens([AddedToken(marker, special=True, normalized=False)])
-    return tokenizer.convert_tokens_to_ids(marker), parts
+    return tokenizer.get_vocab()[marker], parts
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> str:
+    """Text of the ids [n], for people to read; special tokens are shown."""
+    text = tokenizer.decode(ids.tolist())
+    assert isinstance(text, str)
+    return text
 
 
 def token_strings(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[str]:
     """Each token as text, for people to read; pieces of a character show as U+FFFD."""
-    return [tokenizer.decode([i]) for i in ids.tolist()]
+    return [decode(tokenizer, i) for i in ids[:, None]]

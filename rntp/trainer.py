@@ -198,7 +198,7 @@ class Trainer:
             )
 
     def _evaluate_if_due(self, step: int) -> None:
-        """Before training, after it, and every so often: write eval/step_N.json if it is missing."""
+        """Before and after training, and every so often; an existing result is kept."""
         section, last = self.config.evaluation, self.config.run.steps
         regular = section.every_steps > 0 and step % section.every_steps == 0
         due = section.enabled and (regular or step in (0, last))

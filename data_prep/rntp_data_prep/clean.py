@@ -25,7 +25,7 @@ _NAVIGATION_WORDS = (
     "|log in|sign in|sign up|share|print|skip to main content|skip to content|show source"
     "|report a bug|this page|navigation"
 )
-_NAVIGATION_LINE = re.compile(rf"(?:[\W_]*\b(?:{_NAVIGATION_WORDS})\b[\W_]*)+", re.IGNORECASE)
+_NAVIGATION_LINE = re.compile(rf"[\W_]*(?:\b(?:{_NAVIGATION_WORDS})\b[\W_]*)+", re.IGNORECASE)
 _FOOTER_LINE = re.compile(
     r"""(?:this\ page\ (?:was\ )?last\ (?:modified|updated)\ .*
          |last\ (?:modified|updated)(?:\ on|:)\ .*
@@ -36,11 +36,12 @@ _FOOTER_LINE = re.compile(
          |edit\ this\ page.*)""",
     re.IGNORECASE | re.VERBOSE,
 )
-_BREADCRUMB_LINE = re.compile(r"\S[^>»›]{0,60}(?:\s[>»›]\s+[^>»›]{1,60}){2,}")
+_BREADCRUMB_LINE = re.compile(r"\S[^>»›]{0,60}(?:\s[>»›]\s+[^\s>»›][^>»›]{0,60}){2,}")
+_MAX_BOILERPLATE_CHARS = 300
 # "8.1.2. Configuring the Keyboard", "Chapter 4. Security": entries of a table of contents when
-# several follow each other without a blank line or any text in between.
+# several follow each other. Numbers of one level are left alone: they may be the steps of a list.
 _CONTENTS_ENTRY = re.compile(
-    r"\s*(?:(?:\d+|[A-Z])(?:\.\d+)*\.\s|(?:chapter|appendix)\s)\S.{0,120}", re.IGNORECASE
+    r"\s*(?:(?:\d+|[A-Z])(?:\.\d+)+\.?|(?:Chapter|Appendix|Part)\s\w+[.:])\s\S.{0,120}"
 )
 _MIN_CONTENTS_ENTRIES = 3
 _NOT_PLAIN = re.compile(r"[^\n\t -~]")
@@ -74,7 +75,7 @@ def drop_boilerplate(text: str) -> str:
 
     Dropped are whole lines: navigation words only; breadcrumbs with two or more separators;
     footers (dates of change, copyright, languages); three or more table-of-contents entries in a
-    row. A page's prose never is.
+    row. A line of more than 300 characters always stays.
     """
     lines = _HEADING_MARK.sub("", text).split("\n")
     lines = _without_contents(lines)
@@ -118,7 +119,7 @@ def _plain(character: str) -> str:
 
 
 def _is_boilerplate(line: str) -> bool:
-    return bool(
+    return len(line) <= _MAX_BOILERPLATE_CHARS and bool(
         _NAVIGATION_LINE.fullmatch(line)
         or _FOOTER_LINE.fullmatch(line)
         or _BREADCRUMB_LINE.fullmatch(line)

@@ -8,7 +8,7 @@ from typing import Annotated, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rntp.types import ConfigError, DataError
+from rntp.errors import ConfigError, DataError
 
 Positive = Annotated[int, Field(ge=1)]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rntp.data.manifest import MANIFEST_NAME, Manifest, ShardWriter
-from rntp.types import DataError
+from rntp.errors import DataError
 from rntp_data_prep.clean import clean, normalise
 from rntp_data_prep.config import PrepConfig
 from rntp_data_prep.extract import Page, check_source, extract, extractor_version, read_pages

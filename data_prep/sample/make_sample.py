@@ -65,7 +65,7 @@ PACKAGES = (
         skipped_prefixes=(),
         share_bytes=950_000,
         licence="Python Software Foundation License Version 2",
-        notice="Copyright © 2001-2023 Python Software Foundation; All Rights Reserved.",
+        notice="Copyright © 2001-2026 Python Software Foundation; All Rights Reserved.",
         copyright="usr/share/doc/python3.11-doc/copyright",
         licence_lines=("A. HISTORY OF THE SOFTWARE", "Licenses and Acknowledgements for"),
     ),
@@ -80,7 +80,7 @@ PACKAGES = (
         share_bytes=650_000,
         licence="Creative Commons Attribution-ShareAlike 3.0 Unported (or GPL-2.0-or-later)",
         notice=(
-            "Copyright © 2003-2015 Raphaël Hertzog, © 2006-2015 Roland Mas, © 2013-2015 Freexian "
+            "Copyright © 2003-2022 Raphaël Hertzog, © 2006-2015 Roland Mas, © 2012-2022 Freexian "
             "SARL. These pages are redistributed, unchanged, under the Creative Commons "
             "Attribution-ShareAlike 3.0 Unported licence, whose text is at "
             "<https://creativecommons.org/licenses/by-sa/3.0/legalcode>. Documents made from them "
@@ -114,7 +114,7 @@ PACKAGES = (
         share_bytes=600_000,
         licence="PostgreSQL License",
         notice=(
-            "Portions Copyright © 1996-2022, The PostgreSQL Global Development Group. "
+            "Portions Copyright © 1996-2026, The PostgreSQL Global Development Group. "
             "Portions Copyright © 1994, The Regents of the University of California."
         ),
         copyright="usr/share/doc/postgresql-doc-15/copyright",
@@ -148,7 +148,7 @@ PACKAGES = (
         share_bytes=500_000,
         licence="Apache License 2.0",
         notice=(
-            "Apache HTTP Server. Copyright © 2022 The Apache Software Foundation. This product "
+            "Apache HTTP Server. Copyright © 2026 The Apache Software Foundation. This product "
             "includes software developed at The Apache Software Foundation "
             "(https://www.apache.org/). The licence text is the file LICENSE of this repository."
         ),

@@ -29,7 +29,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from rntp.types import DataError
+from rntp.errors import DataError
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
@@ -48,7 +48,6 @@ _INDEX_DTYPE = np.dtype(
         ("num_tokens", "<i8"),
     ]
 )
-_TAR_BLOCK_BYTES = 512
 _HASH_CHUNK_BYTES = 1 << 20
 
 
@@ -281,7 +280,7 @@ class ShardWriter:
         except UnicodeEncodeError as error:
             raise DataError(f"document {document_id} is not Unicode text: {error}") from error
         with _disk_errors(self.folder):
-            self._make_room(len(text_payload) + len(meta_payload) + 4 * _TAR_BLOCK_BYTES)
+            self._make_room(len(text_payload) + len(meta_payload) + 4 * tarfile.BLOCKSIZE)
             text_offset = self._append(f"{document_id}.txt", text_payload)
             meta_offset = self._append(f"{document_id}.json", meta_payload)
         self._ids.add(document_id)
@@ -347,8 +346,11 @@ class ShardWriter:
         return Manifest.load(self.folder)
 
     def _make_room(self, num_bytes: int) -> None:
-        if self._tar is not None and self._tar.offset + num_bytes > self._shard_bytes:
-            self._close_shard()
+        # A tar ends with two empty blocks and is padded to a whole record.
+        if self._tar is not None:
+            end = self._tar.offset + num_bytes + 2 * tarfile.BLOCKSIZE
+            if -(-end // tarfile.RECORDSIZE) * tarfile.RECORDSIZE > self._shard_bytes:
+                self._close_shard()
         if self._tar is None:
             path = self.partial_folder / f"shard-{len(self._shards):05d}.tar"
             self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
@@ -357,7 +359,7 @@ class ShardWriter:
         assert self._tar is not None
         member = tarfile.TarInfo(name)  # mtime, uid and gid stay 0: the same bytes every time
         member.size = len(payload)
-        offset = self._tar.offset + _TAR_BLOCK_BYTES
+        offset = self._tar.offset + tarfile.BLOCKSIZE
         self._tar.addfile(member, io.BytesIO(payload))
         return offset
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from rntp import chance
 from rntp.data.manifest import Manifest
 from rntp.data.order import Order
-from rntp.types import Context, DataError
+from rntp.errors import DataError
+from rntp.types import Context
 
 Split = Literal["train", "heldout"]
 

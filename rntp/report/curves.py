@@ -15,7 +15,7 @@ NUM_DASHES = 4
 MAX_POINTS = 400
 
 _WIDTH, _HEIGHT = 400, 224
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 10, 22, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 10, 28, 36
 
 Values = Sequence[float | None]
 
@@ -110,6 +110,17 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(index * step, digits) for index in range(first, last + 1)]
 
 
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """Labels with as many digits each: 3.0, 2.8; and 2e-05 where plain digits would be long."""
+    size = max(abs(value) for value in values)
+    if size and not 1e-3 <= size < 1e6:
+        texts = [f"{value:.3g}" for value in values]
+    else:
+        digits = max(len(f"{value:.8f}".rstrip("0").partition(".")[2]) for value in values)
+        texts = [f"{value:,.{digits}f}" for value in values]
+    return [text.replace("-", "\N{MINUS SIGN}") for text in texts]
+
+
 def _round_step(rough: float) -> float:
     power = 10.0 ** math.floor(math.log10(rough))
     return next(power * m for m in (1, 2, 5, 10) if power * m >= rough * (1 - 1e-9))
@@ -137,21 +148,21 @@ def _y_axis(low: float, high: float) -> _Axis:
 def _grid(x_axis: _Axis, y_axis: _Axis, unit: str, x_label: str) -> Markup:
     right, floor = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
     parts = [Markup('<text class="unit" x="0" y="12">{}</text>').format(unit)]
-    for tick in y_axis.ticks:
+    for tick, label in zip(y_axis.ticks, tick_labels(y_axis.ticks), strict=True):
         y = y_axis(tick)
         kind = "zero" if tick == 0 else "grid"
         parts.append(
             Markup(
                 f'<path class="{kind}" d="M{_LEFT} {y:.1f}H{right}"/>'
-                f'<text class="tick y" x="{_LEFT - 6}" y="{y + 3.5:.1f}">{_number(tick)}</text>'
+                f'<text class="tick y" x="{_LEFT - 6}" y="{y + 3.5:.1f}">{label}</text>'
             )
         )
-    for tick in x_axis.ticks:
+    for tick, label in zip(x_axis.ticks, tick_labels(x_axis.ticks), strict=True):
         x = x_axis(tick)
         parts.append(
             Markup(
                 f'<path class="axis" d="M{x:.1f} {floor}v4"/>'
-                f'<text class="tick x" x="{x:.1f}" y="{floor + 16}">{_number(tick)}</text>'
+                f'<text class="tick x" x="{x:.1f}" y="{floor + 16}">{label}</text>'
             )
         )
     parts.append(
@@ -247,7 +258,3 @@ def _all_values(line: Series) -> Iterator[float]:
 def _present(value: float | None) -> float:
     assert value is not None
     return value
-
-
-def _number(value: float) -> str:
-    return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")

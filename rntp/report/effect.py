@@ -166,7 +166,7 @@ def _against_untrained(no_think_before: float | None, think_after: float | None)
 def _thoughts(evaluation: dict) -> str:
     tokens = number(evaluation.get("thought/tokens_mean"), 1)
     closed = evaluation.get("thought/closed_frac")
-    share = "an unknown share" if closed is None else f"{closed:.0%}"
+    share = "an unknown share" if closed is None else f"{100 * closed:.0f} %"
     return f"{tokens} tokens ({share} closed by the model)"
 
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from rntp.files import write_text_atomic
 from rntp.log import duration
 from rntp.report.effect import Compare, Effect, effect_of
-from rntp.report.numbers import MISSING, clip, signed
+from rntp.report.numbers import MISSING, clip
 from rntp.report.runs import RunData, load_runs
 from rntp.report.texts import LEVELS, shade, text_sections
 from rntp.report.thoughts import StepThoughts, training_thoughts
@@ -81,7 +81,8 @@ def render(runs: Sequence[RunData], compare: Compare) -> str:
 def _legend(bound: float) -> list[tuple[str, str]]:
     """(class name, gain in nats) of each colour of the scale, harmful to helpful."""
     gains = [bound * level / LEVELS for level in range(-LEVELS, LEVELS + 1)]
-    return [(shade(gain, bound), signed(gain, 2) if gain else "0") for gain in gains]
+    texts = [f"{gain:+.2g}".replace("-", "\N{MINUS SIGN}") if gain else "0" for gain in gains]
+    return [(shade(gain, bound), text) for gain, text in zip(gains, texts, strict=True)]
 
 
 def _facts(run: RunData) -> list[tuple[str, str]]:

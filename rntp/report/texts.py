@@ -13,6 +13,7 @@ MAX_POSITIONS = 24  # of one context
 MAX_THOUGHTS = 4  # of one position and one evaluation
 MAX_TEXT_CHARS = 2000
 _LEAD_TOKENS = 160  # plain tokens shown before a continuation
+_TAIL_TOKENS = 40  # and after the last one
 
 Gains = list[float | None]
 
@@ -269,10 +270,11 @@ def _pieces(
         places = {
             n: where[view.position] for n, where in measured.items() if view.position in where
         }
-        length = max(len(place.gains) for place in places.values())
+        length = min(len(place.gains) for place in places.values())
         nearest = views[index + 1].position if index + 1 < len(views) else len(tokens)
         end = min(view.position + length, nearest, len(tokens))
-        pieces += _plain(tokens, done, view.position)
+        lead = max(done, view.position - _LEAD_TOKENS)
+        pieces += _gap(lead - done) + _plain(tokens[lead : view.position])
         pieces.append(Piece("mark", str(view.number), anchor=view.anchor))
         for token in range(view.position, end):
             gains = {name: place.gains[token - view.position] for name, place in places.items()}
@@ -283,15 +285,13 @@ def _pieces(
             text = visible(tokens[token], keep_breaks=True)
             pieces.append(Piece("token", text, css, title, view.anchor))
         done = max(done, end)
-    rest = _plain(tokens, done, len(tokens), lead=0)
-    return pieces + rest
+    tail = min(len(tokens), done + _TAIL_TOKENS)
+    return pieces + _plain(tokens[done:tail]) + _gap(len(tokens) - tail)
 
 
-def _plain(tokens: Sequence[str], start: int, end: int, lead: int = _LEAD_TOKENS) -> list[Piece]:
-    if start >= end:
-        return []
-    skipped = end - start - lead
-    if skipped <= 0:
-        return [Piece("plain", "".join(tokens[start:end]))]
-    gap = Piece("gap", f"{skipped:,} tokens")
-    return [gap, Piece("plain", "".join(tokens[start + skipped : end]))] if lead else [gap]
+def _plain(tokens: Sequence[str]) -> list[Piece]:
+    return [Piece("plain", "".join(tokens))] if tokens else []
+
+
+def _gap(num_tokens: int) -> list[Piece]:
+    return [Piece("gap", f"{num_tokens:,} tokens")] if num_tokens > 0 else []

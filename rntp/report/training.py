@@ -20,9 +20,7 @@ class _Plot:
     lines: tuple[tuple[str, str], ...]
 
 
-_BEFORE_SCHEMES = (
-    _Plot("Reward of the update (band: ± standard error)", "reward", (("reward/mean", "mean"),)),
-)
+_BEFORE_SCHEMES = (_Plot("Reward, mean ± standard error", "reward", (("reward/mean", "mean"),)),)
 _AFTER_SCHEMES = (
     _Plot(
         "Spread of the reward",
@@ -102,7 +100,7 @@ def evaluation_chart(runs: Sequence[RunData]) -> Chart | None:
                 low=[low for low, _ in intervals],
                 high=[high for _, high in intervals],
                 color=number,
-                dash=number // 8,
+                dash=number,
             )
         )
     return line_chart("Held-out gain during training (band: 95 %)", "nats per token", lines)
@@ -118,9 +116,11 @@ def _draw(plot: _Plot, runs: Sequence[RunData]) -> Chart | None:
             label = name if len(runs) == 1 else run.label
             if len(runs) > 1 and len(plot.lines) > 1:
                 label = f"{run.label}: {name}"
-            # With one run colour and dash both tell the metric; with several, colour tells the run.
+            # Colour tells the run, or the metric of a single run; the dash tells the metric, or
+            # helps the colour where there is only one.
             color = place if len(runs) == 1 else number
-            lines.append(Series(label, xs, ys, low, high, color=color, dash=place))
+            dash = place if len(plot.lines) > 1 else number
+            lines.append(Series(label, xs, ys, low, high, color=color, dash=dash))
     return line_chart(plot.title, plot.unit, lines)
 
 

@@ -7,7 +7,8 @@ from corpus import DIGEST, encode, text_of, write_corpus
 
 from rntp.data import ContextStream, check_tokenizer, data_digest
 from rntp.data.manifest import Manifest
-from rntp.types import Context, DataError
+from rntp.errors import DataError
+from rntp.types import Context
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ class ChunkedLinearLogprob(torch.autograd.Function):
     """(hidden, weight, targets, inverse_temperature, chunk_rows) -> (logprob, entropy, top1)."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,

@@ -1,0 +1,101 @@
+"""Tiny models and a tiny tokenizer, made on the spot: the suite needs no download and no GPU."""
+
+import os
+from pathlib import Path
+from types import MethodType
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+)
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+VOCABULARY = 320
+ARCHITECTURES = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "llama-untied": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": False}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 8}),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM, {}),
+    # Every second layer without rotary embeddings, as the real one has.
+    "smollm3": (SmolLM3Config, SmolLM3ForCausalLM, {"no_rope_layers": [1, 0]}),
+}
+TEXT = (
+    "The quick brown fox jumps over the lazy dog, and the dog does not mind. "
+    "A model reads a page, thinks at some places, and then reads on. "
+)
+
+
+def tiny_model(architecture: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A random two-layer model of an architecture, with grouped-query attention."""
+    config_class, model_class, more = ARCHITECTURES[architecture]
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": None,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(1234)
+        model = model_class(config_class(**{**sizes, **more}))
+        # The usual initialisation is so small that every prediction is nearly uniform.
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.data.normal_(0, 0.3)
+    return model.to(dtype).eval()
+
+
+def compute_norms_in_float64(model: PreTrainedModel) -> None:
+    """transformers' RMSNorm works in float32 whatever the model's type, and so rounds gradients to
+    1e-7; to compare two computations to 1e-10, both have to be float64 throughout."""
+
+    def forward(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, True) + self.variance_epsilon))
+
+    norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
+    assert len(norms) >= 5
+    for norm in norms:
+        norm.forward = MethodType(forward, norm)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of 318 tokens: two less than the models' vocabulary."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - 2,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT * 20], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A saved folder for every architecture."""
+    root = tmp_path_factory.mktemp("models")
+    for name in ARCHITECTURES:
+        tiny_model(name).save_pretrained(root / name)
+        tiny_tokenizer().save_pretrained(root / name)
+    return {name: root / name for name in ARCHITECTURES}
