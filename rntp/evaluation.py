@@ -23,7 +23,7 @@ from rntp.model import LanguageModel, cast_parameters
 from rntp.parallel import microbatches
 from rntp.preflight import open_model
 from rntp.rollout import Check, no_check
-from rntp.rollout.inprocess import InProcessEngine
+from rntp.rollout.inprocess import open_engine
 from rntp.step import plant, score
 from rntp.tokenizer import decode, token_strings
 from rntp.types import Context, PlacementInputs, Rollout
@@ -54,14 +54,10 @@ def evaluate(
     decile), or of this one. Returns the content of eval/step_N.json, less the facts of the run.
     """
     pages: list[dict[str, Any]] = []
-    engine = InProcessEngine(
+    engine = open_engine(
         model,
+        config,
         thoughts=config.evaluation.thoughts_per_position,
-        budget=config.thought.thought_tokens,
-        temperature=config.thought.temperature,
-        seed=config.run.seed,
-        slots=config.data.context_tokens,
-        docs_per_batch=config.rollout.docs_per_batch,
         purpose="evaluation thought",
     )
     for first in range(0, len(contexts), engine.docs_per_batch):

@@ -27,7 +27,7 @@ from rntp.metrics import Tally
 from rntp.optim import Optimizer
 from rntp.parallel import microbatches
 from rntp.preflight import check_disk, check_names, open_model
-from rntp.rollout.inprocess import InProcessEngine
+from rntp.rollout.inprocess import open_engine
 from rntp.signals import StopRequest
 from rntp.step import Counts, judge, loss, plant, score
 from rntp.tokenizer import tokenizer_digest
@@ -61,15 +61,7 @@ class Trainer:
             dtype=getattr(torch, config.model.dtype),
             total_steps=config.run.steps,
         )
-        self.engine = InProcessEngine(
-            self.model,
-            thoughts=config.thought.thoughts_per_position,
-            budget=config.thought.thought_tokens,
-            temperature=config.thought.temperature,
-            seed=config.run.seed,
-            slots=config.data.context_tokens,
-            docs_per_batch=config.rollout.docs_per_batch,
-        )
+        self.engine = open_engine(self.model, config, thoughts=config.thought.thoughts_per_position)
         self.stop = StopRequest()
         self.skipped_in_a_row = 0
 

@@ -9,16 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Errors live without torch; helpers' modules still look for them here.
-from rntp.errors import (  # noqa: F401
-    CheckpointError,
-    ConfigError,
-    DataError,
-    Diverged,
-    Preempted,
-    RntpError,
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Context:

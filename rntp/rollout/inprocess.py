@@ -11,6 +11,7 @@ from rntp_kernels.tree_attention import DecodeAttention, PrefixRecorder
 from torch import Tensor
 
 from rntp.chance import uniform
+from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.rollout import Check, Place, no_check
 from rntp.rollout.sampling import draw
@@ -144,6 +145,23 @@ class InProcessEngine:
         ]
         per_doc = position_DK.shape[1]
         return [tuple(groups[i : i + per_doc]) for i in range(0, len(groups), per_doc)]
+
+
+def open_engine(
+    model: LanguageModel, config: Config, *, thoughts: int, purpose: str = "thought"
+) -> InProcessEngine:
+    """The engine that a config asks for, sampling `thoughts` thoughts at each position."""
+    engines = {"inprocess": InProcessEngine}
+    return engines[config.rollout.engine](
+        model,
+        thoughts=thoughts,
+        budget=config.thought.thought_tokens,
+        temperature=config.thought.temperature,
+        seed=config.run.seed,
+        slots=config.data.context_tokens,
+        docs_per_batch=config.rollout.docs_per_batch,
+        purpose=purpose,
+    )
 
 
 def _finish(ids: Tensor, logprobs: Tensor, close_id: int) -> Thought:

@@ -67,10 +67,9 @@ def linear_logprob_top1(
         raise ValueError(f"targets must be int64 [{hidden.shape[0]}], not {targets.shape}")
     if hidden.dtype != weight.dtype:
         raise ValueError(f"hidden is {hidden.dtype}, weight is {weight.dtype}")
-    if not isinstance(temperature, Tensor):
-        temperature = torch.full(targets.shape, temperature, device=hidden.device)
-    inverse = temperature.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
-    inverse = 1.0 / inverse
+    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    temperature = torch.as_tensor(temperature, dtype=wide, device=hidden.device)
+    inverse = (1.0 / temperature).expand(targets.shape)
     if implementation == "reference":
         return linear_logprob_reference(hidden, weight, targets, inverse)
     return ChunkedLinearLogprob.apply(hidden, weight, targets, inverse, chunk_rows)

@@ -21,8 +21,8 @@ class ChunkedLinearLogprob(torch.autograd.Function):
         inverse_temperature: Tensor,
         chunk_rows: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        logprob = torch.empty_like(inverse_temperature)
-        entropy = torch.empty_like(inverse_temperature)
+        logprob = inverse_temperature.new_empty(targets.shape)
+        entropy = inverse_temperature.new_empty(targets.shape)
         top1 = torch.empty_like(targets)
         for rows in _chunks(hidden.shape[0], chunk_rows):
             logprob[rows], entropy[rows], top1[rows] = linear_logprob_reference(

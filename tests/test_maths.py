@@ -1,0 +1,129 @@
+"""Rewards, advantages and losses against closed forms worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from rntp import losses, placement, rewards
+from rntp.advantages import advantages, dead_groups, group_mean, leave_one_out
+from rntp.types import PlacementInputs, RewardInputs
+
+
+def inputs(discount: float = 1.0) -> RewardInputs:
+    """One position, three thoughts, two continuation tokens."""
+    think = torch.tensor([[[0.5, 0.5], [0.25, 1.0], [0.5, 0.125]]]).log()
+    return RewardInputs(
+        logp_think_PGH=think,
+        logp_empty_PH=torch.tensor([[0.25, 0.5]]).log(),
+        match_PGH=torch.tensor([[[True, True], [False, True], [True, False]]]),
+        num_tokens_PG=torch.tensor([[3, 0, 8]]),
+        closed_PG=torch.tensor([[True, True, False]]),
+        continuation_ids_PH=torch.tensor([[5, 6]]),
+        thought_ids=[[torch.arange(3), torch.arange(0), torch.arange(8)]],
+        discount=discount,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "discount", "expected"),
+    [
+        ("log_ratio", 1.0, [math.log(2), math.log(2), math.log(2) + math.log(0.25)]),
+        ("log_ratio", 0.5, [math.log(2), 0.5 * math.log(2), math.log(2) + 0.5 * math.log(0.25)]),
+        ("logprob", 1.0, [math.log(0.25), math.log(0.25), math.log(0.0625)]),
+        ("logprob", 0.5, [1.5 * math.log(0.5), math.log(0.25), -2.5 * math.log(2)]),
+        ("exact_prefix", 0.5, [2, 0, 1]),
+    ],
+)
+def test_rewards(name: str, discount: float, expected: list[float]) -> None:
+    reward = rewards.REGISTRY[name](inputs(discount))
+    torch.testing.assert_close(reward, torch.tensor([expected], dtype=torch.float32))
+
+
+def test_a_reward_is_added_by_one_function() -> None:
+    @rewards.register("shortest")
+    def shortest(given: RewardInputs) -> torch.Tensor:
+        return -given.num_tokens_PG.float()
+
+    try:
+        assert rewards.REGISTRY["shortest"](inputs()).tolist() == [[-3, 0, -8]]
+        with pytest.raises(ValueError, match="already"):
+            rewards.register("shortest")(shortest)
+    finally:
+        del rewards.REGISTRY["shortest"]
+
+
+def test_advantages() -> None:
+    reward = torch.tensor([[1.0, 2.0, 6.0], [4.0, 4.0, 4.0]])
+    assert group_mean(reward).tolist() == [[-2, -1, 3], [0, 0, 0]]
+    expected = torch.tensor([[1 - 4.0, 2 - 3.5, 6 - 1.5], [0, 0, 0]])
+    torch.testing.assert_close(leave_one_out(reward), expected)
+    assert leave_one_out(reward[:, :1]).tolist() == [[0], [0]]
+    std = math.sqrt((4 + 1 + 9) / 3)
+    divided = advantages(reward, "group_mean", divide_by_std=True, std_floor=0.1)
+    torch.testing.assert_close(divided[0], torch.tensor([-2, -1, 3]) / std)
+    assert divided[1].tolist() == [0, 0, 0]  # the floor keeps a dead group finite
+    floored = advantages(reward, "group_mean", divide_by_std=True, std_floor=100.0)
+    torch.testing.assert_close(floored[0], torch.tensor([-2.0, -1, 3]) / 100)
+    assert dead_groups(reward).tolist() == [False, True]
+
+
+def test_policy_gradient_has_the_score_function_gradient() -> None:
+    logits = torch.tensor([0.3, -0.2, 0.9], requires_grad=True)
+    logp = torch.log_softmax(logits, 0)
+    loss = losses.policy_gradient(logp[[2, 0]], torch.tensor([1.5, -0.5]))
+    loss.backward()
+    p = torch.softmax(logits.detach(), 0)
+    onehot = torch.eye(3)
+    expected = -(1.5 * (onehot[2] - p) - 0.5 * (onehot[0] - p))
+    torch.testing.assert_close(logits.grad, expected)
+
+
+def test_clipped_ratio() -> None:
+    ratio = torch.tensor([1.0, 1.5, 1.5, 0.5, 0.5])
+    advantage = torch.tensor([2.0, 1.0, -1.0, 1.0, -1.0])
+    logp = ratio.log().requires_grad_()
+    loss, clipped = losses.clipped_ratio(logp, torch.zeros(5), advantage, low=0.2, high=0.28)
+    # Clipped where moving on would pay: up with a positive, down with a negative advantage.
+    torch.testing.assert_close(loss, -torch.tensor(2.0 + 1.28 - 1.5 + 0.5 - 0.8))
+    loss.backward()
+    torch.testing.assert_close(logp.grad, torch.tensor([-2.0, 0, 1.5, -0.5, 0]))
+    assert clipped == 2
+
+
+def test_clipped_ratio_at_ratio_one_is_policy_gradient() -> None:
+    advantage = torch.tensor([1.0, -2.0, 0.5])
+    grads = []
+    for use in (True, False):
+        logp = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+        if use:
+            loss, _ = losses.clipped_ratio(logp, logp, advantage, low=0.2, high=0.2)
+        else:
+            loss = losses.policy_gradient(logp, advantage)
+        grads.append(torch.autograd.grad(loss, logp)[0])
+    torch.testing.assert_close(*grads)
+
+
+def test_likelihood_and_kl() -> None:
+    assert losses.negative_log_likelihood(torch.tensor([-1.0, -2.5])) == 3.5
+    assert losses.kl_estimate(torch.tensor([-1.0]), torch.tensor([-1.0])) == 0
+    expected = math.exp(0.5) - 1 - 0.5
+    kl = losses.kl_estimate(torch.tensor([-1.0]), torch.tensor([-1.5]))
+    assert kl.item() == pytest.approx(expected)
+
+
+def test_placement() -> None:
+    given = PlacementInputs(
+        entropy_L=torch.tensor([9.0, 8, 1, 5, 3, 4, 2, 7]),
+        nll_L=torch.zeros(8),
+        noise_L=torch.tensor([0.9, 0.9, 0.1, 0.2, 0.8, 0.3, 0.4, 0.9], dtype=torch.float64),
+    )
+
+    def place(name: str, count: int) -> tuple[int, ...]:
+        policy = placement.REGISTRY[name]
+        return placement.place(policy, given, count=count, min_prefix=2, horizon=2)
+
+    assert place("entropy", 2) == (3, 5)  # 0, 1 lie before min_prefix, 7 has no horizon
+    assert place("random", 3) == (4, 5, 6)
+    with pytest.raises(ValueError, match="5 eligible positions, 6 wanted"):
+        place("random", 6)
