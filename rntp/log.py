@@ -29,7 +29,7 @@ from rntp.files import (
     write_json,
 )
 from rntp.provenance import environment, redact, secret_values
-from rntp.types import ConfigError
+from rntp.errors import ConfigError
 from rntp.wandb_mirror import WandbMirror
 
 Metrics = Mapping[str, float | int | str]

@@ -9,7 +9,7 @@ from typing import Any
 
 from rntp.config import Config
 from rntp.provenance import redact
-from rntp.types import ConfigError
+from rntp.errors import ConfigError
 
 
 class WandbMirror:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rntp.config import Config
 from rntp.log import RunLog, duration, numbered_files, read_metrics, read_rollouts, step_line
 from rntp.provenance import redact, secret_values
-from rntp.types import ConfigError
+from rntp.errors import ConfigError
 
 CANARY = "canary-4f1b9c77e0d2"
 METRICS = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rntp.report.curves import Chart, Series, line_chart
 from rntp.report.numbers import includes_zero, interval, number, signed
 from rntp.report.runs import RunData
-from rntp.types import RntpError
+from rntp.errors import RntpError
 
 Compare = Callable[[dict, dict], dict]
 
