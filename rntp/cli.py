@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"rntp: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("rntp: interrupted before the run began", file=sys.stderr)
+        print("rntp: interrupted; the same command goes on", file=sys.stderr)
         sys.exit(5)
 
 
@@ -128,10 +128,12 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         _dry_run(config, arguments.json)
         return
+    from rntp.memory import keep_freed_memory
     from rntp.report import build_report
     from rntp.show import before_after
     from rntp.trainer import Trainer
 
+    keep_freed_memory()
     trainer = Trainer(config, resume=arguments.resume)
     comparison = trainer.fit()
     report = build_report([config.run.dir], config.run.dir / "report.html")
@@ -159,8 +161,10 @@ def _dry_run(config: "Config", as_json: bool) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from rntp.evaluation import evaluate_target
     from rntp.files import write_json
+    from rntp.memory import keep_freed_memory
     from rntp.show import evaluation_table
 
+    keep_freed_memory()
     result = evaluate_target(arguments.target, arguments.checkpoint, say=_say)
     if arguments.out:
         write_json(arguments.out, result)

@@ -4,6 +4,7 @@ One YAML file, one section a concern; `--set section.field=value` overrides. An 
 error that names the nearest field. The resolved config is written into every run folder.
 """
 
+import copy
 import difflib
 import hashlib
 import json
@@ -219,6 +220,7 @@ class Config(Section):
         """Validate a nested dict; see `load`."""
         if not isinstance(raw, dict):
             raise ConfigError(f"{source}: expected sections such as `run:` and `model:`")
+        raw = copy.deepcopy(raw)
         for override in overrides:
             _apply_override(raw, override)
         try:

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from rntp.config import Config
+from rntp.errors import ConfigError
 from rntp.files import (
     complete_lines,
     json_line,
@@ -29,7 +30,6 @@ from rntp.files import (
     write_json,
 )
 from rntp.provenance import environment, redact, secret_values
-from rntp.errors import ConfigError
 from rntp.wandb_mirror import WandbMirror
 
 Metrics = Mapping[str, float | int | str]

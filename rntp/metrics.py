@@ -1,7 +1,7 @@
 """From what a step computed to what it reports: the metrics line and the rollout rows."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -31,9 +31,9 @@ class Tally:
 
     def add(self, scores: Scores, judgement: Judgement, loss: Loss) -> None:
         """The outcome of one microbatch of the first epoch."""
-        self.scores.append(scores)
+        self.scores.append(scores.detached())
         self.judgements.append(judgement)
-        self.losses.append(loss)
+        self.losses.append(replace(loss, total=loss.total.detach()))
 
     @property
     def loss_is_finite(self) -> bool:
@@ -72,7 +72,7 @@ class Tally:
             "kl/sampler_max_abs": mismatch.abs().max(),
             "entropy/thought": _cat(s.thought_entropy_M for s in self.scores).mean(),
             "entropy/position": torch.cat([r.entropy for r in self.rollouts]).mean(),
-            "loss/total": torch.stack([part.total.detach() for part in self.losses]).sum(),
+            "loss/total": torch.stack([part.total for part in self.losses]).sum(),
             "loss/pg": torch.stack([part.pg for part in self.losses]).sum(),
             "loss/continuation": torch.stack([part.continuation for part in self.losses]).sum(),
             "loss/ntp": torch.stack([part.ntp for part in self.losses]).sum(),
@@ -139,4 +139,4 @@ class Tally:
 
 
 def _cat(tensors: Iterator[Tensor]) -> Tensor:
-    return torch.cat([t.detach().cpu() for t in tensors])
+    return torch.cat([t.cpu() for t in tensors])

@@ -36,12 +36,11 @@ def open_model(config: Config) -> LanguageModel:
         dtype=dtype,
         device=pick_device(config.model.device),
     )
-    needed = config.span_tokens + config.reward.horizon
-    if needed > model.max_span:
+    if config.span_tokens > model.max_span:
         raise ConfigError(
             f"data.context_tokens {config.data.context_tokens} with thought and continuation can "
-            f"reach {needed} positions, and {config.model.spec} sees {model.max_span}; lower "
-            "data.context_tokens or thought.thought_tokens"
+            f"reach {config.span_tokens} positions, and {config.model.spec} sees "
+            f"{model.max_span}; lower data.context_tokens or thought.thought_tokens"
         )
     return model
 

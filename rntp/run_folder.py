@@ -31,7 +31,9 @@ def check(config: Config, resume: str) -> None:
     here = folder
     while not here.exists():
         here = here.parent
-    if not here.is_dir() or not os.access(here, os.W_OK):
+    if not here.is_dir():
+        raise ConfigError(f"run.dir {folder} cannot be made: {here} is a file")
+    if not os.access(here, os.W_OK):
         raise ConfigError(f"run.dir {folder} cannot be written: no permission in {here}")
     present = {p.name for p in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
     if present and CONFIG not in present:

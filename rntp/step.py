@@ -53,6 +53,17 @@ class Scores:
     match_PGH: Tensor
     context_logp: Tensor | None
 
+    def detached(self) -> "Scores":
+        """The same numbers without the graph, for the record."""
+        return Scores(
+            thought_logp_M=self.thought_logp_M.detach(),
+            thought_entropy_M=self.thought_entropy_M,
+            think_logp_PGH=self.think_logp_PGH.detach(),
+            empty_logp_PH=self.empty_logp_PH,
+            match_PGH=self.match_PGH,
+            context_logp=None if self.context_logp is None else self.context_logp.detach(),
+        )
+
 
 @dataclass(frozen=True)
 class Judgement:

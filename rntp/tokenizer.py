@@ -38,7 +38,7 @@ def prefix_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Identity of the mapping from text to ids, before think markers are added: 16 hex digits."""
-    probe = "".join(chr(c) for c in range(32, 0x2000)) + " The  quick\n\tbrown fox, 3.14159 naïve"
+    probe = "The  quick\n\tbrown fox, 3.14159" + "".join(chr(c) for c in range(32, 0x2000))
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     known = [(text, i) for text, i in vocabulary if i < tokenizer.vocab_size]
     facts = repr((known, encode(tokenizer, probe).tolist()))

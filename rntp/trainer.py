@@ -23,15 +23,17 @@ from rntp.errors import CheckpointError, Diverged, Preempted
 from rntp.evaluation import compare, evaluate
 from rntp.files import write_json
 from rntp.log import RunLog
+from rntp.memory import peak_bytes
 from rntp.metrics import Tally
-from rntp.optim import Optimizer
+from rntp.optim import Optimizer, Update
 from rntp.parallel import microbatches
 from rntp.preflight import check_disk, check_names, open_model
 from rntp.rollout.inprocess import open_engine
 from rntp.signals import StopRequest
-from rntp.step import Counts, judge, loss, plant, score
+from rntp.step import Counts, Scores, judge, loss, plant, score
 from rntp.tokenizer import tokenizer_digest
-from rntp.types import Context, PlacementInputs
+from rntp.tree import ThoughtTree
+from rntp.types import Context, PlacementInputs, Rollout
 
 Resume = Literal["auto", "never", "must"]
 
@@ -107,37 +109,25 @@ class Trainer:
         rollouts = self.engine.sample(contexts, self._place, self.stop.check, step - 1)
         clock.lap("time/rollout_s")
 
-        counts = Counts.of(rollouts, horizon)
-        tally = Tally(config, rollouts, counts)
+        tally = Tally(config, rollouts, Counts.of(rollouts, horizon))
         batches = microbatches(
             rollouts, tokens=config.parallel.tokens_per_microbatch, horizon=horizon
         )
-        for epoch in range(config.objective.epochs_per_rollout):
-            for i, batch in enumerate(batches):
-                if epoch == 0:  # later, weights have moved: the step has to be finished
-                    self.stop.check()
-                self.log.phase("forward", i + epoch * len(batches), len(batches))
-                tree = plant(self.model, batch, horizon)
-                scores = score(
-                    self.model,
-                    tree,
-                    temperature=config.thought.temperature,
-                    with_context=config.objective.ntp_weight > 0,
-                )
-                if epoch == 0:
-                    judged = judge(scores, tree, batch, config)
-                    part = loss(scores, tree, judged.advantage_PG, counts, config)
-                    tally.add(scores, judged, part)
-                else:
-                    first = tally.scores[i].thought_logp_M
-                    advantage_PG = tally.judgements[i].advantage_PG
-                    part = loss(scores, tree, advantage_PG, counts, config, first)
-                    tally.clipped_tokens += float(part.clipped_tokens)
-                clock.lap("time/forward_s")
-                part.total.backward()
-                clock.lap("time/backward_s")
-            update = self.optimizer.step(step, loss_is_finite=tally.loss_is_finite)
-            clock.lap("time/update_s")
+        for i, batch in enumerate(batches):
+            self.stop.check()
+            self.log.phase("forward", i, len(batches))
+            tree = plant(self.model, batch, horizon)
+            scores = self._score(tree)
+            judged = judge(scores, tree, batch, config)
+            part = loss(scores, tree, judged.advantage_PG, tally.counts, config)
+            clock.lap("time/forward_s")
+            part.total.backward()
+            clock.lap("time/backward_s")
+            tally.add(scores, judged, part)
+        update = self.optimizer.step(step, loss_is_finite=tally.loss_is_finite)
+        clock.lap("time/update_s")
+        for _ in range(1, config.objective.epochs_per_rollout):
+            update = self._another_epoch(step, batches, tally, clock)
 
         self.log.step(
             {
@@ -148,6 +138,7 @@ class Trainer:
                 "skipped": int(update.skipped),
                 **clock.laps,
                 "time/step_s": clock.total,
+                "memory/peak_gb": peak_bytes() / 1e9,
                 "data/ordinal_first": contexts[0].ordinal,
                 "data/visits_max": max(c.visit for c in contexts),
                 "data/digest": data_digest(contexts, [r.positions for r in rollouts]),
@@ -155,6 +146,39 @@ class Trainer:
         )
         self.log.rollouts(step, tally.rows(self.model))
         self._guard(update.skipped, contexts)
+
+    def _score(self, tree: ThoughtTree) -> Scores:
+        with_context = self.config.objective.ntp_weight > 0
+        temperature = self.config.thought.temperature
+        return score(self.model, tree, temperature=temperature, with_context=with_context)
+
+    def _another_epoch(
+        self, step: int, batches: list[tuple[Rollout, ...]], tally: Tally, clock: "Stopwatch"
+    ) -> Update:
+        """One more update over the same thoughts and advantages, at the clipped ratio.
+
+        Stop requests wait: the weights have moved since the last step, so it has to be finished.
+        """
+        finite = True
+        for i, batch in enumerate(batches):
+            tree = plant(self.model, batch, self.config.reward.horizon)
+            first, judged = tally.scores[i], tally.judgements[i]
+            part = loss(
+                self._score(tree),
+                tree,
+                judged.advantage_PG,
+                tally.counts,
+                self.config,
+                old_logp_M=first.thought_logp_M,
+            )
+            clock.lap("time/forward_s")
+            part.total.backward()
+            clock.lap("time/backward_s")
+            tally.clipped_tokens += float(part.clipped_tokens)
+            finite = finite and bool(torch.isfinite(part.total))
+        update = self.optimizer.step(step, loss_is_finite=finite)
+        clock.lap("time/update_s")
+        return update
 
     def comparison(self) -> dict[str, Any] | None:
         """Evaluation before and after training, side by side; None until both exist."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rntp.config import Config
-from rntp.provenance import redact
 from rntp.errors import ConfigError
+from rntp.provenance import redact
 
 
 class WandbMirror:

@@ -20,7 +20,13 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+from rntp.chance import uniform
+from rntp.data import ShardWriter
+from rntp.tokenizer import encode, tokenizer_digest
+
+# Tiny models gain nothing from threads; subprocesses inherit this.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 VOCABULARY = 320
 ARCHITECTURES = {
@@ -99,3 +105,50 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         tiny_model(name).save_pretrained(root / name)
         tiny_tokenizer().save_pretrained(root / name)
     return {name: root / name for name in ARCHITECTURES}
+
+
+def write_corpus(folder: Path, documents: int = 24, sentences: int = 12) -> Path:
+    """Shards of made-up pages, prepared with the tiny tokenizer."""
+    tokenizer = tiny_tokenizer()
+    words = TEXT.replace(".", "").replace(",", "").split()
+    writer = ShardWriter(
+        folder,
+        shard_bytes=1 << 20,
+        tokenizer_digest=tokenizer_digest(tokenizer),
+        tokenizer_spec="tiny",
+        prep_digest="0" * 64,
+    )
+    with writer:
+        for n in range(documents):
+            picks = uniform(n, "test corpus", torch.arange(sentences * 8)).mul(len(words)).long()
+            text = " ".join(words[int(i)] for i in picks)
+            metadata = {"url": f"https://example.org/{n}", "title": f"Page {n}", "source": "test"}
+            writer.add(f"page-{n:04d}", text, metadata, len(encode(tokenizer, text)))
+        writer.finish({"pages": documents, "kept": documents})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "shards")
+
+
+def tiny_run(model: Path, corpus: Path, run_dir: Path) -> dict:
+    """A raw config of a run that takes a second."""
+    return {
+        "run": {"steps": 4, "dir": str(run_dir), "seed": 3},
+        "model": {"spec": str(model), "dtype": "bfloat16", "device": "cpu"},
+        "data": {
+            "source": str(corpus),
+            "context_tokens": 48,
+            "docs_per_step": 3,
+            "heldout_fraction": 0.3,
+        },
+        "placement": {"positions_per_doc": 2, "min_prefix_tokens": 8},
+        "thought": {"thoughts_per_position": 3, "thought_tokens": 5},
+        "reward": {"horizon": 4, "discount": 0.9},
+        "optim": {"lr": 1e-3, "warmup_steps": 1},
+        "checkpoint": {"every_steps": 2, "keep": 2},
+        "evaluation": {"docs": 3},
+        "parallel": {"tokens_per_microbatch": 200},
+    }

@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from rntp.config import Config
+from rntp.errors import ConfigError
 from rntp.log import RunLog, duration, numbered_files, read_metrics, read_rollouts, step_line
 from rntp.provenance import redact, secret_values
-from rntp.errors import ConfigError
 
 CANARY = "canary-4f1b9c77e0d2"
 METRICS = {

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rntp.errors import RntpError
 from rntp.report.curves import Chart, Series, line_chart
 from rntp.report.numbers import includes_zero, interval, number, signed
 from rntp.report.runs import RunData
-from rntp.errors import RntpError
 
 Compare = Callable[[dict, dict], dict]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import yaml
 
+from rntp.errors import ConfigError
 from rntp.log import numbered_files, read_manifest, read_metrics, read_rollouts
 from rntp.provenance import redact, secret_values
-from rntp.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

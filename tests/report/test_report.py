@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from fake_run import PROSE, fake_compare, fake_run, tokens_of
 
+from rntp.errors import ConfigError, DataError
 from rntp.report import build_report
 from rntp.report.effect import effect_of
 from rntp.report.page import render
 from rntp.report.runs import RunData, load_runs
 from rntp.report.texts import scale_bound, shade, text_sections
 from rntp.report.thoughts import training_thoughts
-from rntp.errors import ConfigError, DataError
 
 EVIL = "</style><script>alert(1)</script><img src=x onerror=alert(2)>\"' onmouseover='alert(3)'"
 CANARY = "canary-77aa01c3f5d8"

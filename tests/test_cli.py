@@ -1,0 +1,161 @@
+"""The program as people call it: exit codes, messages, and nothing heavy where it is not needed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import tiny_run
+
+from rntp.cli import main
+
+
+@pytest.fixture
+def config(model_folders: dict[str, Path], corpus: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tiny_run(model_folders["llama"], corpus, tmp_path / "run")))
+    return path
+
+
+def call(*arguments: object) -> int:
+    """Exit code of the program."""
+    try:
+        main([str(a) for a in arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_import_and_help_load_nothing_heavy() -> None:
+    code = (
+        "import sys, rntp, rntp.cli\n"
+        "try: rntp.cli.main(['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pydantic', 'wandb', 'vllm', 'yaml'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_package_offers_what_the_contract_names() -> None:
+    import rntp
+
+    for name in rntp.__all__:
+        assert getattr(rntp, name) is not None
+    assert callable(rntp.evaluate)
+    assert callable(rntp.rewards.register)
+    with pytest.raises(AttributeError, match="nothing"):
+        rntp.nothing  # noqa: B018
+
+
+def test_train_report_eval_and_checkpoints(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("train", config) == 0
+    out = capsys.readouterr().out
+    last = out.strip().splitlines()
+    assert last[-1] == f"report: {tmp_path / 'run' / 'report.html'}"
+    assert "loss with thinking" in out
+    assert out.count("eta") == 4
+    assert "<html" in (tmp_path / "run" / "report.html").read_text()
+
+    assert call("train", config) == 0  # once more: nothing to do, the same table
+    out = capsys.readouterr().out
+    assert "all 4 steps are done" in out
+    assert "loss with thinking" in out
+
+    assert call("eval", tmp_path / "run", "--json", "--out", tmp_path / "eval.json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["num_docs"] == 3
+    assert len(json.loads((tmp_path / "eval.json").read_text())["pages"]) == 3
+    assert call("eval", tmp_path / "run", "--checkpoint", 3) == 4
+    assert "there are: 2, 4" in capsys.readouterr().err
+    assert call("eval", config) == 0
+    assert "decile of no-think loss" in capsys.readouterr().out
+
+    assert call("report", tmp_path / "run", "--out", tmp_path / "again.html") == 0
+    assert (tmp_path / "again.html").exists()
+    assert call("ckpt", "ls", tmp_path / "run") == 0
+    assert "step        4" in capsys.readouterr().out
+    assert call("ckpt", "verify", tmp_path / "run") == 0
+    (tmp_path / "run" / "checkpoints" / "step_00000002" / "state.json").write_text("{}")
+    assert call("ckpt", "verify", tmp_path / "run") == 4
+    assert "step_00000002: state.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "message"),
+    [
+        (["optim.learning_rate=1"], 2, "optim.learning_rate: no such field"),
+        (["data.source=absent"], 3, "absent"),
+        (["data.context_tokens=100000"], 2, "lower data.context_tokens"),
+        (["reward.horizon=40"], 2, "raise data.context_tokens"),
+        (["run.dir=/proc/rntp"], 4, "0.0 GB are free"),
+    ],
+)
+def test_errors_have_their_exit_code(
+    config: Path,
+    overrides: list[str],
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert call("train", config, *[f"--set={o}" for o in overrides]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_usage_errors() -> None:
+    assert call("trian") == 2
+    assert call("train") == 2
+    assert call("train", "absent.yaml") == 2
+    assert call("report", "absent") == 2
+
+
+def test_dry_run_prints_sizes_and_writes_nothing(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("train", config, "--dry-run", "--json") == 0
+    sizes = json.loads(capsys.readouterr().out)
+    branch = 5 + 2 + 4
+    assert sizes["tokens per step, tree"] == 3 * (48 + 6 * branch)
+    assert sizes["tokens per step, one sequence a thought"] == 3 * 6 * ((8 + 44) / 2 + branch)
+    assert sizes["rollouts per step"] == 18
+    assert sizes["checkpoint, GB"] == pytest.approx(sizes_of_llama() * 12 / 1e9)
+    assert call("train", config, "--dry-run") == 0
+    assert "Nothing was written" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def sizes_of_llama() -> int:
+    """Parameters of the tiny model as it lies in its folder, worked out by hand."""
+    attention = 32 * 32 + 2 * 32 * 16 + 32 * 32
+    layer = attention + 3 * 32 * 64 + 2 * 32
+    return 320 * 32 + 2 * layer + 32
+
+
+def test_config_commands(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("config", "show", config, "--set", "run.seed=9") == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["run"]["seed"] == 9
+    assert shown["optim"]["beta2"] == 0.95  # defaults are written out
+    assert call("config", "validate", config) == 0
+    assert "is valid" in capsys.readouterr().out
+    assert call("config", "schema") == 0
+    assert "thought_tokens" in capsys.readouterr().out
+
+
+def test_data_commands(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("data", "verify", corpus) == 0
+    assert "24 documents are whole" in capsys.readouterr().out
+    assert call("data", "stats", corpus, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["documents"] == 24
+    assert call("data", "stats", "absent") == 3
+
+
+def test_doctor(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("doctor", config, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["facts"]["threads"] == 1
+    assert not any("run.dir" in line for line in told["missing"])

@@ -1,0 +1,221 @@
+"""The step as a whole: invariances of loss and gradient, and which options change the gradient."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import compute_norms_in_float64
+from test_config import minimal
+
+from rntp.config import Config
+from rntp.model import LanguageModel, load_model
+from rntp.parallel import microbatches
+from rntp.rollout.inprocess import InProcessEngine
+from rntp.step import Counts, Scores, judge, loss, plant, score
+from rntp.types import Context, Rollout
+
+HORIZON = 4
+
+
+@pytest.fixture(scope="module")
+def model(model_folders: dict[str, Path]) -> LanguageModel:
+    loaded = load_model(str(model_folders["llama"]), dtype=torch.float64)
+    compute_norms_in_float64(loaded.hf)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def rollouts(model: LanguageModel) -> list[Rollout]:
+    generator = torch.Generator().manual_seed(1)
+    contexts = [
+        Context(n, f"doc{n}", torch.randint(1, 318, (30 - 3 * n,), generator=generator))
+        for n in range(4)
+    ]
+    engine = InProcessEngine(
+        model, thoughts=3, budget=6, temperature=1.0, seed=0, slots=32, draw=uneven(model)
+    )
+    return engine.sample(contexts, lambda c, e, n: (5, len(c) - HORIZON))
+
+
+def uneven(model: LanguageModel) -> Callable:
+    """Sampling that closes some thoughts early, so that lengths differ."""
+    from rntp.rollout.sampling import draw
+
+    def sample(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float):
+        ids, logp = draw(logits, uniforms, temperature)
+        close = uniforms < 0.2
+        wide = torch.log_softmax(logits, -1)[:, model.think_close_id]
+        ids = torch.where(close, model.think_close_id, ids)
+        return ids, torch.where(close, wide, logp)
+
+    return sample
+
+
+def config_of(*overrides: str) -> Config:
+    return Config.parse(minimal(), [f"reward.horizon={HORIZON}", *overrides])
+
+
+def run(
+    model: LanguageModel, rollouts: list[Rollout], config: Config, tokens: int = 10**6
+) -> tuple[float, dict[str, torch.Tensor], list[Scores]]:
+    """Loss, gradients and scores of one step, cut into microbatches of `tokens`."""
+    model.hf.zero_grad()
+    counts, total, seen = Counts.of(rollouts, HORIZON), 0.0, []
+    for batch in microbatches(rollouts, tokens=tokens, horizon=HORIZON):
+        tree = plant(model, batch, HORIZON)
+        scores = score(model, tree, temperature=1.0, with_context=config.objective.ntp_weight > 0)
+        judged = judge(scores, tree, batch, config)
+        part = loss(scores, tree, judged.advantage_PG, counts, config)
+        part.total.backward()
+        total += float(part.total.detach())
+        seen.append(scores)
+    return total, {n: p.grad.clone() for n, p in model.hf.named_parameters()}, seen
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Largest relative difference of any parameter's gradient."""
+    return max(float((a[n] - b[n]).norm() / b[n].norm()) for n in b)
+
+
+@pytest.mark.parametrize("ntp_weight", [0.0, 0.3])
+@pytest.mark.parametrize("algorithm", ["policy_gradient", "clipped_ratio"])
+def test_microbatches_change_neither_loss_nor_gradient(
+    model: LanguageModel, rollouts: list[Rollout], algorithm: str, ntp_weight: float
+) -> None:
+    config = config_of(f"objective.algorithm={algorithm}", f"objective.ntp_weight={ntp_weight}")
+    lengths = {len(t.sampled_ids) for r in rollouts for g in r.thoughts for t in g}
+    assert len(lengths) >= 3  # uneven microbatches are the point
+    whole, whole_grads, seen = run(model, rollouts, config)
+    assert len(seen) == 1
+    for tokens, pieces in ((1, 4), (220, 2)):
+        cut, cut_grads, seen = run(model, rollouts, config, tokens)
+        assert len(seen) == pieces
+        assert cut == pytest.approx(whole, rel=1e-12)
+        assert distance(cut_grads, whole_grads) < 1e-12
+    order, order_grads, _ = run(model, rollouts[::-1], config)
+    assert order == pytest.approx(whole, rel=1e-12)
+    assert distance(order_grads, whole_grads) < 1e-12
+
+
+def test_one_trunk_forward_gives_everything(
+    model: LanguageModel, rollouts: list[Rollout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    trunk = model.hf.base_model.forward
+
+    def counted(*args, **kwargs):
+        calls.append(torch.is_grad_enabled())
+        return trunk(*args, **kwargs)
+
+    monkeypatch.setattr(model.hf.base_model, "forward", counted)
+    run(model, rollouts, config_of("reward.shadows=[log_ratio, logprob, exact_prefix]"))
+    assert calls == [True]
+
+
+def test_loss_is_the_sum_of_its_parts_by_hand(
+    model: LanguageModel, rollouts: list[Rollout]
+) -> None:
+    config = config_of(
+        "objective.pg_weight=2", "objective.continuation_weight=0.5", "objective.ntp_weight=0.25"
+    )
+    total, _, (scores,) = run(model, rollouts, config)
+    reward = (scores.think_logp_PGH - scores.empty_logp_PH[:, None]).sum(-1)
+    others = (reward.sum(1, keepdim=True) - reward) / 2
+    thoughts = [t for r in rollouts for g in r.thoughts for t in g]
+    advantage = (reward - others).flatten().tolist()
+    pg = sum(
+        -a * float(part.sum())
+        for a, part in zip(
+            advantage,
+            scores.thought_logp_M.split([len(t.sampled_ids) for t in thoughts]),
+            strict=True,
+        )
+    ) / sum(len(t.sampled_ids) for t in thoughts)
+    continuation = -float(scores.think_logp_PGH.mean())
+    ntp = -float(scores.context_logp.mean())
+    assert total == pytest.approx(2 * pg + 0.5 * continuation + 0.25 * ntp, rel=1e-12)
+    assert abs(pg) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changes"),
+    [
+        (["baseline.weights=none"], False),  # subtracted from every member: cancels
+        (["baseline.weights=none", "baseline.use=clip"], True),
+        (["baseline.use=clip"], True),
+        (["reward.scheme=logprob"], False),  # log_ratio less its baseline
+        (["reward.scheme=exact_prefix"], True),
+        (["reward.discount=0.5"], True),
+        (["reward.shadows=[]"], False),  # shadows only watch
+    ],
+)
+def test_which_baseline_and_reward_options_change_the_gradient(
+    model: LanguageModel, rollouts: list[Rollout], overrides: list[str], changes: bool
+) -> None:
+    only_policy = ["objective.continuation_weight=0", "objective.ntp_weight=0"]
+    for std in ([], ["objective.advantage=group_mean", "objective.advantage_std=true"]):
+        plain = [*only_policy, *std, "objective.advantage_std_floor=1e-9"]
+        _, base, _ = run(model, rollouts, config_of(*plain))
+        _, other, _ = run(model, rollouts, config_of(*plain, *overrides))
+        gap = distance(other, base)
+        assert gap > 1e-3 if changes else gap < 1e-9, gap
+
+
+def test_forced_close_markers_carry_no_policy_gradient(
+    model: LanguageModel, rollouts: list[Rollout]
+) -> None:
+    tree = plant(model, rollouts, HORIZON)
+    thoughts = [t for r in rollouts for g in r.thoughts for t in g]
+    forced = [t for t in thoughts if not t.closed]
+    assert forced
+    assert len(forced) < len(thoughts)
+    closes = (tree.thought_targets == model.think_close_id).sum()
+    assert closes == len(thoughts) - len(forced)
+    assert len(tree.thought_rows) == sum(len(t.sampled_ids) for t in thoughts)
+
+
+def test_rewards_are_detached_and_the_policy_term_leaves_the_continuation_alone(
+    model: LanguageModel, rollouts: list[Rollout]
+) -> None:
+    """Changing only the continuation's weight adds exactly the gradient of its own term."""
+    base = ["objective.ntp_weight=0"]
+    _, with_both, _ = run(model, rollouts, config_of(*base, "objective.continuation_weight=1"))
+    _, only_pg, _ = run(model, rollouts, config_of(*base, "objective.continuation_weight=0"))
+    _, only_text, _ = run(
+        model,
+        rollouts,
+        config_of(*base, "objective.continuation_weight=1", "objective.pg_weight=0"),
+    )
+    added = {name: only_pg[name] + only_text[name] for name in only_pg}
+    assert distance(added, with_both) < 1e-12
+
+
+def test_clipped_ratio_moves_away_from_old_thoughts(
+    model: LanguageModel, rollouts: list[Rollout]
+) -> None:
+    config = config_of("objective.algorithm=clipped_ratio", "objective.ntp_weight=0")
+    tree, counts = plant(model, rollouts, HORIZON), Counts.of(rollouts, HORIZON)
+    scores = score(model, tree, temperature=1.0, with_context=False)
+    advantage = judge(scores, tree, rollouts, config).advantage_PG
+    first = loss(scores, tree, advantage, counts, config)
+    assert first.clipped_tokens == 0
+    far = scores.thought_logp_M.detach() - 2.0  # as if the policy had grown e² times likelier
+    later = loss(scores, tree, advantage, counts, config, far)
+    rising = advantage.flatten()[tree.thought_index] > 0
+    assert int(later.clipped_tokens) == int(rising.sum()) > 0
+    assert not torch.isclose(later.pg, first.pg)
+
+
+def test_scores_of_shorter_contexts_use_their_own_rows(
+    model: LanguageModel, rollouts: list[Rollout]
+) -> None:
+    with_context = score(model, plant(model, rollouts, HORIZON), temperature=1.0, with_context=True)
+    without = score(model, plant(model, rollouts, HORIZON), temperature=1.0, with_context=False)
+    torch.testing.assert_close(
+        with_context.empty_logp_PH, without.empty_logp_PH, rtol=1e-12, atol=0
+    )
+    shuffled = [replace(r, thoughts=r.thoughts[::-1]) for r in rollouts]
+    other = score(model, plant(model, shuffled, HORIZON), temperature=1.0, with_context=False)
+    assert not torch.allclose(other.think_logp_PGH, without.think_logp_PGH)

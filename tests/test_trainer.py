@@ -1,0 +1,379 @@
+"""The loop: it runs, it resumes bit for bit, and it refuses what it cannot do before it writes."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import tiny_run, write_corpus
+
+from rntp import rewards, run_folder
+from rntp.checkpoint import committed
+from rntp.config import Config
+from rntp.errors import CheckpointError, ConfigError, DataError, Diverged, Preempted
+from rntp.evaluation import evaluate_target
+from rntp.log import read_metrics, read_rollouts
+from rntp.step import Scores
+from rntp.trainer import Trainer
+
+CONTRACT = [
+    "step",
+    "reward/mean",
+    "reward/std",
+    "reward/log_ratio",
+    "reward/logprob",
+    "reward/exact_prefix",
+    "gain/mean",
+    "nll/no_think",
+    "nll/think",
+    "thought/tokens_mean",
+    "thought/closed_frac",
+    "group/dead_frac",
+    "loss/total",
+    "loss/pg",
+    "loss/ntp",
+    "grad_norm",
+    "kl/sampler",
+    "entropy/thought",
+    "lr",
+    "tokens/context",
+    "tokens/thought",
+    "tokens/tree",
+    "tokens/unshared",
+    "time/step_s",
+    "time/rollout_s",
+    "time/forward_s",
+    "time/update_s",
+    "data/ordinal_first",
+    "data/digest",
+]
+
+
+@pytest.fixture
+def raw(model_folders: dict[str, Path], corpus: Path, tmp_path: Path) -> dict:
+    return tiny_run(model_folders["llama"], corpus, tmp_path / "run")
+
+
+def fit(raw: dict, *overrides: str, resume: str = "auto") -> Trainer:
+    trainer = Trainer(Config.parse(raw, overrides), resume=resume)
+    trainer.fit()
+    return trainer
+
+
+def comparable(run_dir: Path) -> list[dict]:
+    """The metrics without what depends on the machine's mood."""
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))}
+        for row in read_metrics(run_dir)
+    ]
+
+
+def test_a_run_leaves_everything_the_contract_names(raw: dict) -> None:
+    trainer = fit(raw)
+    folder = trainer.config.run.dir
+    metrics = read_metrics(folder)
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4]
+    for row in metrics:
+        assert [key for key in CONTRACT if key not in row] == []
+        assert all(math.isfinite(v) for v in row.values() if isinstance(v, float))
+        assert row["tokens/thought"] <= 3 * 2 * 3 * 5
+        assert row["kl/sampler"] < 1e-3
+        gain = row["nll/no_think"] - row["nll/think"]
+        assert row["gain/mean"] == pytest.approx(gain, abs=1e-5)
+    assert [row["data/ordinal_first"] for row in metrics] == [0, 3, 6, 9]
+    assert len({row["data/digest"] for row in metrics}) == 4
+    assert metrics[0]["lr"] == pytest.approx(5e-4)
+    assert metrics[1]["lr"] == 1e-3
+
+    rows = read_rollouts(folder, 1)
+    assert len(rows) == 3 * 2 * 3
+    for row in rows:
+        assert set(row["rewards"]) == {"log_ratio", "logprob", "exact_prefix"}
+        assert len(row["gain_per_token"]) == 4
+        assert row["gain"] == pytest.approx(sum(row["gain_per_token"]) / 4)
+        discounted = sum(g * 0.9**k for k, g in enumerate(row["gain_per_token"]))
+        assert row["rewards"]["log_ratio"] == pytest.approx(discounted, abs=1e-5)
+        assert row["policy_version"] == 0
+    groups = [rows[i : i + 3] for i in range(0, len(rows), 3)]
+    for group in groups:
+        assert sum(row["advantage"] for row in group) == pytest.approx(0, abs=1e-4)
+
+    assert [step for step, _ in committed(folder / "checkpoints")] == [2, 4]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["config_digest"] == trainer.config.digest()
+    assert yaml.safe_load((folder / "config.yaml").read_text())["run"]["seed"] == 3
+    assert {p.name for p in (folder / "eval").iterdir()} == {
+        "step_00000000.json",
+        "step_00000004.json",
+    }
+    comparison = trainer.comparison()
+    assert comparison["nll/think"]["before"] != comparison["nll/think"]["after"]
+    again = evaluate_target(folder, 4, say=lambda text: None)
+    saved = json.loads((folder / "eval" / "step_00000004.json").read_text())
+    assert again["nll/think"] == saved["nll/think"]
+    assert again["deciles"] == saved["deciles"]
+
+
+def test_the_update_raises_the_reward_on_the_same_thoughts(raw: dict) -> None:
+    """The policy term alone: thoughts of positive advantage become likelier."""
+    trainer = Trainer(
+        Config.parse(raw, ["objective.continuation_weight=0", "objective.ntp_weight=0"])
+    )
+    config = trainer.config
+    from rntp.step import judge, plant, score
+
+    contexts = trainer.corpus.step_contexts(1, 3)
+    rollouts = trainer.engine.sample(contexts, trainer._place)
+
+    def scores() -> Scores:
+        tree = plant(trainer.model, rollouts, config.reward.horizon)
+        return score(trainer.model, tree, temperature=1.0, with_context=False)
+
+    tree = plant(trainer.model, rollouts, config.reward.horizon)
+    before = scores()
+    advantage = judge(before, tree, rollouts, config).advantage_PG.flatten()[tree.thought_index]
+    loss = -(advantage * before.thought_logp_M).mean()
+    loss.backward()
+    trainer.optimizer.step(2, loss_is_finite=True)
+    gained = scores().thought_logp_M.detach() - before.thought_logp_M.detach()
+    assert (advantage * gained).sum() > 0
+    assert gained[advantage > 0].mean() > gained[advantage < 0].mean()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_stopping_and_starting_again_changes_nothing(raw: dict, tmp_path: Path, dtype: str) -> None:
+    whole = fit(raw, f"model.dtype={dtype}", f"run.dir={tmp_path / 'whole'}").config.run.dir
+    parts = f"run.dir={tmp_path / 'parts'}"
+    for steps in (1, 3, 4):  # 1 and 3 lie between the regular checkpoints
+        folder = fit(raw, f"model.dtype={dtype}", parts, f"run.steps={steps}").config.run.dir
+    assert comparable(folder) == comparable(whole)
+    assert read_rollouts(folder, 4) == read_rollouts(whole, 4)
+    one, other = (d / "checkpoints" / "step_00000004" for d in (whole, folder))
+    for name in ("weights.safetensors", "moments.safetensors"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_several_epochs_over_the_same_thoughts(raw: dict, tmp_path: Path) -> None:
+    options = ["objective.algorithm=clipped_ratio", "optim.lr=0.01", "optim.warmup_steps=0"]
+    once = fit(raw, *options, f"run.dir={tmp_path / 'once'}")
+    plain = fit(raw, *options[1:], f"run.dir={tmp_path / 'plain'}")
+    thrice = fit(raw, *options, "objective.epochs_per_rollout=3", f"run.dir={tmp_path / 'thrice'}")
+    for row, other in zip(
+        comparable(once.config.run.dir), comparable(plain.config.run.dir), strict=True
+    ):
+        # The surrogates differ in value, not in gradient.
+        assert {k for k in row if row[k] != other[k]} <= {"loss/pg", "loss/total"}
+    first, *_ = comparable(once.config.run.dir)
+    other, second, *_ = comparable(thrice.config.run.dir)
+    assert other["reward/mean"] == first["reward/mean"]  # the same thoughts at first
+    assert second["reward/mean"] != comparable(once.config.run.dir)[1]["reward/mean"]
+    assert sum(row["policy/clip_frac"] for row in comparable(thrice.config.run.dir)) > 0
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+    for _ in range(1200):
+        assert process.poll() is None, process.communicate()
+        metrics = folder / "metrics.jsonl"
+        if metrics.exists() and metrics.read_text().count("\n") >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no step in a minute")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_same_command_resumes(
+    raw: dict, tmp_path: Path, number: signal.Signals
+) -> None:
+    raw["run"]["steps"] = 60
+    raw["checkpoint"]["every_steps"] = 1000
+    raw["evaluation"] = {"enabled": False}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    folder = Path(raw["run"]["dir"])
+    command = [sys.executable, "-m", "rntp.cli", "train", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for_step(folder, 3, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 5, output
+    assert "the same command resumes" in output
+    ((stopped, _),) = committed(folder / "checkpoints")
+    assert 3 <= stopped < 60
+
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"{stopped} of 60 steps done" in again.stdout
+    whole = fit(raw, f"run.dir={tmp_path / 'whole'}").config.run.dir
+    assert comparable(folder) == comparable(whole)
+
+
+def test_a_kill_loses_nothing_that_was_committed(raw: dict, tmp_path: Path) -> None:
+    raw["run"]["steps"] = 60
+    raw["evaluation"] = {"enabled": False}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    folder = Path(raw["run"]["dir"])
+    command = [sys.executable, "-m", "rntp.cli", "train", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_step(folder, 5, process)
+    process.kill()
+    process.wait()
+    stray = folder / "checkpoints" / "step_00000099"  # a folder without COMMIT.json
+    stray.mkdir()
+    raw["run"]["steps"] = 8
+    done = fit(raw).config.run.dir
+    whole = fit(raw, f"run.dir={tmp_path / 'whole'}").config.run.dir
+    if len(comparable(done)) == 8:
+        assert comparable(done) == comparable(whole)
+    else:  # the run had got past step 8 before it was killed
+        assert comparable(done)[:8] == comparable(whole)
+
+
+def test_non_finite_steps_change_nothing_and_a_streak_ends_the_run(
+    raw: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @rewards.register("broken")
+    def broken(inputs):
+        return rewards.REGISTRY["log_ratio"](inputs) * float("nan")
+
+    try:
+        trainer = Trainer(Config.parse(raw, ["reward.scheme=broken", "optim.max_skipped_steps=3"]))
+        before = {name: master.clone() for name, master in trainer.optimizer.masters.items()}
+        with pytest.raises(Diverged, match="3 steps in a row") as caught:
+            trainer.fit()
+        assert caught.value.exit_code == 6
+        for name, master in trainer.optimizer.masters.items():
+            assert torch.equal(master, before[name])
+        assert trainer.optimizer.moments() == {}
+        assert [row["skipped"] for row in read_metrics(trainer.config.run.dir)] == [1, 1, 1]
+        assert "ordinals 0 … 2 were not trained" in (trainer.config.run.dir / "log.txt").read_text()
+    finally:
+        del rewards.REGISTRY["broken"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (["data.source=absent"], DataError, "absent"),
+        (["reward.scheme=nothing"], ConfigError, "there are: exact_prefix, log_ratio, logprob"),
+        (["reward.shadows=[nothing]"], ConfigError, "no scheme 'nothing'"),
+        (["placement.policy=nothing"], ConfigError, "there are: entropy, random"),
+        (["data.context_tokens=300"], ConfigError, "sees 256; lower data.context_tokens"),
+        (["reward.horizon=200", "data.context_tokens=220"], DataError, "none of the"),
+        (["data.heldout_fraction=0"], (ConfigError, DataError), "heldout"),
+        (["model.spec=./absent"], ConfigError, "no folder"),
+        (["model.spec=package:absent_package"], ConfigError, "is not installed"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    raw: dict, overrides: list[str], error: type, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Trainer(Config.parse(raw, overrides))
+    assert not Path(raw["run"]["dir"]).exists()
+
+
+def test_a_corpus_of_another_tokenizer_is_refused(
+    raw: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conftest.tokenizer_digest", lambda tokenizer: "another")
+    raw["data"]["source"] = str(write_corpus(tmp_path / "other", 4))
+    with pytest.raises(DataError, match="prepared with tokenizer tiny"):
+        Trainer(Config.parse(raw))
+
+
+def test_the_run_folder_belongs_to_one_config(raw: dict, tmp_path: Path) -> None:
+    fit(raw, "run.steps=1", "evaluation.enabled=false")
+    with pytest.raises(ConfigError, match=r"optim.lr: 0.001 there, 0.002 here"):
+        Trainer(Config.parse(raw, ["optim.lr=2e-3", "evaluation.enabled=false"]))
+    with pytest.raises(ConfigError, match="--resume is never"):
+        Trainer(Config.parse(raw, ["evaluation.enabled=false"]), resume="never")
+    with pytest.raises(CheckpointError, match="--resume must"):
+        Trainer(Config.parse(raw, [f"run.dir={tmp_path / 'new'}"]), resume="must")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("")
+    with pytest.raises(ConfigError, match="no run folder"):
+        Trainer(Config.parse(raw, [f"run.dir={other}"]))
+    with pytest.raises(ConfigError, match="is a file"):
+        Trainer(Config.parse(raw, [f"run.dir={other / 'thesis.tex'}"]))
+    with pytest.raises(ConfigError, match=r"thesis\.tex is a file"):
+        Trainer(Config.parse(raw, [f"run.dir={other / 'thesis.tex' / 'run'}"]))
+    assert sorted(p.name for p in other.iterdir()) == ["thesis.tex"]
+    with (
+        pytest.raises(ConfigError, match="/proc/rntp cannot be written"),
+        run_folder.claim(Config.parse(raw, ["run.dir=/proc/rntp"])),
+    ):
+        pass
+
+
+def test_other_data_under_the_same_name_is_refused(raw: dict, tmp_path: Path) -> None:
+    fit(raw, "run.steps=1", "evaluation.enabled=false")
+    raw["data"]["source"] = str(write_corpus(tmp_path / "other", 23))
+    with pytest.raises(CheckpointError, match="trained on other data"):
+        fit(raw, "evaluation.enabled=false")
+
+
+def test_damaged_checkpoints(raw: dict) -> None:
+    folder = fit(raw, "evaluation.enabled=false").config.run.dir
+    good = comparable(folder)
+    newest = folder / "checkpoints" / "step_00000004" / "weights.safetensors"
+    flipped = bytearray(newest.read_bytes())
+    flipped[-5] ^= 1
+    newest.write_bytes(flipped)
+    fit(raw, "evaluation.enabled=false")  # falls back to step 2 and repeats 3 and 4
+    assert "step_00000004 is damaged" in (folder / "log.txt").read_text()
+    assert "weights.safetensors: its bytes have changed" in (folder / "log.txt").read_text()
+    assert comparable(folder) == good
+    for _, path in committed(folder / "checkpoints"):
+        (path / "moments.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        fit(raw, "evaluation.enabled=false")
+
+
+def test_a_full_disk_during_a_save(raw: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    trainer = Trainer(Config.parse(raw, ["evaluation.enabled=false", "checkpoint.every_steps=1"]))
+    monkeypatch.setattr("rntp.checkpoint.save_file", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        trainer.fit()
+    assert list((trainer.config.run.dir / "checkpoints").iterdir()) == []
+
+
+def test_too_little_disk_is_noticed_at_the_start(
+    raw: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = 1000
+
+    monkeypatch.setattr("rntp.preflight.shutil.disk_usage", lambda path: Usage)
+    with pytest.raises(CheckpointError, match=r"lower checkpoint\.keep"):
+        Trainer(Config.parse(raw))
+
+
+def test_a_stop_before_the_first_step_leaves_a_folder_that_starts(raw: dict) -> None:
+    trainer = Trainer(Config.parse(raw))
+    trainer.stop.received = "SIGINT"
+    with pytest.raises(Preempted):
+        trainer.fit()
+    assert committed(trainer.config.run.dir / "checkpoints") == []
+    assert len(read_metrics(fit(raw).config.run.dir)) == 4
+
+
+def test_two_processes_cannot_share_a_run_folder(raw: dict) -> None:
+    import fcntl
+
+    folder = Path(raw["run"]["dir"])
+    folder.mkdir()
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another process"):
+            fit(raw)
