@@ -6,6 +6,7 @@ me · 6 diverged.
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Bars of downloads and weight loading would tear the run's own console apart.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("rntp").setLevel(logging.INFO)
     try:
         arguments.run(arguments)
     except RntpError as error:

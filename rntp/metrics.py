@@ -58,7 +58,7 @@ class Tally:
             "reward/mean": reward.mean(),
             "reward/std": reward.std(correction=0),
             "reward/sem": reward.std(correction=0) / reward.numel() ** 0.5,
-            "reward/group_std": reward.std(dim=1, correction=0).mean(),
+            "group/reward_std": reward.std(dim=1, correction=0).mean(),
             # Two evaluations of one policy, sampler's and trainer's, differ by rounding only; a
             # reward adds up H such log-probs.
             "reward/noise_floor": mismatch.square().mean().sqrt() * discounts.square().sum().sqrt(),

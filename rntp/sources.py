@@ -5,6 +5,7 @@ GGUF files are dequantised once and kept as safetensors, so that the next start 
 
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ import torch
 from rntp.errors import ConfigError
 
 PACKAGE = "package:"
+LOG = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -74,7 +76,10 @@ def _dequantized(gguf: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    LOG.info("dequantising %s into %s; later starts read that copy", gguf.name, folder)
+    transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32

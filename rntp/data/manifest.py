@@ -30,6 +30,7 @@ from typing import Any, Self
 import numpy as np
 
 from rntp.errors import DataError
+from rntp.files import sync
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
@@ -321,8 +322,8 @@ class ShardWriter:
                 json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
             )
             for path in sorted(self.partial_folder.iterdir()):
-                _fsync(path)
-            _fsync(self.partial_folder)
+                sync(path)
+            sync(self.partial_folder)
             written = Manifest.load(self.partial_folder)
             problems = written.verify()
             if problems:
@@ -342,7 +343,7 @@ class ShardWriter:
                 f"{written.digest[:16]}); choose another output folder, or delete this one"
             )
         os.rename(self.partial_folder, self.folder)
-        _fsync(self.folder.parent)
+        sync(self.folder.parent)
         return Manifest.load(self.folder)
 
     def _make_room(self, num_bytes: int) -> None:
@@ -454,14 +455,6 @@ def _file_sha256(path: Path) -> str:
 
 def _in_use(folder: Path) -> bool:
     return folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -60,6 +60,7 @@ _AFTER_SCHEMES = (
             ("time/step_s", "whole step"),
             ("time/rollout_s", "rollout"),
             ("time/forward_s", "forward"),
+            ("time/backward_s", "backward"),
             ("time/update_s", "update"),
         ),
     ),

@@ -1,0 +1,63 @@
+"""Imports run one way, so that every part can be read, tested and replaced without those above."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CORE = {"rntp.types", "rntp.errors"}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of this repository that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            inside = {s for s in submodules if (ROOT / (s.replace(".", "/") + ".py")).is_file()}
+            found |= inside or {node.module}
+    return {name for name in found if name.startswith("rntp")}
+
+
+def files(*patterns: str) -> list[Path]:
+    found = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    assert found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("patterns", "allowed"),
+    [
+        (["kernels/rntp_kernels/**/*.py"], {"rntp_kernels"}),
+        (["data_prep/rntp_data_prep/*.py"], {"rntp_data_prep", "rntp.data.manifest", *CORE}),
+        (["rntp/rewards/*.py"], {"rntp.rewards", *CORE}),
+        (["rntp/placement/*.py"], {"rntp.placement", *CORE}),
+        (["rntp/advantages.py", "rntp/losses.py", "rntp/types.py", "rntp/errors.py"], CORE),
+        (["rntp/chance.py", "rntp/files.py", "rntp/config.py"], CORE),
+        (["rntp/data/manifest.py", "rntp/data/order.py"], {"rntp.files", *CORE}),
+        (["rntp/tree.py"], {"rntp_kernels", "rntp.model", *CORE}),
+        (
+            ["rntp/step.py"],
+            {"rntp.losses", "rntp.rewards", "rntp.advantages", "rntp.config", "rntp.model"}
+            | {"rntp.tree", *CORE},
+        ),
+    ],
+)
+def test_a_layer_imports_only_what_lies_below(patterns: list[str], allowed: set[str]) -> None:
+    for path in files(*patterns):
+        above = {
+            name
+            for name in imports(path)
+            if name not in allowed and not any(name.startswith(a + ".") for a in allowed - CORE)
+        }
+        assert above == set(), path
+
+
+def test_only_the_command_line_knows_the_trainer() -> None:
+    for path in files("rntp/**/*.py"):
+        if path.name not in {"cli.py", "__init__.py"}:
+            assert "rntp.trainer" not in imports(path), path
+            assert "rntp.cli" not in imports(path), path
