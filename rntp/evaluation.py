@@ -213,6 +213,7 @@ def _score_pages(
             {
                 "ordinal": rollout.context.ordinal,
                 "document_id": rollout.context.document_id,
+                "title": rollout.context.title,
                 "tokens": token_strings(model.tokenizer, rollout.context.token_ids),
                 "positions": positions,
             }

@@ -34,6 +34,7 @@ from rntp.step import Counts, Scores, judge, loss, plant, score
 from rntp.tokenizer import tokenizer_digest
 from rntp.tree import ThoughtTree
 from rntp.types import Context, PlacementInputs, Rollout
+from rntp.wandb_mirror import import_wandb
 
 Resume = Literal["auto", "never", "must"]
 
@@ -52,6 +53,7 @@ class Trainer:
         self.resume = resume
         self.console = console
         check_names(config)
+        import_wandb(config)
         run_folder.check(config, resume)
         manifest = Manifest.load(config.data.source)
         self.model = open_model(config)

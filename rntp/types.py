@@ -15,13 +15,14 @@ class Context:
     """The window of one document that a step sees.
 
     token_ids: int64 [L], L <= context_tokens, on the CPU; never crosses a document.
-    start: index of its first token in the document. visit: how often the order had handed out this
-    document before (0 on the first pass over the corpus).
+    title: of the document, for people. start: index of the first token in the document.
+    visit: how often the order had handed out this document before (0 on the first pass).
     """
 
     ordinal: int
     document_id: str
     token_ids: Tensor
+    title: str = ""
     start: int = 0
     visit: int = 0
 

@@ -12,6 +12,19 @@ from rntp.errors import ConfigError
 from rntp.provenance import redact
 
 
+def import_wandb(config: Config) -> Any:
+    """The module, or None where the config does not ask for it. Raises ConfigError if missing."""
+    if config.log.wandb == "off":
+        return None
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise ConfigError(
+            f"log.wandb is {config.log.wandb} and wandb is not installed; "
+            "pip install 'rntp[log]', or set log.wandb to off"
+        ) from error
+
+
 class WandbMirror:
     """Sends each step's metrics to wandb; after the first trouble it warns and sends no more.
 
@@ -29,13 +42,7 @@ class WandbMirror:
         """say: prints (text, level). Raises ConfigError when wandb is not installed."""
         self._say = say
         self._run: Any = None
-        try:
-            wandb = importlib.import_module("wandb")
-        except ImportError as error:
-            raise ConfigError(
-                f"log.wandb is {config.log.wandb} and wandb is not installed; "
-                "pip install 'rntp[log]', or set log.wandb to off"
-            ) from error
+        wandb = import_wandb(config)
         mode = config.log.wandb
         if mode == "online" and not os.environ.get("WANDB_API_KEY"):
             say("log.wandb is online and WANDB_API_KEY is not set: logging offline", "warning")

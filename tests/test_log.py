@@ -239,7 +239,7 @@ def test_only_long_values_of_secret_names_are_secrets() -> None:
     environ = {
         "HF_TOKEN": "hf_0123456789",
         "TOKENIZERS_PARALLELISM": "false",
-        "HOME": "/root/somewhere",
+        "HOME": "/home/someone",
         "DB_PASSWORD": "hf_0123456789-and-more",
     }
     secrets = secret_values(environ)

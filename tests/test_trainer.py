@@ -120,6 +120,33 @@ def test_a_run_leaves_everything_the_contract_names(raw: dict) -> None:
     assert again["deciles"] == saved["deciles"]
 
 
+def test_a_step_costs_one_trunk_forward(raw: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Besides sampling: one prefill and a token at a time, without gradients."""
+    trainer = Trainer(
+        Config.parse(
+            raw,
+            ["run.steps=2", "evaluation.enabled=false", "parallel.tokens_per_microbatch=10000"],
+        )
+    )
+    trunk = trainer.model.hf.base_model
+    calls: list[tuple[bool, int]] = []
+    forward = trunk.forward
+
+    def counted(*args: object, **kwargs: object) -> object:
+        calls.append((torch.is_grad_enabled(), kwargs["input_ids"].shape[1]))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(trunk, "forward", counted)
+    trainer.fit()
+    metrics = read_metrics(trainer.config.run.dir)
+    learning = [tokens for with_grad, tokens in calls if with_grad]
+    assert learning == [row["tokens/tree"] for row in metrics]
+    sampling = [tokens for with_grad, tokens in calls if not with_grad]
+    prefills = [tokens for tokens in sampling if tokens != 3 * 2 * 3]
+    assert prefills == [row["tokens/context"] for row in metrics]
+    assert len(sampling) <= 2 * (1 + 5)
+
+
 def test_the_update_raises_the_reward_on_the_same_thoughts(raw: dict) -> None:
     """The policy term alone: thoughts of positive advantage become likelier."""
     trainer = Trainer(
@@ -276,6 +303,13 @@ def test_bad_input_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(error, match=message):
         Trainer(Config.parse(raw, overrides))
+    assert not Path(raw["run"]["dir"]).exists()
+
+
+def test_a_missing_extra_is_named(raw: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    with pytest.raises(ConfigError, match=r"pip install 'rntp\[log\]'"):
+        Trainer(Config.parse(raw, ["log.wandb=offline"]))
     assert not Path(raw["run"]["dir"]).exists()
 
 

@@ -101,6 +101,7 @@ class ContextStream:
             ordinal=ordinal,
             document_id=document.id,
             token_ids=torch.cat([self._prefix, window]),
+            title=str(document.metadata.get("title", "")),
             start=start,
             visit=visit,
         )

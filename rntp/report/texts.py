@@ -75,6 +75,7 @@ class ContextView:
 
     ordinal: int
     document_id: str
+    title: str
     pieces: list[Piece]
     positions: list[PositionView]
     left_out: int
@@ -220,6 +221,7 @@ def _context(anchor: str, ordinal: int, sides: dict[str, _Pages], bound: float) 
     return ContextView(
         ordinal=ordinal,
         document_id=clip(page["document_id"], 200),
+        title=clip(page.get("title", ""), 200),
         pieces=_pieces(tokens, views, measured, bound),
         positions=views,
         left_out=len(positions) - len(shown),

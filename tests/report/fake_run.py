@@ -243,6 +243,7 @@ def _page(
     return {
         "ordinal": 40 + ordinal,
         "document_id": f"{document_id}-{ordinal}",
+        "title": f"Title of {document_id}-{ordinal}" if ordinal % 2 else "",
         "tokens": tokens,
         "positions": [_position(place, done, chance, thought) for place in places],
     }
