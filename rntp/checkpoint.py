@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -49,7 +50,7 @@ def save(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any], ke
         shutil.rmtree(final, ignore_errors=True)
         staging.replace(final)
         sync(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter for a full disk, too
         shutil.rmtree(staging, ignore_errors=True)
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {folder}: {error}. Free some "

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rntp import checkpoint, placement, run_folder
-from rntp.chance import uniform
+from rntp import checkpoint, run_folder
 from rntp.config import Config
 from rntp.data import Manifest
 from rntp.data.corpus import open_corpus
@@ -24,9 +23,10 @@ from rntp.parallel import microbatches
 from rntp.preflight import open_model
 from rntp.rollout import Check, no_check
 from rntp.rollout.inprocess import open_engine
+from rntp.rollout.place import placer
 from rntp.step import plant, score
 from rntp.tokenizer import decode, token_strings
-from rntp.types import Context, PlacementInputs, Rollout
+from rntp.types import Context, Rollout
 
 RESAMPLES = 2000
 
@@ -60,10 +60,11 @@ def evaluate(
         thoughts=config.evaluation.thoughts_per_position,
         purpose="evaluation thought",
     )
+    place = placer(config, "random", "evaluation placement")
     for first in range(0, len(contexts), engine.docs_per_batch):
         batch = contexts[first : first + engine.docs_per_batch]
         progress("evaluate", first, len(contexts))
-        rollouts = engine.sample(batch, _random_place(config), check)
+        rollouts = engine.sample(batch, place, check)
         for piece in microbatches(
             rollouts, tokens=config.parallel.tokens_per_microbatch, horizon=config.reward.horizon
         ):
@@ -168,21 +169,6 @@ def _checkpoint(run_dir: Path, step: int | None, say: Callable[[str], None]) -> 
     if wrong := checkpoint.problems(found[step]):
         raise CheckpointError(f"{found[step]} is damaged: {'; '.join(wrong)}")
     return found[step]
-
-
-def _random_place(config: Config) -> Callable[..., tuple[int, ...]]:
-    def place(context: Context, entropy: torch.Tensor, nll: torch.Tensor) -> tuple[int, ...]:
-        index = torch.arange(len(context))
-        noise = uniform(config.run.seed, "evaluation placement", context.ordinal, index)
-        return placement.place(
-            placement.REGISTRY["random"],
-            PlacementInputs(entropy, nll, noise),
-            count=config.placement.positions_per_doc,
-            min_prefix=config.placement.min_prefix_tokens,
-            horizon=config.reward.horizon,
-        )
-
-    return place
 
 
 def _score_pages(

@@ -12,10 +12,8 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
-from rntp import checkpoint, placement, run_folder
-from rntp.chance import uniform
+from rntp import checkpoint, run_folder
 from rntp.config import Config
 from rntp.data import Manifest, data_digest
 from rntp.data.corpus import open_corpus
@@ -29,11 +27,12 @@ from rntp.optim import Optimizer, Update
 from rntp.parallel import microbatches
 from rntp.preflight import check_disk, check_names, open_model
 from rntp.rollout.inprocess import open_engine
+from rntp.rollout.place import placer
 from rntp.signals import StopRequest
 from rntp.step import Counts, Scores, judge, loss, plant, score
 from rntp.tokenizer import tokenizer_digest
 from rntp.tree import ThoughtTree
-from rntp.types import Context, PlacementInputs, Rollout
+from rntp.types import Context, Rollout
 from rntp.wandb_mirror import import_wandb
 
 Resume = Literal["auto", "never", "must"]
@@ -66,6 +65,7 @@ class Trainer:
             total_steps=config.run.steps,
         )
         self.engine = open_engine(self.model, config, thoughts=config.thought.thoughts_per_position)
+        self.place = placer(config, config.placement.policy, "placement")
         self.stop = StopRequest()
         self.skipped_in_a_row = 0
 
@@ -108,7 +108,7 @@ class Trainer:
         clock = Stopwatch()
 
         contexts = self.corpus.step_contexts(step, config.data.docs_per_step)
-        rollouts = self.engine.sample(contexts, self._place, self.stop.check, step - 1)
+        rollouts = self.engine.sample(contexts, self.place, self.stop.check, step - 1)
         clock.lap("time/rollout_s")
 
         tally = Tally(config, rollouts, Counts.of(rollouts, horizon))
@@ -186,17 +186,6 @@ class Trainer:
         """Evaluation before and after training, side by side; None until both exist."""
         before, after = (_read_evaluation(self.config, n) for n in (0, self.config.run.steps))
         return compare(before, after, self.config.run.seed) if before and after else None
-
-    def _place(self, context: Context, entropy: Tensor, nll: Tensor) -> tuple[int, ...]:
-        index = torch.arange(len(context))
-        noise = uniform(self.config.run.seed, "placement", context.ordinal, index)
-        return placement.place(
-            placement.REGISTRY[self.config.placement.policy],
-            PlacementInputs(entropy, nll, noise),
-            count=self.config.placement.positions_per_doc,
-            min_prefix=self.config.placement.min_prefix_tokens,
-            horizon=self.config.reward.horizon,
-        )
 
     def _guard(self, skipped: bool, contexts: list[Context]) -> None:
         """Say which ordinals a non-finite step lost; stop after a streak of them."""

@@ -156,7 +156,7 @@ def test_the_update_raises_the_reward_on_the_same_thoughts(raw: dict) -> None:
     from rntp.step import judge, plant, score
 
     contexts = trainer.corpus.step_contexts(1, 3)
-    rollouts = trainer.engine.sample(contexts, trainer._place)
+    rollouts = trainer.engine.sample(contexts, trainer.place)
 
     def scores() -> Scores:
         tree = plant(trainer.model, rollouts, config.reward.horizon)

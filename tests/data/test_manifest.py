@@ -189,7 +189,7 @@ def test_a_full_disk_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rntp.data.manifest._fsync", full)
+    monkeypatch.setattr("rntp.data.manifest.sync", full)
     with pytest.raises(DataError, match=r"No space left.*free some space"):
         write_corpus(tmp_path / "c", [50])
     assert list(tmp_path.iterdir()) == []
