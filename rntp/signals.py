@@ -40,7 +40,7 @@ class StopRequest:
     def check(self) -> None:
         """Raise Preempted if a signal has come."""
         if self.received is not None:
-            raise Preempted(f"stopped by {self.received}; the same command resumes")
+            raise Preempted(f"stopped by {self.received}")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:

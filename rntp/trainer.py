@@ -95,10 +95,12 @@ class Trainer:
                             saved = step
                         self._evaluate_if_due(step)
                         self.stop.check()
-                except Preempted as stop:
+                except Preempted:
                     if done > saved:
                         self._save(done)
-                    log.message(f"{stop.args[0]} after step {done}", "warning")
+                    log.message(
+                        f"{done} of {config.run.steps} steps done; the same command resumes"
+                    )
                     raise
         return self.comparison()
 
