@@ -108,6 +108,22 @@ def newest_valid(folder: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
+def choose(folder: Path, step: int | None, say: Callable[[str], None]) -> Path:
+    """That of a step, or the newest whole one. Raises CheckpointError if there is none."""
+    if step is None:
+        newest = newest_valid(folder, say)
+        if newest is None:
+            raise CheckpointError(f"there is no checkpoint in {folder}; train first")
+        return newest
+    found = dict(committed(folder))
+    if step not in found:
+        steps = ", ".join(str(n) for n in found) or "none"
+        raise CheckpointError(f"{folder} has no checkpoint of step {step}; there are: {steps}")
+    if wrong := problems(found[step]):
+        raise CheckpointError(f"{found[step]} is damaged: {'; '.join(wrong)}")
+    return found[step]
+
+
 def load(checkpoint: Path, stem: str) -> dict[str, Tensor]:
     """The tensors of one file, on the CPU. The caller has checked the hashes."""
     return load_file(checkpoint / f"{stem}.safetensors")

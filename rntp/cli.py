@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true")
         command.set_defaults(run=run)
 
-    checkpoints = commands.add_parser("ckpt", help="list and verify checkpoints")
+    checkpoints = commands.add_parser("ckpt", help="list, verify and export checkpoints")
     checkpoint_commands = checkpoints.add_subparsers(metavar="COMMAND", required=True)
     for name, text, run in (
         ("ls", "list committed checkpoints", _ckpt_ls),
@@ -106,6 +106,12 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("run_dir", type=Path)
         command.add_argument("--json", action="store_true")
         command.set_defaults(run=run)
+
+    export = checkpoint_commands.add_parser("export", help="write a Hugging Face folder")
+    export.add_argument("run_dir", type=Path)
+    export.add_argument("out", type=Path)
+    export.add_argument("--checkpoint", type=int, help="step; default: the newest")
+    export.set_defaults(run=_ckpt_export)
 
     doctor = commands.add_parser("doctor", help="what this machine can run, and what is missing")
     doctor.add_argument("config", type=Path, nargs="?")
@@ -274,6 +280,13 @@ def _ckpt_verify(arguments: argparse.Namespace) -> None:
         raise CheckpointError("\n".join(["damaged checkpoints:", *damaged]))
     if not arguments.json:
         print(f"{len(result)} checkpoints are whole")
+
+
+def _ckpt_export(arguments: argparse.Namespace) -> None:
+    from rntp.export import export
+
+    out = export(arguments.run_dir, arguments.out, arguments.checkpoint, say=_say)
+    print(f"exported to {out}; its logits are the checkpoint's")
 
 
 def _doctor(arguments: argparse.Namespace) -> None:

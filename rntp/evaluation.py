@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from rntp import checkpoint, run_folder
+from rntp import checkpoint
 from rntp.config import Config
 from rntp.data import Manifest
 from rntp.data.corpus import open_corpus
-from rntp.errors import CheckpointError, ConfigError
+from rntp.errors import ConfigError, DataError
 from rntp.model import LanguageModel, cast_parameters
 from rntp.parallel import microbatches
 from rntp.preflight import open_model
@@ -26,6 +26,7 @@ from rntp.rollout.inprocess import open_engine
 from rntp.rollout.place import placer
 from rntp.step import plant, score
 from rntp.tokenizer import decode, token_strings
+from rntp.trained import open_trained
 from rntp.types import Context, Rollout
 
 RESAMPLES = 2000
@@ -100,24 +101,26 @@ def evaluate_target(
     """Evaluate a run folder's checkpoint (the newest whole one, or that of `step`), or a config's
     base model. Raises ConfigError, DataError or CheckpointError.
     """
-    is_run = target.is_dir()
-    config = run_folder.load_config(target) if is_run else Config.load(target)
-    if not config.evaluation.enabled:
-        raise ConfigError(f"{target}: evaluation.enabled is false, so no pages are held out")
-    manifest = Manifest.load(config.data.source)
-    model = open_model(config)
-    corpus = open_corpus(config, manifest, model.tokenizer)
     reference = None
-    if is_run:
-        path = _checkpoint(target, step, say)
+    if target.is_dir():
+        config, model, path = open_trained(target, step, say)
         say(f"evaluating {path}")
-        with torch.no_grad():
-            weights = checkpoint.load(path, "weights")
-            for name, parameter in model.hf.named_parameters():
-                parameter.copy_(weights[name])
+        trained_on = checkpoint.load_state(path)["data_digest"]
         before = target / "eval" / "step_00000000.json"
         if before.is_file():
             reference = json.loads(before.read_text(encoding="utf-8"))
+    else:
+        config = Config.load(target)
+        model, trained_on = open_model(config), None
+    if not config.evaluation.enabled:
+        raise ConfigError(f"{target}: evaluation.enabled is false, so no pages are held out")
+    manifest = Manifest.load(config.data.source)
+    if trained_on not in (None, manifest.digest):
+        raise DataError(
+            f"{config.data.source} is not the corpus that {target} was trained on, so its held-out "
+            f"pages are others ({manifest.digest[:16]} here, {trained_on[:16]} there)"
+        )
+    corpus = open_corpus(config, manifest, model.tokenizer)
     cast_parameters(model.hf, getattr(torch, config.model.dtype))
     contexts = corpus.heldout_contexts(config.evaluation.docs)
     return evaluate(model, contexts, config, reference=reference)
@@ -153,22 +156,6 @@ def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> dic
     table["num_docs"] = int(documents.max()) + 1
     table["num_tokens"] = len(documents)
     return table
-
-
-def _checkpoint(run_dir: Path, step: int | None, say: Callable[[str], None]) -> Path:
-    folder = run_dir / "checkpoints"
-    if step is None:
-        newest = checkpoint.newest_valid(folder, say)
-        if newest is None:
-            raise CheckpointError(f"there is no checkpoint in {folder}; train first")
-        return newest
-    found = dict(checkpoint.committed(folder))
-    if step not in found:
-        steps = ", ".join(str(n) for n in found) or "none"
-        raise CheckpointError(f"{folder} has no checkpoint of step {step}; there are: {steps}")
-    if wrong := checkpoint.problems(found[step]):
-        raise CheckpointError(f"{found[step]} is damaged: {'; '.join(wrong)}")
-    return found[step]
 
 
 def _score_pages(

@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from conftest import tiny_run
+from conftest import tiny_run, write_corpus
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rntp import checkpoint
 from rntp.cli import main
 
 
@@ -72,8 +75,25 @@ def test_train_report_eval_and_checkpoints(
     assert len(json.loads((tmp_path / "eval.json").read_text())["pages"]) == 3
     assert call("eval", tmp_path / "run", "--checkpoint", 3) == 4
     assert "there are: 2, 4" in capsys.readouterr().err
+    raw = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    raw["data"]["source"] = str(write_corpus(tmp_path / "other", 20))
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(raw))
+    assert call("eval", tmp_path / "run") == 3
+    assert "is not the corpus" in capsys.readouterr().err
     assert call("eval", config) == 0
     assert "decile of no-think loss" in capsys.readouterr().out
+
+    assert call("ckpt", "export", tmp_path / "run", tmp_path / "hf") == 0
+    assert call("ckpt", "export", tmp_path / "run", tmp_path / "hf") == 2  # never overwrites
+    hf = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    weights = checkpoint.load(tmp_path / "run" / "checkpoints" / "step_00000004", "weights")
+    for name, parameter in hf.named_parameters():
+        assert torch.equal(parameter, weights[name])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert tokenizer.encode("<think></think>", add_special_tokens=False) == [318, 319]
+    assert "step 4 of 4" in (tmp_path / "hf" / "README.md").read_text()
+    assert len(hf.generate(torch.tensor([[5, 318]]), max_new_tokens=4, do_sample=False)[0]) == 6
+    capsys.readouterr()
 
     assert call("report", tmp_path / "run", "--out", tmp_path / "again.html") == 0
     assert (tmp_path / "again.html").exists()

@@ -121,6 +121,7 @@ def test_loss_is_the_sum_of_its_parts_by_hand(
         "objective.pg_weight=2", "objective.continuation_weight=0.5", "objective.ntp_weight=0.25"
     )
     total, _, (scores,) = run(model, rollouts, config)
+    scores = scores.detached()
     reward = (scores.think_logp_PGH - scores.empty_logp_PH[:, None]).sum(-1)
     others = (reward.sum(1, keepdim=True) - reward) / 2
     thoughts = [t for r in rollouts for g in r.thoughts for t in g]

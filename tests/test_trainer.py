@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,37 @@ def test_stopping_and_starting_again_changes_nothing(raw: dict, tmp_path: Path, 
     one, other = (d / "checkpoints" / "step_00000004" for d in (whole, folder))
     for name in ("weights.safetensors", "moments.safetensors"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["placement.policy=entropy"],
+        ["thought.temperature=0.7", "objective.ntp_weight=0"],
+        ["objective.advantage=group_mean", "objective.advantage_std=true"],
+        ["baseline.use=clip", "optim.schedule=cosine", "optim.weight_decay=0.1"],
+        ["objective.algorithm=clipped_ratio", "objective.epochs_per_rollout=2"],
+        ["reward.scheme=exact_prefix", "reward.shadows=[]"],
+        ["evaluation.every_steps=1", "evaluation.thoughts_per_position=2"],
+        ["rollout.docs_per_batch=1", "parallel.tokens_per_microbatch=16"],
+        ["model.dtype=float64"],
+    ],
+    ids=lambda options: options[0],
+)
+def test_options_run_and_resume(raw: dict, tmp_path: Path, options: list[str]) -> None:
+    """In two steps after a start, and in one after a resume: the same to the bit."""
+    raw["checkpoint"]["every_steps"] = 1
+    whole = fit(raw, *options, "run.steps=2", f"run.dir={tmp_path / 'whole'}").config.run.dir
+    metrics = comparable(whole)
+    assert all(math.isfinite(v) for row in metrics for v in row.values() if isinstance(v, float))
+    assert metrics[0]["nll/think"] != metrics[1]["nll/think"]
+    # As a kill after the first step leaves the folder.
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    shutil.rmtree(copy / "checkpoints" / "step_00000002")
+    resumed = fit(raw, *options, "run.steps=2", f"run.dir={copy}").config.run.dir
+    assert comparable(resumed) == metrics
+    last = "eval/step_00000002.json"
+    assert json.loads((copy / last).read_text()) == json.loads((whole / last).read_text())
 
 
 def test_several_epochs_over_the_same_thoughts(raw: dict, tmp_path: Path) -> None:
