@@ -157,7 +157,7 @@ def _dry_run(config: "Config", as_json: bool) -> None:
     from rntp.show import facts_table
 
     check_names(config)
-    sizes = estimate(config, Shape.of(config.model.spec))
+    sizes = estimate(config, Shape.of_spec(config.model.spec))
     if as_json:
         print(json.dumps(sizes, indent=2))
         return

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rntp.config import Config
 from rntp.model import pick_device
@@ -30,15 +30,12 @@ class Shape:
     vocabulary: int
 
     @classmethod
-    def of(cls, spec: str) -> "Shape":
-        """From the model's config alone: no weights are read."""
-        hf_config = AutoConfig.from_pretrained(localize(spec))
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(hf_config)
+    def of(cls, model: PreTrainedModel) -> "Shape":
         parameters = sum(p.numel() for p in model.parameters())
-        ends = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
-        embeddings = {id(weight): weight.numel() for weight in ends}  # tied ones count once
-        text = hf_config.get_text_config()
+        ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+        # Tied embeddings are one tensor and count once.
+        embeddings = {id(p): p.numel() for end in ends if end for p in end.parameters()}
+        text = model.config.get_text_config()
         return cls(
             parameters=parameters,
             trunk=parameters - sum(embeddings.values()),
@@ -48,47 +45,75 @@ class Shape:
             vocabulary=text.vocab_size,
         )
 
+    @classmethod
+    def of_spec(cls, spec: str) -> "Shape":
+        """From the model's config alone: no weights are read."""
+        hf_config = AutoConfig.from_pretrained(localize(spec))
+        with torch.device("meta"):
+            return cls.of(AutoModelForCausalLM.from_config(hf_config))
 
-def estimate(config: Config, shape: Shape) -> dict[str, float]:
-    """Sizes of a step (tokens, FLOP), peak memory (bytes) and time (seconds), at full lengths."""
-    docs, length = config.data.docs_per_step, config.data.context_tokens
-    branches = config.placement.positions_per_doc * config.thought.thoughts_per_position
-    thought, horizon = config.thought.thought_tokens, config.reward.horizon
-    tree = docs * (length + branches * config.branch_tokens)
-    prefix = (config.placement.min_prefix_tokens + length - horizon) / 2
-    unshared = docs * branches * (prefix + config.branch_tokens)
-    sampled = docs * branches * thought
 
-    with_context = config.objective.ntp_weight > 0
-    document_rows = length if with_context else config.placement.positions_per_doc * horizon
-    head_rows = docs * (branches * (thought + horizon) + document_rows)
-    head_row = 2 * shape.hidden * shape.vocabulary
-    epochs = config.objective.epochs_per_rollout
-    train_flop = epochs * (6 * shape.trunk * tree + 4 * head_row * head_rows)
-    rollout_flop = (2 * shape.trunk + head_row) * (docs * length + sampled)
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of a step at full thought length: in trees, unshared, sampled; rows of the head."""
 
+    tree: int
+    unshared: float
+    sampled: int
+    head_rows: int
+
+    @classmethod
+    def of(cls, config: Config) -> "Tokens":
+        docs, length = config.data.docs_per_step, config.data.context_tokens
+        branches = config.placement.positions_per_doc * config.thought.thoughts_per_position
+        thought, horizon = config.thought.thought_tokens, config.reward.horizon
+        prefix = (config.placement.min_prefix_tokens + length - horizon) / 2
+        with_context = config.objective.ntp_weight > 0
+        document_rows = length if with_context else config.placement.positions_per_doc * horizon
+        return cls(
+            tree=docs * (length + branches * config.branch_tokens),
+            unshared=docs * branches * (prefix + config.branch_tokens),
+            sampled=docs * branches * thought,
+            head_rows=docs * (branches * (thought + horizon) + document_rows),
+        )
+
+
+def peak_memory(config: Config, shape: Shape) -> float:
+    """Most bytes that training takes: weights, moments, gradients, one microbatch's activations."""
+    tokens, docs = Tokens.of(config), config.data.docs_per_step
     wide = 8 if config.model.dtype == "float64" else 4
     narrow = 2 if config.model.dtype == "bfloat16" else wide
     copy = narrow if config.model.dtype == "bfloat16" else 0
     weights = shape.parameters * (4 * wide + copy)  # master, gradient, two moments, compute copy
-    microbatch = max(config.parallel.tokens_per_microbatch, tree / docs)
-    microbatch = min(microbatch, tree)
+    microbatch = min(max(config.parallel.tokens_per_microbatch, tokens.tree / docs), tokens.tree)
     # Saved for the backward, in units of a layer's widths: fitted to the measured peak of the
     # quickstart at 608, 1216 and 2432 tokens. Norms, and attention on the CPU, work in `wide`.
     per_token = (16 * shape.hidden + 8 * shape.intermediate) * narrow + 14 * shape.hidden * wide
-    per_token *= shape.layers
-    head_chunk = min(1024, head_rows) * shape.vocabulary * (2 * wide + narrow)
+    head_chunk = min(1024, tokens.head_rows) * shape.vocabulary * (2 * wide + narrow)
+    return PROCESS + weights + shape.layers * per_token * microbatch + head_chunk
+
+
+def estimate(config: Config, shape: Shape) -> dict[str, float]:
+    """Sizes of a step (tokens, FLOP), peak memory (bytes) and time (seconds), at full lengths."""
+    tokens, docs = Tokens.of(config), config.data.docs_per_step
+    head_row = 2 * shape.hidden * shape.vocabulary
+    epochs = config.objective.epochs_per_rollout
+    train_flop = epochs * (6 * shape.trunk * tokens.tree + 4 * head_row * tokens.head_rows)
+    prefill = docs * config.data.context_tokens
+    rollout_flop = (2 * shape.trunk + head_row) * (prefill + tokens.sampled)
     speed = matmul_flops(config, shape)
     step_s = (train_flop + rollout_flop) / (EFFICIENCY * speed)
+    positions = docs * config.placement.positions_per_doc
+    wide = 8 if config.model.dtype == "float64" else 4
     return {
-        "tokens per step, tree": tree,
-        "tokens per step, one sequence a thought": unshared,
-        "sharing ratio": unshared / tree,
-        "rollouts per step": docs * branches,
-        "sampled tokens per step": sampled,
-        "positions per step": docs * config.placement.positions_per_doc,
+        "tokens per step, tree": tokens.tree,
+        "tokens per step, one sequence a thought": tokens.unshared,
+        "sharing ratio": tokens.unshared / tokens.tree,
+        "positions per step": positions,
+        "rollouts per step": positions * config.thought.thoughts_per_position,
+        "sampled tokens per step": tokens.sampled,
         "TFLOP per step": (train_flop + rollout_flop) / 1e12,
-        "peak memory, GB": (PROCESS + weights + per_token * microbatch + head_chunk) / 1e9,
+        "peak memory, GB": peak_memory(config, shape) / 1e9,
         "checkpoint, GB": shape.parameters * 3 * wide / 1e9,
         "matmul speed here, GFLOP/s": speed / 1e9,
         "seconds per step": step_s,

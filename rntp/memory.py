@@ -1,4 +1,4 @@
-"""The process' memory: keep what was freed, and say how much it took at most.
+"""Memory: how much there is, how much was taken at most, and keeping what was freed.
 
 By default glibc gives every large block back to the kernel at once, and a training step then
 spends much of its time on page faults for memory it had a moment ago: measured on 2 CPU cores
@@ -6,9 +6,11 @@ with a 135M model, 18 s a step against 12 s.
 """
 
 import ctypes
+import os
 import platform
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -31,3 +33,13 @@ def peak_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def total_bytes(device: torch.device) -> int:
+    """Memory of the device: of the GPU, or of the machine, or of the container if that is less."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(machine, int(text)) if text.isdigit() else machine

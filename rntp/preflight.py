@@ -7,6 +7,8 @@ import torch
 from rntp import placement, rewards
 from rntp.config import Config
 from rntp.errors import CheckpointError, ConfigError
+from rntp.estimate import Shape, peak_memory
+from rntp.memory import total_bytes
 from rntp.model import LanguageModel, load_model, pick_device
 
 
@@ -56,4 +58,16 @@ def check_disk(config: Config, num_parameters: int) -> None:
         raise CheckpointError(
             f"checkpoints need {needed / 1e9:.1f} GB at {config.run.dir} and {free / 1e9:.1f} GB "
             "are free; lower checkpoint.keep or choose another folder with --run-dir"
+        )
+
+
+def check_memory(config: Config, model: LanguageModel) -> None:
+    """Refuse what cannot fit, instead of being killed for it in the first step."""
+    needed, there = peak_memory(config, Shape.of(model.hf)), total_bytes(model.device)
+    if needed > there:
+        raise ConfigError(
+            f"a step would take about {needed / 1e9:.0f} GB of memory and there are "
+            f"{there / 1e9:.0f} GB; lower parallel.tokens_per_microbatch, or, since a context with "
+            f"its branches is never split, data.context_tokens, reward.horizon or the thoughts of "
+            "a context"
         )

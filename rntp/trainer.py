@@ -25,7 +25,7 @@ from rntp.memory import peak_bytes
 from rntp.metrics import Tally
 from rntp.optim import Optimizer, Update
 from rntp.parallel import microbatches
-from rntp.preflight import check_disk, check_names, open_model
+from rntp.preflight import check_disk, check_memory, check_names, open_model
 from rntp.rollout.inprocess import open_engine
 from rntp.rollout.place import placer
 from rntp.signals import StopRequest
@@ -58,6 +58,7 @@ class Trainer:
         self.model = open_model(config)
         self.corpus = open_corpus(config, manifest, self.model.tokenizer)
         check_disk(config, self.model.num_parameters)
+        check_memory(config, self.model)
         self.optimizer = Optimizer(
             self.model.hf,
             config.optim,

@@ -425,6 +425,13 @@ def test_too_little_disk_is_noticed_at_the_start(
         Trainer(Config.parse(raw))
 
 
+def test_a_step_that_cannot_fit_is_refused(raw: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rntp.preflight.total_bytes", lambda device: 500_000_000)
+    with pytest.raises(ConfigError, match=r"about 1 GB .* there are 0 GB; lower parallel"):
+        Trainer(Config.parse(raw))
+    assert not Path(raw["run"]["dir"]).exists()
+
+
 def test_a_stop_before_the_first_step_leaves_a_folder_that_starts(raw: dict) -> None:
     trainer = Trainer(Config.parse(raw))
     trainer.stop.received = "SIGINT"
