@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CORE = {"rntp.types", "rntp.errors"}
+CORE = {"rntp.types", "rntp.errors", "rntp.registry"}
 
 
 def imports(path: Path) -> set[str]:

@@ -321,7 +321,7 @@ def test_non_finite_steps_change_nothing_and_a_streak_ends_the_run(
     [
         (["data.source=absent"], DataError, "absent"),
         (["reward.scheme=nothing"], ConfigError, "there are: exact_prefix, log_ratio, logprob"),
-        (["reward.shadows=[nothing]"], ConfigError, "no scheme 'nothing'"),
+        (["reward.shadows=[nothing]"], ConfigError, "no reward scheme 'nothing'"),
         (["placement.policy=nothing"], ConfigError, "there are: entropy, random"),
         (["data.context_tokens=300"], ConfigError, "sees 256; lower data.context_tokens"),
         (["reward.horizon=200", "data.context_tokens=220"], DataError, "none of the"),

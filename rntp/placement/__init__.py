@@ -8,22 +8,12 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from rntp.registry import Registry
 from rntp.types import PlacementInputs
 
 Policy = Callable[[PlacementInputs], Tensor]
-REGISTRY: dict[str, Policy] = {}
-
-
-def register(name: str) -> Callable[[Policy], Policy]:
-    """Make a policy known to configs under `name`. Raises ValueError if the name is taken."""
-
-    def add(policy: Policy) -> Policy:
-        if name in REGISTRY:
-            raise ValueError(f"there is already a placement policy {name!r}")
-        REGISTRY[name] = policy
-        return policy
-
-    return add
+REGISTRY: Registry[Policy] = Registry("placement policy")
+register = REGISTRY.register
 
 
 def place(

@@ -12,22 +12,12 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from rntp.registry import Registry
 from rntp.types import RewardInputs
 
 Scheme = Callable[[RewardInputs], Tensor]
-REGISTRY: dict[str, Scheme] = {}
-
-
-def register(name: str) -> Callable[[Scheme], Scheme]:
-    """Make a scheme known to configs under `name`. Raises ValueError if the name is taken."""
-
-    def add(scheme: Scheme) -> Scheme:
-        if name in REGISTRY:
-            raise ValueError(f"there is already a reward scheme {name!r}")
-        REGISTRY[name] = scheme
-        return scheme
-
-    return add
+REGISTRY: Registry[Scheme] = Registry("reward scheme")
+register = REGISTRY.register
 
 
 from rntp.rewards import exact_prefix, log_ratio, logprob  # noqa: E402
