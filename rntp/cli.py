@@ -33,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except RntpError as error:
         print(f"rntp: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"rntp: {error}; check the path, its permissions and the free space", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("rntp: interrupted; the same command goes on", file=sys.stderr)
         sys.exit(5)

@@ -126,6 +126,15 @@ def test_errors_have_their_exit_code(
     assert message in capsys.readouterr().err
 
 
+def test_a_write_that_the_system_refuses_is_told_without_a_traceback(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("train", config, "--set=run.steps=1", "--set=evaluation.enabled=false") == 0
+    (tmp_path / "file").write_text("")
+    assert call("report", tmp_path / "run", "--out", tmp_path / "file" / "report.html") == 1
+    assert "check the path, its permissions and the free space" in capsys.readouterr().err
+
+
 def test_usage_errors() -> None:
     assert call("trian") == 2
     assert call("train") == 2
