@@ -29,9 +29,9 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 def save(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any], keep: int) -> Path:
     """Write `step_<step>` and drop all but the newest `keep` committed checkpoints.
 
-    tensors: by file stem, by name. state: JSON facts. A committed checkpoint of the same step is
-    replaced only after the new one is complete. Raises CheckpointError if the disk does not take
-    it; what was committed before is untouched.
+    tensors: by file stem, by name. state: JSON facts. What lies under the name of the step, a
+    damaged checkpoint that a resume passed over, is replaced. Raises CheckpointError if the disk
+    does not take it; the other checkpoints are untouched.
     """
     final = folder / f"step_{step:08d}"
     staging = folder / f".tmp-{final.name}"

@@ -256,6 +256,14 @@ class Config(Section):
                 "objective.advantage_std belongs to objective.advantage: group_mean; with "
                 "leave_one_out set it to false"
             )
+        if self.baseline.use == "clip" and (
+            self.baseline.weights == "none" or self.reward.scheme == "logprob"
+        ):
+            raise ValueError(
+                "baseline.use: clip would floor log-probabilities, which are never above 0, so "
+                "every reward would be 0; set reward.scheme to log_ratio with baseline.weights: "
+                "current, or baseline.use to subtract"
+            )
         if self.model.think_open == self.model.think_close:
             raise ValueError("model.think_open and model.think_close must differ")
         if not self.model.think_open or not self.model.think_close:

@@ -81,10 +81,6 @@ class Optimizer:
         self._adamw.zero_grad(set_to_none=True)
         return Update(float(norm), rate, skipped)
 
-    def drop_gradients(self) -> None:
-        """Forget what an abandoned step has collected."""
-        self._adamw.zero_grad(set_to_none=True)
-
     def moments(self) -> dict[str, Tensor]:
         """First and second moments and step count of every master, by name."""
         found = {}

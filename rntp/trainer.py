@@ -39,7 +39,7 @@ Resume = Literal["auto", "never", "must"]
 
 
 class Trainer:
-    """A run: `Trainer(config).fit()`.
+    """A run: `Trainer(config).fit()`, once.
 
     The constructor checks everything that can be checked before the first costly second, and
     writes nothing. Raises ConfigError, DataError or CheckpointError, each with the remedy.
@@ -49,7 +49,6 @@ class Trainer:
         self, config: Config, *, resume: Resume = "auto", console: Console | None = None
     ) -> None:
         self.config = config
-        self.resume = resume
         self.console = console
         check_names(config)
         import_wandb(config)

@@ -41,6 +41,7 @@ def minimal(**sections) -> dict:
         (minimal(objective={"epochs_per_rollout": 2}), r"objective.algorithm to clipped_ratio"),
         (minimal(objective={"advantage_std": True}), r"leave_one_out set it to false"),
         (minimal(model={"think_close": "<think>"}), r"must differ"),
+        (minimal(baseline={"use": "clip", "weights": "none"}), r"every reward would be 0"),
         ({"run": {}}, r"run.steps: required and not given"),
         ([], r"expected sections"),
     ],

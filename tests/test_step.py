@@ -144,7 +144,6 @@ def test_loss_is_the_sum_of_its_parts_by_hand(
     ("overrides", "changes"),
     [
         (["baseline.weights=none"], False),  # subtracted from every member: cancels
-        (["baseline.weights=none", "baseline.use=clip"], True),
         (["baseline.use=clip"], True),
         (["reward.scheme=logprob"], False),  # log_ratio less its baseline
         (["reward.scheme=exact_prefix"], True),

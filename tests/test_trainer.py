@@ -338,6 +338,14 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not Path(raw["run"]["dir"]).exists()
 
 
+def test_an_empty_corpus_is_refused(raw: dict, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    raw["data"]["source"] = str(tmp_path / "empty")
+    with pytest.raises(DataError, match="rntp data prep"):
+        Trainer(Config.parse(raw))
+    assert not Path(raw["run"]["dir"]).exists()
+
+
 def test_a_missing_extra_is_named(raw: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r"pip install 'rntp\[log\]'"):
