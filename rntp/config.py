@@ -60,6 +60,8 @@ class Data(Section):
     """Contexts in one step."""
     heldout_fraction: Fraction = 0.1
     """Share of the documents, chosen by a hash of their id, that only evaluation reads."""
+    max_documents: NonNegative = 0
+    """Train on so many documents only, drawn by the seed, again and again; 0 is on all."""
 
 
 class Placement(Section):
@@ -72,8 +74,9 @@ class Placement(Section):
 
 
 class Thought(Section):
-    thoughts_per_position: Positive
-    """Thoughts in one group (G). A group of one has no group advantage."""
+    thoughts_per_position: NonNegative
+    """Thoughts in one group (G). A group of one has no group advantage; 0 trains without thinking,
+    on the next-token loss alone (continued pretraining, the control)."""
     thought_tokens: Annotated[int, Field(ge=1, lt=65536)]
     """Sampled tokens of one thought at most; then the close marker is forced (T)."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
@@ -92,10 +95,15 @@ class Reward(Section):
 
 
 class Baseline(Section):
-    weights: Literal["current", "none"] = "current"
-    """Whose no-think log-probs a reward may subtract: those of the same forward, or zeros."""
-    use: Literal["subtract", "clip"] = "subtract"
-    """subtract: as the scheme does. clip: floor the driving reward at zero (2602.11549)."""
+    weights: Literal["current", "none", "frozen", "ema"] = "current"
+    """Whose no-think log-probs a reward may subtract: those of the same forward, zeros, or those
+    of the weights of the start or of a moving average, which cost a copy and a second forward."""
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """ema: share of the average that stays in a step (2510.01265)."""
+    use: Literal["subtract", "clip", "group_member", "position_weight"] = "subtract"
+    """subtract: as the scheme does. clip: floor the driving reward at zero (2602.11549).
+    group_member: the empty thought joins the group's mean, without a gradient. position_weight:
+    advantages count in proportion to the chance of being wrong without a thought."""
 
 
 class Objective(Section):
@@ -165,8 +173,16 @@ class Evaluation(Section):
     """And every so many steps in between; 0 is never."""
     docs: Positive = 16
     """Held-out contexts."""
+    reused_docs: NonNegative = 0
+    """Also measure on the first so many contexts trained on: fresh against reused gain."""
     thoughts_per_position: Positive = 1
     """Thoughts at each position; the think loss is the mean over them."""
+    placement: str = "random"
+    """Where to think in evaluation: a placement policy; see `rntp.placement`."""
+    positions_per_doc: NonNegative = 0
+    """Positions in one held-out context; 0 is as many as in training."""
+    controls: tuple[Literal["shuffled", "pause", "truncated", "empty", "oracle"], ...] = ()
+    """Thoughts put in place of the sampled ones, each with its own gain; see `rntp.controls`."""
 
 
 class Log(Section):
@@ -233,18 +249,29 @@ class Config(Section):
     def _fits_together(self) -> Self:
         earliest, horizon = self.placement.min_prefix_tokens, self.reward.horizon
         slots = self.data.context_tokens - horizon - earliest + 1
-        if slots < self.placement.positions_per_doc:
+        if slots < self.most_positions:
             raise ValueError(
                 f"a context of {self.data.context_tokens} tokens has {max(slots, 0)} positions "
                 f"with {earliest} tokens before and {horizon} after them, but "
-                f"placement.positions_per_doc is {self.placement.positions_per_doc}; raise "
-                "data.context_tokens, or lower placement.min_prefix_tokens, "
-                "placement.positions_per_doc or reward.horizon"
+                f"placement.positions_per_doc is {self.placement.positions_per_doc} and "
+                f"evaluation.positions_per_doc {self.evaluation.positions_per_doc}; raise "
+                "data.context_tokens, or lower placement.min_prefix_tokens, the positions_per_doc "
+                "or reward.horizon"
             )
         if self.thought.thoughts_per_position == 1 and self.objective.pg_weight > 0:
             raise ValueError(
                 "a group of one thought has no advantage, so the policy would not learn; set "
                 "thought.thoughts_per_position to 2 or more, or objective.pg_weight to 0"
+            )
+        if self.thought.thoughts_per_position == 0 and (
+            self.objective.pg_weight > 0
+            or self.objective.continuation_weight > 0
+            or self.objective.ntp_weight == 0
+        ):
+            raise ValueError(
+                "without thoughts (thought.thoughts_per_position: 0) only the next-token loss is "
+                "left; set objective.pg_weight and objective.continuation_weight to 0 and "
+                "objective.ntp_weight above 0"
             )
         if self.objective.algorithm == "policy_gradient" and self.objective.epochs_per_rollout > 1:
             raise ValueError(
@@ -256,13 +283,11 @@ class Config(Section):
                 "objective.advantage_std belongs to objective.advantage: group_mean; with "
                 "leave_one_out set it to false"
             )
-        if self.baseline.use == "clip" and (
-            self.baseline.weights == "none" or self.reward.scheme == "logprob"
-        ):
+        if self.baseline.use != "subtract" and self.baseline.weights == "none":
             raise ValueError(
-                "baseline.use: clip would floor log-probabilities, which are never above 0, so "
-                "every reward would be 0; set reward.scheme to log_ratio with baseline.weights: "
-                "current, or baseline.use to subtract"
+                f"baseline.use: {self.baseline.use} compares with a prediction without a thought, "
+                "and baseline.weights is none; set baseline.weights to current, or baseline.use to "
+                "subtract"
             )
         if self.model.think_open == self.model.think_close:
             raise ValueError("model.think_open and model.think_close must differ")
@@ -283,19 +308,26 @@ class Config(Section):
     @property
     def min_document_tokens(self) -> int:
         """A shorter document cannot hold the positions of a context."""
-        return (
-            self.placement.min_prefix_tokens
-            + self.reward.horizon
-            + self.placement.positions_per_doc
-            - 1
-        )
+        return self.placement.min_prefix_tokens + self.reward.horizon + self.most_positions - 1
+
+    @property
+    def most_positions(self) -> int:
+        """Positions of one context in training or in evaluation, whichever has more."""
+        return max(self.placement.positions_per_doc, self.evaluation.positions_per_doc)
 
     def warnings(self) -> Iterator[str]:
         """What is allowed but probably not meant."""
-        if self.baseline.weights == "current" and self.baseline.use == "subtract":
+        # The weights of this scheme come from the baseline, so there it does not cancel.
+        inert = self.baseline.use == "subtract" and self.reward.scheme != "weighted_log_ratio"
+        if self.baseline.weights != "none" and inert:
             yield (
                 "baseline.use: subtract cancels within a group: it changes the logged reward, not "
-                "the gradient (baseline.use: clip does change it)"
+                "the gradient (clip, group_member and position_weight do change it)"
+            )
+        if self.baseline.weights in ("frozen", "ema") and inert:
+            yield (
+                f"baseline.weights: {self.baseline.weights} keeps a copy of the weights and runs a "
+                "second forward, and with baseline.use: subtract only the logged reward knows"
             )
         if self.objective.continuation_weight == 0 and self.objective.ntp_weight == 0:
             yield (

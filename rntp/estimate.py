@@ -81,10 +81,10 @@ class Tokens:
 def peak_memory(config: Config, shape: Shape) -> float:
     """Most bytes that training takes: weights, moments, gradients, one microbatch's activations."""
     tokens, docs = Tokens.of(config), config.data.docs_per_step
-    wide = 8 if config.model.dtype == "float64" else 4
-    narrow = 2 if config.model.dtype == "bfloat16" else wide
-    copy = narrow if config.model.dtype == "bfloat16" else 0
-    weights = shape.parameters * (4 * wide + copy)  # master, gradient, two moments, compute copy
+    wide, narrow = _widths(config)
+    copy = narrow if narrow < wide else 0
+    # Master, gradient, two moments, compute copy.
+    weights = shape.parameters * (4 * wide + copy + _reference_bytes(config)[0])
     microbatch = min(max(config.parallel.tokens_per_microbatch, tokens.tree / docs), tokens.tree)
     # Saved for the backward, in units of a layer's widths: fitted to the measured peak of the
     # quickstart at 608, 1216 and 2432 tokens. Norms, and attention on the CPU, work in `wide`.
@@ -93,18 +93,19 @@ def peak_memory(config: Config, shape: Shape) -> float:
     return PROCESS + weights + shape.layers * per_token * microbatch + head_chunk
 
 
+def checkpoint_bytes(config: Config, parameters: int) -> int:
+    """Weights, two moments, and the second set of weights that a baseline may have."""
+    return parameters * (3 * _widths(config)[0] + _reference_bytes(config)[1])
+
+
 def estimate(config: Config, shape: Shape) -> dict[str, float]:
     """Sizes of a step (tokens, FLOP), peak memory (bytes) and time (seconds), at full lengths."""
     tokens, docs = Tokens.of(config), config.data.docs_per_step
-    head_row = 2 * shape.hidden * shape.vocabulary
-    epochs = config.objective.epochs_per_rollout
-    train_flop = epochs * (6 * shape.trunk * tokens.tree + 4 * head_row * tokens.head_rows)
     prefill = docs * config.data.context_tokens
-    rollout_flop = (2 * shape.trunk + head_row) * (prefill + tokens.sampled)
+    flop = step_flop(config, shape, tokens.tree, tokens.head_rows, prefill, tokens.sampled)
     speed = matmul_flops(config, shape)
-    step_s = (train_flop + rollout_flop) / (EFFICIENCY * speed)
+    step_s = flop / (EFFICIENCY * speed)
     positions = docs * config.placement.positions_per_doc
-    wide = 8 if config.model.dtype == "float64" else 4
     return {
         "tokens per step, tree": tokens.tree,
         "tokens per step, one sequence a thought": tokens.unshared,
@@ -112,13 +113,43 @@ def estimate(config: Config, shape: Shape) -> dict[str, float]:
         "positions per step": positions,
         "rollouts per step": positions * config.thought.thoughts_per_position,
         "sampled tokens per step": tokens.sampled,
-        "TFLOP per step": (train_flop + rollout_flop) / 1e12,
+        "TFLOP per step": flop / 1e12,
         "peak memory, GB": peak_memory(config, shape) / 1e9,
-        "checkpoint, GB": shape.parameters * 3 * wide / 1e9,
+        "checkpoint, GB": checkpoint_bytes(config, shape.parameters) / 1e9,
         "matmul speed here, GFLOP/s": speed / 1e9,
         "seconds per step": step_s,
         "minutes in all, without evaluation": step_s * config.run.steps / 60,
     }
+
+
+def step_flop(
+    config: Config, shape: Shape, tree: int, head_rows: int, context: int, sampled: int
+) -> float:
+    """FLOP of a step's matrix products, attention left out, from its numbers of tokens.
+
+    tree: tokens of the token trees. head_rows: those that need log-probs. context: tokens read by
+    the sampler. sampled: tokens drawn; without any, nothing is read for sampling either.
+    """
+    head_row = 2 * shape.hidden * shape.vocabulary
+    train = 6 * shape.trunk * tree + 4 * head_row * head_rows
+    sample = (2 * shape.trunk + head_row) * (context + sampled) if sampled else 0
+    reference = config.baseline.weights in ("frozen", "ema")
+    second = 2 * shape.trunk * context if reference and sampled else 0
+    return config.objective.epochs_per_rollout * train + sample + second
+
+
+def _widths(config: Config) -> tuple[int, int]:
+    """Bytes of a number of the master weights and of the compute copy."""
+    wide = 8 if config.model.dtype == "float64" else 4
+    return wide, 2 if config.model.dtype == "bfloat16" else wide
+
+
+def _reference_bytes(config: Config) -> tuple[int, int]:
+    """Bytes a parameter, in memory and in a checkpoint, of a baseline's own weights."""
+    wide, narrow = _widths(config)
+    if config.baseline.weights == "ema":
+        return wide + (narrow if narrow < wide else 0), wide
+    return (narrow, narrow) if config.baseline.weights == "frozen" else (0, 0)
 
 
 def matmul_flops(config: Config, shape: Shape, seconds: float = 0.3) -> float:

@@ -14,22 +14,23 @@ import numpy as np
 import torch
 
 from rntp import checkpoint
+from rntp.classes import class_table, controls_table
 from rntp.config import Config
+from rntp.controls import CONTROLS
 from rntp.data import Manifest
 from rntp.data.corpus import open_corpus
 from rntp.errors import ConfigError, DataError
 from rntp.model import LanguageModel, cast_parameters
 from rntp.parallel import microbatches
 from rntp.preflight import open_model
+from rntp.resampling import interval
 from rntp.rollout import Check, no_check
-from rntp.rollout.inprocess import open_engine
+from rntp.rollout.inprocess import open_engine, unthought
 from rntp.rollout.place import placer
 from rntp.step import plant, score
 from rntp.tokenizer import decode, token_strings
 from rntp.trained import open_trained
 from rntp.types import Context, Rollout
-
-RESAMPLES = 2000
 
 Progress = Callable[[str, int, int], None]
 
@@ -50,28 +51,34 @@ def evaluate(
 ) -> dict[str, Any]:
     """Think and no-think loss of the same continuations, in nats per token.
 
-    Positions are drawn at random, whatever placement trains. Deciles are those of the no-think
-    loss in `reference`, an earlier result on the same contexts (so that a token stays in its
-    decile), or of this one. Returns the content of eval/step_N.json, less the facts of the run.
+    Positions are those of `evaluation.placement`, random ones by default, whatever placement
+    trains. Deciles are those of the no-think loss in `reference`, an earlier result on the same
+    contexts (so that a token stays in its decile), or of this one. Returns the content of
+    eval/step_N.json, less the facts of the run.
     """
-    pages: list[dict[str, Any]] = []
+    rollouts: list[Rollout] = []
     engine = open_engine(
         model,
         config,
         thoughts=config.evaluation.thoughts_per_position,
         purpose="evaluation thought",
     )
-    place = placer(config, "random", "evaluation placement")
+    section = config.evaluation
+    place = placer(
+        config,
+        section.placement,
+        "evaluation placement",
+        count=section.positions_per_doc or config.placement.positions_per_doc,
+    )
     for first in range(0, len(contexts), engine.docs_per_batch):
-        batch = contexts[first : first + engine.docs_per_batch]
         progress("evaluate", first, len(contexts))
-        rollouts = engine.sample(batch, place, check)
-        for piece in microbatches(
-            rollouts, tokens=config.parallel.tokens_per_microbatch, horizon=config.reward.horizon
-        ):
-            check()
-            pages += _score_pages(model, piece, config)
+        batch = contexts[first : first + engine.docs_per_batch]
+        rollouts += engine.sample(batch, place, check)
     progress("evaluate", len(contexts), len(contexts))
+    pages = _score_pages(model, rollouts, config, check)
+    for name in section.controls:
+        replaced = CONTROLS[name](rollouts, model.tokenizer)
+        _note_control(name, pages, _score_pages(model, replaced, config, check))
 
     no_think, think, documents = _arrays(pages)
     bins = no_think if reference is None else _arrays(reference["pages"])[0]
@@ -87,9 +94,12 @@ def evaluate(
         "nll/no_think": float(no_think.mean()),
         "nll/think": float(think.mean()),
         "gain/mean": float((no_think - think).mean()),
-        "gain/ci95": _interval(no_think - think, documents, config.run.seed),
+        "gain/ci95": interval(no_think - think, documents, config.run.seed),
         "thought/tokens_mean": float(np.mean([t["num_tokens"] for t in thoughts])),
         "thought/closed_frac": float(np.mean([t["closed"] for t in thoughts])),
+        "reading": _read(model, contexts, config, check),
+        "controls": controls_table(pages, config.run.seed),
+        "classes": class_table(pages, config.run.seed),
         "deciles": _deciles(bins, no_think, think),
         "pages": pages,
     }
@@ -145,13 +155,13 @@ def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> dic
             "before": float(old.mean()),
             "after": float(new.mean()),
             "change": float((new - old).mean()),
-            "ci95": _interval(new - old, documents, seed),
+            "ci95": interval(new - old, documents, seed),
         }
         for name, (old, new) in cells.items()
     }
     table["gain_ci95"] = {
-        "before": _interval(no_think_0 - think_0, documents, seed),
-        "after": _interval(no_think_1 - think_1, documents, seed),
+        "before": interval(no_think_0 - think_0, documents, seed),
+        "after": interval(no_think_1 - think_1, documents, seed),
     }
     table["num_docs"] = int(documents.max()) + 1
     table["num_tokens"] = len(documents)
@@ -159,39 +169,90 @@ def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> dic
 
 
 def _score_pages(
-    model: LanguageModel, rollouts: Sequence[Rollout], config: Config
+    model: LanguageModel, rollouts: Sequence[Rollout], config: Config, check: Check
 ) -> list[dict[str, Any]]:
-    tree = plant(model, rollouts, config.reward.horizon)
-    scores = score(model, tree, temperature=config.thought.temperature, with_context=False)
-    think, empty = scores.think_logp_PGH.tolist(), scores.empty_logp_PH.tolist()
-    place = 0
-    pages = []
-    for rollout in rollouts:
-        positions = []
-        for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
-            thoughts = [
-                {
-                    "text": decode(model.tokenizer, t.sampled_ids[: t.num_tokens]),
-                    "closed": t.closed,
-                    "num_tokens": t.num_tokens,
-                    "logp_think": think[place][g],
-                }
-                for g, t in enumerate(group)
-            ]
-            positions.append(
-                {"position": position, "logp_empty": empty[place], "thoughts": thoughts}
-            )
-            place += 1
-        pages.append(
-            {
-                "ordinal": rollout.context.ordinal,
-                "document_id": rollout.context.document_id,
-                "title": rollout.context.title,
-                "tokens": token_strings(model.tokenizer, rollout.context.token_ids),
-                "positions": positions,
-            }
-        )
+    pages: list[dict[str, Any]] = []
+    for piece in microbatches(
+        rollouts, tokens=config.parallel.tokens_per_microbatch, horizon=config.reward.horizon
+    ):
+        check()
+        tree = plant(model, piece, config.reward.horizon)
+        scores = score(model, tree, temperature=config.thought.temperature, with_context=False)
+        think, empty = scores.think_logp_PGH.tolist(), scores.empty_logp_PH.tolist()
+        number = 0
+        for rollout in piece:
+            count = len(rollout.positions)
+            pages.append(_page(model, rollout, think[number:][:count], empty[number:][:count]))
+            number += count
     return pages
+
+
+def _page(
+    model: LanguageModel, rollout: Rollout, think_KGH: list[Any], empty_KH: list[Any]
+) -> dict[str, Any]:
+    labels = rollout.context.labels
+    positions = []
+    for k, (position, group) in enumerate(zip(rollout.positions, rollout.thoughts, strict=True)):
+        thoughts = [
+            {
+                "text": decode(model.tokenizer, t.sampled_ids[: t.num_tokens]),
+                "closed": t.closed,
+                "num_tokens": t.num_tokens,
+                "logp_think": think_KGH[k][g],
+            }
+            for g, t in enumerate(group)
+        ]
+        at = {"position": position, "logp_empty": empty_KH[k], "thoughts": thoughts}
+        if labels:
+            known = labels.oracle.get(position)
+            at["class"] = labels.names.get(labels.classes[position], "")
+            at["oracle_gain"] = known.gain if known else None
+        positions.append(at)
+    return {
+        "ordinal": rollout.context.ordinal,
+        "document_id": rollout.context.document_id,
+        "title": rollout.context.title,
+        "tokens": token_strings(model.tokenizer, rollout.context.token_ids),
+        "positions": positions,
+    }
+
+
+def _read(
+    model: LanguageModel, contexts: Sequence[Context], config: Config, check: Check
+) -> dict[str, Any]:
+    """Plain next-token loss on every token of the contexts, nats: what training may have spoilt."""
+    found: list[tuple[str, float]] = []
+    plain = [unthought(context) for context in contexts]
+    for piece in microbatches(plain, tokens=config.parallel.tokens_per_microbatch, horizon=1):
+        check()
+        scores = score(model, plant(model, piece, 1), temperature=1.0, with_context=True)
+        assert scores.context_logp is not None
+        nll = iter((-scores.context_logp).tolist())
+        for rollout in piece:
+            labels = rollout.context.labels
+            for index in range(1, len(rollout.context)):
+                name = labels.names.get(labels.classes[index], "") if labels else ""
+                found.append((name, next(nll)))
+    groups: dict[str, list[float]] = {}
+    for name, value in found:
+        # A class, and its kinds: "thinkable" and "thinkable, 2 hops".
+        for key in {name, name.partition(",")[0]} - {""}:
+            groups.setdefault(key, []).append(value)
+    return {
+        "num_tokens": len(found),
+        "nll": float(np.mean([value for _, value in found])),
+        "classes": {key: float(np.mean(groups[key])) for key in sorted(groups)},
+    }
+
+
+def _note_control(name: str, pages: list[dict[str, Any]], replaced: list[dict[str, Any]]) -> None:
+    """Write the control's log-probs [H], mean over its thoughts, into the pages' positions."""
+    where = {(page["ordinal"], at["position"]): at for page in pages for at in page["positions"]}
+    for page in replaced:
+        for at in page["positions"]:
+            logp = np.mean([t["logp_think"] for t in at["thoughts"]], axis=0)
+            entry = where[page["ordinal"], at["position"]]
+            entry.setdefault("controls", {})[name] = logp.tolist()
 
 
 def _arrays(pages: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -203,16 +264,6 @@ def _arrays(pages: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.nda
             think += list(-np.mean([t["logp_think"] for t in at["thoughts"]], axis=0))
             documents += [number] * len(at["logp_empty"])
     return np.array(no_think), np.array(think), np.array(documents)
-
-
-def _interval(values: np.ndarray, documents: np.ndarray, seed: int) -> list[float]:
-    """95 % interval of the mean over tokens, by resampling documents (percentile bootstrap)."""
-    sums = np.bincount(documents, weights=values)
-    sizes = np.bincount(documents)
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    picks = generator.integers(len(sums), size=(RESAMPLES, len(sums)))
-    means = sums[picks].sum(axis=1) / sizes[picks].sum(axis=1)
-    return [float(x) for x in np.percentile(means, [2.5, 97.5])]
 
 
 def _deciles(bins: np.ndarray, no_think: np.ndarray, think: np.ndarray) -> list[dict[str, Any]]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from rntp import losses
+from rntp import labels, losses
 from rntp.advantages import dead_groups
+from rntp.baselines import members
 from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.step import Counts, Judgement, Loss, Scores
@@ -40,16 +41,39 @@ class Tally:
         return all(bool(torch.isfinite(part.total)) for part in self.losses)
 
     @property
+    def reward_PG(self) -> Tensor:
+        """Of the scheme that drives, all positions of the step in order."""
+        return _cat(j.reward_PG for j in self.judgements)
+
+    @property
     def sampler_logp_M(self) -> Tensor:
         thoughts = (t for r in self.rollouts for group in r.thoughts for t in group)
         return torch.cat([t.sampled_logprobs for t in thoughts])
 
     def metrics(self) -> dict[str, float]:
-        """Means over the whole step; units in the names' documentation (README, Metrics)."""
+        """Means over the whole step; units in the names' documentation (README, Metrics).
+
+        A step without thoughts has losses and sizes only.
+        """
+        horizon = self.config.reward.horizon
+        sizes = {
+            "tokens/context": sum(len(r.context) for r in self.rollouts),
+            "tokens/thought": self.counts.thought,
+            "tokens/tree": sum(tree_tokens(r, horizon) for r in self.rollouts),
+            "tokens/unshared": sum(unshared_tokens(r, horizon) for r in self.rollouts),
+        }
+        losses = {
+            f"loss/{term}": float(sum(getattr(part, term) for part in self.losses))
+            for term in ("total", "pg", "continuation", "ntp")
+        }
+        return (self._of_thoughts() if self.counts.thought else {}) | losses | sizes
+
+    def _of_thoughts(self) -> dict[str, float]:
         think = _cat(s.think_logp_PGH for s in self.scores)
         empty = _cat(s.empty_logp_PH for s in self.scores)
         logp_M = _cat(s.thought_logp_M for s in self.scores)
-        reward = _cat(j.reward_PG for j in self.judgements)
+        reward = self.reward_PG
+        compared = members(reward, self.config.baseline.use)
         thoughts = [t for r in self.rollouts for group in r.thoughts for t in group]
         lengths = torch.tensor([float(t.num_tokens) for t in thoughts])
         mismatch = logp_M - self.sampler_logp_M
@@ -67,34 +91,28 @@ class Tally:
             "nll/think": -think.mean(),
             "thought/tokens_mean": lengths.mean(),
             "thought/closed_frac": torch.tensor([float(t.closed) for t in thoughts]).mean(),
-            "group/dead_frac": dead_groups(reward).float().mean(),
+            "group/dead_frac": dead_groups(compared).float().mean(),
             "kl/sampler": losses.kl_estimate(logp_M, self.sampler_logp_M) / len(logp_M),
             "kl/sampler_max_abs": mismatch.abs().max(),
             "entropy/thought": _cat(s.thought_entropy_M for s in self.scores).mean(),
             "entropy/position": torch.cat([r.entropy for r in self.rollouts]).mean(),
-            "loss/total": torch.stack([part.total for part in self.losses]).sum(),
-            "loss/pg": torch.stack([part.pg for part in self.losses]).sum(),
-            "loss/continuation": torch.stack([part.continuation for part in self.losses]).sum(),
-            "loss/ntp": torch.stack([part.ntp for part in self.losses]).sum(),
         }
         for name in self.judgements[0].rewards:
             found[f"reward/{name}"] = _cat(j.rewards[name] for j in self.judgements).mean()
-        horizon = self.config.reward.horizon
-        sizes = {
-            "policy/clip_frac": self.clipped_tokens / self.counts.thought,
-            "tokens/context": sum(len(r.context) for r in self.rollouts),
-            "tokens/thought": self.counts.thought,
-            "tokens/tree": sum(tree_tokens(r, horizon) for r in self.rollouts),
-            "tokens/unshared": sum(unshared_tokens(r, horizon) for r in self.rollouts),
-        }
-        return {key: float(value) for key, value in found.items()} | sizes
+        found["policy/clip_frac"] = torch.tensor(self.clipped_tokens / self.counts.thought)
+        of_labels = labels.placement_metrics(
+            self.rollouts,
+            min_prefix=self.config.placement.min_prefix_tokens,
+            horizon=self.config.reward.horizon,
+        ) | labels.class_gains(self.rollouts, think - empty[:, None])
+        return {key: float(value) for key, value in found.items()} | of_labels
 
     def rows(self, model: LanguageModel) -> Iterator[dict[str, object]]:
         """One row a thought, for rollouts/step_N.jsonl."""
         think = _cat(s.think_logp_PGH for s in self.scores)
         gain = think - _cat(s.empty_logp_PH for s in self.scores)[:, None]
         advantage = _cat(j.advantage_PG for j in self.judgements)
-        reward = _cat(j.reward_PG for j in self.judgements)
+        reward = self.reward_PG
         names = self.judgements[0].rewards
         rewards = {name: _cat(j.rewards[name] for j in self.judgements) for name in names}
         horizon, tokenizer = self.config.reward.horizon, model.tokenizer

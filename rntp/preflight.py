@@ -6,17 +6,46 @@ import torch
 
 from rntp import placement, rewards
 from rntp.config import Config
+from rntp.data.corpus import Corpus
 from rntp.errors import CheckpointError, ConfigError
-from rntp.estimate import Shape, peak_memory
+from rntp.estimate import Shape, checkpoint_bytes, peak_memory
 from rntp.memory import total_bytes
 from rntp.model import LanguageModel, load_model, pick_device
+from rntp.rollout import Place
 
 
 def check_names(config: Config) -> None:
-    """Raise ConfigError if the config names a scheme or policy that is not registered."""
+    """Raise ConfigError if the config names a scheme or policy that is not registered, or one that
+    does not go with the rest of it.
+    """
     for name in (config.reward.scheme, *config.reward.shadows):
         _ = rewards.REGISTRY[name]
-    _ = placement.REGISTRY[config.placement.policy]
+        if rewards.BASELINES[name] == "needs" and config.baseline.weights == "none":
+            raise ConfigError(
+                f"reward scheme {name} weighs tokens by their prediction without a thought, and "
+                "baseline.weights is none; set baseline.weights to current"
+            )
+    use, scheme = config.baseline.use, config.reward.scheme
+    if use in ("clip", "group_member") and rewards.BASELINES[scheme] == "ignores":
+        able = ", ".join(sorted(n for n in rewards.REGISTRY if rewards.BASELINES[n] != "ignores"))
+        raise ConfigError(
+            f"baseline.use: {use} takes 0 for the reward of an empty thought, and that of scheme "
+            f"{scheme} is not 0; set reward.scheme to one that subtracts the baseline ({able}), or "
+            "baseline.use to subtract"
+        )
+    for name in (config.placement.policy, config.evaluation.placement):
+        _ = placement.REGISTRY[name]
+    if config.evaluation.placement == "learnability":
+        raise ConfigError(
+            "evaluation.placement: learnability follows the rewards of a training run, so two "
+            "evaluations would be of different positions; set it to random or entropy"
+        )
+
+
+def check_placement(place: Place, corpus: Corpus) -> None:
+    """Raise DataError if a policy wants labels and the corpus has none: place once, for nothing."""
+    context = corpus.train[0]
+    place(context, torch.zeros(len(context)), torch.zeros(len(context)))
 
 
 def open_model(config: Config) -> LanguageModel:
@@ -42,8 +71,8 @@ def open_model(config: Config) -> LanguageModel:
 
 
 def check_disk(config: Config, num_parameters: int) -> None:
-    """One checkpoint more than is kept must fit: weights and two moments in float32."""
-    needed = num_parameters * 12 * (config.checkpoint.keep + 1)
+    """One checkpoint more than is kept must fit."""
+    needed = checkpoint_bytes(config, num_parameters) * (config.checkpoint.keep + 1)
     here = config.run.dir
     while not here.exists():
         here = here.parent

@@ -1,6 +1,6 @@
 """Plain-text tables for the console. Pure functions from facts to text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -46,6 +46,8 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
         f"loss with thinking     {result['nll/think']:.3f}",
         f"gain of thinking       {result['gain/mean']:+.3f} [{low:+.3f}, {high:+.3f}], "
         f"{_verdict(low, high)}",
+        f"loss on whole pages    {result['reading']['nll']:.3f} without thinking, "
+        f"{result['reading']['num_tokens']} tokens",
         f"thoughts               {result['thought/tokens_mean']:.1f} tokens, "
         f"{result['thought/closed_frac']:.0%} closed by the model",
         "",
@@ -57,7 +59,38 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
             f"{span:<24}{row['num_tokens']:>8}{row['nll/no_think']:>10.3f}"
             f"{row['nll/think']:>8.3f}{row['gain']:>+8.3f}"
         )
+    if result["classes"]:
+        lines += ["", *classes_table(result["classes"])]
+    elif result["controls"]:
+        lines += ["", f"{'gain with other thoughts':<24}{'gain':>8}   95 % interval"]
+        for name, row in result["controls"].items():
+            lines.append(f"{name:<24}{row['gain']:>+8.3f}   {_interval(row['gain_ci95'])}")
     return "\n".join(lines)
+
+
+def classes_table(classes: Mapping[str, Any]) -> list[str]:
+    """Gain by token class, of the token right after the thought, with the controls' gains."""
+    names = list(dict.fromkeys(name for row in classes.values() for name in row["controls"]))
+    header = (
+        f"{'class':<24}{'tokens':>7}{'no think':>10}{'think':>8}{'gain':>8}  {'95 % interval':<18}"
+        f"{'of oracle':>9}" + "".join(f"{name:>11}" for name in names)
+    )
+    lines = [header, "-" * len(header)]
+    for name, row in classes.items():
+        share = row["oracle_fraction"]
+        cells = [row["controls"].get(n, {}).get("gain") for n in names]
+        lines.append(
+            f"{name:<24}{row['num_tokens']:>7}{row['nll/no_think']:>10.3f}{row['nll/think']:>8.3f}"
+            f"{row['gain']:>+8.3f}  {_interval(row['gain_ci95']):<18}"
+            f"{'' if share is None else f'{share:.1%}':>9}"
+            + "".join(f"{'' if cell is None else f'{cell:+.3f}':>11}" for cell in cells)
+        )
+    return lines
+
+
+def _interval(bounds: Sequence[float]) -> str:
+    low, high = bounds
+    return f"[{low:+.3f}, {high:+.3f}]"
 
 
 def _verdict(low: float, high: float) -> str:

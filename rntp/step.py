@@ -7,12 +7,14 @@ or saves.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from rntp import losses, rewards
+from rntp import baselines, losses, rewards
 from rntp.advantages import advantages
+from rntp.chance import uniform
 from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.tree import ThoughtTree
@@ -35,6 +37,12 @@ class Counts:
             continuation=thoughts * horizon,
             context=sum(len(r.context) - 1 for r in rollouts),
         )
+
+    def head_rows(self, config: Config) -> int:
+        """Rows of the step that go through the output embedding."""
+        empty = self.continuation // max(config.thought.thoughts_per_position, 1)
+        document = self.context if config.objective.ntp_weight > 0 else empty
+        return self.thought + self.continuation + document
 
 
 @dataclass(frozen=True)
@@ -134,34 +142,65 @@ def score(
 
 
 def judge(
-    scores: Scores, tree: ThoughtTree, rollouts: Sequence[Rollout], config: Config
+    scores: Scores,
+    tree: ThoughtTree,
+    rollouts: Sequence[Rollout],
+    config: Config,
+    reference_logp_PH: Tensor | None = None,
 ) -> Judgement:
-    """Rewards of every scheme on the same thoughts, and the advantages of the one that drives."""
-    device = scores.think_logp_PGH.device
+    """Rewards of every scheme on the same thoughts, and the advantages of the one that drives.
+
+    reference_logp_PH: the continuation without a thought under `baseline.weights`, where those are
+    not the weights of this forward; see `rntp.reference`.
+    """
+    device, shape = scores.think_logp_PGH.device, scores.think_logp_PGH.shape[:2]
     thoughts = [group for r in rollouts for group in r.thoughts]
-    empty = scores.empty_logp_PH
+    empty = _baseline(scores.empty_logp_PH, reference_logp_PH, config)
     inputs = RewardInputs(
         logp_think_PGH=scores.think_logp_PGH.detach(),
-        logp_empty_PH=empty if config.baseline.weights == "current" else torch.zeros_like(empty),
+        logp_empty_PH=empty,
+        has_baseline=config.baseline.weights != "none",
         match_PGH=scores.match_PGH,
-        num_tokens_PG=torch.tensor([[t.num_tokens for t in g] for g in thoughts], device=device),
-        closed_PG=torch.tensor([[t.closed for t in g] for g in thoughts], device=device),
+        num_tokens_PG=torch.tensor(
+            [[t.num_tokens for t in g] for g in thoughts], device=device
+        ).view(shape),
+        closed_PG=torch.tensor(
+            [[t.closed for t in g] for g in thoughts], dtype=torch.bool, device=device
+        ).view(shape),
         continuation_ids_PH=tree.continuation_PH,
         thought_ids=[[t.sampled_ids[: t.num_tokens] for t in g] for g in thoughts],
+        noise_PG=_noise(rollouts, scores.match_PGH.shape[1], config.run.seed).to(device),
         discount=config.reward.discount,
     )
     names = dict.fromkeys([config.reward.scheme, *config.reward.shadows])
     under = {name: rewards.REGISTRY[name](inputs) for name in names}
-    driving = under[config.reward.scheme]
-    if config.baseline.use == "clip":
-        driving = driving.clamp_min(0)
-    advantage = advantages(
-        driving,
-        config.objective.advantage,
+    driving = baselines.floored(under[config.reward.scheme], config.baseline.use)
+    centre = partial(
+        advantages,
+        kind=config.objective.advantage,
         divide_by_std=config.objective.advantage_std,
         std_floor=config.objective.advantage_std_floor,
     )
+    advantage = baselines.used(driving, empty, config.baseline.use, centre)
     return Judgement(under, driving, advantage)
+
+
+def _baseline(current_PH: Tensor, reference_PH: Tensor | None, config: Config) -> Tensor:
+    """No-think log-probs that rewards may subtract, [P, H]."""
+    if config.baseline.weights == "none":
+        return torch.zeros_like(current_PH)
+    if config.baseline.weights == "current":
+        return current_PH
+    assert reference_PH is not None
+    return reference_PH
+
+
+def _noise(rollouts: Sequence[Rollout], group: int, seed: int) -> Tensor:
+    """A draw for every thought, float64 [P, G]: a function of the seed and of which one it is."""
+    ordinal = [r.context.ordinal for r in rollouts for _ in r.positions]
+    position = [p for r in rollouts for p in r.positions]
+    at_2P = torch.tensor([ordinal, position], dtype=torch.int64)
+    return uniform(seed, "reward", at_2P[0, :, None], at_2P[1, :, None], torch.arange(group))
 
 
 def loss(
@@ -192,8 +231,10 @@ def loss(
         )
     else:
         pg = losses.policy_gradient(scores.thought_logp_M, advantage_M)
-    pg = pg / counts.thought
-    continuation = losses.negative_log_likelihood(scores.think_logp_PGH) / counts.continuation
+    # Without thoughts both sums are empty, and so is what they would be divided by.
+    pg = pg / max(counts.thought, 1)
+    continuation = losses.negative_log_likelihood(scores.think_logp_PGH)
+    continuation = continuation / max(counts.continuation, 1)
     total = objective.pg_weight * pg + objective.continuation_weight * continuation
     ntp = torch.zeros_like(pg)
     if scores.context_logp is not None:

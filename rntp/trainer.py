@@ -18,20 +18,29 @@ from rntp.config import Config
 from rntp.data import Manifest, data_digest
 from rntp.data.corpus import open_corpus
 from rntp.errors import CheckpointError, Diverged, Preempted
+from rntp.estimate import Shape, step_flop
 from rntp.evaluation import compare, evaluate
 from rntp.files import write_json
+from rntp.learnability import Learnability
 from rntp.log import RunLog
 from rntp.memory import peak_bytes
 from rntp.metrics import Tally
 from rntp.optim import Optimizer, Update
 from rntp.parallel import microbatches
-from rntp.preflight import check_disk, check_memory, check_names, open_model
+from rntp.preflight import (
+    check_disk,
+    check_memory,
+    check_names,
+    check_placement,
+    open_model,
+)
+from rntp.reference import Reference, open_reference
 from rntp.rollout.inprocess import open_engine
 from rntp.rollout.place import placer
 from rntp.signals import StopRequest
 from rntp.step import Counts, Scores, judge, loss, plant, score
 from rntp.tokenizer import tokenizer_digest
-from rntp.tree import ThoughtTree
+from rntp.tree import ThoughtTree, tree_tokens
 from rntp.types import Context, Rollout
 from rntp.wandb_mirror import import_wandb
 
@@ -58,6 +67,7 @@ class Trainer:
         self.corpus = open_corpus(config, manifest, self.model.tokenizer)
         check_disk(config, self.model.num_parameters)
         check_memory(config, self.model)
+        self.shape = Shape.of(self.model.hf)
         self.optimizer = Optimizer(
             self.model.hf,
             config.optim,
@@ -65,7 +75,11 @@ class Trainer:
             total_steps=config.run.steps,
         )
         self.engine = open_engine(self.model, config, thoughts=config.thought.thoughts_per_position)
-        self.place = placer(config, config.placement.policy, "placement")
+        self.reference = open_reference(self.model, self.optimizer.masters, config.baseline)
+        policy = config.placement.policy
+        self.learnability = Learnability() if policy == "learnability" else None
+        self.place = placer(config, policy, "placement", learnability=self.learnability)
+        check_placement(self.place, self.corpus)
         self.stop = StopRequest()
         self.skipped_in_a_row = 0
 
@@ -122,7 +136,8 @@ class Trainer:
             self.log.phase("forward", i, len(batches))
             tree = plant(self.model, batch, horizon)
             scores = self._score(tree)
-            judged = judge(scores, tree, batch, config)
+            elsewhere = self.reference.no_think(batch, horizon) if self.reference else None
+            judged = judge(scores, tree, batch, config, elsewhere)
             part = loss(scores, tree, judged.advantage_PG, tally.counts, config)
             clock.lap("time/forward_s")
             part.total.backward()
@@ -132,6 +147,8 @@ class Trainer:
         clock.lap("time/update_s")
         for _ in range(1, config.objective.epochs_per_rollout):
             update = self._another_epoch(step, batches, tally, clock)
+        if not update.skipped:
+            self._follow(tally)
 
         self.log.step(
             {
@@ -140,6 +157,7 @@ class Trainer:
                 "grad_norm": update.grad_norm,
                 "lr": update.lr,
                 "skipped": int(update.skipped),
+                "compute/tflop": self._flop(tally) / 1e12,
                 **clock.laps,
                 "time/step_s": clock.total,
                 "memory/peak_gb": peak_bytes() / 1e9,
@@ -184,6 +202,24 @@ class Trainer:
         clock.lap("time/update_s")
         return update
 
+    def _flop(self, tally: Tally) -> float:
+        """Matrix products of the step, from the tokens that it had."""
+        return step_flop(
+            self.config,
+            self.shape,
+            tree=sum(tree_tokens(r, self.config.reward.horizon) for r in tally.rollouts),
+            head_rows=tally.counts.head_rows(self.config),
+            context=sum(len(r.context) for r in tally.rollouts),
+            sampled=tally.counts.thought,
+        )
+
+    def _follow(self, tally: Tally) -> None:
+        """What runs along with training: the average of the weights, the record of rewards."""
+        if self.reference:
+            self.reference.update(self.optimizer.masters)
+        if self.learnability:
+            self.learnability.observe(tally.rollouts, tally.reward_PG)
+
     def comparison(self) -> dict[str, Any] | None:
         """Evaluation before and after training, side by side; None until both exist."""
         before, after = (_read_evaluation(self.config, n) for n in (0, self.config.run.steps))
@@ -222,6 +258,8 @@ class Trainer:
             check=self.stop.check,
             progress=self.log.phase,
         )
+        if self.config.evaluation.reused_docs:
+            result["reused"] = self._evaluate_reused(result)
         facts = {
             "step": step,
             "seed": self.config.run.seed,
@@ -237,12 +275,25 @@ class Trainer:
             f"thinking, gain {result['gain/mean']:+.3f} [{low:+.3f}, {high:+.3f}] nats per token"
         )
 
+    def _evaluate_reused(self, fresh: dict[str, Any]) -> dict[str, Any]:
+        """The same on contexts that are trained on, and how much more thinking is worth there."""
+        contexts = self.corpus.reused_contexts(self.config.evaluation.reused_docs)
+        found = evaluate(
+            self.model, contexts, self.config, check=self.stop.check, progress=self.log.phase
+        )
+        del found["pages"]
+        return {**found, "gain_over_fresh": found["gain/mean"] - fresh["gain/mean"]}
+
     def _save(self, step: int) -> None:
         self.log.phase("save", 0, 1)
         path = checkpoint.save(
             self.config.run.dir / "checkpoints",
             step,
-            {"weights": self.optimizer.masters, "moments": self.optimizer.moments()},
+            {
+                "weights": self.optimizer.masters,
+                "moments": self.optimizer.moments(),
+                **{stem: part.tensors() for stem, part in self._companions().items()},
+            },
             {
                 "next_ordinal": step * self.config.data.docs_per_step,
                 "skipped_in_a_row": self.skipped_in_a_row,
@@ -275,10 +326,21 @@ class Trainer:
         self.optimizer.restore(
             checkpoint.load(newest, "weights"), checkpoint.load(newest, "moments")
         )
+        for stem, part in self._companions().items():
+            part.restore(checkpoint.load(newest, stem))
         self.skipped_in_a_row = int(state["skipped_in_a_row"])
         self.log.rewind(step)
         self.log.message(f"resuming from {newest}: {step} of {self.config.run.steps} steps done")
         return step
+
+    def _companions(self) -> dict[str, Reference | Learnability]:
+        """What a checkpoint holds besides weights and moments, where the config asks for it."""
+        found: dict[str, Reference | Learnability] = {}
+        if self.reference:
+            found["reference"] = self.reference
+        if self.learnability:
+            found["placement"] = self.learnability
+        return found
 
     def _greet(self, done: int) -> None:
         config, corpus = self.config, self.corpus

@@ -106,18 +106,18 @@ class ThoughtTree:
 
         # Row 0 of a thought is the open marker; it predicts the first sampled token.
         sampled_rows = [tree.rows(s)[: len(ids)] for s, ids in thoughts]
-        counts = torch.tensor([len(ids) for _, ids in thoughts])
-        positions, groups = len(empty), len(thoughts) // len(empty)
-        first_rows = torch.tensor([tree.layout.offsets[root] + p - 1 for root, p in empty])
+        counts = _ids([len(ids) for _, ids in thoughts])
+        positions, groups = len(empty), len(thoughts) // max(len(empty), 1)
+        first_rows = _ids([tree.layout.offsets[root] + p - 1 for root, p in empty])
         empty_rows = first_rows[:, None] + torch.arange(horizon)
         return cls(
             tree=tree,
-            thought_rows=torch.cat(sampled_rows),
-            thought_targets=torch.cat([ids for _, ids in thoughts]),
+            thought_rows=torch.cat([_ids([]), *sampled_rows]),
+            thought_targets=torch.cat([_ids([]), *(ids for _, ids in thoughts)]),
             thought_index=torch.repeat_interleave(torch.arange(len(thoughts)), counts),
-            think_rows_PGH=torch.stack([tree.predicting_rows(s) for s in continuations]).view(
-                positions, groups, horizon
-            ),
+            think_rows_PGH=torch.cat(
+                [_ids([]), *(tree.predicting_rows(s) for s in continuations)]
+            ).view(positions, groups, horizon),
             empty_rows_PH=empty_rows,
             continuation_PH=tree.token_ids[empty_rows + 1],
             context_rows=torch.cat([tree.rows(s)[:-1] for s in roots]),
@@ -142,9 +142,17 @@ def tree_tokens(rollout: Rollout, horizon: int) -> int:
 
 def unshared_tokens(rollout: Rollout, horizon: int) -> int:
     """Tokens of the same computation with one sequence a thought."""
-    groups = len(rollout.thoughts[0])
-    prefixes = groups * sum(rollout.positions)
+    if not rollout.positions:
+        return len(rollout.context)
+    prefixes = sum(
+        position * len(group)
+        for position, group in zip(rollout.positions, rollout.thoughts, strict=True)
+    )
     return prefixes + sum(_branch_lengths(rollout, horizon))
+
+
+def _ids(numbers: list[int]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64)
 
 
 def _branch_lengths(rollout: Rollout, horizon: int) -> list[int]:

@@ -4,10 +4,36 @@ Axes in tensor names: L context tokens, P positions (of all documents at hand), 
 document, G thoughts per position, H horizon, T thought tokens, N any flat row count, V vocabulary.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Oracle:
+    """What a made corpus knows of a token that a thought can help with.
+
+    thought: text of a thought that leaves nothing to guess. gain: nats that it is worth.
+    """
+
+    thought: str
+    gain: float
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What a made corpus knows of a context. Training never sees it: measurements do, and the
+    placement policies `oracle` and `by_class`.
+
+    classes: one character a token, " " where nothing is known. names: of the characters; a name is
+    a class, or a class and a kind ("thinkable, 2 hops"). oracle: by index of the token.
+    """
+
+    classes: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    oracle: Mapping[int, Oracle] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +43,7 @@ class Context:
     token_ids: int64 [L], L <= context_tokens, on the CPU; never crosses a document.
     title: of the document, for people. start: index of the first token in the document.
     visit: how often the order had handed out this document before (0 on the first pass).
+    labels: of a made corpus; None for real text.
     """
 
     ordinal: int
@@ -25,6 +52,7 @@ class Context:
     title: str = ""
     start: int = 0
     visit: int = 0
+    labels: Labels | None = None
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]
@@ -75,20 +103,24 @@ class RewardInputs:
     """What a reward scheme may look at. Everything is detached; log-probabilities are in nats.
 
     logp_think_PGH: log p(continuation token | context, thought, earlier continuation tokens).
-    logp_empty_PH: the same without a thought (the baseline); zeros with `baseline.weights: none`.
+    logp_empty_PH: the same without a thought, under `baseline.weights` (the baseline); zeros where
+    there is none, and has_baseline is false then.
     match_PGH: bool, the continuation token is the arg-max of the prediction with the thought.
     num_tokens_PG: tokens between the think markers. closed_PG: bool, the model closed the thought.
     continuation_ids_PH: the held-out tokens. thought_ids: [P][G] id tensors, markers left out.
+    noise_PG: float64 uniform draws in [0, 1), a function of the run seed and the thought's indices.
     discount: γ in (0, 1].
     """
 
     logp_think_PGH: Tensor
     logp_empty_PH: Tensor
+    has_baseline: bool
     match_PGH: Tensor
     num_tokens_PG: Tensor
     closed_PG: Tensor
     continuation_ids_PH: Tensor
     thought_ids: list[list[Tensor]]
+    noise_PG: Tensor
     discount: float
 
     @property
@@ -103,10 +135,31 @@ class RewardInputs:
 class PlacementInputs:
     """What a placement policy may look at; entry i speaks of the prediction of token i.
 
+    A policy sees the eligible positions only, so that it may rank them among themselves.
+
     entropy_L, nll_L: float32 nats of the no-think prediction (entry 0 is 0: nothing predicts it).
     noise_L: float64 uniform draws of this context, a function of the run seed and its ordinal.
+    learnability_L: float32, running standard deviation of the rewards at such positions, in reward
+    units (see `rntp.learnability`); zeros where nobody keeps it.
+    oracle_gain_L: float32 nats that a perfect thought is worth, 0 where none helps. class_L: int64
+    numbers of the tokens' classes, -1 where unknown. Both are None without labels.
     """
 
     entropy_L: Tensor
     nll_L: Tensor
     noise_L: Tensor
+    learnability_L: Tensor
+    oracle_gain_L: Tensor | None = None
+    class_L: Tensor | None = None
+
+    def between(self, first: int, stop: int) -> "PlacementInputs":
+        """The same for positions first … stop - 1."""
+        cut = slice(first, stop)
+        return PlacementInputs(
+            entropy_L=self.entropy_L[cut],
+            nll_L=self.nll_L[cut],
+            noise_L=self.noise_L[cut],
+            learnability_L=self.learnability_L[cut],
+            oracle_gain_L=None if self.oracle_gain_L is None else self.oracle_gain_L[cut],
+            class_L=None if self.class_L is None else self.class_L[cut],
+        )

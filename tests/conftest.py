@@ -107,8 +107,13 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in ARCHITECTURES}
 
 
-def write_corpus(folder: Path, documents: int = 24, sentences: int = 12) -> Path:
-    """Shards of made-up pages, prepared with the tiny tokenizer."""
+def write_corpus(
+    folder: Path, documents: int = 24, sentences: int = 12, labelled: bool = False
+) -> Path:
+    """Shards of made-up pages, prepared with the tiny tokenizer.
+
+    labelled: with made-up labels: every fifth token can be helped, the others are easy.
+    """
     tokenizer = tiny_tokenizer()
     words = TEXT.replace(".", "").replace(",", "").split()
     writer = ShardWriter(
@@ -123,7 +128,14 @@ def write_corpus(folder: Path, documents: int = 24, sentences: int = 12) -> Path
             picks = uniform(n, "test corpus", torch.arange(sentences * 8)).mul(len(words)).long()
             text = " ".join(words[int(i)] for i in picks)
             metadata = {"url": f"https://example.org/{n}", "title": f"Page {n}", "source": "test"}
-            writer.add(f"page-{n:04d}", text, metadata, len(encode(tokenizer, text)))
+            length = len(encode(tokenizer, text))
+            if labelled:
+                metadata["labels"] = {
+                    "classes": "".join("2" if i % 5 == 0 else "e" for i in range(length)),
+                    "names": {"2": "left to think, 2 hops", "e": "easy"},
+                    "oracle": {i: {"thought": "x", "gain": 1.5} for i in range(0, length, 5)},
+                }
+            writer.add(f"page-{n:04d}", text, metadata, length)
         writer.finish({"pages": documents, "kept": documents})
     return folder
 

@@ -8,6 +8,7 @@ import yaml
 
 from rntp.config import Config, Section
 from rntp.errors import ConfigError
+from rntp.preflight import check_names
 
 ROOT = Path(__file__).parents[1]
 MINIMAL = {
@@ -41,7 +42,11 @@ def minimal(**sections) -> dict:
         (minimal(objective={"epochs_per_rollout": 2}), r"objective.algorithm to clipped_ratio"),
         (minimal(objective={"advantage_std": True}), r"leave_one_out set it to false"),
         (minimal(model={"think_close": "<think>"}), r"must differ"),
-        (minimal(baseline={"use": "clip", "weights": "none"}), r"every reward would be 0"),
+        *[
+            (minimal(baseline={"use": use, "weights": "none"}), r"set baseline.weights to current")
+            for use in ("clip", "group_member", "position_weight")
+        ],
+        (minimal(baseline={"decay": 1}), r"baseline.decay: .*less than 1"),
         ({"run": {}}, r"run.steps: required and not given"),
         ([], r"expected sections"),
     ],
@@ -93,9 +98,34 @@ def test_digest_is_of_what_is_computed() -> None:
 
 
 def test_inert_baseline_is_warned_about() -> None:
-    assert any("cancels" in w for w in Config.parse(minimal()).warnings())
-    clipped = Config.parse(minimal(baseline={"use": "clip"}))
-    assert not any("cancels" in w for w in clipped.warnings())
+    def warned(*overrides: str) -> list[bool]:
+        said = list(Config.parse(minimal(), overrides).warnings())
+        return [any(word in w for w in said) for word in ("cancels", "keeps a copy")]
+
+    assert warned() == [True, False]
+    assert warned("baseline.weights=none") == [False, False]
+    for weights in ("frozen", "ema"):
+        assert warned(f"baseline.weights={weights}") == [True, True]
+        for use in ("clip", "group_member", "position_weight"):
+            assert warned(f"baseline.weights={weights}", f"baseline.use={use}") == [False, False]
+    # Its weights come from the baseline, so it does not cancel.
+    assert warned("reward.scheme=weighted_log_ratio", "baseline.weights=ema") == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["reward.scheme=logprob", "baseline.use=clip"], "set reward.scheme to one that subtracts"),
+        (["reward.scheme=exact_token", "baseline.use=group_member"], "log_ratio, mean_prob, weigh"),
+        (["reward.scheme=weighted_log_ratio", "baseline.weights=none"], "weights to current"),
+        (["reward.shadows=[weighted_log_ratio]", "baseline.weights=none"], "weights to current"),
+        (["evaluation.placement=learnability"], "set it to random or entropy"),
+    ],
+)
+def test_what_a_scheme_cannot_do_is_explained(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_names(Config.parse(minimal(), overrides))
+    check_names(Config.parse(minimal(), ["reward.scheme=logprob", "baseline.use=position_weight"]))
 
 
 def test_every_config_of_the_repository_is_valid() -> None:
@@ -128,4 +158,4 @@ def test_every_field_is_documented_and_few_they_are() -> None:
         for field, facts in info.annotation.model_fields.items()
     ]
     assert [name for name, text in fields if not text] == []
-    assert len(fields) <= 60
+    assert len(fields) <= 64

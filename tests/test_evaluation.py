@@ -8,8 +8,9 @@ import torch
 from conftest import tiny_run
 
 from rntp.config import Config
-from rntp.evaluation import _interval, compare, evaluate
+from rntp.evaluation import compare, evaluate
 from rntp.model import load_model
+from rntp.resampling import interval
 from rntp.trainer import Trainer
 
 
@@ -100,6 +101,6 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
         documents = np.repeat(np.arange(40), sizes)
         effect = generator.normal(0, 1, 40)[documents]
         values = effect + generator.normal(0, 0.2, len(documents))
-        low, high = _interval(values, documents, trial)
+        low, high = interval(values, documents, trial)
         covered += low <= 0 <= high
     assert 175 <= covered <= 199

@@ -36,13 +36,15 @@ def files(*patterns: str) -> list[Path]:
         (["rntp/rewards/*.py"], {"rntp.rewards", *CORE}),
         (["rntp/placement/*.py"], {"rntp.placement", *CORE}),
         (["rntp/advantages.py", "rntp/losses.py", "rntp/types.py", "rntp/errors.py"], CORE),
+        (["rntp/baselines.py", "rntp/labels.py", "rntp/learnability.py"], CORE),
         (["rntp/chance.py", "rntp/files.py", "rntp/config.py"], CORE),
         (["rntp/data/manifest.py", "rntp/data/order.py"], {"rntp.files", *CORE}),
         (["rntp/tree.py"], {"rntp_kernels", "rntp.model", *CORE}),
+        (["rntp/reference.py"], {"rntp.config", "rntp.model", "rntp.tree", *CORE}),
         (
             ["rntp/step.py"],
-            {"rntp.losses", "rntp.rewards", "rntp.advantages", "rntp.config", "rntp.model"}
-            | {"rntp.tree", *CORE},
+            {"rntp.losses", "rntp.rewards", "rntp.advantages", "rntp.baselines", "rntp.chance"}
+            | {"rntp.config", "rntp.model", "rntp.tree", *CORE},
         ),
     ],
 )

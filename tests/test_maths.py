@@ -1,6 +1,7 @@
 """Rewards, advantages and losses against closed forms worked out by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,11 +17,13 @@ def inputs(discount: float = 1.0) -> RewardInputs:
     return RewardInputs(
         logp_think_PGH=think,
         logp_empty_PH=torch.tensor([[0.25, 0.5]]).log(),
+        has_baseline=True,
         match_PGH=torch.tensor([[[True, True], [False, True], [True, False]]]),
         num_tokens_PG=torch.tensor([[3, 0, 8]]),
         closed_PG=torch.tensor([[True, True, False]]),
         continuation_ids_PH=torch.tensor([[5, 6]]),
         thought_ids=[[torch.arange(3), torch.arange(0), torch.arange(8)]],
+        noise_PG=torch.tensor([[0.25, 0.75, 0.5]], dtype=torch.float64),
         discount=discount,
     )
 
@@ -33,11 +36,30 @@ def inputs(discount: float = 1.0) -> RewardInputs:
         ("logprob", 1.0, [math.log(0.25), math.log(0.25), math.log(0.0625)]),
         ("logprob", 0.5, [1.5 * math.log(0.5), math.log(0.25), -2.5 * math.log(2)]),
         ("exact_prefix", 0.5, [2, 0, 1]),
+        ("exact_token", 0.5, [1, 0, 1]),
+        ("mean_prob", 0.5, [0.5 - 0.375, 0.625 - 0.375, 0.3125 - 0.375]),
+        # Surprises 2 ln 2 and ln 2: weights 4/3 and 2/3.
+        ("weighted_log_ratio", 1.0, [4 / 3 * math.log(2), 2 / 3 * math.log(2), 0]),
+        ("weighted_log_ratio", 0.5, [k / 3 * math.log(2) for k in (4, 1, 2)]),
+        ("random", 1.0, [0.25, 0.75, 0.5]),
+        ("format_only", 1.0, [1, 1, 0]),
     ],
 )
 def test_rewards(name: str, discount: float, expected: list[float]) -> None:
     reward = rewards.REGISTRY[name](inputs(discount))
     torch.testing.assert_close(reward, torch.tensor([expected], dtype=torch.float32))
+
+
+def test_rewards_at_their_edges() -> None:
+    bare = replace(inputs(), logp_empty_PH=torch.zeros(1, 2), has_baseline=False)
+    # Zeros would be probabilities of 1, and no baseline subtracts nothing.
+    torch.testing.assert_close(
+        rewards.REGISTRY["mean_prob"](bare), torch.tensor([[0.5, 0.625, 0.3125]])
+    )
+    certain = replace(inputs(), logp_empty_PH=torch.zeros(1, 2))
+    torch.testing.assert_close(
+        rewards.REGISTRY["weighted_log_ratio"](certain), rewards.REGISTRY["logprob"](certain)
+    )
 
 
 def test_a_reward_is_added_by_one_function() -> None:
@@ -117,6 +139,7 @@ def test_placement() -> None:
         entropy_L=torch.tensor([9.0, 8, 1, 5, 3, 4, 2, 7]),
         nll_L=torch.zeros(8),
         noise_L=torch.tensor([0.9, 0.9, 0.1, 0.2, 0.8, 0.3, 0.4, 0.9], dtype=torch.float64),
+        learnability_L=torch.zeros(8),
     )
 
     def place(name: str, count: int) -> tuple[int, ...]:

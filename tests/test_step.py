@@ -12,6 +12,7 @@ from test_config import minimal
 from rntp.config import Config
 from rntp.model import LanguageModel, load_model
 from rntp.parallel import microbatches
+from rntp.reference import Reference
 from rntp.rollout.inprocess import InProcessEngine
 from rntp.step import Counts, Scores, judge, loss, plant, score
 from rntp.types import Context, Rollout
@@ -58,7 +59,11 @@ def config_of(*overrides: str) -> Config:
 
 
 def run(
-    model: LanguageModel, rollouts: list[Rollout], config: Config, tokens: int = 10**6
+    model: LanguageModel,
+    rollouts: list[Rollout],
+    config: Config,
+    tokens: int = 10**6,
+    reference: Reference | None = None,
 ) -> tuple[float, dict[str, torch.Tensor], list[Scores]]:
     """Loss, gradients and scores of one step, cut into microbatches of `tokens`."""
     model.hf.zero_grad()
@@ -66,7 +71,8 @@ def run(
     for batch in microbatches(rollouts, tokens=tokens, horizon=HORIZON):
         tree = plant(model, batch, HORIZON)
         scores = score(model, tree, temperature=1.0, with_context=config.objective.ntp_weight > 0)
-        judged = judge(scores, tree, batch, config)
+        elsewhere = reference.no_think(batch, HORIZON) if reference else None
+        judged = judge(scores, tree, batch, config, elsewhere)
         part = loss(scores, tree, judged.advantage_PG, counts, config)
         part.total.backward()
         total += float(part.total.detach())
@@ -161,6 +167,87 @@ def test_which_baseline_and_reward_options_change_the_gradient(
         _, other, _ = run(model, rollouts, config_of(*plain, *overrides))
         gap = distance(other, base)
         assert gap > 1e-3 if changes else gap < 1e-9, gap
+
+
+ONLY_POLICY = ["objective.continuation_weight=0", "objective.ntp_weight=0"]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(model: LanguageModel) -> Reference:
+    """Weights that predict otherwise: nats away, as after long training."""
+    reference = Reference(model, dict(model.hf.named_parameters()), None)
+    generator = torch.Generator().manual_seed(2)
+    reference.restore(
+        {
+            name: kept * (1 + 0.3 * torch.randn(kept.shape, generator=generator))
+            for name, kept in reference.tensors().items()
+        }
+    )
+    return reference
+
+
+@pytest.mark.parametrize(
+    "centre",
+    [
+        ["objective.advantage=leave_one_out"],
+        ["objective.advantage=group_mean"],
+        ["objective.advantage=group_mean", "objective.advantage_std=true"],
+    ],
+    ids=["leave_one_out", "group_mean", "std"],
+)
+@pytest.mark.parametrize("weights", ["current", "frozen", "ema"])
+@pytest.mark.parametrize(
+    ("use", "changes"),
+    [("subtract", False), ("clip", True), ("group_member", True), ("position_weight", True)],
+)
+def test_which_baselines_change_the_policy_gradient(
+    model: LanguageModel,
+    rollouts: list[Rollout],
+    elsewhere: Reference,
+    use: str,
+    changes: bool,
+    weights: str,
+    centre: list[str],
+) -> None:
+    """METHODS.md, section 5: against no baseline at all, and against other baseline weights."""
+    options = [*ONLY_POLICY, *centre, "objective.advantage_std_floor=1e-9"]
+    _, without, _ = run(model, rollouts, config_of(*options, "baseline.weights=none"))
+    cell = config_of(*options, f"baseline.weights={weights}", f"baseline.use={use}")
+    _, own, _ = run(model, rollouts, cell, reference=None if weights == "current" else elsewhere)
+    gap = distance(own, without)
+    # The tiny model is nearly always wrong, so its position weights are close to 1.
+    assert gap > 1e-4 if changes else gap < 1e-12, gap
+    if weights != "current":
+        current = config_of(*options, f"baseline.use={use}")
+        gap = distance(own, run(model, rollouts, current)[1])
+        assert gap > 1e-4 if changes else gap < 1e-12, gap
+
+
+@pytest.mark.parametrize("use", ["clip", "group_member", "position_weight"])
+def test_microbatches_do_not_change_a_baseline(
+    model: LanguageModel, rollouts: list[Rollout], elsewhere: Reference, use: str
+) -> None:
+    config = config_of("baseline.weights=frozen", f"baseline.use={use}")
+    whole, whole_grads, _ = run(model, rollouts, config, reference=elsewhere)
+    cut, cut_grads, seen = run(model, rollouts, config, 1, elsewhere)
+    assert len(seen) == 4
+    assert cut == pytest.approx(whole, rel=1e-12)
+    assert distance(cut_grads, whole_grads) < 1e-12
+
+
+def test_random_rewards_belong_to_the_thought(
+    model: LanguageModel, rollouts: list[Rollout]
+) -> None:
+    def noise(rollouts: list[Rollout], seed: int = 0) -> torch.Tensor:
+        config = config_of("reward.scheme=random", f"run.seed={seed}")
+        tree = plant(model, rollouts, HORIZON)
+        scores = score(model, tree, temperature=1.0, with_context=False)
+        return judge(scores, tree, rollouts, config).reward_PG
+
+    whole = noise(rollouts)
+    assert whole.unique().numel() == whole.numel() == 4 * 2 * 3
+    assert torch.equal(whole, torch.cat([noise([r]) for r in rollouts]))
+    assert not torch.isclose(whole, noise(rollouts, seed=1)).any()
 
 
 def test_forced_close_markers_carry_no_policy_gradient(

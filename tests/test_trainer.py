@@ -196,6 +196,11 @@ def test_stopping_and_starting_again_changes_nothing(raw: dict, tmp_path: Path, 
         ["baseline.use=clip", "optim.schedule=cosine", "optim.weight_decay=0.1"],
         ["objective.algorithm=clipped_ratio", "objective.epochs_per_rollout=2"],
         ["reward.scheme=exact_prefix", "reward.shadows=[]"],
+        ["reward.scheme=random", f"reward.shadows=[{', '.join(sorted(rewards.REGISTRY))}]"],
+        ["baseline.weights=ema", "baseline.decay=0.9", "baseline.use=clip"],
+        ["baseline.weights=frozen", "baseline.use=group_member", "model.dtype=float32"],
+        ["baseline.use=position_weight", "reward.scheme=mean_prob"],
+        ["placement.policy=learnability", "optim.lr=0.01"],
         ["evaluation.every_steps=1", "evaluation.thoughts_per_position=2"],
         ["rollout.docs_per_batch=1", "parallel.tokens_per_microbatch=16"],
         ["model.dtype=float64"],
@@ -214,8 +219,82 @@ def test_options_run_and_resume(raw: dict, tmp_path: Path, options: list[str]) -
     shutil.rmtree(copy / "checkpoints" / "step_00000002")
     resumed = fit(raw, *options, "run.steps=2", f"run.dir={copy}").config.run.dir
     assert comparable(resumed) == metrics
+    one, other = (d / "checkpoints" / "step_00000002" for d in (whole, resumed))
+    stems = {path.stem for path in one.glob("*.safetensors")}
+    assert ("reference" in stems) == any("=ema" in o or "=frozen" in o for o in options)
+    assert ("placement" in stems) == ("placement.policy=learnability" in options)
+    for stem in stems:
+        name = f"{stem}.safetensors"
+        assert (one / name).read_bytes() == (other / name).read_bytes(), stem
     last = "eval/step_00000002.json"
     assert json.loads((copy / last).read_text()) == json.loads((whole / last).read_text())
+
+
+def test_other_baseline_weights_reach_the_reward_and_nothing_else(
+    raw: dict, tmp_path: Path
+) -> None:
+    """Subtracted they cancel: the same run but for the logged reward."""
+    raw["evaluation"] = {"enabled": False}
+    raw["optim"] = {"lr": 1e-2}
+    runs = {}
+    for weights in ("current", "frozen", "ema"):
+        options = [f"baseline.weights={weights}", f"run.dir={tmp_path / weights}"]
+        runs[weights] = comparable(fit(raw, *options, "model.dtype=float64").config.run.dir)
+    for row, frozen, ema in zip(*runs.values(), strict=True):
+        for other in (frozen, ema):
+            for key in ("gain/mean", "nll/no_think", "nll/think", "grad_norm", "loss/pg"):
+                assert other[key] == pytest.approx(row[key], rel=1e-9), key
+            assert other["data/digest"] == row["data/digest"]
+        rewarded = [r["reward/mean"] for r in (row, frozen, ema)]
+        if row["step"] == 1:
+            assert rewarded[1:] == pytest.approx([rewarded[0]] * 2, rel=1e-9)
+        elif row["step"] == 2:
+            # The start predicts worse by now, so beating it is easier; the average is close to it.
+            assert rewarded[1] > rewarded[0] + 0.1
+            assert 0 < abs(rewarded[2] - rewarded[1]) < 0.01
+        else:
+            assert len(set(rewarded)) == 3
+
+
+def test_a_skipped_step_is_not_followed(raw: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["baseline.weights=ema", "baseline.decay=0.5", "placement.policy=learnability"]
+    trainer = Trainer(Config.parse(raw, [*options, "evaluation.enabled=false", "run.steps=1"]))
+    monkeypatch.setattr("rntp.trainer.Tally.loss_is_finite", False)
+    kept = {name: t.clone() for name, t in trainer.reference.tensors().items()}
+    trainer.fit()
+    for name, tensor in trainer.reference.tensors().items():
+        assert torch.equal(tensor, kept[name])
+    assert trainer.learnability.tensors()["groups"].sum() == 0
+
+
+def test_labels_are_measured_and_placed_by(raw: dict, tmp_path: Path) -> None:
+    raw["evaluation"] = {"enabled": False}
+    plain = read_metrics(fit(raw, f"run.dir={tmp_path / 'plain'}").config.run.dir)
+    assert not [k for row in plain for k in row if k.startswith(("placement/", "class/"))]
+    raw["data"]["source"] = str(write_corpus(tmp_path / "labelled", 12, labelled=True))
+    rows = {}
+    for policy in ("random", "oracle", "by_class"):
+        options = [f"placement.policy={policy}", f"run.dir={tmp_path / policy}"]
+        rows[policy] = read_metrics(fit(raw, *options).config.run.dir)
+        for row in rows[policy]:
+            gains = row["class/left_to_think/gain"], row["class/easy/gain"]
+            assert min(gains) <= row["gain/mean"] <= max(gains)
+    assert all(row["placement/precision"] == 1 for row in rows["oracle"])
+    assert all(row["placement/precision"] == 0.5 for row in rows["by_class"])
+    mean = sum(row["placement/precision"] for row in rows["random"]) / 4
+    assert mean < 0.5
+    # Of the 37 eligible positions of each context, 7 or 8 can be helped; 2 are picked.
+    assert all(2 / 8 <= row["placement/recall"] <= 2 / 7 for row in rows["oracle"])
+
+
+def test_an_old_run_folder_goes_on(raw: dict) -> None:
+    """Its config has none of the newer fields; their defaults are what it did."""
+    raw["evaluation"] = {"enabled": False}
+    folder = fit(raw, "run.steps=2").config.run.dir
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    del written["baseline"]["decay"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(written))
+    assert len(read_metrics(fit(raw).config.run.dir)) == 4
 
 
 def test_several_epochs_over_the_same_thoughts(raw: dict, tmp_path: Path) -> None:
@@ -320,9 +399,11 @@ def test_non_finite_steps_change_nothing_and_a_streak_ends_the_run(
     ("overrides", "error", "message"),
     [
         (["data.source=absent"], DataError, "absent"),
-        (["reward.scheme=nothing"], ConfigError, "there are: exact_prefix, log_ratio, logprob"),
+        (["reward.scheme=nothing"], ConfigError, "there are: exact_prefix, exact_token, fo"),
         (["reward.shadows=[nothing]"], ConfigError, "no reward scheme 'nothing'"),
-        (["placement.policy=nothing"], ConfigError, "there are: entropy, random"),
+        (["placement.policy=nothing"], ConfigError, "there are: by_class, entropy, learnability"),
+        (["placement.policy=oracle"], DataError, "documents carry labels"),
+        (["placement.policy=by_class"], DataError, "documents carry labels"),
         (["data.context_tokens=300"], ConfigError, "sees 256; lower data.context_tokens"),
         (["reward.horizon=200", "data.context_tokens=220"], DataError, "none of the"),
         (["data.heldout_fraction=0"], (ConfigError, DataError), "heldout"),

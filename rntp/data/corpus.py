@@ -31,6 +31,10 @@ class Corpus:
         assert self.heldout is not None, "evaluation is off"
         return [self.heldout[n] for n in range(min(count, self.heldout.num_documents))]
 
+    def reused_contexts(self, count: int) -> list[Context]:
+        """The first contexts of the training stream, at most one a document."""
+        return [self.train[n] for n in range(min(count, self.train.num_documents))]
+
 
 def open_corpus(config: Config, manifest: Manifest, tokenizer: PreTrainedTokenizerBase) -> Corpus:
     """Check that the corpus fits the model's tokenizer and open its streams.
@@ -54,6 +58,7 @@ def open_corpus(config: Config, manifest: Manifest, tokenizer: PreTrainedTokeniz
             min_document_tokens=config.min_document_tokens,
             heldout_fraction=config.data.heldout_fraction,
             split=split,
+            max_documents=config.data.max_documents if split == "train" else 0,
         )
 
     return Corpus(

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from rntp import chance
-from rntp.data.manifest import Manifest
+from rntp.data.manifest import Document, Manifest
 from rntp.data.order import Order
 from rntp.errors import DataError
-from rntp.types import Context
+from rntp.types import Context, Labels, Oracle
 
 Split = Literal["train", "heldout"]
 
@@ -43,11 +43,13 @@ class ContextStream:
         min_document_tokens: int,
         heldout_fraction: float,
         split: Split,
+        max_documents: int = 0,
     ) -> None:
         """encode: text to int64 token ids [n] on the CPU, without special tokens.
 
         prefix_ids: ids before every window (such as BOS), counted within context_tokens.
         heldout_fraction: share of the documents, by a hash of their id, in the split "heldout".
+        max_documents: hand out only the first so many of the order, again and again; 0 is all.
         Raises DataError when no document is left, saying what to change.
         """
         self.manifest = manifest
@@ -73,6 +75,10 @@ class ContextStream:
                 "or reward.horizon, or prepare longer documents"
             )
         self._order = Order(self.num_documents, seed)
+        if 0 < max_documents < self.num_documents:
+            chosen = [self._order[n][0] for n in range(max_documents)]
+            self._documents, self.num_documents = self._documents[chosen], max_documents
+            self._order = Order(max_documents, seed)
 
     def __getitem__(self, ordinal: int) -> Context:
         """Read, check, tokenise and cut one document.
@@ -104,7 +110,38 @@ class ContextStream:
             title=str(document.metadata.get("title", "")),
             start=start,
             visit=visit,
+            labels=_labels(document, start, len(window), len(self._prefix)),
         )
+
+
+def _labels(document: Document, start: int, length: int, prefix: int) -> Labels | None:
+    """The window's share of a document's `labels`, a JSON object of a made corpus' metadata:
+
+    classes: one character a token. names: what they stand for. oracle: {index of a token:
+    {"thought": text, "gain": nats}}.
+    """
+    raw = document.metadata.get("labels")
+    if raw is None:
+        return None
+    try:
+        assert isinstance(raw, dict)
+        classes = raw["classes"][start : start + length]
+        oracle = {
+            int(index) - start + prefix: Oracle(str(known["thought"]), float(known["gain"]))
+            for index, known in raw["oracle"].items()
+            if start <= int(index) < start + length
+        }
+        names = dict(raw["names"])
+    except (AssertionError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"document {document.id}: its labels are malformed ({error!r}); write the corpus again"
+        ) from error
+    if len(classes) != length:
+        raise DataError(
+            f"document {document.id}: {length} tokens and {len(classes)} labels; write the corpus "
+            "again with the run's tokenizer"
+        )
+    return Labels(" " * prefix + classes, names, oracle)
 
 
 def check_tokenizer(manifest: Manifest, digest: str, spec: str) -> None:

@@ -9,6 +9,7 @@ A new scheme is a file beside these with one registered function, and a line in 
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 from torch import Tensor
 
@@ -17,9 +18,46 @@ from rntp.types import RewardInputs
 
 Scheme = Callable[[RewardInputs], Tensor]
 REGISTRY: Registry[Scheme] = Registry("reward scheme")
-register = REGISTRY.register
+
+# What a scheme does with the no-think prediction. One that subtracts (or needs it, to subtract and
+# more) gives a thought that changes nothing a reward of 0.
+UseOfBaseline = Literal["ignores", "subtracts", "needs"]
+BASELINES: dict[str, UseOfBaseline] = {}
 
 
-from rntp.rewards import exact_prefix, log_ratio, logprob  # noqa: E402
+def register(name: str, *, baseline: UseOfBaseline = "ignores") -> Callable[[Scheme], Scheme]:
+    """Decorator that adds a scheme. Raises ValueError if the name is taken."""
 
-__all__ = ["REGISTRY", "Scheme", "exact_prefix", "log_ratio", "logprob", "register"]
+    def add(scheme: Scheme) -> Scheme:
+        REGISTRY.register(name)(scheme)
+        BASELINES[name] = baseline
+        return scheme
+
+    return add
+
+
+from rntp.rewards import (  # noqa: E402
+    exact_prefix,
+    exact_token,
+    format_only,
+    log_ratio,
+    logprob,
+    mean_prob,
+    random,
+    weighted_log_ratio,
+)
+
+__all__ = [
+    "BASELINES",
+    "REGISTRY",
+    "Scheme",
+    "exact_prefix",
+    "exact_token",
+    "format_only",
+    "log_ratio",
+    "logprob",
+    "mean_prob",
+    "random",
+    "register",
+    "weighted_log_ratio",
+]

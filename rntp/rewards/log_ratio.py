@@ -6,7 +6,7 @@ from rntp.rewards import register
 from rntp.types import RewardInputs
 
 
-@register("log_ratio")
+@register("log_ratio", baseline="subtracts")
 def log_ratio(inputs: RewardInputs) -> Tensor:
     """r = Σ_k γ^k (log p(x_k | context, thought) − log p(x_k | context)), nats, [P, G]."""
     gain_PGH = inputs.logp_think_PGH - inputs.logp_empty_PH[:, None]

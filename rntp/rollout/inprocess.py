@@ -147,10 +147,34 @@ class InProcessEngine:
         return [tuple(groups[i : i + per_doc]) for i in range(0, len(groups), per_doc)]
 
 
+class ReadingEngine:
+    """Thinks nowhere: contexts as they are, for training on the next-token loss alone."""
+
+    docs_per_batch = 1
+
+    def sample(
+        self,
+        contexts: Sequence[Context],
+        place: Place,
+        check: Check = no_check,
+        policy_version: int = 0,
+    ) -> list[Rollout]:
+        """One rollout without positions for each context; see `Engine`."""
+        return [unthought(context, policy_version) for context in contexts]
+
+
+def unthought(context: Context, policy_version: int = 0) -> Rollout:
+    """A context without positions."""
+    nothing = torch.zeros(0)
+    return Rollout(context, (), (), nothing, nothing, policy_version)
+
+
 def open_engine(
     model: LanguageModel, config: Config, *, thoughts: int, purpose: str = "thought"
-) -> InProcessEngine:
+) -> InProcessEngine | ReadingEngine:
     """The engine that a config asks for, sampling `thoughts` thoughts at each position."""
+    if thoughts == 0:
+        return ReadingEngine()
     engines = {"inprocess": InProcessEngine}
     return engines[config.rollout.engine](
         model,

@@ -1,0 +1,197 @@
+"""Placement policies that know more than entropy: labels, or what earlier rewards taught."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from test_config import minimal
+
+from rntp import placement
+from rntp.chance import uniform
+from rntp.config import Config
+from rntp.errors import DataError
+from rntp.labels import class_gains, class_names, class_numbers, oracle_gains, placement_metrics
+from rntp.learnability import DECAY, Learnability
+from rntp.placement import place
+from rntp.rollout.place import placer
+from rntp.types import Context, Labels, Oracle, PlacementInputs, Rollout
+
+HELPFUL = 7  # the token after which, in the stream below, thoughts earn unequal rewards
+
+
+def inputs(length: int = 40, ordinal: int = 0, **more: torch.Tensor) -> PlacementInputs:
+    noise = uniform(0, "placement", ordinal, torch.arange(length))
+    entropy = uniform(0, "entropy", ordinal, torch.arange(length)).float() * 4
+    return PlacementInputs(entropy, entropy, noise, **{"learnability_L": noise.float() * 0, **more})
+
+
+def positions(policy: str, given: PlacementInputs, count: int, **more: int) -> tuple[int, ...]:
+    where = {"min_prefix": 4, "horizon": 3, **more}
+    return place(placement.REGISTRY[policy], given, count=count, **where)
+
+
+@pytest.mark.parametrize("policy", ["entropy", "random"])
+def test_policies_see_the_eligible_positions_and_count_from_the_first(policy: str) -> None:
+    for ordinal in range(20):
+        given = inputs(ordinal=ordinal)
+        score = given.entropy_L if policy == "entropy" else given.noise_L
+        eligible = sorted(range(4, 40 - 3 + 1), key=lambda p: -float(score[p]))
+        assert positions(policy, given, 5) == tuple(sorted(eligible[:5]))
+
+
+def test_oracle_takes_helpful_positions_first_and_any_of_them() -> None:
+    gain = torch.zeros(40)
+    gain[[1, 6, 12, 20, 30, 39]] = torch.tensor([9, 0.1, 5, 0.2, 3, 9])  # 1 and 39: not eligible
+    chosen = []
+    for ordinal in range(200):
+        given = inputs(ordinal=ordinal, oracle_gain_L=gain)
+        chosen += positions("oracle", given, 2)
+        assert {6, 12, 20, 30} < set(positions("oracle", given, 6))
+    counts = [chosen.count(p) for p in (6, 12, 20, 30)]
+    assert sum(counts) == len(chosen) == 400
+    assert min(counts) > 70  # whatever its gain; 100 each on average
+    with pytest.raises(DataError, match="set the policy to random"):
+        positions("oracle", inputs(), 2)
+
+
+def test_by_class_deals_to_every_class_in_turn() -> None:
+    kind = torch.full((40,), 0)
+    kind[[8, 9, 10]], kind[[20, 21]], kind[30:] = 1, 2, -1
+    kind[2] = 3  # not eligible
+
+    def dealt(count: int, ordinal: int) -> list[int]:
+        given = inputs(ordinal=ordinal, class_L=kind)
+        taken = kind[list(positions("by_class", given, count))].tolist()
+        return [taken.count(n) for n in (0, 1, 2, -1)]
+
+    rest = [[0, 0, 0] for _ in range(3)]
+    for ordinal in range(150):
+        assert dealt(3, ordinal) == [1, 1, 1, 0]
+        assert dealt(6, ordinal) == [2, 2, 2, 0]
+        assert dealt(8, ordinal) == [3, 3, 2, 0]  # the third class has two
+        assert dealt(26, ordinal) == [21, 3, 2, 0]
+        assert dealt(30, ordinal) == [21, 3, 2, 4]  # what is of no known class comes last
+        for n, extra in enumerate(dealt(1, ordinal)[:3]):
+            rest[n][0] += extra
+    assert all(30 < counts[0] < 70 for counts in rest)  # no class is dealt to first
+    places = {positions("by_class", inputs(ordinal=n, class_L=kind), 3) for n in range(50)}
+    assert len(places) > 40
+    with pytest.raises(DataError, match="set the policy to random"):
+        positions("by_class", inputs(), 2)
+
+
+def test_learnability_samples_in_proportion() -> None:
+    weights = torch.tensor([1.0, 2.0, 4.0, 1.0])
+    picks = []
+    for ordinal in range(2000):
+        noise = uniform(0, "placement", ordinal, torch.arange(4))
+        given = PlacementInputs(weights, weights, noise, learnability_L=weights)
+        picks += positions("learnability", given, 1, min_prefix=0, horizon=1)
+    floored = weights + 0.02 * 4
+    for index, share in enumerate(floored / floored.sum()):
+        assert picks.count(index) / 2000 == pytest.approx(float(share), abs=0.035)
+    without = [positions("learnability", inputs(ordinal=n), 1)[0] for n in range(1360)]
+    assert all(15 < without.count(p) < 70 for p in range(4, 38))  # uniform: 40 each
+
+
+def rollout(ids: list[int], at: tuple[int, ...], entropy: list[float]) -> Rollout:
+    context = Context(0, "d", torch.tensor(ids))
+    return Rollout(context, at, ((),) * len(at), torch.tensor(entropy), torch.zeros(len(at)))
+
+
+def test_the_record_is_a_running_mean_of_the_groups_spread() -> None:
+    record = Learnability()
+    entropy = torch.tensor([0.0, 0.2, 1.0, 0.2, 2.0, 9.0])
+    context = Context(0, "d", torch.tensor([5, 5, 5, 6, 5, 8]))
+    assert record.of(context, entropy).tolist() == [1] * 6  # nobody knows better yet
+    # Spreads 2 and 1 of one kind (token 5, entropy below 0.5), and 3 of another tier.
+    record.observe(
+        [rollout([5, 5, 5], (1,), [0.2]), rollout([5, 5, 5], (1, 2), [0.3, 1.0])],
+        torch.tensor([[0.0, 4.0], [1.0, 3.0], [0.0, 6.0]]),
+    )
+    running = DECAY * 2 + (1 - DECAY) * 1
+    found = record.of(context, entropy)
+    # Token 5 at 0.2; token 5 at 1.0; the others are new: as good as the best.
+    torch.testing.assert_close(found[1:], torch.tensor([running, 3, running, 3, 3]))
+    again = Learnability()
+    again.restore({name: t.clone() for name, t in record.tensors().items()})
+    assert torch.equal(again.of(context, entropy), found)
+
+
+@pytest.mark.parametrize(("policy", "low", "high"), [("learnability", 0.7, 1), ("random", 0, 0.13)])
+def test_positions_that_teach_are_found(policy: str, low: float, high: float) -> None:
+    """Ten tokens at random; only after one of them do thoughts earn unequal rewards."""
+    config = Config.parse(minimal(), ["placement.min_prefix_tokens=4", "data.context_tokens=100"])
+    record = Learnability()
+    choose = placer(config, policy, "placement", learnability=record)
+    flat = torch.full((100,), 1.0)
+    hits, eligible = [], []
+    for ordinal in range(60):
+        ids = uniform(1, "tokens", ordinal, torch.arange(100)).mul(10).long()
+        context = Context(ordinal, "d", ids)
+        chosen = choose(context, flat, flat)
+        helpful = [int(ids[p - 1]) == HELPFUL for p in chosen]
+        rewards = uniform(1, "rewards", ordinal, torch.arange(4)[:, None], torch.arange(8))
+        rewards = torch.where(torch.tensor(helpful)[:, None], rewards, 0.5)
+        record.observe([Rollout(context, chosen, ((),) * 4, flat[:4], flat[:4])], rewards)
+        if ordinal >= 20:  # the first steps look at each of the ten once
+            hits += helpful
+            eligible += (ids[3 : 100 - config.reward.horizon] == HELPFUL).tolist()
+    base_rate = sum(eligible) / len(eligible)
+    assert base_rate == pytest.approx(0.1, abs=0.02)
+    precision = sum(hits) / len(hits)
+    assert low <= precision <= high, precision
+
+
+LABELS = Labels(
+    "  ee2e3xe",
+    {"e": "easy", "2": "to think, 2 hops", "3": "to think, 3 hops", "x": "lost"},
+    {4: Oracle("a", 1.5), 6: Oracle("b", 0.5), 8: Oracle("c", 0.0)},
+)
+
+
+def labelled(at: tuple[int, ...], labels: Labels | None = LABELS) -> Rollout:
+    context = Context(0, "d", torch.arange(9), labels=labels)
+    return Rollout(context, at, ((),) * len(at), torch.zeros(len(at)), torch.zeros(len(at)))
+
+
+def test_labels_by_token() -> None:
+    think, easy, lost = "to think", "easy", "lost"
+    names = ["", "", easy, easy, think, easy, think, lost, easy]
+    assert class_names(LABELS) == names
+    assert class_numbers(LABELS).tolist() == [-1, -1, 0, 0, 2, 0, 2, 1, 0]
+    assert oracle_gains(LABELS).tolist() == [0, 0, 0, 0, 1.5, 0, 0.5, 0, 0]
+
+
+def test_precision_and_recall() -> None:
+    measure: Callable[..., dict[str, float]] = placement_metrics
+    bounds = {"min_prefix": 2, "horizon": 2}
+    # Of two helpful positions a context, one is picked in the first and none in the second.
+    found = measure([labelled((4, 5)), labelled((3,)), labelled((3,), None)], **bounds)
+    assert found == {"placement/precision": 1 / 3, "placement/recall": 1 / 4}
+    # With horizon 4 the last position is 5: one helpful one is left.
+    found = measure([labelled((4, 5))], min_prefix=2, horizon=4)
+    assert found == {"placement/precision": 1 / 2, "placement/recall": 1}
+    nothing = Labels("e" * 9, {"e": "easy"})
+    assert measure([labelled((4,), None), labelled((4,), nothing)], **bounds) == {}
+    # A page of the same step without such a position counts: its picks are misses.
+    found = measure([labelled((4, 6)), labelled((4, 5), nothing)], **bounds)
+    assert found == {"placement/precision": 1 / 2, "placement/recall": 1}
+
+
+def test_gain_by_class() -> None:
+    gain = torch.tensor(
+        [
+            [[1.0, 2.0], [3.0, 4.0]],  # tokens 4 (to think) and 5 (easy), two thoughts
+            [[-1.0, 5.0], [0.0, 5.0]],  # tokens 6 (to think) and 7 (lost)
+            [[9.0, 9.0], [9.0, 9.0]],  # no labels
+            [[0.5, 0.5], [0.5, 0.5]],  # tokens 1 (unknown) and 2 (easy)
+        ]
+    )
+    rollouts = [labelled((4, 6)), labelled((4,), None), labelled((1,))]
+    assert class_gains(rollouts, gain) == {
+        "class/easy/gain": (3 + 0.5) / 2,
+        "class/lost/gain": 5,
+        "class/to_think/gain": (2 - 0.5) / 2,
+    }
+    assert class_gains([labelled((4,), None)], gain[2:3]) == {}

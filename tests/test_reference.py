@@ -1,0 +1,138 @@
+"""The second set of weights: what it predicts, how it follows, and that it leaves the first be."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import compute_norms_in_float64
+from test_config import minimal
+
+from rntp.config import Config
+from rntp.estimate import Shape, checkpoint_bytes, peak_memory
+from rntp.model import LanguageModel, load_model
+from rntp.optim import Optimizer
+from rntp.reference import Reference, open_reference
+from rntp.rollout.inprocess import InProcessEngine
+from rntp.step import plant, score
+from rntp.types import Context, Rollout
+
+HORIZON = 4
+
+
+def loaded(model_folders: dict[str, Path], name: str = "llama", **more) -> LanguageModel:
+    return load_model(str(model_folders[name]), **more)
+
+
+def rollouts_of(model: LanguageModel) -> list[Rollout]:
+    contexts = [Context(n, f"d{n}", (torch.arange(30 - 5 * n) * 7 + n) % 300) for n in range(3)]
+    engine = InProcessEngine(model, thoughts=2, budget=3, temperature=1.0, seed=0, slots=32)
+    return engine.sample(contexts, lambda c, e, n: (5, len(c) - HORIZON))
+
+
+def optimizer_of(model: LanguageModel, dtype: torch.dtype) -> Optimizer:
+    optim = Config.parse(minimal(), ["optim.lr=1e-2"]).optim
+    return Optimizer(model.hf, optim, dtype=dtype, total_steps=9)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "llama-untied", "qwen3", "olmo2", "smollm3"])
+def test_the_same_weights_predict_the_same(
+    model_folders: dict[str, Path], architecture: str
+) -> None:
+    model = loaded(model_folders, architecture, dtype=torch.float64)
+    compute_norms_in_float64(model.hf)
+    rollouts = rollouts_of(model)
+    reference = Reference(model, dict(model.hf.named_parameters()), None)
+    scores = score(model, plant(model, rollouts, HORIZON), temperature=1.0, with_context=False)
+    found = reference.no_think(rollouts, HORIZON)
+    torch.testing.assert_close(found, scores.empty_logp_PH, rtol=1e-12, atol=1e-12)
+    assert not found.requires_grad
+    assert found.std() > 0.1
+
+
+def test_frozen_weights_stay_and_live_ones_are_never_touched(
+    model_folders: dict[str, Path],
+) -> None:
+    model = loaded(model_folders)
+    rollouts = rollouts_of(model)
+    optimizer = optimizer_of(model, torch.float32)
+    frozen = Reference(model, optimizer.masters, None)
+    average = Reference(model, optimizer.masters, 0.5)
+    before = frozen.no_think(rollouts, HORIZON)
+    with torch.no_grad():
+        for parameter in model.hf.parameters():
+            parameter.mul_(1.1)
+    live = {name: p.detach().clone() for name, p in model.hf.named_parameters()}
+    for reference in (frozen, average):
+        reference.update(optimizer.masters)
+        reference.no_think(rollouts, HORIZON)
+    for name, parameter in model.hf.named_parameters():
+        assert torch.equal(parameter, live[name])
+        assert parameter.requires_grad
+    assert torch.equal(frozen.no_think(rollouts, HORIZON), before)
+    assert not torch.allclose(average.no_think(rollouts, HORIZON), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_average_is_of_the_masters_and_goes_on_from_a_checkpoint(
+    model_folders: dict[str, Path], dtype: torch.dtype
+) -> None:
+    model = loaded(model_folders)
+    optimizer = optimizer_of(model, dtype)
+    decay = 0.9
+    reference = Reference(model, optimizer.masters, decay)
+    expected = {name: m.detach().double() for name, m in optimizer.masters.items()}
+    start = {name: m.clone() for name, m in expected.items()}
+    other = Reference(model, optimizer.masters, decay)
+    for step in range(4):
+        with torch.no_grad():  # far below what bfloat16 resolves: 1e-4 of a weight
+            for name, master in optimizer.masters.items():
+                master.mul_(1 + 1e-4)
+                expected[name] = decay * expected[name] + (1 - decay) * master.double()
+        reference.update(optimizer.masters)
+        if step == 1:
+            other.restore({name: kept.clone() for name, kept in reference.tensors().items()})
+        if step > 1:
+            other.update(optimizer.masters)
+    rollouts = rollouts_of(model)
+    moved = reference.no_think(rollouts, HORIZON)
+    assert torch.equal(other.no_think(rollouts, HORIZON), moved)
+    for name, kept in reference.tensors().items():
+        assert kept.dtype == torch.float32
+        torch.testing.assert_close(kept.double(), expected[name], rtol=1e-6, atol=1e-9)
+        assert not torch.equal(kept.double(), start[name])
+        assert torch.equal(kept, other.tensors()[name])
+
+
+@pytest.mark.parametrize(
+    ("weights", "dtype", "memory", "disk"),
+    [
+        ("current", "bfloat16", 0, 0),
+        ("frozen", "bfloat16", 2, 2),
+        ("ema", "bfloat16", 4 + 2, 4),
+        ("frozen", "float32", 4, 4),
+        ("ema", "float64", 8, 8),
+    ],
+)
+def test_the_copy_is_counted(weights: str, dtype: str, memory: int, disk: int) -> None:
+    shape = Shape(10**6, 10**6, 8, 16, 2, 50)
+
+    def sizes(weights: str) -> tuple[float, float]:
+        config = Config.parse(minimal(), [f"baseline.weights={weights}", f"model.dtype={dtype}"])
+        return peak_memory(config, shape), checkpoint_bytes(config, shape.parameters)
+
+    more = [a - b for a, b in zip(sizes(weights), sizes("none"), strict=True)]
+    assert more == pytest.approx([memory * 1e6, disk * 1e6])
+    assert sizes("none")[1] == 3e6 * (8 if dtype == "float64" else 4)
+
+
+def test_only_two_baselines_need_it(model_folders: dict[str, Path]) -> None:
+    model = loaded(model_folders)
+    masters = dict(model.hf.named_parameters())
+
+    def opened(weights: str) -> Reference | None:
+        config = Config.parse(minimal(), [f"baseline.weights={weights}", "baseline.decay=0.99"])
+        return open_reference(model, masters, config.baseline)
+
+    assert opened("current") is opened("none") is None
+    assert opened("frozen").decay is None
+    assert opened("ema").decay == 0.99
