@@ -68,6 +68,29 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print facts as JSON")
     evaluate.set_defaults(run=_evaluate)
 
+    ablate = commands.add_parser("ablate", help="a grid of runs, seeds and controls: one table")
+    ablate.add_argument("experiment", type=Path, metavar="EXPERIMENT")
+    ablate.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1)"
+    )
+    ablate.add_argument(
+        "--resume", action="store_true", help="go on: finished runs stay, others resume"
+    )
+    ablate.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="ARM",
+        help="run this arm; may be repeated; the table has all that are finished",
+    )
+    instead = ablate.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="print the runs and stop")
+    instead.add_argument(
+        "--table", action="store_true", help="run nothing, make the table from finished runs"
+    )
+    ablate.add_argument("--json", action="store_true", help="print the results as JSON")
+    ablate.set_defaults(run=_ablate)
+
     report = commands.add_parser("report", help="one static HTML page of one or more runs")
     report.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
     report.add_argument("--out", type=Path, help="default: report.html in the first run folder")
@@ -182,6 +205,37 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         write_json(arguments.out, result)
     facts = {key: value for key, value in result.items() if key != "pages"}
     print(json.dumps(facts, indent=2) if arguments.json else evaluation_table(facts))
+
+
+def _ablate(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from rntp.ablate import Experiment, ablate, dry_run, tabulate
+    from rntp.ablate.table import grid_table, results_table
+
+    experiment = Experiment.load(arguments.experiment)
+    if arguments.dry_run:
+        facts = dry_run(experiment, arguments.only)
+        print(json.dumps(facts, indent=2) if arguments.json else grid_table(facts))
+        return
+    failure = None
+    if arguments.table:
+        results = tabulate(experiment)
+    else:
+        results, failure = ablate(
+            experiment,
+            jobs=arguments.jobs,
+            resume=arguments.resume,
+            only=arguments.only,
+            console=Console(stderr=True),
+        )
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+    else:
+        print(results_table(results))
+        print(f"table: {experiment.results_dir / 'table.md'}")
+    if failure is not None:
+        raise failure
 
 
 def _report(arguments: argparse.Namespace) -> None:

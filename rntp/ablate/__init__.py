@@ -1,0 +1,6 @@
+"""A grid of runs, arms × seeds with controls among the arms → one table, one plot, one JSON."""
+
+from rntp.ablate.command import ablate as ablate
+from rntp.ablate.command import dry_run as dry_run
+from rntp.ablate.command import tabulate as tabulate
+from rntp.ablate.experiment import Experiment as Experiment
