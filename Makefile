@@ -1,4 +1,6 @@
 # make quickstart   install, then the main job: raw pages → shards → training → report
+# make planted      the scientific instrument: a corpus in which the gain of thinking is known
+# make ablations    its curves: rewards, placement, group size and more (an hour and a half)
 # make install      only the environment, in .venv
 # make test         the same environment with the test extras; lint, types, tests
 #
@@ -12,7 +14,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: install quickstart test lint types clean
+.PHONY: install quickstart planted ablations test lint types clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -20,6 +22,19 @@ install: $(VENV)/.installed
 quickstart: install
 	$(VENV)/bin/rntp data prep experiments/quickstart/prep.yaml
 	$(VENV)/bin/rntp train experiments/quickstart/config.yaml
+
+# The corpus in which the right answer is known: does RNTP find the gain? Five minutes.
+planted: build/planted/manifest.json
+	$(VENV)/bin/rntp train experiments/planted/config.yaml
+	$(VENV)/bin/rntp eval runs/planted
+
+# Every curve of experiments/planted/results. About an hour and a half on 2 cores; resumes.
+ablations: build/planted/manifest.json
+	for file in experiments/planted/ablations/*.yaml; do \
+		$(VENV)/bin/rntp ablate $$file --jobs 2 --resume || exit; done
+
+build/planted/manifest.json: | install
+	$(VENV)/bin/python experiments/planted/make_corpus.py --out build/planted
 
 test: lint types
 	$(VENV)/bin/python -m pytest

@@ -17,7 +17,7 @@ class Learnability:
 
     Positions are of one kind if the same token stands before them and the no-think prediction
     there is about as unsure: two facts that are known before anybody thinks, and that recur. A kind
-    without a group yet is taken for as good as the best one.
+    without a group yet is taken for an average one.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Learnability:
     def of(self, context: Context, entropy_L: Tensor) -> Tensor:
         """Reward units, float32 [L]. entropy_L: nats, of the prediction of each token."""
         seen = self._groups > 0
-        unseen = self._std[seen].max() if seen.any() else self._std.new_ones(())
+        unseen = self._std[seen].mean() if seen.any() else self._std.new_ones(())
         # Nothing stands before the first token, which is never a position.
         kinds = _buckets(context.token_ids.roll(1), entropy_L)
         return torch.where(seen, self._std, unseen)[kinds].float()

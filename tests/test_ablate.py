@@ -70,6 +70,53 @@ def load(raw: dict) -> Experiment:
     return Experiment.load(write(raw))
 
 
+def test_an_experiment_like_another_shares_its_arms_and_their_runs(raw: dict) -> None:
+    common = write(raw)
+    child = {
+        "name": "horizon",
+        "question": "How far ahead?",
+        "like": "rewards.yaml",
+        "set": {"reward.horizon": 3},
+        "arms": {"H 4": {"reward.horizon": 4}, "H 3": None},
+        "columns": {"more": {"eval": "nll/think"}},
+        "controls": [],
+    }
+    path = common.with_name("horizon.yaml")
+    path.write_text(yaml.safe_dump(child, sort_keys=False))
+    experiment = Experiment.load(path)
+    assert list(experiment.arms) == [*raw["arms"], "H 4", "H 3"]
+    assert experiment.controls == ("no thoughts",)
+    assert list(experiment.columns) == [*raw["columns"], "more"]
+    assert experiment.seeds == (0, 1)
+    runs = {run.label: run for run in plan(experiment)}
+    # Their own `set` holds for the inherited arms, both for the others, the arm's own before all.
+    assert runs["a | pipe, seed 0"].config.reward.horizon == raw_horizon(raw)
+    assert runs["H 4, seed 1"].config.reward.horizon == 4
+    assert runs["H 3, seed 1"].config.reward.horizon == 3
+    assert runs["H 3, seed 1"].config.run.steps == 2
+    assert str(runs["H 4, seed 1"].folder).endswith("horizon/h-4/seed_1")
+    shared = runs["a | pipe, seed 0"]
+    assert shared.folder == plan(Experiment.load(common))[2].folder
+    # A run of a shared arm may be there; one of its own may not.
+    fake(shared, gain=0.5)
+    with pytest.raises(DataError):  # past the folders, and on to the corpus that made up no run
+        check_start([shared], resume=False)
+    fake(runs["H 3, seed 1"], gain=0.5)
+    with pytest.raises(ConfigError, match="--resume"):
+        check_start([runs["H 3, seed 1"]], resume=False)
+
+    path.write_text(yaml.safe_dump({**child, "like": "horizon.yaml"}))
+    with pytest.raises(ConfigError, match="is like another file itself"):
+        Experiment.load(path)
+
+
+def raw_horizon(raw: dict) -> int:
+    base = yaml.safe_load(Path("config.yaml").read_text())
+    horizon = base["reward"]["horizon"]
+    assert isinstance(horizon, int)
+    return horizon
+
+
 def fake(run: Run, gain: float | None, *, steps: int = 2) -> None:
     """Write what a finished run leaves behind. gain: None for one that never thinks."""
     (run.folder / "eval").mkdir(parents=True)

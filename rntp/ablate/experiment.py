@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from rntp.config import Section
 from rntp.errors import ConfigError
@@ -105,6 +105,10 @@ class Experiment(Section):
     """Runs and results are filed under it."""
     question: Annotated[str, Field(min_length=1)]
     """Heads the table."""
+    like: Path | None = None
+    """Another experiment file, relative to this one, whose keys are taken where this one has none.
+    Its arms, columns and controls come first; its `set` holds here, too. Runs of its arms are kept
+    under its name, so experiments that share controls run them once."""
     base: Path
     """Config of `rntp train` that every arm starts from, relative to this file."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
@@ -128,20 +132,18 @@ class Experiment(Section):
     folder."""
     results: Path = Path("results")
     """Folder of the results, relative to this file."""
+    _homes: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read an experiment file. Raises ConfigError with one line a mistake."""
-        if not path.is_file():
-            raise ConfigError(f"there is no experiment file {path}")
-        try:
-            raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not YAML: {error}") from error
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{path}: expected keys such as `name:` and `arms:`")
+        raw = _read(path)
+        homes: dict[str, str] = {}
+        if "like" in raw:
+            raw, homes = _joined(path, raw)
         try:
             found = cls.model_validate(raw)
+            found._homes = homes
         except ValidationError as error:
             lines = [_explain(problem) for problem in error.errors()]
             raise ConfigError("\n".join([f"{path} cannot be used:", *lines])) from error
@@ -206,9 +208,13 @@ class Experiment(Section):
                 yield f"arms: {arm!r} and {taken[slug]!r} would share a folder; rename one"
             taken[slug] = arm
 
-    @property
-    def runs_dir(self) -> Path:
-        return (self.runs or _DEFAULT_RUNS) / self.name
+    def is_inherited(self, arm: str) -> bool:
+        """The arm is one of the file in `like`."""
+        return arm in self._homes
+
+    def runs_dir(self, arm: str) -> Path:
+        """Folder of the runs of an arm's experiment."""
+        return (self.runs or _DEFAULT_RUNS) / self._homes.get(arm, self.name)
 
     @property
     def results_dir(self) -> Path:
@@ -217,6 +223,46 @@ class Experiment(Section):
     def overrides(self, arm: str) -> Overrides:
         """What is set for an arm, `set` included."""
         return {**self.set, **self.arms[arm]}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"there is no experiment file {path}")
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected keys such as `name:` and `arms:`")
+    return raw
+
+
+def _joined(path: Path, raw: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The keys of a file with those of the one it is like, and the homes of the inherited arms."""
+    other = path.parent / str(raw["like"])
+    parent = _read(other)
+    if "like" in parent:
+        raise ConfigError(f"{other} is like another file itself; name that one, or join the two")
+    for key in ("arms", "columns", "set", "controls"):
+        for file, keys in ((path, raw), (other, parent)):
+            if not isinstance(keys.get(key, {}), dict | list):
+                raise ConfigError(f"{file}: {key} cannot be joined with those of the other file")
+    for key in ("base", "runs", "results"):
+        if key in parent:
+            parent[key] = str((other.parent / str(parent[key])).resolve())
+    common = parent.get("set", {})
+    here = {**common, **raw.get("set", {})}
+    arms = {name: {**common, **(arm or {})} for name, arm in parent.get("arms", {}).items()}
+    own = {name: {**here, **(arm or {})} for name, arm in raw.get("arms", {}).items()}
+    joined = {
+        **parent,
+        **raw,
+        "set": {},  # written into the arms, since the two files' arms differ in it
+        "arms": {**arms, **own},
+        "columns": {**parent.get("columns", {}), **raw.get("columns", {})},
+        "controls": [*parent.get("controls", []), *raw.get("controls", [])],
+    }
+    return joined, {name: str(parent.get("name")) for name in arms if name not in own}
 
 
 def slug_of(arm: str) -> str:

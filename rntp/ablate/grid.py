@@ -24,13 +24,17 @@ State = Literal["new", "begun", "finished"]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One arm with one seed. overrides: as `rntp train BASE --set` takes them."""
+    """One arm with one seed. overrides: as `rntp train BASE --set` takes them.
+
+    inherited: the arm is another experiment's, which may have run it already.
+    """
 
     arm: str
     seed: int
     base: Path
     overrides: tuple[str, ...]
     config: Config
+    inherited: bool = False
 
     @property
     def folder(self) -> Path:
@@ -94,7 +98,7 @@ def check_start(runs: Sequence[Run], resume: bool) -> None:
 
     Raises ConfigError or DataError that names every arm concerned; writes nothing.
     """
-    there = [run for run in runs if run.folder.exists()]
+    there = [run for run in runs if run.folder.exists() and not run.inherited]
     if there and not resume:
         listed = [f"  {run.folder}" for run in there[:5]]
         listed += [f"  … and {len(there) - 5} more"] if len(there) > 5 else []
@@ -132,13 +136,14 @@ def steps_done(run: Run) -> int:
 
 
 def _run(experiment: Experiment, arm: str, seed: int) -> Run:
-    folder = experiment.runs_dir / slug_of(arm) / f"seed_{seed}"
-    name = {"run.name": f"{experiment.name}, {arm}, seed {seed}"}
+    home = experiment.runs_dir(arm)
+    folder = home / slug_of(arm) / f"seed_{seed}"
+    name = {"run.name": f"{home.name}, {arm}, seed {seed}"}
     fields = {**name, **experiment.overrides(arm), "run.seed": seed}
     overrides = tuple(f"{field}={_yaml(value)}" for field, value in fields.items())
     config = Config.load(experiment.base, [*overrides, f"run.dir={_yaml(str(folder))}"])
     check_names(config)
-    return Run(arm, seed, experiment.base, overrides, config)
+    return Run(arm, seed, experiment.base, overrides, config, experiment.is_inherited(arm))
 
 
 def _yaml(value: object) -> str:

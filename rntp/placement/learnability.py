@@ -1,6 +1,7 @@
-"""Positions in proportion to how far the rewards of their thoughts lay apart lately.
+"""Positions in proportion to the variance that the rewards of their thoughts had lately.
 
-A group whose thoughts all earn the same teaches nothing. Sampling without replacement, and not the
+A group whose thoughts all earn the same teaches nothing; the squared length of a group's policy
+gradient goes with the variance of its rewards. Sampling without replacement, and not the
 best few, keeps looking elsewhere.
 """
 
@@ -16,9 +17,9 @@ FLOOR = 0.02
 
 @register("learnability")
 def learnability(inputs: PlacementInputs) -> Tensor:
-    """Score = log(learnability + floor) + Gumbel noise, [L]: the K best are a weighted sample
+    """Score = log(learnability² + floor) + Gumbel noise, [L]: the K best are a weighted sample
     without replacement (Gumbel top-k, 1903.06059). Without any learnability it is uniform.
     """
-    spread = inputs.learnability_L.double()
-    weight = spread + FLOOR * spread.max().clamp_min(1e-30)
+    variance = inputs.learnability_L.double().square()
+    weight = variance + FLOOR * variance.max().clamp_min(1e-30)
     return weight.log() - (-inputs.noise_L.log()).log()

@@ -41,7 +41,7 @@ def test_every_answer_and_oracle_thought_is_what_the_records_say() -> None:
             asked = re.search(r"(\w+) (?:after|of) (\w+) is$", before)
             assert asked is not None
             path = chase(page.text, asked[2], question.hops)
-            assert [token.strip() for token in question.thought] == path
+            assert [token.strip() for token in question.thought] == [asked[2], *path]
             assert page.tokens[question.index].strip() == path[-1]
             assert page.labels[question.index] == str(question.hops)
             if question.kind == "walk":
@@ -118,21 +118,16 @@ def test_assignments_leave_three_digits_and_noise_is_uniform() -> None:
     assert sum((n - 750) ** 2 / 750 for n in digits.values()) < 27.9
 
 
-def test_facts_are_the_same_everywhere_and_half_can_be_kept_back() -> None:
-    def facts(all_facts: bool) -> dict[str, set[str]]:
-        found: dict[str, set[str]] = {}
-        for index in range(400):
-            text = pages.make_page(4, index, all_facts=all_facts).text
-            match = re.search(r"The (\w+ \w+) opens at (\d \d)", text)
-            assert match is not None
-            found.setdefault(match[1], set()).add(match[2])
-        return found
-
-    everything, half = facts(True), facts(False)
-    assert len(everything) == 36
-    assert len(half) == 18
-    assert all(len(values) == 1 for values in everything.values())
-    assert all(everything[key] == values for key, values in half.items())
+def test_facts_are_the_same_everywhere() -> None:
+    found: dict[str, set[str]] = {}
+    for index in range(400):
+        text = pages.make_page(4, index).text
+        match = re.search(r"The (\w+ \w+) opens at (\d \d)", text)
+        assert match is not None
+        found.setdefault(match[1], set()).add(match[2])
+    assert len(found) == 36
+    assert all(len(values) == 1 for values in found.values())
+    assert len({value for values in found.values() for value in values}) > 12
 
 
 def test_a_page_is_a_pure_function_of_its_number() -> None:
@@ -158,7 +153,7 @@ def test_the_tokenizer_is_lossless_and_knows_every_word() -> None:
 def test_scratchpads_are_right_only_at_questions_and_as_often_as_said() -> None:
     right = total = elsewhere = 0
     for index, page in enumerate(PAGES):
-        tokens = with_scratchpads(page, 3, index, Mix(right=0.4, at_question=1.0))
+        tokens = with_scratchpads(page, 3, index, Mix(right=0.4))
         oracle = {q.index: list(q.thought) for q in page.questions}
         place, kept, i = 0, [], 0
         while i < len(tokens):
@@ -174,7 +169,7 @@ def test_scratchpads_are_right_only_at_questions_and_as_often_as_said() -> None:
             kept.append(tokens[i])
             place, i = place + 1, i + 1
         assert tuple(kept) == page.tokens
-    assert elsewhere > 400
+    assert elsewhere > 1500
     assert right / total == pytest.approx(0.4, abs=0.06)
     mix = Mix(pages=0.1)
     assert sum(mix.chosen(0, n) for n in range(2000)) / 2000 == pytest.approx(0.1, abs=0.02)
