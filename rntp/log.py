@@ -214,6 +214,10 @@ def step_line(metrics: Metrics, total_steps: int) -> str:
         parts.append(f"reward {number('reward/mean', '.3f')}{sem}")
     if has("gain/mean"):
         parts.append(f"gain {number('gain/mean', '+.3f')}")
+    classes = [key for key in metrics if key.startswith("class/") and key.endswith("/gain")]
+    if classes:
+        gains = (f"{key.split('/')[1].replace('_', ' ')} {number(key, '+.2f')}" for key in classes)
+        parts.append(f"({', '.join(gains)})")
     if has("nll/no_think", "nll/think"):
         parts.append(f"nll {number('nll/no_think', '.3f')}→{number('nll/think', '.3f')}")
     if has("thought/tokens_mean", "thought/closed_frac"):

@@ -342,3 +342,9 @@ def test_a_full_disk_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(OSError, match="No space left"):
             log.rollouts(1, [{"a": 1}])
     assert list((tmp_path / "rollouts").iterdir()) == []
+
+
+def test_the_line_of_a_made_corpus_tells_the_gain_of_each_class() -> None:
+    gains = {"class/easy/gain": -0.012, "class/left_by_elimination/gain": 0.5}
+    assert "gain -0.051  (easy -0.01, left by elimination +0.50)" in step_line(METRICS | gains, 24)
+    assert "(" not in step_line(METRICS, 24)
