@@ -82,7 +82,8 @@ def _git(checkout: Path) -> dict[str, object] | None:
     if not (checkout / ".git").exists():
         return None
     commit = _run_git(checkout, "rev-parse", "HEAD")
-    status = _run_git(checkout, "status", "--porcelain")
+    # As `git describe --dirty` has it: results that nobody has added yet make nothing dirty.
+    status = _run_git(checkout, "status", "--porcelain", "--untracked-files=no")
     if commit is None or status is None:
         return None
     return {"commit": commit, "dirty": bool(status)}
