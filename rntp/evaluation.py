@@ -97,7 +97,7 @@ def evaluate(
         "gain/ci95": interval(no_think - think, documents, config.run.seed),
         "thought/tokens_mean": float(np.mean([t["num_tokens"] for t in thoughts])),
         "thought/closed_frac": float(np.mean([t["closed"] for t in thoughts])),
-        "reading": _read(model, contexts, config, check),
+        "reading": _read(model, contexts, config, check, reference and reference.get("reading")),
         "controls": controls_table(pages, config.run.seed),
         "classes": class_table(pages, config.run.seed),
         "deciles": _deciles(bins, no_think, think),
@@ -218,9 +218,16 @@ def _page(
 
 
 def _read(
-    model: LanguageModel, contexts: Sequence[Context], config: Config, check: Check
+    model: LanguageModel,
+    contexts: Sequence[Context],
+    config: Config,
+    check: Check,
+    before: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Plain next-token loss on every token of the contexts, nats: what training may have spoilt."""
+    """Plain next-token loss on every token of the contexts, nats: what training may have spoilt.
+
+    before: the same of the reference evaluation; then with the change of each class since.
+    """
     found: list[tuple[str, float]] = []
     plain = [unthought(context) for context in contexts]
     for piece in microbatches(plain, tokens=config.parallel.tokens_per_microbatch, horizon=1):
@@ -238,11 +245,16 @@ def _read(
         # A class, and its kinds: "thinkable" and "thinkable, 2 hops".
         for key in {name, name.partition(",")[0]} - {""}:
             groups.setdefault(key, []).append(value)
-    return {
+    classes = {key: float(np.mean(groups[key])) for key in sorted(groups)}
+    result: dict[str, Any] = {
         "num_tokens": len(found),
         "nll": float(np.mean([value for _, value in found])),
-        "classes": {key: float(np.mean(groups[key])) for key in sorted(groups)},
+        "classes": classes,
     }
+    if before:
+        result["change"] = result["nll"] - before["nll"]
+        result["class_changes"] = {key: classes[key] - before["classes"][key] for key in classes}
+    return result
 
 
 def _note_control(name: str, pages: list[dict[str, Any]], replaced: list[dict[str, Any]]) -> None:

@@ -60,7 +60,7 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
             f"{row['nll/think']:>8.3f}{row['gain']:>+8.3f}"
         )
     if result["classes"]:
-        lines += ["", *classes_table(result["classes"])]
+        lines += ["", *classes_table(result["classes"], result["reading"])]
     elif result["controls"]:
         lines += ["", f"{'gain with other thoughts':<24}{'gain':>8}   95 % interval"]
         for name, row in result["controls"].items():
@@ -68,13 +68,18 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def classes_table(classes: Mapping[str, Any]) -> list[str]:
-    """Gain by token class, of the token right after the thought, with the controls' gains."""
+def classes_table(classes: Mapping[str, Any], reading: Mapping[str, Any]) -> list[str]:
+    """Gain by token class, of the token right after the thought, with the controls' gains.
+
+    On the right, the plain loss on all tokens of the class, and its change since the start.
+    """
+    changes = reading.get("class_changes", {})
     names = list(dict.fromkeys(name for row in classes.values() for name in row["controls"]))
     header = (
         f"{'class':<24}{'tokens':>7}{'no think':>10}{'think':>8}{'gain':>8}  {'95 % interval':<18}"
         f"{'of oracle':>9}" + "".join(f"{name:>11}" for name in names)
     )
+    header += f"{'whole pages':>14}" + (f"{'change':>9}" if changes else "")
     lines = [header, "-" * len(header)]
     for name, row in classes.items():
         share = row["oracle_fraction"]
@@ -84,6 +89,8 @@ def classes_table(classes: Mapping[str, Any]) -> list[str]:
             f"{row['gain']:>+8.3f}  {_interval(row['gain_ci95']):<18}"
             f"{'' if share is None else f'{share:.1%}':>9}"
             + "".join(f"{'' if cell is None else f'{cell:+.3f}':>11}" for cell in cells)
+            + f"{reading['classes'][name]:>14.3f}"
+            + (f"{changes[name]:>+9.3f}" if changes else "")
         )
     return lines
 

@@ -14,6 +14,7 @@ from rntp.config import Config
 from rntp.errors import ConfigError
 from rntp.evaluation import evaluate
 from rntp.log import read_metrics
+from rntp.show import evaluation_table
 from rntp.tokenizer import decode, encode
 from rntp.trainer import Trainer, evaluation_path
 from rntp.types import Context, Labels, Oracle, Rollout, Thought
@@ -134,6 +135,24 @@ def test_evaluation_by_class_with_controls(raw: dict) -> None:
         nll += (-logp[:-1].gather(1, context.token_ids[1:, None])[:, 0]).tolist()
     assert result["reading"]["num_tokens"] == len(nll)
     assert result["reading"]["nll"] == pytest.approx(sum(nll) / len(nll), abs=1e-4)
+
+
+def test_the_table_of_classes_is_printed_with_controls_and_changes(raw: dict) -> None:
+    sets = ["evaluation.placement=by_class", "evaluation.controls=[pause]"]
+    trainer = Trainer(Config.parse(raw, sets))
+    contexts = trainer.corpus.heldout_contexts(3)
+    first = evaluate(trainer.model, contexts, trainer.config)
+    again = evaluate(trainer.model, contexts, trainer.config, reference=first)
+    assert set(again["reading"]["class_changes"].values()) == {0.0}
+    lines = evaluation_table(again).splitlines()
+    header = next(line for line in lines if line.startswith("class "))
+    assert header.split()[-4:] == ["pause", "whole", "pages", "change"]
+    easy = next(line for line in lines if line.startswith("easy"))
+    assert easy.split()[-2:] == [f"{again['reading']['classes']['easy']:.3f}", "+0.000"]
+    helped = next(line for line in lines if line.startswith("left to think "))
+    assert f"{again['classes']['left to think']['oracle_fraction']:.1%}" in helped
+    plain = next(line for line in evaluation_table(first).splitlines() if "whole pages" in line)
+    assert "change" not in plain
 
 
 def test_training_without_thoughts_is_plain_next_token_training(raw: dict) -> None:

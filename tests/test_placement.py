@@ -80,14 +80,14 @@ def test_by_class_deals_to_every_class_in_turn() -> None:
         positions("by_class", inputs(), 2)
 
 
-def test_learnability_samples_in_proportion() -> None:
-    weights = torch.tensor([1.0, 2.0, 4.0, 1.0])
+def test_learnability_samples_in_proportion_to_the_variance() -> None:
+    spreads = torch.tensor([1.0, 2.0, 4.0, 1.0])
     picks = []
     for ordinal in range(2000):
         noise = uniform(0, "placement", ordinal, torch.arange(4))
-        given = PlacementInputs(weights, weights, noise, learnability_L=weights)
+        given = PlacementInputs(spreads, spreads, noise, learnability_L=spreads)
         picks += positions("learnability", given, 1, min_prefix=0, horizon=1)
-    floored = weights + 0.02 * 4
+    floored = spreads.square() + 0.02 * 16
     for index, share in enumerate(floored / floored.sum()):
         assert picks.count(index) / 2000 == pytest.approx(float(share), abs=0.035)
     without = [positions("learnability", inputs(ordinal=n), 1)[0] for n in range(1360)]
@@ -111,8 +111,9 @@ def test_the_record_is_a_running_mean_of_the_groups_spread() -> None:
     )
     running = DECAY * 2 + (1 - DECAY) * 1
     found = record.of(context, entropy)
-    # Token 5 at 0.2; token 5 at 1.0; the others are new: as good as the best.
-    torch.testing.assert_close(found[1:], torch.tensor([running, 3, running, 3, 3]))
+    # Token 5 at 0.2; token 5 at 1.0; the others are new: as good as the mean of the known.
+    new = (running + 3) / 2
+    torch.testing.assert_close(found[1:], torch.tensor([running, 3, running, new, new]))
     again = Learnability()
     again.restore({name: t.clone() for name, t in record.tensors().items()})
     assert torch.equal(again.of(context, entropy), found)

@@ -72,9 +72,7 @@ def tabulate(experiment: Experiment) -> Results:
     runs = plan(experiment)
     _check_plot(experiment)
     if not any(state(run) == "finished" for run in runs):
-        raise ConfigError(
-            f"no run of {experiment.name} is finished; run the grid first"
-        )
+        raise ConfigError(f"no run of {experiment.name} is finished; run the grid first")
     experiment.results_dir.mkdir(parents=True, exist_ok=True)
     return _write(experiment, runs)
 

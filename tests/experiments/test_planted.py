@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 PLANTED = Path(__file__).parents[2] / "experiments" / "planted"
 sys.path.insert(0, str(PLANTED))
@@ -17,8 +18,11 @@ import pages  # noqa: E402
 from scratchpads import THINK_CLOSE, THINK_OPEN, Mix, with_scratchpads  # noqa: E402
 from tokenizer import make_tokenizer, vocabulary  # noqa: E402
 
+from rntp.ablate import Experiment  # noqa: E402
+from rntp.ablate.grid import plan  # noqa: E402
 from rntp.data.stream import ContextStream  # noqa: E402
-from rntp.tokenizer import encode  # noqa: E402
+from rntp.model import load_model  # noqa: E402
+from rntp.tokenizer import encode, tokenizer_digest  # noqa: E402
 
 PAGES = [pages.make_page(3, i, hops=(2, 3, 4, 5)) for i in range(200)]
 
@@ -206,3 +210,41 @@ def test_the_corpus_carries_labels_that_a_context_gives_back(tmp_path: Path) -> 
     assert "4" in hops["train"]
     assert "5" not in hops["train"]
     assert "5" in hops["heldout"]
+
+
+def test_the_committed_base_looks_up_and_does_not_chase() -> None:
+    """One look-up in a forward pass nearly always; two or more no better than its entropy says."""
+    model = load_model(str(PLANTED / "base"))
+    assert 1e6 <= model.num_parameters <= 10e6
+    assert tokenizer_digest(model.tokenizer) == tokenizer_digest(make_tokenizer())
+    hf = model.hf
+    hf.set_attn_implementation("sdpa")
+    right: list[bool] = []
+    nll: list[float] = []
+    known: list[float] = []
+    for index in range(40):
+        page = pages.make_page(77, index)
+        ids = encode(model.tokenizer, page.text)
+        with torch.no_grad():
+            logp = hf(ids[None]).logits[0].log_softmax(-1)
+        for i, label in enumerate(page.labels):
+            if label == "1":
+                right.append(bool(logp[i - 1].argmax() == ids[i]))
+        nll += [-float(logp[q.index - 1, ids[q.index]]) for q in page.questions]
+        known += [q.nats_without for q in page.questions]
+    assert sum(right) / len(right) > 0.95
+    assert sum(nll) > 0.95 * sum(known)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PLANTED / "ablations").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_ablation_is_valid_and_has_its_controls(path: Path) -> None:
+    experiment = Experiment.load(path)
+    assert len(experiment.seeds) >= 3
+    assert {"no thinking, equal FLOPs", "random reward"} <= set(experiment.controls)
+    assert {"another's thought", "pause", "truncated"} <= set(experiment.columns)
+    runs = plan(experiment)
+    assert len({run.folder for run in runs}) == len(runs)
+    digests = {run.config.digest() for run in runs}
+    assert len(digests) == len(runs)  # no two arms are the same run
