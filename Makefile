@@ -1,6 +1,6 @@
 # make quickstart   install, then the main job: raw pages → shards → training → report
 # make planted      the scientific instrument: a corpus in which the gain of thinking is known
-# make ablations    its curves: rewards, placement, group size and more (an hour and a half)
+# make ablations    its curves: rewards, placement, group size and more (an hour)
 # make install      only the environment, in .venv
 # make test         the same environment with the test extras; lint, types, tests
 #
@@ -28,7 +28,7 @@ planted: build/planted/manifest.json
 	$(VENV)/bin/rntp train experiments/planted/config.yaml
 	$(VENV)/bin/rntp eval runs/planted
 
-# Every curve of experiments/planted/results. About an hour and a half on 2 cores; resumes.
+# Every curve of experiments/planted/results. About an hour on 2 cores; resumes.
 ablations: build/planted/manifest.json
 	for file in experiments/planted/ablations/*.yaml; do \
 		$(VENV)/bin/rntp ablate $$file --jobs 2 --resume || exit; done
