@@ -201,7 +201,7 @@ def test_files_that_are_none(raw: dict) -> None:
 def test_paths_are_relative_to_the_file(raw: dict, tmp_path: Path) -> None:
     experiment = load(raw)
     assert experiment.base == Path("config.yaml")
-    assert experiment.runs_dir == Path("runs/ablate/rewards")
+    assert experiment.runs_dir("a | pipe") == Path("runs/ablate/rewards")
     assert experiment.results_dir == Path("grids/results/rewards")
     elsewhere = load({**raw, "runs": "here", "results": str(tmp_path.parent)})
     assert elsewhere.runs_dir == Path("grids/here/rewards")
