@@ -204,7 +204,7 @@ def test_paths_are_relative_to_the_file(raw: dict, tmp_path: Path) -> None:
     assert experiment.runs_dir("a | pipe") == Path("runs/ablate/rewards")
     assert experiment.results_dir == Path("grids/results/rewards")
     elsewhere = load({**raw, "runs": "here", "results": str(tmp_path.parent)})
-    assert elsewhere.runs_dir == Path("grids/here/rewards")
+    assert elsewhere.runs_dir("a | pipe") == Path("grids/here/rewards")
     assert elsewhere.results_dir == tmp_path.parent / "rewards"
 
 
