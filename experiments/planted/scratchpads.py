@@ -58,7 +58,7 @@ def with_scratchpads(page: Page, seed: int, index: int, mix: Mix) -> list[str]:
 def _other(
     page: Page, random: np.random.Generator, mix: Mix, right: tuple[str, ...] = ()
 ) -> list[str]:
-    """A thought that helps nobody; never the right one."""
+    """A thought that helps nobody; names in random order are the right ones by chance at most."""
     draw, starts = random.random(), list(page.trails)
     if draw < mix.trail:
         others = [start for start in starts if start not in right[:1]]
