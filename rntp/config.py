@@ -71,6 +71,12 @@ class Placement(Section):
     """Positions in one context (K)."""
     min_prefix_tokens: Positive = 32
     """Earliest position, tokens: the first tokens of a window look harder than they are."""
+    entropy_band: tuple[Weight, Weight] = (0.0, 100.0)
+    """Think where the no-think prediction has an entropy in this band, nats; elsewhere only where
+    too few positions are in it. RPT (2506.08007) takes what lies above a threshold."""
+    surprise_band: tuple[Weight, Weight] = (0.0, 100.0)
+    """The same of the true token's no-think loss, nats. [0.1, 100] skips what is predicted
+    without thinking."""
 
 
 class Thought(Section):
@@ -289,6 +295,12 @@ class Config(Section):
                 "and baseline.weights is none; set baseline.weights to current, or baseline.use to "
                 "subtract"
             )
+        for name in ("entropy_band", "surprise_band"):
+            low, high = getattr(self.placement, name)
+            if low >= high:
+                raise ValueError(
+                    f"placement.{name}: [{low}, {high}] holds nothing; give the lower end first"
+                )
         if self.model.think_open == self.model.think_close:
             raise ValueError("model.think_open and model.think_close must differ")
         if not self.model.think_open or not self.model.think_close:

@@ -69,6 +69,7 @@ def evaluate(
         section.placement,
         "evaluation placement",
         count=section.positions_per_doc or config.placement.positions_per_doc,
+        tokenizer=model.tokenizer,
     )
     for first in range(0, len(contexts), engine.docs_per_batch):
         progress("evaluate", first, len(contexts))

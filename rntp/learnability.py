@@ -24,7 +24,7 @@ class Learnability:
         self._std = torch.zeros(BUCKETS, dtype=torch.float64)
         self._groups = torch.zeros(BUCKETS, dtype=torch.int64)
 
-    def of(self, context: Context, entropy_L: Tensor) -> Tensor:
+    def of(self, context: Context, entropy_L: Tensor, nll_L: Tensor) -> Tensor:
         """Reward units, float32 [L]. entropy_L: nats, of the prediction of each token."""
         seen = self._groups > 0
         unseen = self._std[seen].mean() if seen.any() else self._std.new_ones(())
@@ -32,7 +32,7 @@ class Learnability:
         kinds = _buckets(context.token_ids.roll(1), entropy_L)
         return torch.where(seen, self._std, unseen)[kinds].float()
 
-    def observe(self, rollouts: Sequence[Rollout], reward_PG: Tensor) -> None:
+    def observe(self, rollouts: Sequence[Rollout], reward_PG: Tensor, gain_PG: Tensor) -> None:
         """Take in the groups of a step, in order. reward_PG: of the scheme that drives."""
         before = [int(r.context.token_ids[p - 1]) for r in rollouts for p in r.positions]
         entropy = torch.cat([r.entropy for r in rollouts])

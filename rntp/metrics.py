@@ -11,6 +11,8 @@ from rntp.advantages import dead_groups
 from rntp.baselines import members
 from rntp.config import Config
 from rntp.model import LanguageModel
+from rntp.placement import Bands
+from rntp.placement.picked import picked
 from rntp.step import Counts, Judgement, Loss, Scores
 from rntp.tokenizer import decode, token_strings
 from rntp.tree import thought_branch, tree_tokens, unshared_tokens
@@ -44,6 +46,12 @@ class Tally:
     def reward_PG(self) -> Tensor:
         """Of the scheme that drives, all positions of the step in order."""
         return _cat(j.reward_PG for j in self.judgements)
+
+    @property
+    def gain_PG(self) -> Tensor:
+        """Of every thought, nats per continuation token."""
+        think = _cat(s.think_logp_PGH for s in self.scores)
+        return (think - _cat(s.empty_logp_PH for s in self.scores)[:, None]).mean(dim=2)
 
     @property
     def sampler_logp_M(self) -> Tensor:
@@ -95,7 +103,6 @@ class Tally:
             "kl/sampler": losses.kl_estimate(logp_M, self.sampler_logp_M) / len(logp_M),
             "kl/sampler_max_abs": mismatch.abs().max(),
             "entropy/thought": _cat(s.thought_entropy_M for s in self.scores).mean(),
-            "entropy/position": torch.cat([r.entropy for r in self.rollouts]).mean(),
         }
         for name in self.judgements[0].rewards:
             found[f"reward/{name}"] = _cat(j.rewards[name] for j in self.judgements).mean()
@@ -105,7 +112,9 @@ class Tally:
             min_prefix=self.config.placement.min_prefix_tokens,
             horizon=self.config.reward.horizon,
         ) | labels.class_gains(self.rollouts, think - empty[:, None])
-        return {key: float(value) for key, value in found.items()} | of_labels
+        section = self.config.placement
+        where = picked(self.rollouts, Bands(section.entropy_band, section.surprise_band))
+        return {key: float(value) for key, value in found.items()} | where | of_labels
 
     def rows(self, model: LanguageModel) -> Iterator[dict[str, object]]:
         """One row a thought, for rollouts/step_N.jsonl."""

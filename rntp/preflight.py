@@ -11,6 +11,7 @@ from rntp.errors import CheckpointError, ConfigError
 from rntp.estimate import Shape, checkpoint_bytes, peak_memory
 from rntp.memory import total_bytes
 from rntp.model import LanguageModel, load_model, pick_device
+from rntp.records import RECORDS
 from rntp.rollout import Place
 
 
@@ -35,10 +36,11 @@ def check_names(config: Config) -> None:
         )
     for name in (config.placement.policy, config.evaluation.placement):
         _ = placement.REGISTRY[name]
-    if config.evaluation.placement == "learnability":
+    if config.evaluation.placement in RECORDS:
         raise ConfigError(
-            "evaluation.placement: learnability follows the rewards of a training run, so two "
-            "evaluations would be of different positions; set it to random or entropy"
+            f"evaluation.placement: {config.evaluation.placement} follows the rewards of a "
+            "training run, so two evaluations would be of different positions; set it to random "
+            "or entropy"
         )
 
 

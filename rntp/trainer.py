@@ -21,7 +21,6 @@ from rntp.errors import CheckpointError, Diverged, Preempted
 from rntp.estimate import Shape, step_flop
 from rntp.evaluation import compare, evaluate
 from rntp.files import write_json
-from rntp.learnability import Learnability
 from rntp.log import RunLog
 from rntp.memory import peak_bytes
 from rntp.metrics import Tally
@@ -34,6 +33,7 @@ from rntp.preflight import (
     check_placement,
     open_model,
 )
+from rntp.records import Record, open_record
 from rntp.reference import Reference, open_reference
 from rntp.rollout.inprocess import open_engine
 from rntp.rollout.place import placer
@@ -45,6 +45,8 @@ from rntp.types import Context, Rollout
 from rntp.wandb_mirror import import_wandb
 
 Resume = Literal["auto", "never", "must"]
+
+MEMORISED = 0.1  # nats per token: worth a warning, see `memorised`
 
 
 class Trainer:
@@ -77,8 +79,10 @@ class Trainer:
         self.engine = open_engine(self.model, config, thoughts=config.thought.thoughts_per_position)
         self.reference = open_reference(self.model, self.optimizer.masters, config.baseline)
         policy = config.placement.policy
-        self.learnability = Learnability() if policy == "learnability" else None
-        self.place = placer(config, policy, "placement", learnability=self.learnability)
+        self.record = open_record(policy)
+        self.place = placer(
+            config, policy, "placement", record=self.record, tokenizer=self.model.tokenizer
+        )
         check_placement(self.place, self.corpus)
         self.stop = StopRequest()
         self.skipped_in_a_row = 0
@@ -217,8 +221,8 @@ class Trainer:
         """What runs along with training: the average of the weights, the record of rewards."""
         if self.reference:
             self.reference.update(self.optimizer.masters)
-        if self.learnability:
-            self.learnability.observe(tally.rollouts, tally.reward_PG)
+        if self.record:
+            self.record.observe(tally.rollouts, tally.reward_PG, tally.gain_PG)
 
     def comparison(self) -> dict[str, Any] | None:
         """Evaluation before and after training, side by side; None until both exist."""
@@ -282,7 +286,17 @@ class Trainer:
             self.model, contexts, self.config, check=self.stop.check, progress=self.log.phase
         )
         del found["pages"]
-        return {**found, "gain_over_fresh": found["gain/mean"] - fresh["gain/mean"]}
+        before = _read_evaluation(self.config, 0)
+        learnt = memorised(found, fresh, before)
+        if learnt > MEMORISED:
+            self.log.message(
+                f"memorisation: without a thought, the loss on reused pages has fallen by "
+                f"{learnt:.2f} nats per token more than on fresh ones; train on more documents, "
+                "for fewer steps, or with a lower objective.ntp_weight",
+                "warning",
+            )
+        gap = found["gain/mean"] - fresh["gain/mean"]
+        return {**found, "gain_over_fresh": gap, "memorised": learnt}
 
     def _save(self, step: int) -> None:
         self.log.phase("save", 0, 1)
@@ -333,13 +347,13 @@ class Trainer:
         self.log.message(f"resuming from {newest}: {step} of {self.config.run.steps} steps done")
         return step
 
-    def _companions(self) -> dict[str, Reference | Learnability]:
+    def _companions(self) -> dict[str, Reference | Record]:
         """What a checkpoint holds besides weights and moments, where the config asks for it."""
-        found: dict[str, Reference | Learnability] = {}
+        found: dict[str, Reference | Record] = {}
         if self.reference:
             found["reference"] = self.reference
-        if self.learnability:
-            found["placement"] = self.learnability
+        if self.record:
+            found["placement"] = self.record
         return found
 
     def _greet(self, done: int) -> None:
@@ -389,6 +403,21 @@ class Stopwatch:
 
 def evaluation_path(config: Config, step: int) -> Path:
     return config.run.dir / "eval" / f"step_{step:08d}.json"
+
+
+def memorised(
+    reused: dict[str, Any], fresh: dict[str, Any], before: dict[str, Any] | None
+) -> float:
+    """How much more the no-think loss of reused pages has fallen than that of fresh ones.
+
+    Nats per token of whole pages, since the evaluation before training; 0 there. The pages are
+    others, so only the changes can be compared.
+    """
+    if before is None:
+        return 0.0
+    pairs = [(fresh, before), (reused, before["reused"])]
+    on_fresh, on_reused = (now["reading"]["nll"] - then["reading"]["nll"] for now, then in pairs)
+    return float(on_fresh - on_reused)
 
 
 def _read_evaluation(config: Config, step: int) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ document, G thoughts per position, H horizon, T thought tokens, N any flat row c
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -139,27 +139,28 @@ class PlacementInputs:
 
     entropy_L, nll_L: float32 nats of the no-think prediction (entry 0 is 0: nothing predicts it).
     noise_L: float64 uniform draws of this context, a function of the run seed and its ordinal.
-    learnability_L: float32, running standard deviation of the rewards at such positions, in reward
-    units (see `rntp.learnability`); zeros where nobody keeps it.
-    oracle_gain_L: float32 nats that a perfect thought is worth, 0 where none helps. class_L: int64
-    numbers of the tokens' classes, -1 where unknown. Both are None without labels.
+    count: positions wanted. progress: share of the run that lies before this context, in [0, 1).
+    learned_L: float32, what the policy's own record says of such positions (see `rntp.records`);
+    zeros where it keeps none. starts_sentence_L: bool, a sentence begins with this token; None for
+    policies that did not ask for it. oracle_gain_L: float32 nats that a perfect thought is worth,
+    0 where none helps. class_L: int64 numbers of the tokens' classes, -1 where unknown. Both are
+    None without labels.
     """
 
     entropy_L: Tensor
     nll_L: Tensor
     noise_L: Tensor
-    learnability_L: Tensor
+    learned_L: Tensor
+    count: int = 1
+    progress: float = 0.0
+    starts_sentence_L: Tensor | None = None
     oracle_gain_L: Tensor | None = None
     class_L: Tensor | None = None
 
     def between(self, first: int, stop: int) -> "PlacementInputs":
         """The same for positions first … stop - 1."""
-        cut = slice(first, stop)
-        return PlacementInputs(
-            entropy_L=self.entropy_L[cut],
-            nll_L=self.nll_L[cut],
-            noise_L=self.noise_L[cut],
-            learnability_L=self.learnability_L[cut],
-            oracle_gain_L=None if self.oracle_gain_L is None else self.oracle_gain_L[cut],
-            class_L=None if self.class_L is None else self.class_L[cut],
+        by_token = (f.name for f in fields(self) if f.name.endswith("_L"))
+        values = {name: getattr(self, name) for name in by_token}
+        return replace(
+            self, **{name: value[first:stop] for name, value in values.items() if value is not None}
         )

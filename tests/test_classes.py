@@ -203,6 +203,27 @@ def test_few_documents_come_again_and_their_gain_is_compared(raw: dict) -> None:
     assert reused["gain_over_fresh"] == pytest.approx(
         reused["gain/mean"] - result["gain/mean"], abs=1e-9
     )
+    start = evaluate_file(config, 0)
+    assert start["reused"]["memorised"] == 0
+    fallen = [
+        then["reading"]["nll"] - now["reading"]["nll"]
+        for then, now in ((start["reused"], reused), (start, result))
+    ]
+    assert reused["memorised"] == pytest.approx(fallen[0] - fallen[1], abs=1e-9)
+    assert "memorisation" not in (config.run.dir / "log.txt").read_text()
+
+
+def test_pages_known_by_heart_are_reported(raw: dict) -> None:
+    options = ["data.max_documents=2", "evaluation.reused_docs=2", "run.steps=12", "optim.lr=0.03"]
+    options += [
+        "thought.thoughts_per_position=0",
+        "objective.pg_weight=0",
+        "objective.ntp_weight=1",
+    ]
+    config = Config.parse(raw, [*options, "objective.continuation_weight=0"])
+    Trainer(config).fit()
+    assert evaluate_file(config, 12)["reused"]["memorised"] > 0.1
+    assert "memorisation: without a thought" in (config.run.dir / "log.txt").read_text()
 
 
 def evaluate_file(config: Config, step: int) -> dict:

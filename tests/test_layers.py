@@ -36,7 +36,7 @@ def files(*patterns: str) -> list[Path]:
         (["rntp/rewards/*.py"], {"rntp.rewards", *CORE}),
         (["rntp/placement/*.py"], {"rntp.placement", *CORE}),
         (["rntp/advantages.py", "rntp/losses.py", "rntp/types.py", "rntp/errors.py"], CORE),
-        (["rntp/baselines.py", "rntp/labels.py", "rntp/learnability.py"], CORE),
+        (["rntp/baselines.py", "rntp/labels.py", "rntp/learnability.py", "rntp/selector.py"], CORE),
         (["rntp/chance.py", "rntp/files.py", "rntp/config.py"], CORE),
         (["rntp/data/manifest.py", "rntp/data/order.py"], {"rntp.files", *CORE}),
         (["rntp/tree.py"], {"rntp_kernels", "rntp.model", *CORE}),

@@ -139,12 +139,12 @@ def test_placement() -> None:
         entropy_L=torch.tensor([9.0, 8, 1, 5, 3, 4, 2, 7]),
         nll_L=torch.zeros(8),
         noise_L=torch.tensor([0.9, 0.9, 0.1, 0.2, 0.8, 0.3, 0.4, 0.9], dtype=torch.float64),
-        learnability_L=torch.zeros(8),
+        learned_L=torch.zeros(8),
     )
 
     def place(name: str, count: int) -> tuple[int, ...]:
         policy = placement.REGISTRY[name]
-        return placement.place(policy, given, count=count, min_prefix=2, horizon=2)
+        return placement.place(policy, replace(given, count=count), min_prefix=2, horizon=2)
 
     assert place("entropy", 2) == (3, 5)  # 0, 1 lie before min_prefix, 7 has no horizon
     assert place("random", 3) == (4, 5, 6)

@@ -1,10 +1,16 @@
 """Placement policies that know more than entropy: labels, or what earlier rewards taught."""
 
+import itertools
+import re
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from test_config import minimal
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from rntp import placement
 from rntp.chance import uniform
@@ -12,8 +18,14 @@ from rntp.config import Config
 from rntp.errors import DataError
 from rntp.labels import class_gains, class_names, class_numbers, oracle_gains, placement_metrics
 from rntp.learnability import DECAY, Learnability
-from rntp.placement import place
+from rntp.placement import Bands, place
+from rntp.placement.picked import picked
+from rntp.placement.tiers import shares
+from rntp.records import open_record
 from rntp.rollout.place import placer
+from rntp.selector import Selector, yields
+from rntp.sentences import SentenceStarts
+from rntp.tokenizer import encode, token_strings
 from rntp.types import Context, Labels, Oracle, PlacementInputs, Rollout
 
 HELPFUL = 7  # the token after which, in the stream below, thoughts earn unequal rewards
@@ -22,12 +34,12 @@ HELPFUL = 7  # the token after which, in the stream below, thoughts earn unequal
 def inputs(length: int = 40, ordinal: int = 0, **more: torch.Tensor) -> PlacementInputs:
     noise = uniform(0, "placement", ordinal, torch.arange(length))
     entropy = uniform(0, "entropy", ordinal, torch.arange(length)).float() * 4
-    return PlacementInputs(entropy, entropy, noise, **{"learnability_L": noise.float() * 0, **more})
+    return PlacementInputs(entropy, entropy, noise, **{"learned_L": noise.float() * 0, **more})
 
 
-def positions(policy: str, given: PlacementInputs, count: int, **more: int) -> tuple[int, ...]:
+def positions(policy: str, given: PlacementInputs, count: int, **more: Any) -> tuple[int, ...]:
     where = {"min_prefix": 4, "horizon": 3, **more}
-    return place(placement.REGISTRY[policy], given, count=count, **where)
+    return place(placement.REGISTRY[policy], replace(given, count=count), **where)
 
 
 @pytest.mark.parametrize("policy", ["entropy", "random"])
@@ -85,7 +97,7 @@ def test_learnability_samples_in_proportion_to_the_variance() -> None:
     picks = []
     for ordinal in range(2000):
         noise = uniform(0, "placement", ordinal, torch.arange(4))
-        given = PlacementInputs(spreads, spreads, noise, learnability_L=spreads)
+        given = PlacementInputs(spreads, spreads, noise, learned_L=spreads)
         picks += positions("learnability", given, 1, min_prefix=0, horizon=1)
     floored = spreads.square() + 0.02 * 16
     for index, share in enumerate(floored / floored.sum()):
@@ -103,28 +115,31 @@ def test_the_record_is_a_running_mean_of_the_groups_spread() -> None:
     record = Learnability()
     entropy = torch.tensor([0.0, 0.2, 1.0, 0.2, 2.0, 9.0])
     context = Context(0, "d", torch.tensor([5, 5, 5, 6, 5, 8]))
-    assert record.of(context, entropy).tolist() == [1] * 6  # nobody knows better yet
+    assert record.of(context, entropy, entropy).tolist() == [1] * 6  # nobody knows better yet
     # Spreads 2 and 1 of one kind (token 5, entropy below 0.5), and 3 of another tier.
     record.observe(
         [rollout([5, 5, 5], (1,), [0.2]), rollout([5, 5, 5], (1, 2), [0.3, 1.0])],
         torch.tensor([[0.0, 4.0], [1.0, 3.0], [0.0, 6.0]]),
+        torch.zeros(3, 2),
     )
     running = DECAY * 2 + (1 - DECAY) * 1
-    found = record.of(context, entropy)
+    found = record.of(context, entropy, entropy)
     # Token 5 at 0.2; token 5 at 1.0; the others are new: as good as the mean of the known.
     new = (running + 3) / 2
     torch.testing.assert_close(found[1:], torch.tensor([running, 3, running, new, new]))
     again = Learnability()
     again.restore({name: t.clone() for name, t in record.tensors().items()})
-    assert torch.equal(again.of(context, entropy), found)
+    assert torch.equal(again.of(context, entropy, entropy), found)
 
 
-@pytest.mark.parametrize(("policy", "low", "high"), [("learnability", 0.7, 1), ("random", 0, 0.13)])
+@pytest.mark.parametrize(
+    ("policy", "low", "high"), [("learnability", 0.7, 1), ("selector", 0.6, 1), ("random", 0, 0.13)]
+)
 def test_positions_that_teach_are_found(policy: str, low: float, high: float) -> None:
     """Ten tokens at random; only after one of them do thoughts earn unequal rewards."""
     config = Config.parse(minimal(), ["placement.min_prefix_tokens=4", "data.context_tokens=100"])
-    record = Learnability()
-    choose = placer(config, policy, "placement", learnability=record)
+    record = open_record(policy)
+    choose = placer(config, policy, "placement", record=record)
     flat = torch.full((100,), 1.0)
     hits, eligible = [], []
     for ordinal in range(60):
@@ -134,7 +149,9 @@ def test_positions_that_teach_are_found(policy: str, low: float, high: float) ->
         helpful = [int(ids[p - 1]) == HELPFUL for p in chosen]
         rewards = uniform(1, "rewards", ordinal, torch.arange(4)[:, None], torch.arange(8))
         rewards = torch.where(torch.tensor(helpful)[:, None], rewards, 0.5)
-        record.observe([Rollout(context, chosen, ((),) * 4, flat[:4], flat[:4])], rewards)
+        if record:
+            found = Rollout(context, chosen, ((),) * 4, flat[:4], flat[:4])
+            record.observe([found], rewards, rewards)
         if ordinal >= 20:  # the first steps look at each of the ten once
             hits += helpful
             eligible += (ids[3 : 100 - config.reward.horizon] == HELPFUL).tolist()
@@ -142,6 +159,142 @@ def test_positions_that_teach_are_found(policy: str, low: float, high: float) ->
     assert base_rate == pytest.approx(0.1, abs=0.02)
     precision = sum(hits) / len(hits)
     assert low <= precision <= high, precision
+
+
+def test_surprise_takes_the_true_tokens_that_were_least_expected() -> None:
+    given = replace(inputs(), nll_L=torch.arange(40.0))
+    assert positions("surprise", given, 3) == (35, 36, 37)
+
+
+def test_even_positions_lie_a_constant_distance_apart_and_start_anywhere() -> None:
+    starts = set()
+    for ordinal in range(60):
+        chosen = positions("even", inputs(64, ordinal), 6, min_prefix=2, horizon=3)  # 60 eligible
+        assert {b - a for a, b in itertools.pairwise(chosen)} == {10}
+        starts.add(chosen[0])
+    assert starts == set(range(2, 12))
+    assert len(positions("even", inputs(), 34)) == 34  # every eligible one
+
+
+def test_bands_come_first_and_others_fill_up() -> None:
+    entropy = torch.tensor([0.0, 0, 0, 0, 3, 1, 2, 5, 1, 2])
+    nll = torch.tensor([0.0, 0, 0, 0, 1, 1, 0, 1, 1, 1])
+    noise = torch.arange(10, dtype=torch.float64) / 10
+    given = PlacementInputs(entropy, nll, noise, learned_L=torch.zeros(10))
+
+    def chosen(count: int, bands: Bands) -> tuple[int, ...]:
+        return positions("random", replace(given, count=count), count, horizon=1, bands=bands)
+
+    assert chosen(2, Bands()) == (8, 9)
+    assert chosen(2, Bands(entropy=(2.0, 4.0))) == (6, 9)
+    assert chosen(2, Bands(entropy=(2.0, 4.0), surprise=(0.1, 9.0))) == (4, 9)
+    assert chosen(4, Bands(entropy=(2.0, 4.0))) == (4, 6, 8, 9)  # 8: the best of the others
+    low = Bands(entropy=(0.0, 0.5))  # nobody: as without
+    assert chosen(2, low) == (8, 9)
+
+
+def test_tiers_move_from_easy_to_hard_and_leave_the_certain_alone() -> None:
+    assert shares(0.0) == shares(0.3) == pytest.approx((0.6, 0.3, 0.1))
+    assert shares(0.5) == pytest.approx((0.35, 0.3, 0.35))
+    assert shares(0.7) == shares(1.0) == pytest.approx((0.1, 0.3, 0.6))
+    # Twenty certain positions, fifteen easy, ten medium, five hard.
+    entropy = torch.tensor([0.1] * 20 + [0.7] * 15 + [1.2] * 10 + [2.0] * 5)
+
+    def count(progress: float) -> list[int]:
+        picks = []
+        for ordinal in range(1000):
+            noise = uniform(0, "placement", ordinal, torch.arange(50))
+            given = PlacementInputs(entropy, entropy, noise, noise.float() * 0, progress=progress)
+            picks += positions("tiers", given, 1, min_prefix=0, horizon=1)
+        tiers = torch.bucketize(entropy[picks], torch.tensor([0.5, 1.0, 1.5]))
+        return tiers.bincount(minlength=4).tolist()
+
+    for progress in (0.0, 0.5, 1.0):
+        found = count(progress)
+        assert found[0] == 0
+        assert [n / 1000 for n in found[1:]] == pytest.approx(list(shares(progress)), abs=0.05)
+
+
+def test_the_run_goes_from_easy_to_hard_by_ordinal() -> None:
+    options = ["run.steps=10", "data.docs_per_step=2", "placement.policy=tiers"]
+    options += ["placement.positions_per_doc=1", "data.context_tokens=100"]
+    config = Config.parse(minimal(), options)
+    choose = placer(config, "tiers", "placement")
+    entropy = torch.tensor([0.7, 2.0]).repeat(50)
+    hard = [
+        float(
+            entropy[choose(Context(n, "d", torch.zeros(100, dtype=torch.long)), entropy, entropy)]
+        )
+        > 1.5
+        for n in range(20)
+    ]
+    assert sum(hard[:6]) < sum(hard[-6:])
+
+
+def test_yield_is_what_pretrain_zero_pays_and_zero_where_nobody_wins() -> None:
+    gains = torch.tensor(
+        [[1.0, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0], [-5, -1, -2, 0], [2, -9, 0, 0]]
+    )
+    assert yields(gains).tolist() == [0.75, 0.25, 0, 0, 0, 1.5]
+
+
+def test_the_selector_learns_the_yield_of_a_kind_of_position() -> None:
+    record = Selector()
+    context = Context(0, "d", torch.tensor([4, 5, 9, 6, 9]))
+    flat = torch.full((5,), 1.0)
+    assert record.of(context, flat, flat).tolist() == pytest.approx([1.0] * 5)  # optimistic
+    at = (2, 4)
+    seen = Rollout(context, at, ((),) * 2, flat[:2], flat[:2])
+    gains = torch.tensor([[4.0, 0, 0, 0], [0.0, 0, 0, 0]])  # yields 3 and 0
+    for _ in range(300):
+        record.observe([seen], gains * 100, gains)  # not of the reward
+    found = record.of(context, flat, flat)
+    assert found[[2, 4]].tolist() == pytest.approx([3, 0], abs=0.05)
+    again = Selector()
+    again.restore({name: t.clone() for name, t in record.tensors().items()})
+    assert torch.equal(again.of(context, flat, flat), found)
+
+
+@pytest.fixture(scope="module")
+def words() -> PreTrainedTokenizerFast:
+    """One token a word, punctuation mark or line break; a space belongs to the token after it."""
+    text = 'One day. Then 3.5 more\nEnd ! Yes." So it is 3 .5'
+    pieces = re.findall(r"\n| ?\w+| ?[^\w\s]\"?", text)
+    backend = Tokenizer(models.WordLevel({p: i for i, p in enumerate(dict.fromkeys(pieces))}))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n| ?\w+| ?[^\w\s]\"?"), "isolated")
+    backend.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend)
+    ids = encode(fast, text)
+    assert token_strings(fast, ids) == pieces
+    fast.text = text
+    return fast
+
+
+def test_sentences_begin_after_a_stop_and_a_space_or_a_line_break(
+    words: PreTrainedTokenizerFast,
+) -> None:
+    ids = encode(words, words.text)
+    starts = SentenceStarts(words).of(ids)
+    pieces = token_strings(words, ids)
+    assert [pieces[i] for i in starts.nonzero().flatten()] == [" Then", "End", " Yes", " So"]
+    config = Config.parse(
+        minimal(), ["placement.min_prefix_tokens=2", "placement.positions_per_doc=2"]
+    )
+    config = config.model_copy(update={"reward": config.reward.model_copy(update={"horizon": 1})})
+    choose = placer(config, "sentence_starts", "placement", tokenizer=words)
+    flat = torch.zeros(len(ids))
+    for ordinal in range(20):
+        chosen = choose(Context(ordinal, "d", ids), flat, flat)
+        assert all(starts[list(chosen)])
+
+
+def test_what_was_picked() -> None:
+    context = Context(0, "d", torch.arange(10))
+    entropy, nll = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 3.0])
+    found = picked([Rollout(context, (2, 6), ((),) * 2, entropy, nll)], Bands(surprise=(0.1, 9)))
+    expected = {"entropy": 1.5, "nll": 1.5, "hard_frac": 0.5, "in_band_frac": 0.5, "depth": 0.4}
+    assert found == {f"placement/{k}": pytest.approx(v) for k, v in expected.items()}
+    assert picked([], Bands()) == {}
 
 
 LABELS = Labels(

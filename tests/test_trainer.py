@@ -264,7 +264,7 @@ def test_a_skipped_step_is_not_followed(raw: dict, monkeypatch: pytest.MonkeyPat
     trainer.fit()
     for name, tensor in trainer.reference.tensors().items():
         assert torch.equal(tensor, kept[name])
-    assert trainer.learnability.tensors()["groups"].sum() == 0
+    assert trainer.record.tensors()["groups"].sum() == 0
 
 
 def test_labels_are_measured_and_placed_by(raw: dict, tmp_path: Path) -> None:

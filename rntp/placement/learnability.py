@@ -7,7 +7,7 @@ best few, keeps looking elsewhere.
 
 from torch import Tensor
 
-from rntp.placement import register
+from rntp.placement import register, weighted_sample
 from rntp.types import PlacementInputs
 
 # Least weight of a position, as a share of the context's largest: a bucket that taught nothing is
@@ -17,9 +17,10 @@ FLOOR = 0.02
 
 @register("learnability")
 def learnability(inputs: PlacementInputs) -> Tensor:
-    """Score = log(learnability² + floor) + Gumbel noise, [L]: the K best are a weighted sample
-    without replacement (Gumbel top-k, 1903.06059). Without any learnability it is uniform.
+    """A weighted sample, weight = (running standard deviation)² + floor, [L].
+
+    Without any learnability it is uniform.
     """
-    variance = inputs.learnability_L.double().square()
+    variance = inputs.learned_L.double().square()
     weight = variance + FLOOR * variance.max().clamp_min(1e-30)
-    return weight.log() - (-inputs.noise_L.log()).log()
+    return weighted_sample(weight, inputs.noise_L)

@@ -2,13 +2,15 @@
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from rntp import placement
 from rntp.chance import uniform
 from rntp.config import Config
 from rntp.labels import class_numbers, oracle_gains
-from rntp.learnability import Learnability
+from rntp.records import Record
 from rntp.rollout import Place
+from rntp.sentences import SentenceStarts
 from rntp.types import Context, PlacementInputs
 
 
@@ -17,14 +19,21 @@ def placer(
     policy: str,
     purpose: str,
     count: int | None = None,
-    learnability: Learnability | None = None,
+    record: Record | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Place:
     """Positions of a context by `policy`: `count` of them, or as many as training takes.
 
-    purpose names the stream of its noise. learnability: the record that the policy of that name
-    goes by.
+    purpose names the stream of its noise. record: what the policy goes by, where it keeps one.
+    tokenizer: of the model, for the policy that looks for sentences.
     """
-    count = count or config.placement.positions_per_doc
+    section = config.placement
+    bands = placement.Bands(section.entropy_band, section.surprise_band)
+    ordinals = config.run.steps * config.data.docs_per_step
+    sentences = None
+    if policy == "sentence_starts":
+        assert tokenizer is not None
+        sentences = SentenceStarts(tokenizer)
 
     def place(context: Context, entropy: Tensor, nll: Tensor) -> tuple[int, ...]:
         index = torch.arange(len(context))
@@ -35,15 +44,18 @@ def placer(
                 entropy_L=entropy,
                 nll_L=nll,
                 noise_L=noise,
-                learnability_L=(
-                    learnability.of(context, entropy) if learnability else torch.zeros(len(context))
+                learned_L=(
+                    record.of(context, entropy, nll) if record else torch.zeros(len(context))
                 ),
+                count=count or section.positions_per_doc,
+                progress=min(context.ordinal / ordinals, 1.0),
+                starts_sentence_L=sentences.of(context.token_ids) if sentences else None,
                 oracle_gain_L=oracle_gains(context.labels) if context.labels else None,
                 class_L=class_numbers(context.labels) if context.labels else None,
             ),
-            count=count,
-            min_prefix=config.placement.min_prefix_tokens,
+            min_prefix=section.min_prefix_tokens,
             horizon=config.reward.horizon,
+            bands=bands,
         )
 
     return place

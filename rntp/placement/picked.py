@@ -1,0 +1,32 @@
+"""What a policy picked: the same few numbers for every policy."""
+
+from collections.abc import Sequence
+
+import torch
+
+from rntp.placement import Bands
+from rntp.types import Rollout
+
+HARD = 1.5  # nats of entropy (RPT, 2506.08007)
+
+
+def picked(rollouts: Sequence[Rollout], bands: Bands) -> dict[str, float]:
+    """Means over a step's positions; empty without any.
+
+    placement/entropy, placement/nll: nats, of the no-think prediction at the position.
+    placement/hard_frac: share with an entropy above 1.5 nats. placement/in_band_frac: share inside
+    the config's bands. placement/depth: p / L.
+    """
+    entropy = torch.cat([torch.zeros(0), *(r.entropy for r in rollouts)])
+    nll = torch.cat([torch.zeros(0), *(r.nll for r in rollouts)])
+    if not len(entropy):
+        return {}
+    depth = torch.tensor([p / len(r.context) for r in rollouts for p in r.positions])
+    means = {
+        "entropy": entropy,
+        "nll": nll,
+        "hard_frac": entropy > HARD,
+        "in_band_frac": bands.hold(entropy, nll),
+        "depth": depth,
+    }
+    return {f"placement/{name}": float(value.float().mean()) for name, value in means.items()}
