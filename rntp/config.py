@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rntp import config_file
 from rntp.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -224,18 +225,11 @@ class Config(Section):
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """Read a YAML file and apply `section.field=value` overrides.
+        """Read a YAML file, over its `base:` if it names one, and apply `section.field=value`.
 
         Raises ConfigError with one line a mistake; nothing is read or written besides the file.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise ConfigError(f"there is no config file {path}")
-        try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not YAML: {error}") from error
-        return cls.parse(raw, overrides, source=str(path))
+        return cls.parse(config_file.read(Path(path)), overrides, source=str(path))
 
     @classmethod
     def parse(cls, raw: object, overrides: Sequence[str] = (), source: str = "config") -> Self:

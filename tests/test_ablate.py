@@ -188,6 +188,33 @@ def test_an_arm_given_twice_is_not_dropped(raw: dict) -> None:
     assert "line " in str(caught.value)
 
 
+def test_an_arm_takes_over_a_method_before_set_and_its_own(raw: dict) -> None:
+    path = write(raw)
+    (path.parent / "method.yaml").write_text(
+        "base: nowhere.yaml\nrun: {steps: 9}\nreward: {scheme: logprob, horizon: 7}\n"
+        "optim: {lr: 3.0e-4}\n"
+    )
+    raw["set"] = {"reward.horizon": 2, "run.steps": 3}
+    raw["arms"]["a method"] = {"from": "method.yaml", "optim.lr": 1e-5}
+    found = Experiment.load(write(raw))
+    expected = {"reward.scheme": "logprob", "reward.horizon": 2, "optim.lr": 1e-5, "run.steps": 3}
+    assert found.overrides("a method") == expected
+    child = {
+        "name": "child",
+        "question": "?",
+        "like": path.name,
+        "set": {"reward.horizon": 5},
+        "arms": {"again": {"from": "method.yaml"}},
+    }
+    (path.parent / "child.yaml").write_text(yaml.safe_dump(child))
+    below = Experiment.load(path.parent / "child.yaml")
+    assert below.overrides("again") == {**expected, "reward.horizon": 5, "optim.lr": 3e-4}
+    assert below.overrides("a method") == expected
+    raw["arms"]["a method"] = {"from": "methods.yaml"}
+    with pytest.raises(ConfigError, match=r"there is no config file .*methods\.yaml"):
+        Experiment.load(write(raw))
+
+
 def test_files_that_are_none(raw: dict) -> None:
     for text, message in (("[", "not YAML"), ("- a", "expected keys")):
         path = write(raw)

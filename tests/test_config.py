@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from rntp.config import Config, Section
+from rntp.config_file import own_fields
 from rntp.errors import ConfigError
 from rntp.preflight import check_names
 
@@ -159,3 +160,25 @@ def test_every_field_is_documented_and_few_they_are() -> None:
     ]
     assert [name for name, text in fields if not text] == []
     assert len(fields) <= 64
+
+
+def test_a_config_lies_over_its_base(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    ground, middle, top = tmp_path / "a.yaml", tmp_path / "deep" / "b.yaml", tmp_path / "c.yaml"
+    ground.write_text(yaml.safe_dump(minimal()))
+    middle.write_text("base: ../a.yaml\nreward: {discount: 0.5}\noptim: {lr: 0.5}\n")
+    top.write_text("base: deep/b.yaml\noptim: {lr: 0.25}\n")
+    config = Config.load(top, ["run.steps=77"])
+    assert (config.optim.lr, config.reward.discount, config.run.steps) == (0.25, 0.5, 77)
+    assert config.reward.horizon == minimal()["reward"]["horizon"]
+    assert own_fields(middle) == {"reward.discount": 0.5, "optim.lr": 0.5}
+    ground.write_text("base: c.yaml\n")
+    with pytest.raises(ConfigError, match="is a base of itself"):
+        Config.load(top)
+    ground.unlink()
+    with pytest.raises(ConfigError, match=r"there is no config file .*a\.yaml"):
+        Config.load(top)
+    top.write_text("base: deep/b.yaml\noptim: 3\n")
+    ground.write_text(yaml.safe_dump(minimal()))
+    with pytest.raises(ConfigError, match="optim"):
+        Config.load(top)

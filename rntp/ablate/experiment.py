@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from rntp.config import Section
+from rntp.config_file import own_fields
 from rntp.errors import ConfigError
 
 Source = Literal["eval", "before", "change", "metrics"]
@@ -118,7 +119,8 @@ class Experiment(Section):
     arms: Annotated[
         dict[Annotated[str, Field(min_length=1, max_length=120)], Overrides], Field(min_length=1)
     ]
-    """Name → overrides, which come after `set`. Their order is the table's."""
+    """Name → overrides, which come after `set`. Their order is the table's. `from: FILE`, relative
+    to this file, first takes over the fields that a config file sets itself."""
     controls: tuple[str, ...] = ()
     """Arms that are controls; marked in table and plot."""
     reference: str | None = None
@@ -141,6 +143,7 @@ class Experiment(Section):
         homes: dict[str, str] = {}
         if "like" in raw:
             raw, homes = _joined(path, raw)
+        raw = _with_methods(raw)
         try:
             found = cls.model_validate(raw)
             found._homes = homes
@@ -234,7 +237,27 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected keys such as `name:` and `arms:`")
+    for overrides in _arms(raw).values():
+        if isinstance(overrides, dict) and "from" in overrides:
+            overrides["from"] = str((path.parent / str(overrides["from"])).resolve())
     return raw
+
+
+def _arms(raw: dict[str, Any]) -> dict[str, Any]:
+    arms = raw.get("arms")
+    return arms if isinstance(arms, dict) else {}
+
+
+def _with_methods(raw: dict[str, Any]) -> dict[str, Any]:
+    """Arms with the fields of the file in `from`; `set` and the arm's own come after those."""
+    arms = dict(_arms(raw))
+    for name, overrides in arms.items():
+        if isinstance(overrides, dict) and "from" in overrides:
+            own = {key: value for key, value in overrides.items() if key != "from"}
+            common = raw.get("set") if isinstance(raw.get("set"), dict) else {}
+            method = own_fields(short_path(Path(overrides["from"])))
+            arms[name] = {**method, **(common or {}), **own}
+    return {**raw, "arms": arms} if arms else raw
 
 
 def _joined(path: Path, raw: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
