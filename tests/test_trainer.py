@@ -270,7 +270,9 @@ def test_a_skipped_step_is_not_followed(raw: dict, monkeypatch: pytest.MonkeyPat
 def test_labels_are_measured_and_placed_by(raw: dict, tmp_path: Path) -> None:
     raw["evaluation"] = {"enabled": False}
     plain = read_metrics(fit(raw, f"run.dir={tmp_path / 'plain'}").config.run.dir)
-    assert not [k for row in plain for k in row if k.startswith(("placement/", "class/"))]
+    of_labels = ("placement/precision", "placement/recall", "class/")
+    assert not [key for row in plain for key in row if key.startswith(of_labels)]
+    assert all(row["placement/in_band_frac"] == 1 for row in plain)
     raw["data"]["source"] = str(write_corpus(tmp_path / "labelled", 12, labelled=True))
     rows = {}
     for policy in ("random", "oracle", "by_class"):
@@ -401,7 +403,7 @@ def test_non_finite_steps_change_nothing_and_a_streak_ends_the_run(
         (["data.source=absent"], DataError, "absent"),
         (["reward.scheme=nothing"], ConfigError, "there are: exact_prefix, exact_token, fo"),
         (["reward.shadows=[nothing]"], ConfigError, "no reward scheme 'nothing'"),
-        (["placement.policy=nothing"], ConfigError, "there are: by_class, entropy, learnability"),
+        (["placement.policy=nothing"], ConfigError, "there are: by_class, entropy, even, learnability"),
         (["placement.policy=oracle"], DataError, "documents carry labels"),
         (["placement.policy=by_class"], DataError, "documents carry labels"),
         (["data.context_tokens=300"], ConfigError, "sees 256; lower data.context_tokens"),
