@@ -403,7 +403,11 @@ def test_non_finite_steps_change_nothing_and_a_streak_ends_the_run(
         (["data.source=absent"], DataError, "absent"),
         (["reward.scheme=nothing"], ConfigError, "there are: exact_prefix, exact_token, fo"),
         (["reward.shadows=[nothing]"], ConfigError, "no reward scheme 'nothing'"),
-        (["placement.policy=nothing"], ConfigError, "there are: by_class, entropy, even, learnability"),
+        (
+            ["placement.policy=nothing"],
+            ConfigError,
+            "there are: by_class, entropy, even, learnability",
+        ),
         (["placement.policy=oracle"], DataError, "documents carry labels"),
         (["placement.policy=by_class"], DataError, "documents carry labels"),
         (["data.context_tokens=300"], ConfigError, "sees 256; lower data.context_tokens"),

@@ -6,7 +6,9 @@ Plain next-token training on fresh pages, a few percent of which carry scratchpa
 It never sees a page twice, nor the seed of the corpus that RNTP trains on. The first steps read
 pages with few names and long trails: induction, one look-up in the page, has to form before
 anything else can be learnt, and it forms from look-ups, suddenly. When it has, ordinary pages
-follow. Two layers can do one look-up in a forward pass and not two in a row.
+follow. Two layers can do one look-up in a forward pass and not two in a row. The last part adds
+empty scratchpads, and more at tokens that no thought can help with: with them from the start, the
+look-up at a question never formed.
 
 The markers are special: the open marker is never a target, so the base does not think unasked.
 Reproducible on one machine: every page is a function of (seed, index).
@@ -32,10 +34,14 @@ SEED = 0  # of weights and pages; the RNTP corpus has another
 PAGES = 32  # in one step
 DRILLED, MOST_DRILLS = 0.7, 1500  # accuracy of one look-up that ends the drill; steps of it at most
 STEPS = 1800  # on ordinary pages, after the drill
+SETTLING, SETTLING_RATE = 500, 0.3  # steps of the last part; its learning rates, as a share
+FIRST_MIX = Mix()
+LAST_MIX = Mix(trail=0.35, names=0.15, empty=0.3, elsewhere=12, harder=12)
 CHECK = 100  # steps
 MUON_LR, ADAM_LR, WARMUP = 0.02, 3e-3, 100
 IGNORE = -100
 LOOK_UP = "accuracy of one look-up"
+LOG = "pretrain.jsonl"
 
 
 def make_model(vocabulary: int) -> Qwen3ForCausalLM:
@@ -109,65 +115,115 @@ def losses_by_class(
     return means | {LOOK_UP: sum(right) / len(right)}
 
 
-def optimizers(model: Qwen3ForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices, AdamW for embeddings and norms."""
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    return [
-        torch.optim.Muon(matrices, lr=MUON_LR, weight_decay=0.0, momentum=0.95),
-        torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+class Steppers:
+    """Muon for the matrices, AdamW for embeddings and norms, at one share of their rates."""
+
+    def __init__(self, model: Qwen3ForCausalLM) -> None:
+        named = list(model.named_parameters())
+        matrices = [p for n, p in named if p.ndim == 2 and "embed" not in n]
+        others = [p for n, p in named if p.ndim != 2 or "embed" in n]
+        self.parameters = list(model.parameters())
+        self.optimizers = [
+            torch.optim.Muon(matrices, lr=MUON_LR, weight_decay=0.0, momentum=0.95),
+            torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
+
+    def step(self, share: float) -> None:
+        """Update at `share` of the peak rates, and clear the gradients."""
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for optimizer, peak in zip(self.optimizers, (MUON_LR, ADAM_LR), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * share
+            optimizer.step()
+            optimizer.zero_grad()
 
 
-def pretrain(out: Path, mix: Mix) -> None:
-    """Train, and write a Hugging Face folder with the log beside the weights."""
-    keep_freed_memory()
-    tokenizer = make_tokenizer()
-    model = make_model(len(tokenizer))
-    steppers = optimizers(model)
-    peaks = [group["lr"] for o in steppers for group in o.param_groups]
-    lines: list[dict[str, Any]] = []
-    start = time.perf_counter()
-    drills, step = MOST_DRILLS, 0
-    while step < drills + STEPS:
-        ids, targets = batch(tokenizer, step, step < drills, mix)
-        step += 1
-        # Constant, then linear to 2 % over the last two fifths of the ordinary pages.
-        left = max(0.02, (drills + STEPS - step) / (0.4 * STEPS))
-        groups = (group for o in steppers for group in o.param_groups)
-        for group, peak in zip(groups, peaks, strict=True):
-            group["lr"] = peak * min(1.0, step / WARMUP, left)
+class Pretraining:
+    """The model, and the log of what it has learnt."""
+
+    def __init__(self, start: Path | None) -> None:
+        self.tokenizer = make_tokenizer()
+        self.lines: list[dict[str, Any]] = []
+        if start:
+            self.model = Qwen3ForCausalLM.from_pretrained(start, dtype=torch.float32)
+            log = (start / LOG).read_text(encoding="utf-8").splitlines()
+            self.lines = [json.loads(line) for line in log]
+        else:
+            self.model = make_model(len(self.tokenizer))
+        self.seconds = self.lines[-1]["seconds"] if self.lines else 0.0
+        self.start = time.perf_counter()
+
+    @property
+    def steps(self) -> int:
+        """Steps done before this part."""
+        return self.lines[-1]["step"] if self.lines else 0
+
+    def learn(self) -> None:
+        """The drill, until it is enough, and ordinary pages."""
+        steppers, drills, step = Steppers(self.model), MOST_DRILLS, 0
+        while step < drills + STEPS:
+            drilling = step < drills
+            loss = self._gradient(step, drilling, FIRST_MIX)
+            step += 1
+            # Constant, then linear to 2 % over the last two fifths of the ordinary pages.
+            left = max(0.02, (drills + STEPS - step) / (0.4 * STEPS))
+            steppers.step(min(1.0, step / WARMUP, left))
+            if step % CHECK == 0 or step == drills + STEPS:
+                found = self._note("drill" if drilling else "pages", step, drills + STEPS, loss)
+                if step < drills and found[LOOK_UP] >= DRILLED:
+                    drills = step
+
+    def settle(self) -> None:
+        """The last part: what to do with empty thoughts, and with useless ones."""
+        steppers, done = Steppers(self.model), self.steps
+        for step in range(done, done + SETTLING):
+            loss = self._gradient(step, False, LAST_MIX)
+            ahead, behind = done + SETTLING - step - 1, step + 1 - done
+            steppers.step(SETTLING_RATE * min(1.0, behind / WARMUP, max(0.02, ahead / SETTLING)))
+            if (step + 1) % CHECK == 0:
+                self._note("last part", step + 1, done + SETTLING, loss)
+
+    def save(self, out: Path) -> None:
+        """A Hugging Face folder with the log beside the weights."""
+        self.model.save_pretrained(out)
+        self.tokenizer.save_pretrained(out)
+        text = "".join(json.dumps(line) + "\n" for line in self.lines)
+        (out / LOG).write_text(text, encoding="utf-8")
+
+    def _gradient(self, step: int, drill: bool, mix: Mix) -> float:
+        ids, targets = batch(self.tokenizer, step, drill, mix)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(ids).logits
+            logits = self.model(ids).logits
         loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for o in steppers:
-            o.step()
-            o.zero_grad()
-        if step % CHECK == 0 or step == drills + STEPS:
-            seconds = time.perf_counter() - start
-            found = losses_by_class(model, tokenizer)
-            if step < drills and found[LOOK_UP] >= DRILLED:
-                drills = step
-            minutes = seconds / step * (drills + STEPS - step) / 60
-            lines.append({"step": step, "loss": loss.item(), **found, "seconds": seconds})
-            print(
-                f"{step:>5}/{drills + STEPS} {'drill' if step < drills else 'pages'} "
-                f"loss {loss.item():.3f}, one look-up {found[LOOK_UP]:.0%}, {minutes:.0f} min left",
-                flush=True,
-            )
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    log = out / "pretrain.jsonl"
-    log.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        return loss.item()
+
+    def _note(self, part: str, step: int, last: int, loss: float) -> dict[str, float]:
+        found = losses_by_class(self.model, self.tokenizer)
+        seconds = self.seconds + time.perf_counter() - self.start
+        self.lines.append({"part": part, "step": step, "loss": loss, **found, "seconds": seconds})
+        minutes = seconds / step * (last - step) / 60
+        print(
+            f"{step:>5}/{last} {part:<9} loss {loss:.3f}, one look-up {found[LOOK_UP]:.0%}, "
+            f"{minutes:.0f} min left",
+            flush=True,
+        )
+        return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--settle", type=Path, metavar="FOLDER", help="only the last part, from these weights"
+    )
     arguments = parser.parse_args()
-    pretrain(arguments.out, Mix())
+    keep_freed_memory()
+    run = Pretraining(arguments.settle)
+    if not arguments.settle:
+        run.learn()
+    run.settle()
+    run.save(arguments.out)
 
 
 if __name__ == "__main__":

@@ -175,6 +175,17 @@ def test_scratchpads_are_right_only_at_questions_and_as_often_as_said() -> None:
         assert tuple(kept) == page.tokens
     assert elsewhere > 1500
     assert right / total == pytest.approx(0.4, abs=0.06)
+    empty = [THINK_OPEN, THINK_CLOSE]
+    pages_of = {
+        mix: [with_scratchpads(p, 3, n, mix) for n, p in enumerate(PAGES)]
+        for mix in (Mix(), Mix(empty=0.3, harder=12))
+    }
+    first, last = (
+        (sum(t[i : i + 2] == empty for t in made for i in range(len(t))), sum(map(len, made)))
+        for made in pages_of.values()
+    )
+    assert first[0] == 0 < last[0]
+    assert last[1] > 1.1 * first[1]
     mix = Mix(pages=0.1)
     assert sum(mix.chosen(0, n) for n in range(2000)) / 2000 == pytest.approx(0.1, abs=0.02)
 
