@@ -66,15 +66,18 @@ class Tokens:
     def of(cls, config: Config) -> "Tokens":
         docs, length = config.data.docs_per_step, config.data.context_tokens
         branches = config.placement.positions_per_doc * config.thought.thoughts_per_position
-        thought, horizon = config.thought.thought_tokens, config.reward.horizon
+        answer, horizon = config.thought.answer_tokens, config.reward.horizon
+        drawn = config.thought.thought_tokens + answer
         prefix = (config.placement.min_prefix_tokens + length - horizon) / 2
+        # Continuation and answer of a thought would be two sequences.
+        again = prefix + config.thought.thought_tokens + 2 if answer else 0
         with_context = config.objective.ntp_weight > 0
         document_rows = length if with_context else config.placement.positions_per_doc * horizon
         return cls(
             tree=docs * (length + branches * config.branch_tokens),
-            unshared=docs * branches * (prefix + config.branch_tokens),
-            sampled=docs * branches * thought,
-            head_rows=docs * (branches * (thought + horizon) + document_rows),
+            unshared=docs * branches * (prefix + config.branch_tokens + again),
+            sampled=docs * branches * drawn,
+            head_rows=docs * (branches * (drawn + horizon) + document_rows),
         )
 
 

@@ -63,9 +63,10 @@ def open_model(config: Config) -> LanguageModel:
     )
     if config.span_tokens > model.max_span:
         raise ConfigError(
-            f"data.context_tokens {config.data.context_tokens} with thought and continuation can "
-            f"reach {config.span_tokens} positions, and {config.model.spec} sees "
-            f"{model.max_span}; lower data.context_tokens or thought.thought_tokens"
+            f"data.context_tokens {config.data.context_tokens} with thought, continuation and "
+            f"answer can reach {config.span_tokens} positions, and {config.model.spec} sees "
+            f"{model.max_span}; lower data.context_tokens, thought.thought_tokens or "
+            "thought.answer_tokens"
         )
     return model
 

@@ -23,7 +23,10 @@ from rntp.types import RewardInputs, Rollout
 
 @dataclass(frozen=True)
 class Counts:
-    """Denominators of a whole step, known before its first forward: tokens of each loss term."""
+    """Denominators of a whole step, known before its first forward: tokens of each loss term.
+
+    thought: those that were sampled, of thoughts and answers.
+    """
 
     thought: int
     continuation: int

@@ -74,7 +74,12 @@ class Trainer:
             dtype=getattr(torch, config.model.dtype),
             total_steps=config.run.steps,
         )
-        self.engine = open_engine(self.model, config, thoughts=config.thought.thoughts_per_position)
+        self.engine = open_engine(
+            self.model,
+            config,
+            thoughts=config.thought.thoughts_per_position,
+            answer_tokens=config.thought.answer_tokens,
+        )
         self.reference = open_reference(self.model, self.optimizer.masters, config.baseline)
         policy = config.placement.policy
         self.learnability = Learnability() if policy == "learnability" else None
