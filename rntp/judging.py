@@ -50,12 +50,15 @@ class Judge:
         answer_tokens: int = 0,
     ) -> None:
         self._model, self._horizon = model, horizon
+        self._questions: dict[rewards.Judge, list[Tensor | str]] = {}
+        if not kinds:
+            return
         shared, self._yes_no = _verdict_ids(model)
         self._questions = {kind: _pieces(model, QUESTIONS[kind], shared) for kind in kinds}
         nothing = torch.zeros(0, dtype=torch.int64)
-        longest = max((len(self._ask(k, nothing, nothing)) for k in kinds), default=0)
+        longest = max(len(self._ask(kind, nothing, nothing)) for kind in kinds)
         span = context_tokens + longest + answer_tokens  # a position leaves room for the truth
-        if kinds and span > model.max_span:
+        if span > model.max_span:
             raise ConfigError(
                 f"the judge's question reaches {span} positions, and {model.spec} sees "
                 f"{model.max_span}; lower data.context_tokens or thought.answer_tokens, or take "

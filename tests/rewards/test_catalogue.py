@@ -65,7 +65,7 @@ def test_positive_gain() -> None:
 
 
 def test_ppl_steps() -> None:
-    """Thoughts that lower the perplexity of two tokens by given percents, and one that raises it."""
+    """Thoughts that lower the perplexity of two tokens by given percents; one raises it."""
     percents = [-5.0, 0.0, 0.04, 0.06, 0.99, 1.01, 1.99, 2.01, 50.0]
     empty = [0.25, 0.5]
     thoughts = [[p / (1 - percent / 100) for p in empty] for percent in percents]
