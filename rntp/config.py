@@ -86,6 +86,13 @@ class Thought(Section):
     answer (A); it ends earlier at the tokenizer's end token. 0 writes none."""
 
 
+def scheme_label(scheme: str | dict[str, float]) -> str:
+    """`reward.scheme` for people: `0.9 mean_prob + 0.1 format_only`."""
+    if isinstance(scheme, str):
+        return scheme
+    return " + ".join(f"{weight:g} {name}" for name, weight in scheme.items())
+
+
 class Reward(Section):
     scheme: str | Annotated[dict[str, FiniteFloat], Field(min_length=1)] = "log_ratio"
     """The scheme that drives the update, or several with the weight of each in their sum
@@ -117,10 +124,8 @@ class Reward(Section):
 
     @property
     def label(self) -> str:
-        """What drives, for people: `0.9 mean_prob + 0.1 format_only`."""
-        if isinstance(self.scheme, str):
-            return self.scheme
-        return " + ".join(f"{weight:g} {name}" for name, weight in self.scheme.items())
+        """What drives, for people."""
+        return scheme_label(self.scheme)
 
 
 class Baseline(Section):

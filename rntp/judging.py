@@ -89,25 +89,35 @@ class Judge:
 
     def num_tokens(self, rollouts: Sequence[Rollout]) -> int:
         """Tokens of the judge's tree, for the account of the step's work."""
-        if not self._questions or not any(r.positions for r in rollouts):
-            return 0
-        return self._tree(rollouts)[0].layout.num_tokens
+        return sum(len(ids) for ids, _, _ in self._segments(rollouts))
 
     def _tree(self, rollouts: Sequence[Rollout]) -> tuple[TokenTree, Tensor]:
         """The tree, and the last row of every branch: thoughts in order, each by every kind."""
+        segments = self._segments(rollouts)
+        tree = TokenTree.build(segments)
+        ends = [
+            after - 1
+            for after, (_, parent, _) in zip(tree.layout.offsets[1:], segments, strict=True)
+            if parent != -1
+        ]
+        return tree, torch.tensor(ends)
+
+    def _segments(self, rollouts: Sequence[Rollout]) -> list[tuple[Tensor, int, int]]:
+        """Of `TokenTree.build`: the pages, and the questions that hang from them."""
         segments: list[tuple[Tensor, int, int]] = []
-        branches = []
+        if not self._questions:
+            return segments
         for rollout in rollouts:
+            if not rollout.positions:
+                continue
             root, ids = len(segments), rollout.context.token_ids
             segments.append((ids[: max(rollout.positions)], -1, 0))
             for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
                 truth = ids[position : position + self._horizon]
                 for thought in group:
                     for kind in self._questions:
-                        branches.append(len(segments))
                         segments.append((self._ask(kind, thought.answer, truth), root, position))
-        tree = TokenTree.build(segments)
-        return tree, torch.tensor([tree.layout.offsets[s + 1] - 1 for s in branches])
+        return segments
 
     def _ask(self, kind: rewards.Judge, answer: Tensor, truth: Tensor) -> Tensor:
         given = {"{answer}": answer, "{truth}": truth}

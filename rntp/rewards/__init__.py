@@ -6,6 +6,9 @@ A new scheme is a file beside these with one registered function, and a line in 
     @rntp.rewards.register("shortest")
     def shortest(inputs: RewardInputs) -> Tensor:
         return -inputs.num_tokens_PG.float()
+
+What a scheme needs is said where it is registered: `baseline="subtracts"` or `"needs"` for one that
+compares with no thought, `answers=True` for one that grades what the policy writes after it.
 """
 
 from collections.abc import Callable
