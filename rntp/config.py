@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from rntp import config_file
 from rntp.errors import ConfigError
@@ -88,17 +88,51 @@ class Thought(Section):
     """Sampled tokens of one thought at most; then the close marker is forced (T)."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
     """Of sampler and policy alike. Sampling is never truncated (top-k, top-p) in training."""
+    answer_tokens: Annotated[int, Field(ge=0, lt=65536)] = 0
+    """Tokens that the policy itself writes after a thought at most, for the schemes that grade an
+    answer (A); it ends earlier at the tokenizer's end token. 0 writes none."""
+
+
+def scheme_label(scheme: str | dict[str, float]) -> str:
+    """`reward.scheme` for people: `0.9 mean_prob + 0.1 format_only`."""
+    if isinstance(scheme, str):
+        return scheme
+    return " + ".join(f"{weight:g} {name}" for name, weight in scheme.items())
 
 
 class Reward(Section):
-    scheme: str = "log_ratio"
-    """The scheme that drives the update; see `rntp.rewards`."""
+    scheme: str | Annotated[dict[str, FiniteFloat], Field(min_length=1)] = "log_ratio"
+    """The scheme that drives the update, or several with the weight of each in their sum
+    (`{mean_prob: 0.9, format_only: 0.1}`); see `rntp.rewards`."""
     horizon: Positive
     """Held-out tokens that a thought is judged by (H)."""
     discount: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Weight ratio of one continuation token to the token before it (gamma)."""
     shadows: tuple[str, ...] = ("log_ratio", "logprob", "exact_prefix")
     """Schemes that are only logged, on the same thoughts."""
+    token_cost: Weight = 0.01
+    """net_gain: what a thought token costs, nats."""
+    length_budget: NonNegative = 0
+    """length_triangle: tokens that a thought should have at the start of training; 0 is half of
+    thought.thought_tokens, so that the triangle is as wide as thoughts are long."""
+    length_half_life: NonNegative = 0
+    """length_triangle: steps in which the budget halves; 0 keeps it. 2509.24375 ends at a fifth of
+    it, which is a half-life of 0.43 run.steps."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The schemes that drive, each with its weight in the sum."""
+        return {self.scheme: 1.0} if isinstance(self.scheme, str) else self.scheme
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All schemes that are computed: those that drive, then the shadows."""
+        return tuple(dict.fromkeys([*self.weights, *self.shadows]))
+
+    @property
+    def label(self) -> str:
+        """What drives, for people."""
+        return scheme_label(self.scheme)
 
 
 class Baseline(Section):
@@ -303,13 +337,15 @@ class Config(Section):
 
     @property
     def branch_tokens(self) -> int:
-        """Most tokens of one branch: open marker, thought, forced close marker, continuation."""
-        return self.thought.thought_tokens + 2 + self.reward.horizon
+        """Most tokens of one branch: markers, thought, continuation, answer."""
+        return self.thought.thought_tokens + 2 + self.reward.horizon + self.thought.answer_tokens
 
     @property
     def span_tokens(self) -> int:
         """Longest sequence that the model ever sees, in positions."""
-        return self.data.context_tokens + self.thought.thought_tokens + 2
+        # A position leaves room for the continuation in the context, not for a longer answer.
+        beyond = max(0, self.thought.answer_tokens - self.reward.horizon)
+        return self.data.context_tokens + self.thought.thought_tokens + 2 + beyond
 
     @property
     def min_document_tokens(self) -> int:
@@ -323,8 +359,9 @@ class Config(Section):
 
     def warnings(self) -> Iterator[str]:
         """What is allowed but probably not meant."""
-        # The weights of this scheme come from the baseline, so there it does not cancel.
-        inert = self.baseline.use == "subtract" and self.reward.scheme != "weighted_log_ratio"
+        # These are no plain differences to the baseline, so there it does not cancel.
+        bent = {"weighted_log_ratio", "positive_gain", "ppl_steps"}
+        inert = self.baseline.use == "subtract" and not bent & set(self.reward.weights)
         if self.baseline.weights != "none" and inert:
             yield (
                 "baseline.use: subtract cancels within a group: it changes the logged reward, not "

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from rntp import rewards
 from rntp.config import Config
 from rntp.model import pick_device
 from rntp.sources import localize
@@ -13,6 +14,9 @@ from rntp.sources import localize
 # Share of a plain matmul's speed that a whole step reaches; measured with the quickstart on
 # 2 CPU cores (experiments/quickstart/LOG.md).
 EFFICIENCY = 0.5
+
+# Tokens of a judge's question without answer and continuation, about.
+QUESTION = 50
 
 # Bytes of a process that has loaded torch and transformers and done nothing yet.
 PROCESS = 0.7e9
@@ -55,26 +59,34 @@ class Shape:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of a step at full thought length: in trees, unshared, sampled; rows of the head."""
+    """Tokens of a step at full thought length: in trees, unshared, sampled, in a judge's trees;
+    rows of the head."""
 
     tree: int
     unshared: float
     sampled: int
     head_rows: int
+    asked: int
 
     @classmethod
     def of(cls, config: Config) -> "Tokens":
         docs, length = config.data.docs_per_step, config.data.context_tokens
         branches = config.placement.positions_per_doc * config.thought.thoughts_per_position
-        thought, horizon = config.thought.thought_tokens, config.reward.horizon
+        answer, horizon = config.thought.answer_tokens, config.reward.horizon
+        drawn = config.thought.thought_tokens + answer
         prefix = (config.placement.min_prefix_tokens + length - horizon) / 2
+        # Continuation and answer of a thought would be two sequences.
+        again = prefix + config.thought.thought_tokens + 2 if answer else 0
+        question = QUESTION + answer + horizon
+        judges = len({rewards.NEEDS[name].judge for name in config.reward.names} - {None})
         with_context = config.objective.ntp_weight > 0
         document_rows = length if with_context else config.placement.positions_per_doc * horizon
         return cls(
             tree=docs * (length + branches * config.branch_tokens),
-            unshared=docs * branches * (prefix + config.branch_tokens),
-            sampled=docs * branches * thought,
-            head_rows=docs * (branches * (thought + horizon) + document_rows),
+            unshared=docs * branches * (prefix + config.branch_tokens + again),
+            sampled=docs * branches * drawn,
+            head_rows=docs * (branches * (drawn + horizon) + document_rows),
+            asked=docs * (length + branches * judges * question) if judges else 0,
         )
 
 
@@ -102,7 +114,9 @@ def estimate(config: Config, shape: Shape) -> dict[str, float]:
     """Sizes of a step (tokens, FLOP), peak memory (bytes) and time (seconds), at full lengths."""
     tokens, docs = Tokens.of(config), config.data.docs_per_step
     prefill = docs * config.data.context_tokens
-    flop = step_flop(config, shape, tokens.tree, tokens.head_rows, prefill, tokens.sampled)
+    flop = step_flop(
+        config, shape, tokens.tree, tokens.head_rows, prefill, tokens.sampled, tokens.asked
+    )
     speed = matmul_flops(config, shape)
     step_s = flop / (EFFICIENCY * speed)
     positions = docs * config.placement.positions_per_doc
@@ -123,19 +137,27 @@ def estimate(config: Config, shape: Shape) -> dict[str, float]:
 
 
 def step_flop(
-    config: Config, shape: Shape, tree: int, head_rows: int, context: int, sampled: int
+    config: Config,
+    shape: Shape,
+    tree: int,
+    head_rows: int,
+    context: int,
+    sampled: int,
+    asked: int = 0,
 ) -> float:
     """FLOP of a step's matrix products, attention left out, from its numbers of tokens.
 
     tree: tokens of the token trees. head_rows: those that need log-probs. context: tokens read by
-    the sampler. sampled: tokens drawn; without any, nothing is read for sampling either.
+    the sampler. sampled: tokens drawn; without any, nothing is read for sampling either. asked:
+    tokens of the trees of a judge.
     """
     head_row = 2 * shape.hidden * shape.vocabulary
     train = 6 * shape.trunk * tree + 4 * head_row * head_rows
     sample = (2 * shape.trunk + head_row) * (context + sampled) if sampled else 0
     reference = config.baseline.weights in ("frozen", "ema")
     second = 2 * shape.trunk * context if reference and sampled else 0
-    return config.objective.epochs_per_rollout * train + sample + second
+    judge = 2 * shape.trunk * asked
+    return config.objective.epochs_per_rollout * train + sample + second + judge
 
 
 def _widths(config: Config) -> tuple[int, int]:

@@ -66,7 +66,7 @@ def _card(config: Config, run_dir: Path, path: Path) -> str:
         "data digest": state["data_digest"],
         "seed": config.run.seed,
         "think markers": f"`{config.model.think_open}` … `{config.model.think_close}`",
-        "reward": f"{config.reward.scheme}, horizon {config.reward.horizon} tokens",
+        "reward": f"{config.reward.label}, horizon {config.reward.horizon} tokens",
     }
     lines = [f"| {name} | {value} |" for name, value in facts.items()]
     evaluation = run_dir / "eval" / f"step_{state['step']:08d}.json"

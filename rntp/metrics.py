@@ -16,7 +16,7 @@ from rntp.placement.picked import picked
 from rntp.step import Counts, Judgement, Loss, Scores
 from rntp.tokenizer import decode, token_strings
 from rntp.tree import thought_branch, tree_tokens, unshared_tokens
-from rntp.types import Rollout
+from rntp.types import Rollout, Thought
 
 
 @dataclass
@@ -54,9 +54,12 @@ class Tally:
         return (think - _cat(s.empty_logp_PH for s in self.scores)[:, None]).mean(dim=2)
 
     @property
+    def thoughts(self) -> list[Thought]:
+        return [t for r in self.rollouts for group in r.thoughts for t in group]
+
+    @property
     def sampler_logp_M(self) -> Tensor:
-        thoughts = (t for r in self.rollouts for group in r.thoughts for t in group)
-        return torch.cat([t.sampled_logprobs for t in thoughts])
+        return torch.cat([t.drawn_logprobs for t in self.thoughts])
 
     def metrics(self) -> dict[str, float]:
         """Means over the whole step; units in the names' documentation (README, Metrics).
@@ -66,7 +69,7 @@ class Tally:
         horizon = self.config.reward.horizon
         sizes = {
             "tokens/context": sum(len(r.context) for r in self.rollouts),
-            "tokens/thought": self.counts.thought,
+            "tokens/thought": sum(len(t.sampled_ids) for t in self.thoughts),
             "tokens/tree": sum(tree_tokens(r, horizon) for r in self.rollouts),
             "tokens/unshared": sum(unshared_tokens(r, horizon) for r in self.rollouts),
         }
@@ -82,8 +85,10 @@ class Tally:
         logp_M = _cat(s.thought_logp_M for s in self.scores)
         reward = self.reward_PG
         compared = members(reward, self.config.baseline.use)
-        thoughts = [t for r in self.rollouts for group in r.thoughts for t in group]
+        thoughts = self.thoughts
         lengths = torch.tensor([float(t.num_tokens) for t in thoughts])
+        drawn = [torch.tensor([len(t.sampled_ids), len(t.answer_ids)]) for t in thoughts]
+        of_thought_M = torch.cat([torch.tensor([True, False]).repeat_interleave(n) for n in drawn])
         mismatch = logp_M - self.sampler_logp_M
         discounts = self.config.reward.discount ** torch.arange(think.shape[2])
         found = {
@@ -102,10 +107,16 @@ class Tally:
             "group/dead_frac": dead_groups(compared).float().mean(),
             "kl/sampler": losses.kl_estimate(logp_M, self.sampler_logp_M) / len(logp_M),
             "kl/sampler_max_abs": mismatch.abs().max(),
-            "entropy/thought": _cat(s.thought_entropy_M for s in self.scores).mean(),
+            "entropy/thought": _cat(s.thought_entropy_M for s in self.scores)[of_thought_M].mean(),
         }
         for name in self.judgements[0].rewards:
             found[f"reward/{name}"] = _cat(j.rewards[name] for j in self.judgements).mean()
+        if self.config.thought.answer_tokens:
+            answers = torch.tensor([float(t.answer.shape[0]) for t in thoughts])
+            found["answer/tokens_mean"] = answers.mean()
+            found["answer/ended_frac"] = torch.tensor(
+                [float(t.answer_ended) for t in thoughts]
+            ).mean()
         found["policy/clip_frac"] = torch.tensor(self.clipped_tokens / self.counts.thought)
         of_labels = labels.placement_metrics(
             self.rollouts,
@@ -152,7 +163,7 @@ class Tally:
                         "thought_index": g,
                         "thought": decode(tokenizer, content),
                         "thought_ids": branch.tolist(),
-                        "answer": "",
+                        "answer": decode(tokenizer, thought.answer),
                         "rewards": {name: float(r[place, g]) for name, r in rewards.items()},
                         "reward": float(reward[place, g]),
                         "advantage": float(advantage[place, g]),

@@ -81,6 +81,13 @@ class LanguageModel:
         return _weight(self.hf.get_output_embeddings())
 
     @property
+    def eos_id(self) -> int | None:
+        """The token that ends a text, where the tokenizer has one."""
+        token = self.tokenizer.eos_token_id
+        assert token is None or isinstance(token, int)
+        return token
+
+    @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.hf.parameters())
 

@@ -1,5 +1,6 @@
 """What is checked before the first costly second."""
 
+import importlib.util
 import shutil
 
 import torch
@@ -19,20 +20,18 @@ def check_names(config: Config) -> None:
     """Raise ConfigError if the config names a scheme or policy that is not registered, or one that
     does not go with the rest of it.
     """
-    for name in (config.reward.scheme, *config.reward.shadows):
-        _ = rewards.REGISTRY[name]
-        if rewards.BASELINES[name] == "needs" and config.baseline.weights == "none":
-            raise ConfigError(
-                f"reward scheme {name} weighs tokens by their prediction without a thought, and "
-                "baseline.weights is none; set baseline.weights to current"
-            )
-    use, scheme = config.baseline.use, config.reward.scheme
-    if use in ("clip", "group_member") and rewards.BASELINES[scheme] == "ignores":
+    for name in config.reward.names:
+        _check_scheme(name, config)
+    use = config.baseline.use
+    others = [n for n in config.reward.weights if rewards.BASELINES[n] == "ignores"]
+    # A floor is of each scheme on its own; the empty thought's reward is of their sum.
+    all_others = len(others) == len(config.reward.weights)
+    if (use == "clip" and all_others) or (use == "group_member" and others):
         able = ", ".join(sorted(n for n in rewards.REGISTRY if rewards.BASELINES[n] != "ignores"))
         raise ConfigError(
             f"baseline.use: {use} takes 0 for the reward of an empty thought, and that of scheme "
-            f"{scheme} is not 0; set reward.scheme to one that subtracts the baseline ({able}), or "
-            "baseline.use to subtract"
+            f"{others[0]} is not 0; set reward.scheme to one that subtracts the baseline ({able}), "
+            "or baseline.use to subtract"
         )
     for name in (config.placement.policy, config.evaluation.placement):
         _ = placement.REGISTRY[name]
@@ -41,6 +40,29 @@ def check_names(config: Config) -> None:
             f"evaluation.placement: {config.evaluation.placement} follows the rewards of a "
             "training run, so two evaluations would be of different positions; set it to random "
             "or entropy"
+        )
+
+
+def _check_scheme(name: str, config: Config) -> None:
+    """Raise ConfigError if there is no such scheme, or if the run lacks what it needs."""
+    _ = rewards.REGISTRY[name]
+    needs = rewards.NEEDS[name]
+    if rewards.BASELINES[name] == "needs" and config.baseline.weights == "none":
+        raise ConfigError(
+            f"reward scheme {name} is made of the prediction without a thought, and "
+            "baseline.weights is none; set baseline.weights to current"
+        )
+    if needs.answers and config.thought.answer_tokens == 0:
+        raise ConfigError(
+            f"reward scheme {name} grades an answer, and thought.answer_tokens is 0, so none is "
+            f"written; set thought.answer_tokens to 1 or more, or take {name} out of reward.scheme "
+            "and reward.shadows"
+        )
+    if needs.package and importlib.util.find_spec(needs.package) is None:
+        raise ConfigError(
+            f"reward scheme {name} needs the package {needs.package}, which is not installed; "
+            f"install the extra `text` (pip install 'rntp[text]'), or take {name} out of "
+            "reward.scheme and reward.shadows"
         )
 
 
@@ -65,9 +87,10 @@ def open_model(config: Config) -> LanguageModel:
     )
     if config.span_tokens > model.max_span:
         raise ConfigError(
-            f"data.context_tokens {config.data.context_tokens} with thought and continuation can "
-            f"reach {config.span_tokens} positions, and {config.model.spec} sees "
-            f"{model.max_span}; lower data.context_tokens or thought.thought_tokens"
+            f"data.context_tokens {config.data.context_tokens} with thought, continuation and "
+            f"answer can reach {config.span_tokens} positions, and {config.model.spec} sees "
+            f"{model.max_span}; lower data.context_tokens, thought.thought_tokens or "
+            "thought.answer_tokens"
         )
     return model
 

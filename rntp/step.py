@@ -5,7 +5,7 @@ One trunk forward gives the no-think baseline (document rows), the reward's log-
 or saves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,16 +14,19 @@ from torch import Tensor
 
 from rntp import baselines, losses, rewards
 from rntp.advantages import advantages
-from rntp.chance import uniform
 from rntp.config import Config
+from rntp.evidence import gather
 from rntp.model import LanguageModel
 from rntp.tree import ThoughtTree
-from rntp.types import RewardInputs, Rollout
+from rntp.types import Rollout, no_text
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Denominators of a whole step, known before its first forward: tokens of each loss term."""
+    """Denominators of a whole step, known before its first forward: tokens of each loss term.
+
+    thought: those that were sampled, of thoughts and answers.
+    """
 
     thought: int
     continuation: int
@@ -75,7 +78,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Rewards [P, G] under every scheme, the one that drives, and the advantages it gives."""
+    """Rewards [P, G] under every scheme, the (sum) that drives, and the advantages it gives."""
 
     rewards: dict[str, Tensor]
     reward_PG: Tensor
@@ -147,34 +150,29 @@ def judge(
     rollouts: Sequence[Rollout],
     config: Config,
     reference_logp_PH: Tensor | None = None,
+    *,
+    decode: Callable[[Tensor], str] = no_text,
+    verdicts: Mapping[str, Tensor] | None = None,
 ) -> Judgement:
-    """Rewards of every scheme on the same thoughts, and the advantages of the one that drives.
+    """Rewards of every scheme on the same thoughts, and the advantages of those that drive.
 
     reference_logp_PH: the continuation without a thought under `baseline.weights`, where those are
-    not the weights of this forward; see `rntp.reference`.
+    not the weights of this forward; see `rntp.reference`. decode: text of ids, where a scheme
+    compares texts. verdicts: see `rntp.judging`.
     """
-    device, shape = scores.think_logp_PGH.device, scores.think_logp_PGH.shape[:2]
-    thoughts = [group for r in rollouts for group in r.thoughts]
     empty = _baseline(scores.empty_logp_PH, reference_logp_PH, config)
-    inputs = RewardInputs(
-        logp_think_PGH=scores.think_logp_PGH.detach(),
+    inputs = gather(
+        rollouts,
+        config,
+        logp_think_PGH=scores.think_logp_PGH,
         logp_empty_PH=empty,
-        has_baseline=config.baseline.weights != "none",
         match_PGH=scores.match_PGH,
-        num_tokens_PG=torch.tensor(
-            [[t.num_tokens for t in g] for g in thoughts], device=device
-        ).view(shape),
-        closed_PG=torch.tensor(
-            [[t.closed for t in g] for g in thoughts], dtype=torch.bool, device=device
-        ).view(shape),
         continuation_ids_PH=tree.continuation_PH,
-        thought_ids=[[t.sampled_ids[: t.num_tokens] for t in g] for g in thoughts],
-        noise_PG=_noise(rollouts, scores.match_PGH.shape[1], config.run.seed).to(device),
-        discount=config.reward.discount,
+        decode=decode,
+        verdicts=verdicts or {},
     )
-    names = dict.fromkeys([config.reward.scheme, *config.reward.shadows])
-    under = {name: rewards.REGISTRY[name](inputs) for name in names}
-    driving = baselines.floored(under[config.reward.scheme], config.baseline.use)
+    under = {name: rewards.REGISTRY[name](inputs) for name in config.reward.names}
+    driving = _weighted(under, config)
     centre = partial(
         advantages,
         kind=config.objective.advantage,
@@ -195,12 +193,18 @@ def _baseline(current_PH: Tensor, reference_PH: Tensor | None, config: Config) -
     return reference_PH
 
 
-def _noise(rollouts: Sequence[Rollout], group: int, seed: int) -> Tensor:
-    """A draw for every thought, float64 [P, G]: a function of the seed and of which one it is."""
-    ordinal = [r.context.ordinal for r in rollouts for _ in r.positions]
-    position = [p for r in rollouts for p in r.positions]
-    at_2P = torch.tensor([ordinal, position], dtype=torch.int64)
-    return uniform(seed, "reward", at_2P[0, :, None], at_2P[1, :, None], torch.arange(group))
+def _weighted(under: dict[str, Tensor], config: Config) -> Tensor:
+    """The weighted sum of the schemes that drive, [P, G].
+
+    The floor of `baseline.use: clip` is of each scheme that compares with no thought, before it is
+    added to the others (RLPR, 2506.18254).
+    """
+    parts = []
+    for name, weight in config.reward.weights.items():
+        compares = rewards.BASELINES[name] != "ignores"
+        use = config.baseline.use if compares else "subtract"
+        parts.append(weight * baselines.floored(under[name], use))
+    return torch.stack(parts).sum(dim=0)
 
 
 def loss(

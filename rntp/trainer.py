@@ -7,6 +7,7 @@
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from rntp.errors import CheckpointError, Diverged, Preempted
 from rntp.estimate import Shape, step_flop
 from rntp.evaluation import compare, evaluate
 from rntp.files import write_json
+from rntp.judging import open_judge
 from rntp.log import RunLog
 from rntp.memory import peak_bytes
 from rntp.metrics import Tally
@@ -39,7 +41,7 @@ from rntp.rollout.inprocess import open_engine
 from rntp.rollout.place import placer
 from rntp.signals import StopRequest
 from rntp.step import Counts, Scores, judge, loss, plant, score
-from rntp.tokenizer import tokenizer_digest
+from rntp.tokenizer import decode, tokenizer_digest
 from rntp.tree import ThoughtTree, tree_tokens
 from rntp.types import Context, Rollout
 from rntp.wandb_mirror import import_wandb
@@ -76,7 +78,14 @@ class Trainer:
             dtype=getattr(torch, config.model.dtype),
             total_steps=config.run.steps,
         )
-        self.engine = open_engine(self.model, config, thoughts=config.thought.thoughts_per_position)
+        self.engine = open_engine(
+            self.model,
+            config,
+            thoughts=config.thought.thoughts_per_position,
+            answer_tokens=config.thought.answer_tokens,
+        )
+        self.ask = open_judge(self.model, config)
+        self.decode = partial(decode, self.model.tokenizer)
         self.reference = open_reference(self.model, self.optimizer.masters, config.baseline)
         policy = config.placement.policy
         self.record = open_record(policy)
@@ -141,7 +150,10 @@ class Trainer:
             tree = plant(self.model, batch, horizon)
             scores = self._score(tree)
             elsewhere = self.reference.no_think(batch, horizon) if self.reference else None
-            judged = judge(scores, tree, batch, config, elsewhere)
+            verdicts = self.ask(batch)
+            judged = judge(
+                scores, tree, batch, config, elsewhere, decode=self.decode, verdicts=verdicts
+            )
             part = loss(scores, tree, judged.advantage_PG, tally.counts, config)
             clock.lap("time/forward_s")
             part.total.backward()
@@ -215,6 +227,7 @@ class Trainer:
             head_rows=tally.counts.head_rows(self.config),
             context=sum(len(r.context) for r in tally.rollouts),
             sampled=tally.counts.thought,
+            asked=self.ask.num_tokens(tally.rollouts),
         )
 
     def _follow(self, tally: Tally) -> None:

@@ -59,10 +59,11 @@ class TokenTree:
 class ThoughtTree:
     """The tree of a microbatch of rollouts, and which row predicts what.
 
-    P positions in all, G thoughts each, H continuation tokens, M sampled thought tokens.
-    thought_rows, thought_targets: int64 [M], for the tokens that were sampled (forced markers are
-    not). thought_index: int64 [M], the thought p·G + g of each. think_rows_PGH, empty_rows_PH:
-    rows that predict the continuation with and without the thought. continuation_PH: its ids.
+    P positions in all, G thoughts each, H continuation tokens, M sampled tokens: of each thought
+    and then of its answer. thought_rows, thought_targets: int64 [M], for the tokens that were
+    sampled (forced markers are not). thought_index: int64 [M], the thought p·G + g of each.
+    think_rows_PGH, empty_rows_PH: rows that predict the continuation with and without the thought.
+    continuation_PH: its ids.
     context_rows, context_targets: int64, plain next-token prediction on the contexts.
     """
 
@@ -80,10 +81,13 @@ class ThoughtTree:
     def build(
         cls, rollouts: Sequence[Rollout], *, think_open_id: int, think_close_id: int, horizon: int
     ) -> Self:
-        """Lay out documents and branches: context ─ thought ─ continuation."""
+        """Lay out documents and branches: context ─ thought ─ continuation and answer.
+
+        Both hang at the end of the thought, side by side: neither sees the other.
+        """
         segments: list[tuple[Tensor, int, int]] = []
         roots: list[int] = []
-        thoughts: list[tuple[int, Tensor]] = []  # segment, sampled ids
+        drawn: list[list[tuple[int, Tensor]]] = []  # of each thought: segments, sampled ids
         continuations: list[int] = []
         empty: list[tuple[int, int]] = []  # root segment, position
         for rollout in rollouts:
@@ -97,24 +101,33 @@ class ThoughtTree:
                     branch = thought_branch(
                         thought.sampled_ids, thought.closed, think_open_id, think_close_id
                     )
-                    thoughts.append((len(segments), thought.sampled_ids))
+                    top = len(segments)
+                    drawn.append([(top, thought.sampled_ids)])
                     segments.append((branch, root, position))
                     continuations.append(len(segments))
                     held_out = ids[position : position + horizon]
-                    segments.append((held_out, len(segments) - 1, len(branch)))
+                    segments.append((held_out, top, len(branch)))
+                    if len(thought.answer_ids):
+                        drawn[-1].append((len(segments), thought.answer_ids))
+                        segments.append((thought.answer_ids, top, len(branch)))
         tree = TokenTree.build(segments)
 
-        # Row 0 of a thought is the open marker; it predicts the first sampled token.
-        sampled_rows = [tree.rows(s)[: len(ids)] for s, ids in thoughts]
-        counts = _ids([len(ids) for _, ids in thoughts])
-        positions, groups = len(empty), len(thoughts) // max(len(empty), 1)
+        # Row 0 of a thought is the open marker; it predicts the first sampled token. The end of
+        # the thought's branch predicts the first token of the answer.
+        sampled_rows = [
+            tree.predicting_rows(s) if part else tree.rows(s)[: len(ids)]
+            for pieces in drawn
+            for part, (s, ids) in enumerate(pieces)
+        ]
+        counts = _ids([sum(len(ids) for _, ids in pieces) for pieces in drawn])
+        positions, groups = len(empty), len(drawn) // max(len(empty), 1)
         first_rows = _ids([tree.layout.offsets[root] + p - 1 for root, p in empty])
         empty_rows = first_rows[:, None] + torch.arange(horizon)
         return cls(
             tree=tree,
             thought_rows=torch.cat([_ids([]), *sampled_rows]),
-            thought_targets=torch.cat([_ids([]), *(ids for _, ids in thoughts)]),
-            thought_index=torch.repeat_interleave(torch.arange(len(thoughts)), counts),
+            thought_targets=torch.cat([_ids([]), *(ids for p in drawn for _, ids in p)]),
+            thought_index=torch.repeat_interleave(torch.arange(len(drawn)), counts),
             think_rows_PGH=torch.cat(
                 [_ids([]), *(tree.predicting_rows(s) for s in continuations)]
             ).view(positions, groups, horizon),
@@ -137,27 +150,32 @@ def thought_branch(
 
 def tree_tokens(rollout: Rollout, horizon: int) -> int:
     """Tokens of a rollout's tree: its context once, and every branch."""
-    return len(rollout.context) + sum(_branch_lengths(rollout, horizon))
+    ends = (horizon + len(t.answer_ids) for group in rollout.thoughts for t in group)
+    return len(rollout.context) + sum(_thought_lengths(rollout)) + sum(ends)
 
 
 def unshared_tokens(rollout: Rollout, horizon: int) -> int:
-    """Tokens of the same computation with one sequence a thought."""
+    """Tokens of the same computation with one sequence a thought and continuation, and one more a
+    thought and answer: the two may not see each other.
+    """
     if not rollout.positions:
         return len(rollout.context)
-    prefixes = sum(
-        position * len(group)
-        for position, group in zip(rollout.positions, rollout.thoughts, strict=True)
+    before = [
+        p for p, group in zip(rollout.positions, rollout.thoughts, strict=True) for _ in group
+    ]
+    answers = [len(t.answer_ids) for group in rollout.thoughts for t in group]
+    return sum(
+        prefix + thought + horizon + ((prefix + thought + answer) if answer else 0)
+        for prefix, thought, answer in zip(before, _thought_lengths(rollout), answers, strict=True)
     )
-    return prefixes + sum(_branch_lengths(rollout, horizon))
 
 
 def _ids(numbers: list[int]) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int64)
 
 
-def _branch_lengths(rollout: Rollout, horizon: int) -> list[int]:
+def _thought_lengths(rollout: Rollout) -> list[int]:
+    """Of every thought with its markers."""
     return [
-        1 + t.sampled_ids.shape[0] + int(not t.closed) + horizon
-        for group in rollout.thoughts
-        for t in group
+        1 + t.sampled_ids.shape[0] + int(not t.closed) for group in rollout.thoughts for t in group
     ]

@@ -4,7 +4,7 @@ Axes in tensor names: L context tokens, P positions (of all documents at hand), 
 document, G thoughts per position, H horizon, T thought tokens, N any flat row count, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -58,24 +58,49 @@ class Context:
         return self.token_ids.shape[0]
 
 
+def _no_ids() -> Tensor:
+    return torch.zeros(0, dtype=torch.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """One sampled thought: `<think> sampled… [</think>]`.
+    """One sampled thought: `<think> sampled… [</think>]`, and the answer after it, if any.
 
     sampled_ids: int64 [n], the tokens the sampler drew, 1 <= n <= thought_tokens. A thought that
     closed itself ends with the close marker; otherwise the marker was appended by force (`closed`
     is false), was not drawn, and carries no policy gradient.
     sampled_logprobs: float32 [n], log-probabilities in nats under the sampler, at its temperature.
+    answer_ids: int64 [a], what the sampler drew after the close marker, a <= answer_tokens. An
+    answer that ended itself ends with the tokenizer's EOS (`answer_ended`), which was drawn, too.
+    answer_logprobs: float32 [a], as above.
     """
 
     sampled_ids: Tensor
     sampled_logprobs: Tensor
     closed: bool
+    answer_ids: Tensor = field(default_factory=_no_ids)
+    answer_logprobs: Tensor = field(default_factory=lambda: torch.zeros(0))
+    answer_ended: bool = False
 
     @property
     def num_tokens(self) -> int:
         """Tokens between the markers."""
         return self.sampled_ids.shape[0] - int(self.closed)
+
+    @property
+    def num_drawn(self) -> int:
+        """Tokens of thought and answer that the sampler drew: those with a policy gradient."""
+        return self.sampled_ids.shape[0] + self.answer_ids.shape[0]
+
+    @property
+    def drawn_logprobs(self) -> Tensor:
+        """float32 [num_drawn], of the thought and then of the answer."""
+        return torch.cat([self.sampled_logprobs, self.answer_logprobs])
+
+    @property
+    def answer(self) -> Tensor:
+        """int64: the answer without its end token."""
+        return self.answer_ids[: self.answer_ids.shape[0] - int(self.answer_ended)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +120,12 @@ class Rollout:
     @property
     def num_sampled(self) -> int:
         """Tokens drawn by the sampler: those that carry policy gradient."""
-        return sum(t.sampled_ids.shape[0] for group in self.thoughts for t in group)
+        return sum(t.num_drawn for group in self.thoughts for t in group)
+
+
+def no_text(ids: Tensor) -> str:
+    """In place of a tokenizer, where nobody compares texts."""
+    raise RuntimeError("a reward that compares texts needs a tokenizer's decode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +139,12 @@ class RewardInputs:
     num_tokens_PG: tokens between the think markers. closed_PG: bool, the model closed the thought.
     continuation_ids_PH: the held-out tokens. thought_ids: [P][G] id tensors, markers left out.
     noise_PG: float64 uniform draws in [0, 1), a function of the run seed and the thought's indices.
-    discount: γ in (0, 1].
+    discount: γ in (0, 1]. token_cost: nats that a thought token costs. length_budget_P: tokens that
+    a thought should have by now.
+    answer_ids: [P][G] id tensors, what the policy wrote after the thought, without the end token.
+    true_ids: [P] id tensors, the true text from the position to the end of the context.
+    decode: text of ids, for schemes that compare texts. verdicts: by judge, float32 [P, G], the
+    probability that it finds the answer right; see `rntp.judging`.
     """
 
     logp_think_PGH: Tensor
@@ -122,6 +157,12 @@ class RewardInputs:
     thought_ids: list[list[Tensor]]
     noise_PG: Tensor
     discount: float
+    token_cost: float = 0.0
+    length_budget_P: Tensor = field(default_factory=lambda: torch.ones(1))
+    answer_ids: list[list[Tensor]] = field(default_factory=list)
+    true_ids: list[Tensor] = field(default_factory=list)
+    decode: Callable[[Tensor], str] = no_text
+    verdicts: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def discounts_H(self) -> Tensor:

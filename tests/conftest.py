@@ -82,13 +82,14 @@ def compute_norms_in_float64(model: PreTrainedModel) -> None:
         norm.forward = MethodType(forward, norm)
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of 318 tokens: two less than the models' vocabulary."""
+def tiny_tokenizer(vocabulary: int = VOCABULARY - 2) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of 318 tokens: two less than the models' vocabulary. With 600 it
+    has a token for every word of TEXT, with its space."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - 2,
+        vocab_size=vocabulary,
         special_tokens=["<|end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -276,9 +276,11 @@ def test_runs_are_arms_times_seeds(raw: dict) -> None:
 
 def test_overrides_arrive_as_they_are_written(raw: dict) -> None:
     raw["set"] |= {"optim.lr": 1e-5, "reward.shadows": ["logprob"], "model.think_open": "a: 'b'"}
+    raw["set"]["reward.scheme"] = {"mean_prob": 0.9, "format_only": 0.1}
     config = plan(load(raw))[0].config
     assert config.optim.lr == 1e-5
     assert config.reward.shadows == ("logprob",)
+    assert config.reward.weights == {"mean_prob": 0.9, "format_only": 0.1}
     assert config.model.think_open == "a: 'b'"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rntp import rewards
 from rntp.config import Config, Section
 from rntp.config_file import own_fields
 from rntp.errors import ConfigError
@@ -109,17 +110,33 @@ def test_inert_baseline_is_warned_about() -> None:
         assert warned(f"baseline.weights={weights}") == [True, True]
         for use in ("clip", "group_member", "position_weight"):
             assert warned(f"baseline.weights={weights}", f"baseline.use={use}") == [False, False]
-    # Its weights come from the baseline, so it does not cancel.
-    assert warned("reward.scheme=weighted_log_ratio", "baseline.weights=ema") == [False, False]
+    # These need the baseline for more than a difference, so there it does not cancel.
+    for name in [name for name, use in rewards.BASELINES.items() if use == "needs"]:
+        assert warned(f"reward.scheme={name}", "baseline.weights=ema") == [False, False]
+        mixed = f"reward.scheme={{{name}: 0.5, format_only: 0.5}}"
+        assert warned(mixed, "baseline.weights=ema") == [False, False]
+    assert warned("reward.scheme={log_ratio: 1, format_only: 0.1}") == [True, False]
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["reward.scheme=logprob", "baseline.use=clip"], "set reward.scheme to one that subtracts"),
-        (["reward.scheme=exact_token", "baseline.use=group_member"], "log_ratio, mean_prob, weigh"),
+        (["reward.scheme=exact_token", "baseline.use=group_member"], "log_ratio, mean_prob, net_"),
         (["reward.scheme=weighted_log_ratio", "baseline.weights=none"], "weights to current"),
         (["reward.shadows=[weighted_log_ratio]", "baseline.weights=none"], "weights to current"),
+        (["reward.scheme=positive_gain", "baseline.weights=none"], "weights to current"),
+        (["reward.scheme=answer_exact"], "set thought.answer_tokens to 1 or more"),
+        (["reward.shadows=[judge_gold]"], "judge_gold grades an answer"),
+        (["reward.scheme={log_ratio: 1, nothing: 1}"], "no reward scheme 'nothing'"),
+        (
+            ["reward.scheme={logprob: 1, format_only: 1}", "baseline.use=clip"],
+            "that of scheme logprob is not 0",
+        ),
+        (
+            ["reward.scheme={mean_prob: 1, format_only: 1}", "baseline.use=group_member"],
+            "that of scheme format_only is not 0",
+        ),
         (["evaluation.placement=learnability"], "set it to random or entropy"),
     ],
 )
@@ -127,6 +144,46 @@ def test_what_a_scheme_cannot_do_is_explained(overrides: list[str], message: str
     with pytest.raises(ConfigError, match=message):
         check_names(Config.parse(minimal(), overrides))
     check_names(Config.parse(minimal(), ["reward.scheme=logprob", "baseline.use=position_weight"]))
+    check_names(Config.parse(minimal(), ["reward.scheme=judge_gold", "thought.answer_tokens=1"]))
+    rlpr = "reward.scheme={mean_prob: 0.9, format_only: 0.1}"
+    check_names(Config.parse(minimal(), [rlpr, "baseline.use=clip"]))
+
+
+def test_a_missing_package_is_said_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("bleu", "chrf"):
+        config = Config.parse(minimal(), [f"reward.shadows=[{name}]", "thought.answer_tokens=4"])
+        check_names(config)
+        with monkeypatch.context() as without:
+            without.setattr("importlib.util.find_spec", lambda package: None)
+            with pytest.raises(ConfigError, match=r"needs the package sacrebleu.*rntp\[text\]"):
+                check_names(config)
+
+
+def test_a_weighted_sum_of_schemes() -> None:
+    config = Config.parse(
+        minimal(),
+        ["reward.scheme={mean_prob: 0.9, format_only: 0.1}", "reward.shadows=[mean_prob]"],
+    )
+    assert config.reward.weights == {"mean_prob": 0.9, "format_only": 0.1}
+    assert config.reward.names == ("mean_prob", "format_only")
+    assert config.reward.label == "0.9 mean_prob + 0.1 format_only"
+    assert Config.parse(yaml.safe_load(config.to_yaml())) == config
+    single = Config.parse(minimal(), ["reward.scheme=random", "reward.shadows=[logprob, random]"])
+    assert single.reward.weights == {"random": 1.0}
+    assert single.reward.names == ("random", "logprob")
+    assert single.reward.label == "random"
+    for wrong in ("{}", "{random: .nan}", "{random: much}", "3"):
+        with pytest.raises(ConfigError, match=r"reward\.scheme"):
+            Config.parse(minimal(), [f"reward.scheme={wrong}"])
+
+
+def test_answers_lengthen_branches_and_spans() -> None:
+    plain = Config.parse(minimal())
+    short, long = (Config.parse(minimal(), [f"thought.answer_tokens={n}"]) for n in (3, 9))
+    assert plain.branch_tokens == 8 + 2 + 4
+    assert (short.branch_tokens, long.branch_tokens) == (17, 23)
+    # Where the continuation has room, four tokens of an answer have, too.
+    assert (plain.span_tokens, short.span_tokens, long.span_tokens) == (138, 138, 143)
 
 
 def test_every_config_of_the_repository_is_valid() -> None:
@@ -159,7 +216,7 @@ def test_every_field_is_documented_and_few_they_are() -> None:
         for field, facts in info.annotation.model_fields.items()
     ]
     assert [name for name, text in fields if not text] == []
-    assert len(fields) <= 64
+    assert len(fields) <= 100
 
 
 def test_a_config_lies_over_its_base(tmp_path: Path) -> None:

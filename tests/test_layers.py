@@ -44,8 +44,13 @@ def files(*patterns: str) -> list[Path]:
         (["rntp/reference.py"], {"rntp.config", "rntp.model", "rntp.tree", *CORE}),
         (
             ["rntp/step.py"],
-            {"rntp.losses", "rntp.rewards", "rntp.advantages", "rntp.baselines", "rntp.chance"}
+            {"rntp.losses", "rntp.rewards", "rntp.advantages", "rntp.baselines", "rntp.evidence"}
             | {"rntp.config", "rntp.model", "rntp.tree", *CORE},
+        ),
+        (["rntp/evidence.py"], {"rntp.chance", "rntp.config", *CORE}),
+        (
+            ["rntp/judging.py"],
+            {"rntp.config", "rntp.model", "rntp.rewards", "rntp.tokenizer", "rntp.tree", *CORE},
         ),
     ],
 )

@@ -14,7 +14,7 @@ from rntp.model import LanguageModel, load_model
 from rntp.parallel import microbatches
 from rntp.reference import Reference
 from rntp.rollout.inprocess import InProcessEngine
-from rntp.step import Counts, Scores, judge, loss, plant, score
+from rntp.step import Counts, Judgement, Scores, judge, loss, plant, score
 from rntp.types import Context, Rollout
 
 HORIZON = 4
@@ -306,3 +306,48 @@ def test_scores_of_shorter_contexts_use_their_own_rows(
     shuffled = [replace(r, thoughts=r.thoughts[::-1]) for r in rollouts]
     other = score(model, plant(model, shuffled, HORIZON), temperature=1.0, with_context=False)
     assert not torch.allclose(other.think_logp_PGH, without.think_logp_PGH)
+
+
+def test_a_weighted_sum_drives_and_its_parts_are_logged(
+    model: LanguageModel, rollouts: list[Rollout]
+) -> None:
+    def judged(*overrides: str) -> Judgement:
+        tree = plant(model, rollouts, HORIZON)
+        scores = score(model, tree, temperature=1.0, with_context=False)
+        return judge(scores, tree, rollouts, config_of("reward.shadows=[]", *overrides))
+
+    mixed = "reward.scheme={mean_prob: 0.9, format_only: 0.1}"
+    plain, clipped = judged(mixed), judged(mixed, "baseline.use=clip")
+    assert list(plain.rewards) == ["mean_prob", "format_only"]
+    gain, closed = plain.rewards["mean_prob"], plain.rewards["format_only"]
+    torch.testing.assert_close(plain.reward_PG, 0.9 * gain + 0.1 * closed)
+    # The floor is of the part that compares with no thought, before it is added (RLPR).
+    torch.testing.assert_close(clipped.reward_PG, 0.9 * gain.clamp_min(0) + 0.1 * closed)
+    assert gain.min() < 0 < closed.min() + gain.max()
+    assert len(closed.unique()) == 2
+    single, one = judged("reward.scheme=mean_prob"), judged("reward.scheme={mean_prob: 1}")
+    assert torch.equal(single.reward_PG, one.reward_PG)
+    assert torch.equal(single.reward_PG, gain)
+    twice = judged("reward.scheme={mean_prob: 2}")
+    torch.testing.assert_close(twice.advantage_PG, 2 * single.advantage_PG)
+
+
+def test_the_policy_gradient_reaches_the_answers(model: LanguageModel) -> None:
+    """Answers are the policy's own tokens: with the thoughts and apart from them."""
+    generator = torch.Generator().manual_seed(1)
+    context = Context(0, "doc0", torch.randint(1, 318, (30,), generator=generator))
+    engine = InProcessEngine(
+        model, thoughts=3, budget=4, answer_tokens=3, temperature=1.0, seed=0, slots=32
+    )
+    (rollout,) = engine.sample([context], lambda c, e, n: (5, len(c) - HORIZON))
+    config = config_of(*ONLY_POLICY, "thought.answer_tokens=3")
+    tree, counts = plant(model, [rollout], HORIZON), Counts.of([rollout], HORIZON)
+    drawn = torch.tensor([t.num_drawn for group in rollout.thoughts for t in group])
+    assert counts.thought == drawn.sum() > 2 * 3 * 4  # more than the thoughts alone have
+    scores = score(model, tree, temperature=1.0, with_context=False)
+    advantage = judge(scores, tree, [rollout], config).advantage_PG
+    total = loss(scores, tree, advantage, counts, config).total
+    (slope_M,) = torch.autograd.grad(total, scores.thought_logp_M)
+    expected = -advantage.flatten().repeat_interleave(drawn) / counts.thought
+    torch.testing.assert_close(slope_M, expected)
+    assert slope_M.abs().min() > 0

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import sacrebleu
 import torch
 import yaml
 from conftest import tiny_run, write_corpus
@@ -121,6 +122,45 @@ def test_a_run_leaves_everything_the_contract_names(raw: dict) -> None:
     assert again["deciles"] == saved["deciles"]
 
 
+def test_answers_are_sampled_rewarded_and_logged(raw: dict, tmp_path: Path) -> None:
+    raw["run"]["steps"] = 2
+    plain = fit(raw).config.run.dir
+    options = ["thought.answer_tokens=3", "reward.scheme={chrf: 1, answer_exact: 1}"]
+    shadows = "reward.shadows=[log_ratio, judge_gold, byte_prefix]"
+    folder = fit(raw, *options, shadows, f"run.dir={tmp_path / 'answers'}").config.run.dir
+    first, before = read_metrics(folder)[0], read_metrics(plain)[0]
+    assert 0 < first["answer/tokens_mean"] <= 3
+    assert 0 <= first["answer/ended_frac"] <= 1
+    assert not [key for row in read_metrics(plain) for key in row if key.startswith("answer/")]
+    drawn = first["tokens/tree"] - before["tokens/tree"]
+    assert 18 <= drawn <= 3 * 18
+    assert first["tokens/unshared"] > 2 * before["tokens/unshared"] - 18 * 4
+    assert first["compute/tflop"] > 1.5 * before["compute/tflop"]  # the judge reads, too
+    for key in ("tokens/thought", "gain/mean", "thought/closed_frac", "data/digest"):
+        assert first[key] == before[key], key
+    assert first["entropy/thought"] == pytest.approx(before["entropy/thought"], rel=1e-3)
+    assert first["kl/sampler"] < 1e-3
+    assert first["loss/pg"] != before["loss/pg"]
+
+    rows, old_rows = read_rollouts(folder, 1), read_rollouts(plain, 1)
+    assert [row["thought_ids"] for row in rows] == [row["thought_ids"] for row in old_rows]
+    assert {row["answer"] for row in old_rows} == {""}
+    assert len({row["answer"] for row in rows}) > 10
+    for row in rows:
+        ours = row["rewards"]
+        expected = sacrebleu.sentence_chrf(row["answer"], [row["continuation"]]).score / 100
+        assert ours["chrf"] == pytest.approx(expected, abs=1e-6)
+        assert ours["answer_exact"] in (0, 1)
+        assert 0 < ours["judge_gold"] < 1 or not row["answer"]
+        assert row["reward"] == pytest.approx(ours["chrf"] + ours["answer_exact"])
+    assert sum(row["rewards"]["chrf"] for row in rows) > 0
+    # The evaluation is of thoughts: it writes no answers.
+    one, other = (
+        json.loads((d / "eval" / "step_00000000.json").read_text()) for d in (folder, plain)
+    )
+    assert one["pages"] == other["pages"]
+
+
 def test_a_step_costs_one_trunk_forward(raw: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """Besides sampling: one prefill and a token at a time, without gradients."""
     trainer = Trainer(
@@ -196,7 +236,14 @@ def test_stopping_and_starting_again_changes_nothing(raw: dict, tmp_path: Path, 
         ["baseline.use=clip", "optim.schedule=cosine", "optim.weight_decay=0.1"],
         ["objective.algorithm=clipped_ratio", "objective.epochs_per_rollout=2"],
         ["reward.scheme=exact_prefix", "reward.shadows=[]"],
-        ["reward.scheme=random", f"reward.shadows=[{', '.join(sorted(rewards.REGISTRY))}]"],
+        [
+            "reward.scheme=random",
+            f"reward.shadows=[{', '.join(sorted(rewards.REGISTRY))}]",
+            "thought.answer_tokens=3",
+            "reward.length_half_life=1",
+        ],
+        ["reward.scheme={judge_gold: 1, log_ratio: 0.1}", "thought.answer_tokens=2"],
+        ["reward.scheme={mean_prob: 0.9, format_only: 0.1}", "baseline.use=clip"],
         ["baseline.weights=ema", "baseline.decay=0.9", "baseline.use=clip"],
         ["baseline.weights=frozen", "baseline.use=group_member", "model.dtype=float32"],
         ["baseline.use=position_weight", "reward.scheme=mean_prob"],

@@ -7,6 +7,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from rntp.config import scheme_label
 from rntp.files import write_text_atomic
 from rntp.log import duration
 from rntp.report.effect import Compare, Effect, effect_of
@@ -98,7 +99,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("Steps", f"{done} of {wanted}" + (f", {skipped} skipped" if skipped else "")),
         ("Seed", _of(run.config, "run", "seed")),
         ("Model", _of(run.config, "model", "spec")),
-        ("Reward", _of(run.config, "reward", "scheme")),
+        ("Reward", scheme_label((run.config.get("reward") or {}).get("scheme", MISSING))),
         ("Device", str(manifest.get("device", MISSING))),
         ("Time in steps", duration(seconds) if run.metrics else MISSING),
         ("Started", str(manifest.get("created", MISSING)) + _resumed(restarts)),

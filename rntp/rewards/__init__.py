@@ -6,9 +6,13 @@ A new scheme is a file beside these with one registered function, and a line in 
     @rntp.rewards.register("shortest")
     def shortest(inputs: RewardInputs) -> Tensor:
         return -inputs.num_tokens_PG.float()
+
+What a scheme needs is said where it is registered: `baseline="subtracts"` or `"needs"` for one that
+compares with no thought, `answers=True` for one that grades what the policy writes after it.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
@@ -24,40 +28,97 @@ REGISTRY: Registry[Scheme] = Registry("reward scheme")
 UseOfBaseline = Literal["ignores", "subtracts", "needs"]
 BASELINES: dict[str, UseOfBaseline] = {}
 
+# Who grades an answer, and what is in view besides page and answer; see `rntp.judging`.
+Judge = Literal["self", "gold"]
 
-def register(name: str, *, baseline: UseOfBaseline = "ignores") -> Callable[[Scheme], Scheme]:
-    """Decorator that adds a scheme. Raises ValueError if the name is taken."""
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a scheme asks of a run: answers to grade, a judge of them, an importable package (of the
+    extra `text`)."""
+
+    answers: bool = False
+    judge: Judge | None = None
+    package: str | None = None
+
+
+NEEDS: dict[str, Needs] = {}
+
+
+def register(
+    name: str,
+    *,
+    baseline: UseOfBaseline = "ignores",
+    answers: bool = False,
+    judge: Judge | None = None,
+    package: str | None = None,
+) -> Callable[[Scheme], Scheme]:
+    """Decorator that adds a scheme, with what it needs; a run that lacks it is refused at start.
+
+    Raises ValueError if the name is taken.
+    """
 
     def add(scheme: Scheme) -> Scheme:
         REGISTRY.register(name)(scheme)
         BASELINES[name] = baseline
+        NEEDS[name] = Needs(answers, judge, package)
         return scheme
 
     return add
 
 
 from rntp.rewards import (  # noqa: E402
+    answer_exact,
+    bleu,
+    brier,
+    byte_prefix,
+    chrf,
     exact_prefix,
     exact_token,
     format_only,
+    judge_gold,
+    length_triangle,
     log_ratio,
     logprob,
     mean_prob,
+    net_gain,
+    positive_gain,
+    ppl_rank,
+    ppl_steps,
+    prob,
     random,
+    sample_bound,
+    self_judge,
     weighted_log_ratio,
 )
 
 __all__ = [
     "BASELINES",
+    "NEEDS",
     "REGISTRY",
+    "Needs",
     "Scheme",
+    "answer_exact",
+    "bleu",
+    "brier",
+    "byte_prefix",
+    "chrf",
     "exact_prefix",
     "exact_token",
     "format_only",
+    "judge_gold",
+    "length_triangle",
     "log_ratio",
     "logprob",
     "mean_prob",
+    "net_gain",
+    "positive_gain",
+    "ppl_rank",
+    "ppl_steps",
+    "prob",
     "random",
     "register",
+    "sample_bound",
+    "self_judge",
     "weighted_log_ratio",
 ]

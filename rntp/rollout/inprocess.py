@@ -5,6 +5,7 @@ lock-step against that one copy of the keys and values.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from rntp_kernels.tree_attention import DecodeAttention, PrefixRecorder
@@ -21,7 +22,8 @@ Draw = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 class InProcessEngine:
-    """Samples `thoughts` thoughts of at most `budget` tokens at each position.
+    """Samples `thoughts` thoughts of at most `budget` tokens at each position, and after each an
+    answer of at most `answer_tokens`.
 
     slots: longest context, tokens; storage is always this wide, so that a thought does not depend
     on the contexts beside it. docs_per_batch: contexts decoded together. purpose names the stream
@@ -34,6 +36,7 @@ class InProcessEngine:
         *,
         thoughts: int,
         budget: int,
+        answer_tokens: int = 0,
         temperature: float,
         seed: int,
         slots: int,
@@ -44,6 +47,7 @@ class InProcessEngine:
         self.model = model
         self.thoughts = thoughts
         self.budget = budget
+        self.answer_tokens = answer_tokens
         self.temperature = temperature
         self.seed = seed
         self.slots = slots
@@ -112,39 +116,117 @@ class InProcessEngine:
         check: Check,
     ) -> list[tuple[tuple[Thought, ...], ...]]:
         """Decode D · K · G branches in lock-step: [D][K][G] thoughts."""
-        device, model = self.model.device, self.model
+        branches = self._branches(contexts, positions, prefix)
+        ids_NT, logprob_NT = self._draw_thoughts(branches, check)
+        thoughts = [
+            _finish(ids, logprob, self.model.think_close_id)
+            for ids, logprob in zip(ids_NT, logprob_NT, strict=True)
+        ]
+        if self.answer_tokens and thoughts:
+            ids_NA, logprob_NA = self._draw_answers(branches, thoughts, check)
+            thoughts = [
+                _answered(thought, ids, logprob, self.model.eos_id)
+                for thought, ids, logprob in zip(thoughts, ids_NA, logprob_NA, strict=True)
+            ]
+        groups = [
+            tuple(thoughts[i : i + self.thoughts]) for i in range(0, len(thoughts), self.thoughts)
+        ]
+        per_doc = len(positions[0])
+        return [tuple(groups[i : i + per_doc]) for i in range(0, len(groups), per_doc)]
+
+    def _branches(
+        self,
+        contexts: Sequence[Context],
+        positions: Sequence[tuple[int, ...]],
+        prefix: PrefixRecorder,
+    ) -> "_Branches":
+        device = self.model.device
         position_DK = torch.tensor(positions, device=device)
         visible_DB = position_DK.repeat_interleave(self.thoughts, dim=1)
-        position = visible_DB.flatten()
         ordinal = torch.tensor([c.ordinal for c in contexts], device=device)
-        ordinal = ordinal.repeat_interleave(visible_DB.shape[1])
-        member = torch.arange(self.thoughts, device=device).repeat(position_DK.numel())
-        attention = DecodeAttention(prefix, visible_DB, self.budget)
+        # The open marker, the thought, the close marker, and all but the last token of the answer.
+        budget = self.budget + (self.answer_tokens + 1 if self.answer_tokens else 0)
+        return _Branches(
+            ordinal=ordinal.repeat_interleave(visible_DB.shape[1]),
+            position=visible_DB.flatten(),
+            member=torch.arange(self.thoughts, device=device).repeat(position_DK.numel()),
+            attention=DecodeAttention(prefix, visible_DB, budget),
+            shape=visible_DB.shape,
+        )
 
+    def _draw_thoughts(self, branches: "_Branches", check: Check) -> tuple[Tensor, Tensor]:
+        """Tokens and log-probs, [N, T], on the CPU; what follows a close marker is to be cut."""
+        model, position = self.model, branches.position
         token = torch.full_like(position, model.think_open_id)
         closed = torch.zeros_like(position, dtype=torch.bool)
         drawn, logprobs = [], []
         for t in range(self.budget):
             check()
-            hidden = model.hidden(token, position + t, attention)
-            attention.advance()
-            noise = uniform(self.seed, self.purpose, ordinal, position, member, t)
-            token, logprob = self.draw(hidden @ model.head.T, noise, self.temperature)
+            hidden = model.hidden(token, position + t, branches.attention)
+            branches.attention.advance()
+            token, logprob = self._draw(hidden, branches, self.purpose, t)
             drawn.append(token)
             logprobs.append(logprob)
             closed |= token == model.think_close_id
             if closed.all():
                 break
-        ids_NT, logprob_NT = torch.stack(drawn, 1).cpu(), torch.stack(logprobs, 1).cpu()
-        thoughts = [
-            _finish(ids, logprob, model.think_close_id)
-            for ids, logprob in zip(ids_NT, logprob_NT, strict=True)
-        ]
-        groups = [
-            tuple(thoughts[i : i + self.thoughts]) for i in range(0, len(thoughts), self.thoughts)
-        ]
-        per_doc = position_DK.shape[1]
-        return [tuple(groups[i : i + per_doc]) for i in range(0, len(groups), per_doc)]
+        return torch.stack(drawn, 1).cpu(), torch.stack(logprobs, 1).cpu()
+
+    def _draw_answers(
+        self, branches: "_Branches", thoughts: Sequence[Thought], check: Check
+    ) -> tuple[Tensor, Tensor]:
+        """The same for what comes after the close marker, [N, A].
+
+        A thought that closed itself has decoded up to its last token before the marker, and the
+        lock-step went on without it; one that did not has never been fed its last token.
+        """
+        model, position, attention = self.model, branches.position, branches.attention
+        forced = torch.tensor([not t.closed for t in thoughts], device=model.device)
+        last = torch.tensor([int(t.sampled_ids[-1]) for t in thoughts], device=model.device)
+        content = torch.tensor([t.num_tokens for t in thoughts], device=model.device)
+        if forced.any():
+            # For the others this is the close marker, which the next call writes once more.
+            attention.rewind((content + 1 - forced.long()).view(branches.shape))
+            model.hidden(last, position + content + 1 - forced.long(), attention)
+        length = content + 1  # of the branch before its close marker
+        attention.rewind(length.view(branches.shape))
+        token = torch.full_like(position, model.think_close_id)
+        ended = torch.zeros_like(position, dtype=torch.bool)
+        drawn, logprobs = [], []
+        for t in range(self.answer_tokens):
+            check()
+            hidden = model.hidden(token, position + length + t, attention)
+            attention.advance()
+            token, logprob = self._draw(hidden, branches, f"{self.purpose} answer", t)
+            drawn.append(token)
+            logprobs.append(logprob)
+            if model.eos_id is not None:
+                ended |= token == model.eos_id
+            if ended.all():
+                break
+        return torch.stack(drawn, 1).cpu(), torch.stack(logprobs, 1).cpu()
+
+    def _draw(
+        self, hidden: Tensor, branches: "_Branches", purpose: str, token: int
+    ) -> tuple[Tensor, Tensor]:
+        noise = uniform(
+            self.seed, purpose, branches.ordinal, branches.position, branches.member, token
+        )
+        return self.draw(hidden @ self.model.head.T, noise, self.temperature)
+
+
+@dataclass(frozen=True)
+class _Branches:
+    """N = D · K · G branches that decode together: of which context, where, and which thought.
+
+    ordinal, position, member: int64 [N]. shape: (D, K · G).
+    """
+
+    ordinal: Tensor
+    position: Tensor
+    member: Tensor
+    attention: DecodeAttention
+    shape: torch.Size
 
 
 class ReadingEngine:
@@ -170,9 +252,16 @@ def unthought(context: Context, policy_version: int = 0) -> Rollout:
 
 
 def open_engine(
-    model: LanguageModel, config: Config, *, thoughts: int, purpose: str = "thought"
+    model: LanguageModel,
+    config: Config,
+    *,
+    thoughts: int,
+    answer_tokens: int = 0,
+    purpose: str = "thought",
 ) -> InProcessEngine | ReadingEngine:
-    """The engine that a config asks for, sampling `thoughts` thoughts at each position."""
+    """The engine that a config asks for, sampling `thoughts` thoughts at each position, each with
+    an answer of at most `answer_tokens` (0: with none).
+    """
     if thoughts == 0:
         return ReadingEngine()
     engines = {"inprocess": InProcessEngine}
@@ -180,6 +269,7 @@ def open_engine(
         model,
         thoughts=thoughts,
         budget=config.thought.thought_tokens,
+        answer_tokens=answer_tokens,
         temperature=config.thought.temperature,
         seed=config.run.seed,
         slots=config.data.context_tokens,
@@ -194,3 +284,15 @@ def _finish(ids: Tensor, logprobs: Tensor, close_id: int) -> Thought:
     closed = len(closes) > 0
     length = int(closes[0]) + 1 if closed else len(ids)
     return Thought(ids[:length].clone(), logprobs[:length].float().clone(), closed)
+
+
+def _answered(thought: Thought, ids: Tensor, logprobs: Tensor, eos_id: int | None) -> Thought:
+    """The thought with its answer, cut after the end token, if it drew one."""
+    ends = (ids == eos_id).nonzero() if eos_id is not None else ids[:0]
+    length = int(ends[0]) + 1 if len(ends) else len(ids)
+    return replace(
+        thought,
+        answer_ids=ids[:length].clone(),
+        answer_logprobs=logprobs[:length].float().clone(),
+        answer_ended=len(ends) > 0,
+    )

@@ -45,7 +45,8 @@ class DecodeAttention:
     (nested-prefix attention); the branches' own go into storage allocated once.
 
     visible: int64 [D, B]. budget: most tokens of a branch. Queries and keys arrive as
-    [1, heads, D·B, head]. Call `advance()` after each model call.
+    [1, heads, D·B, head]. Call `advance()` after each model call, or `rewind()` to go on from
+    where each branch ended.
     """
 
     def __init__(self, prefix: PrefixRecorder, visible: Tensor, budget: int) -> None:
@@ -61,10 +62,28 @@ class DecodeAttention:
         )
         self._keys: dict[int, Tensor] = {}  # layer -> [D, Hkv, B, budget, head]
         self._values: dict[int, Tensor] = {}
+        self._lengths: Tensor | None = None  # int64 [D, B], once the branches differ
+        self._own_bias: Tensor | None = None  # [D, 1, B, budget], with them
 
     def advance(self) -> None:
         """The token that every layer has just seen now belongs to the branches' past."""
-        self._length += 1
+        if self._lengths is None:
+            self._length += 1
+        else:
+            self.rewind(self._lengths + 1)
+
+    def rewind(self, lengths: Tensor) -> None:
+        """From now on each branch has a past of its own length, int64 [D, B], and its next token
+        takes the place after it; what was decoded beyond is forgotten.
+
+        Storage is read at its full width from here on, so that a branch does not depend on how
+        long the branches beside it are.
+        """
+        self._lengths = lengths
+        beyond = torch.arange(self._budget, device=lengths.device) > lengths[:, None, :, None]
+        self._own_bias = torch.zeros(beyond.shape, device=lengths.device).masked_fill(
+            beyond, float("-inf")
+        )
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         documents, branches = self._documents, self._branches
@@ -81,6 +100,8 @@ class DecodeAttention:
         to_doc = (flat @ doc_k.transpose(2, 3)).float()
         to_doc = to_doc.view(documents, kv_heads, repeat, branches, -1) + self._bias[:, :, None]
         to_own = torch.einsum("dhrbe,dhbte->dhrbt", grouped, own_k).float()
+        if self._own_bias is not None:
+            to_own = to_own + self._own_bias[:, :, None]
 
         weights = torch.cat([to_doc, to_own], dim=-1).softmax(dim=-1).to(q.dtype)
         slots = doc_k.shape[2]
@@ -94,7 +115,11 @@ class DecodeAttention:
         kv_heads, head = new.shape[1], new.shape[3]
         if layer not in store:
             shape = (self._documents, kv_heads, self._branches, self._budget, head)
-            store[layer] = new.new_empty(shape)
+            # Zeros: a place that is read before it is written must not hold a NaN.
+            store[layer] = new.new_zeros(shape)
         token = new[0].view(kv_heads, self._documents, self._branches, head).transpose(0, 1)
-        store[layer][:, :, :, self._length] = token
-        return store[layer][:, :, :, : self._length + 1]
+        if self._lengths is None:
+            store[layer][:, :, :, self._length] = token
+            return store[layer][:, :, :, : self._length + 1]
+        place = self._lengths[:, None, :, None, None].expand(-1, kv_heads, -1, 1, head)
+        return store[layer].scatter_(3, place, token.unsqueeze(3))

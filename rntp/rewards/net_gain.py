@@ -1,0 +1,19 @@
+"""Gain over predicting without a thought, less what the thought costs.
+
+`reward.token_cost` is the price λ in nats a token. Known failure: λ sets the answer; above the gain
+of a useful token thoughts shrink to nothing.
+"""
+
+from torch import Tensor
+
+from rntp.rewards import register
+from rntp.rewards.log_ratio import log_ratio
+from rntp.types import RewardInputs
+
+
+@register("net_gain", baseline="subtracts")
+def net_gain(inputs: RewardInputs) -> Tensor:
+    """r = Σ_k γ^k (log p(x_k | context, thought) − log p(x_k | context)) − λ · thought tokens,
+    nats, [P, G].
+    """
+    return log_ratio(inputs) - inputs.token_cost * inputs.num_tokens_PG

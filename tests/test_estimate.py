@@ -1,0 +1,39 @@
+"""Sizes of a step that writes answers and asks a judge, worked out by hand."""
+
+from test_config import minimal
+
+from rntp.config import Config
+from rntp.estimate import QUESTION, Shape, Tokens, step_flop
+
+SHAPE = Shape(parameters=1300, trunk=1000, hidden=10, intermediate=20, layers=2, vocabulary=30)
+
+
+def tokens_of(*overrides: str) -> Tokens:
+    """2 documents of 128 tokens, 4 positions, 4 thoughts of 8 tokens, horizon 4."""
+    return Tokens.of(Config.parse(minimal(), overrides))
+
+
+def test_tokens_of_answers() -> None:
+    plain, answering = tokens_of(), tokens_of("thought.answer_tokens=6")
+    thoughts = 2 * 4 * 4
+    assert plain.tree == 2 * 128 + thoughts * (8 + 2 + 4)
+    assert answering.tree == plain.tree + thoughts * 6
+    assert answering.sampled == plain.sampled + thoughts * 6 == thoughts * (8 + 6)
+    assert answering.head_rows == plain.head_rows + thoughts * 6
+    # Two sequences a thought: one with the continuation, one with the answer.
+    prefix = (32 + 128 - 4) / 2
+    assert plain.unshared == thoughts * (prefix + 10 + 4)
+    assert answering.unshared == thoughts * (2 * (prefix + 10) + 4 + 6)
+    assert plain.asked == answering.asked == 0
+
+
+def test_tokens_of_judges() -> None:
+    answers = "thought.answer_tokens=6"
+    one = tokens_of(answers, "reward.scheme=judge_gold", "reward.shadows=[judge_gold, random]")
+    both = tokens_of(answers, "reward.scheme=random", "reward.shadows=[judge_gold, self_judge]")
+    branch = QUESTION + 6 + 4
+    assert one.asked == 2 * (128 + 16 * branch)
+    assert both.asked == 2 * (128 + 2 * 16 * branch)
+    config = Config.parse(minimal(), [answers])
+    work = step_flop(config, SHAPE, 100, 0, 0, 0, asked=7) - step_flop(config, SHAPE, 100, 0, 0, 0)
+    assert work == 2 * 1000 * 7  # one forward of the trunk, and of the head next to nothing
