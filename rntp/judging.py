@@ -11,16 +11,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rntp import rewards
 from rntp.config import Config
 from rntp.errors import ConfigError
 from rntp.model import LanguageModel
+from rntp.rewards import NEEDS, JudgeKind
 from rntp.tokenizer import encode
 from rntp.tree import TokenTree
 from rntp.types import Rollout
 
 # The page stands before, " yes" or " no" after.
-QUESTIONS: dict[rewards.Judge, str] = {
+QUESTIONS: dict[JudgeKind, str] = {
     "self": (
         "\n\n[Somebody guesses that the text goes on like this:{answer}]\n"
         "[Is the guess right? Answer yes or no:"
@@ -43,14 +43,14 @@ class Judge:
     def __init__(
         self,
         model: LanguageModel,
-        kinds: Sequence[rewards.Judge],
+        kinds: Sequence[JudgeKind],
         *,
         horizon: int,
         context_tokens: int = 0,
         answer_tokens: int = 0,
     ) -> None:
         self._model, self._horizon = model, horizon
-        self._questions: dict[rewards.Judge, list[Tensor | str]] = {}
+        self._questions: dict[JudgeKind, list[Tensor | str]] = {}
         if not kinds:
             return
         shared, self._yes_no = _verdict_ids(model)
@@ -119,14 +119,14 @@ class Judge:
                         segments.append((self._ask(kind, thought.answer, truth), root, position))
         return segments
 
-    def _ask(self, kind: rewards.Judge, answer: Tensor, truth: Tensor) -> Tensor:
+    def _ask(self, kind: JudgeKind, answer: Tensor, truth: Tensor) -> Tensor:
         given = {"{answer}": answer, "{truth}": truth}
         return torch.cat([given[p] if isinstance(p, str) else p for p in self._questions[kind]])
 
 
 def open_judge(model: LanguageModel, config: Config) -> Judge:
     """The judge that the named schemes ask for; of no question if none does."""
-    needs = (rewards.NEEDS[name].judge for name in config.reward.names)
+    needs = (NEEDS[name].judge for name in config.reward.names)
     return Judge(
         model,
         list(dict.fromkeys(kind for kind in needs if kind)),

@@ -29,7 +29,7 @@ UseOfBaseline = Literal["ignores", "subtracts", "needs"]
 BASELINES: dict[str, UseOfBaseline] = {}
 
 # Who grades an answer, and what is in view besides page and answer; see `rntp.judging`.
-Judge = Literal["self", "gold"]
+JudgeKind = Literal["self", "gold"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Needs:
     extra `text`)."""
 
     answers: bool = False
-    judge: Judge | None = None
+    judge: JudgeKind | None = None
     package: str | None = None
 
 
@@ -50,7 +50,7 @@ def register(
     *,
     baseline: UseOfBaseline = "ignores",
     answers: bool = False,
-    judge: Judge | None = None,
+    judge: JudgeKind | None = None,
     package: str | None = None,
 ) -> Callable[[Scheme], Scheme]:
     """Decorator that adds a scheme, with what it needs; a run that lacks it is refused at start.
