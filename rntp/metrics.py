@@ -11,7 +11,8 @@ from rntp.advantages import dead_groups
 from rntp.baselines import members
 from rntp.config import Config
 from rntp.model import LanguageModel
-from rntp.step import Counts, Judgement, Loss, Scores
+from rntp.objective import Elsewhere, Loss
+from rntp.step import Counts, Judgement, Scores
 from rntp.tokenizer import decode, token_strings
 from rntp.tree import thought_branch, tree_tokens, unshared_tokens
 from rntp.types import Rollout
@@ -26,14 +27,16 @@ class Tally:
     counts: Counts
     scores: list[Scores] = field(default_factory=list)
     judgements: list[Judgement] = field(default_factory=list)
+    elsewhere: list[Elsewhere] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
     # Of the epochs over old thoughts, where the policy has moved away from them.
     clipped_tokens: float = 0.0
 
-    def add(self, scores: Scores, judgement: Judgement, loss: Loss) -> None:
+    def add(self, scores: Scores, judgement: Judgement, elsewhere: Elsewhere, loss: Loss) -> None:
         """The outcome of one microbatch of the first epoch."""
         self.scores.append(scores.detached())
         self.judgements.append(judgement)
+        self.elsewhere.append(elsewhere)
         self.losses.append(replace(loss, total=loss.total.detach()))
 
     @property
@@ -44,11 +47,6 @@ class Tally:
     def reward_PG(self) -> Tensor:
         """Of the scheme that drives, all positions of the step in order."""
         return _cat(j.reward_PG for j in self.judgements)
-
-    @property
-    def sampler_logp_M(self) -> Tensor:
-        thoughts = (t for r in self.rollouts for group in r.thoughts for t in group)
-        return torch.cat([t.sampled_logprobs for t in thoughts])
 
     def metrics(self) -> dict[str, float]:
         """Means over the whole step; units in the names' documentation (README, Metrics).
@@ -62,9 +60,13 @@ class Tally:
             "tokens/tree": sum(tree_tokens(r, horizon) for r in self.rollouts),
             "tokens/unshared": sum(unshared_tokens(r, horizon) for r in self.rollouts),
         }
+        objective = self.config.objective
+        terms = ["total", "pg", "continuation", "ntp"]
+        terms += ["kl"] if objective.kl_weight > 0 and objective.kl_in == "loss" else []
+        terms += ["entropy"] if objective.entropy_weight > 0 else []
         losses = {
             f"loss/{term}": float(sum(getattr(part, term) for part in self.losses))
-            for term in ("total", "pg", "continuation", "ntp")
+            for term in terms
         }
         return (self._of_thoughts() if self.counts.thought else {}) | losses | sizes
 
@@ -73,10 +75,11 @@ class Tally:
         empty = _cat(s.empty_logp_PH for s in self.scores)
         logp_M = _cat(s.thought_logp_M for s in self.scores)
         reward = self.reward_PG
-        compared = members(reward, self.config.baseline.use)
+        compared = members(_cat(j.driving_PG for j in self.judgements), self.config.baseline.use)
         thoughts = [t for r in self.rollouts for group in r.thoughts for t in group]
         lengths = torch.tensor([float(t.num_tokens) for t in thoughts])
-        mismatch = logp_M - self.sampler_logp_M
+        sampler_M = _cat(e.sampler_logp_M for e in self.elsewhere)
+        mismatch = logp_M - sampler_M
         discounts = self.config.reward.discount ** torch.arange(think.shape[2])
         found = {
             "reward/mean": reward.mean(),
@@ -92,7 +95,7 @@ class Tally:
             "thought/tokens_mean": lengths.mean(),
             "thought/closed_frac": torch.tensor([float(t.closed) for t in thoughts]).mean(),
             "group/dead_frac": dead_groups(compared).float().mean(),
-            "kl/sampler": losses.kl_estimate(logp_M, self.sampler_logp_M) / len(logp_M),
+            "kl/sampler": losses.kl_estimate(logp_M, sampler_M) / len(logp_M),
             "kl/sampler_max_abs": mismatch.abs().max(),
             "entropy/thought": _cat(s.thought_entropy_M for s in self.scores).mean(),
             "entropy/position": torch.cat([r.entropy for r in self.rollouts]).mean(),
@@ -100,6 +103,18 @@ class Tally:
         for name in self.judgements[0].rewards:
             found[f"reward/{name}"] = _cat(j.rewards[name] for j in self.judgements).mean()
         found["policy/clip_frac"] = torch.tensor(self.clipped_tokens / self.counts.thought)
+        objective = self.config.objective
+        if objective.importance_cap > 0:
+            cut = mismatch.exp() > objective.importance_cap
+            found["policy/truncated_frac"] = cut.float().mean()
+        if objective.drop_dead_groups:
+            counted_P = _cat(j.counted_P for j in self.judgements)
+            found["group/dropped_frac"] = (~counted_P).float().mean()
+        if objective.kl_weight > 0:
+            reference_M = _cat(
+                e.reference_logp_M for e in self.elsewhere if e.reference_logp_M is not None
+            )
+            found["kl/reference"] = losses.kl_per_token(logp_M, reference_M, "k3").mean()
         of_labels = labels.placement_metrics(
             self.rollouts,
             min_prefix=self.config.placement.min_prefix_tokens,

@@ -26,7 +26,7 @@ def check_names(config: Config) -> None:
                 "baseline.weights is none; set baseline.weights to current"
             )
     use, scheme = config.baseline.use, config.reward.scheme
-    if use in ("clip", "group_member") and rewards.BASELINES[scheme] == "ignores":
+    if use in ("clip", "group_member", "gate") and rewards.BASELINES[scheme] == "ignores":
         able = ", ".join(sorted(n for n in rewards.REGISTRY if rewards.BASELINES[n] != "ignores"))
         raise ConfigError(
             f"baseline.use: {use} takes 0 for the reward of an empty thought, and that of scheme "

@@ -131,7 +131,7 @@ def test_only_two_baselines_need_it(model_folders: dict[str, Path]) -> None:
 
     def opened(weights: str) -> Reference | None:
         config = Config.parse(minimal(), [f"baseline.weights={weights}", "baseline.decay=0.99"])
-        return open_reference(model, masters, config.baseline)
+        return open_reference(model, masters, config)
 
     assert opened("current") is opened("none") is None
     assert opened("frozen").decay is None
