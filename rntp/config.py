@@ -127,6 +127,9 @@ class Objective(Section):
     drop_dead_groups: bool = False
     """Groups whose thoughts all earn the same leave the policy gradient's denominator. Their
     contexts count as seen: no fresh ones are drawn instead (2503.14476). A second forward."""
+    min_group_std: Fraction = 0.0
+    """So do groups whose rewards lie closer together than this share of what they usually do (the
+    running mean of their standard deviations); RLPR takes 0.5 (2506.18254). 0 is off."""
     pg_weight: Weight = 1.0
     """Weight of the policy-gradient term on thought tokens (g1)."""
     continuation_weight: Weight = 0.1
@@ -162,7 +165,12 @@ class Objective(Section):
     @property
     def needs_whole_step(self) -> bool:
         """Advantages or denominators depend on the rewards of more than one microbatch."""
-        return self.advantage == "step" or self.drop_dead_groups
+        return self.advantage == "step" or self.drops_groups
+
+    @property
+    def drops_groups(self) -> bool:
+        """Some groups may leave the policy gradient."""
+        return self.drop_dead_groups or self.min_group_std > 0
 
 
 class Optim(Section):
@@ -323,10 +331,10 @@ class Config(Section):
                 "objective.advantage_std belongs to objective.advantage: group_mean; with "
                 f"{self.objective.advantage} set it to false"
             )
-        if self.objective.drop_dead_groups and self.thought.thoughts_per_position < 2:
+        if self.objective.drops_groups and self.thought.thoughts_per_position < 2:
             raise ValueError(
                 "a group of fewer than two thoughts is always dead; set objective.drop_dead_groups "
-                "to false"
+                "to false and objective.min_group_std to 0"
             )
         if 0 < self.objective.importance_cap < 1:
             raise ValueError(
@@ -373,8 +381,9 @@ class Config(Section):
     @property
     def reference_weights(self) -> Literal["frozen", "ema"] | None:
         """The second set of weights that the run keeps, for its baseline, its KL term or both."""
-        if self.baseline.weights in ("frozen", "ema"):
-            return self.baseline.weights
+        weights = self.baseline.weights
+        if weights == "frozen" or weights == "ema":
+            return weights
         return self.objective.kl_reference if self.objective.kl_weight > 0 else None
 
     @property

@@ -10,17 +10,24 @@ from rntp.advantages import advantages, dead_groups
 from rntp.config import Config
 
 
-def credit(reward_PG: Tensor, empty_logp_PH: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+def credit(
+    reward_PG: Tensor, empty_logp_PH: Tensor, config: Config, usual_std: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Advantages [P, G], detached, and bool [P]: the groups that count in the policy gradient.
 
     Groups that do not count have advantage 0, and nothing is compared with them. reward_PG: what
-    drives, all penalties taken off. empty_logp_PH: the baseline, nats. Where
-    `objective.needs_whole_step`, these must be all groups of a step.
+    drives, all penalties taken off. empty_logp_PH: the baseline, nats. usual_std: of a group's
+    rewards, for `objective.min_group_std`. Where `objective.needs_whole_step`, the groups must be
+    all those of a step.
     """
     objective, use = config.objective, config.baseline.use
     counted_P = torch.ones(len(reward_PG), dtype=torch.bool, device=reward_PG.device)
-    if objective.drop_dead_groups:
-        counted_P = ~dead_groups(baselines.members(reward_PG, use))
+    if objective.drops_groups:
+        compared = baselines.members(reward_PG, use)
+        # Not `>=`: a reward that is no number has to reach the loss, where it is noticed.
+        counted_P = ~(compared.std(dim=1, correction=0) < objective.min_group_std * usual_std)
+        if objective.drop_dead_groups:
+            counted_P &= ~dead_groups(compared)
     centre = partial(
         advantages,
         kind=objective.advantage,

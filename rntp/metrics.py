@@ -48,6 +48,11 @@ class Tally:
         """Of the scheme that drives, all positions of the step in order."""
         return _cat(j.reward_PG for j in self.judgements)
 
+    @property
+    def compared_PG(self) -> Tensor:
+        """All that thoughts are compared with, as `rntp.credit` sees it."""
+        return members(_cat(j.driving_PG for j in self.judgements), self.config.baseline.use)
+
     def metrics(self) -> dict[str, float]:
         """Means over the whole step; units in the names' documentation (README, Metrics).
 
@@ -75,7 +80,6 @@ class Tally:
         empty = _cat(s.empty_logp_PH for s in self.scores)
         logp_M = _cat(s.thought_logp_M for s in self.scores)
         reward = self.reward_PG
-        compared = members(_cat(j.driving_PG for j in self.judgements), self.config.baseline.use)
         thoughts = [t for r in self.rollouts for group in r.thoughts for t in group]
         lengths = torch.tensor([float(t.num_tokens) for t in thoughts])
         sampler_M = _cat(e.sampler_logp_M for e in self.elsewhere)
@@ -94,7 +98,7 @@ class Tally:
             "nll/think": -think.mean(),
             "thought/tokens_mean": lengths.mean(),
             "thought/closed_frac": torch.tensor([float(t.closed) for t in thoughts]).mean(),
-            "group/dead_frac": dead_groups(compared).float().mean(),
+            "group/dead_frac": dead_groups(self.compared_PG).float().mean(),
             "kl/sampler": losses.kl_estimate(logp_M, sampler_M) / len(logp_M),
             "kl/sampler_max_abs": mismatch.abs().max(),
             "entropy/thought": _cat(s.thought_entropy_M for s in self.scores).mean(),
@@ -103,24 +107,29 @@ class Tally:
         for name in self.judgements[0].rewards:
             found[f"reward/{name}"] = _cat(j.rewards[name] for j in self.judgements).mean()
         found["policy/clip_frac"] = torch.tensor(self.clipped_tokens / self.counts.thought)
-        objective = self.config.objective
-        if objective.importance_cap > 0:
-            cut = mismatch.exp() > objective.importance_cap
-            found["policy/truncated_frac"] = cut.float().mean()
-        if objective.drop_dead_groups:
-            counted_P = _cat(j.counted_P for j in self.judgements)
-            found["group/dropped_frac"] = (~counted_P).float().mean()
-        if objective.kl_weight > 0:
-            reference_M = _cat(
-                e.reference_logp_M for e in self.elsewhere if e.reference_logp_M is not None
-            )
-            found["kl/reference"] = losses.kl_per_token(logp_M, reference_M, "k3").mean()
+        found |= self._of_options(logp_M, mismatch)
         of_labels = labels.placement_metrics(
             self.rollouts,
             min_prefix=self.config.placement.min_prefix_tokens,
             horizon=self.config.reward.horizon,
         ) | labels.class_gains(self.rollouts, think - empty[:, None])
         return {key: float(value) for key, value in found.items()} | of_labels
+
+    def _of_options(self, logp_M: Tensor, mismatch_M: Tensor) -> dict[str, Tensor]:
+        """What only some objectives have. mismatch_M: log π − log π_sampler, nats."""
+        objective = self.config.objective
+        found = {}
+        if objective.importance_cap > 0:
+            cut = mismatch_M.exp() > objective.importance_cap
+            found["policy/truncated_frac"] = cut.float().mean()
+        if objective.drops_groups:
+            counted_P = _cat(j.counted_P for j in self.judgements)
+            found["group/dropped_frac"] = (~counted_P).float().mean()
+        if objective.kl_weight > 0:
+            references = (e.reference_logp_M for e in self.elsewhere)
+            reference_M = _cat(r for r in references if r is not None)
+            found["kl/reference"] = losses.kl_per_token(logp_M, reference_M, "k3").mean()
+        return found
 
     def rows(self, model: LanguageModel) -> Iterator[dict[str, object]]:
         """One row a thought, for rollouts/step_N.jsonl."""

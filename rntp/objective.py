@@ -3,6 +3,7 @@
 No side effects; the gradient is whoever calls backward.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,7 +25,7 @@ class Elsewhere:
     algorithms have the gradient of the plain one.
     """
 
-    sampler_logp_M: Tensor | None = None
+    sampler_logp_M: Tensor
     reference_logp_M: Tensor | None = None
     old_logp_M: Tensor | None = None
 
@@ -82,8 +83,15 @@ def loss(
     if objective.entropy_weight > 0:
         entropy = (weight_M * scores.thought_entropy_M).sum() / every_token
         total = total - objective.entropy_weight * entropy
-    terms = (term.detach() for term in (pg, continuation, ntp, kl, entropy))
-    return Loss(total, *terms, clipped)
+    return Loss(
+        total=total,
+        pg=pg.detach(),
+        continuation=continuation.detach(),
+        ntp=ntp.detach(),
+        kl=kl.detach(),
+        entropy=entropy.detach(),
+        clipped_tokens=clipped,
+    )
 
 
 def _denominators(counts: Counts, config: Config) -> tuple[int, int]:
@@ -111,15 +119,16 @@ def _policy_term(
     advantage_M = judged.advantage_PG.flatten()[index] * weight_M
     old = logp_M.detach() if elsewhere.old_logp_M is None else elsewhere.old_logp_M
     if objective.importance_cap > 0:
-        assert elsewhere.sampler_logp_M is not None
         advantage_M = advantage_M * weighting.importance_weights(
             old, elsewhere.sampler_logp_M, objective.importance_cap
         )
     if objective.algorithm == "policy_gradient":
         return losses.policy_gradient(logp_M, advantage_M), logp_M.new_zeros(())
-    surrogate = {
+    surrogates: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
         "clipped_ratio": losses.clipped_ratio,
         "cispo": losses.clipped_weight,
         "gspo": partial(losses.clipped_sequence_ratio, thought_index_M=index),
-    }[objective.algorithm]
-    return surrogate(logp_M, old, advantage_M, low=objective.clip_low, high=objective.clip_high)
+    }
+    return surrogates[objective.algorithm](
+        logp_M, old, advantage_M, low=objective.clip_low, high=objective.clip_high
+    )

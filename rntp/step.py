@@ -210,12 +210,18 @@ def sampler_logp(rollouts: Sequence[Rollout]) -> Tensor:
     return torch.cat([torch.empty(0), *(t.sampled_logprobs for t in thoughts)])
 
 
-def over_step(judgements: Sequence[Judgement], config: Config) -> list[Judgement]:
-    """The microbatches of a whole step again, with advantages that know all of its rewards."""
+def over_step(
+    judgements: Sequence[Judgement], config: Config, usual_std: float = 0.0
+) -> list[Judgement]:
+    """The microbatches of a whole step again, with advantages that know all of its rewards.
+
+    usual_std: what groups are measured by; see `rntp.credit`.
+    """
     advantage, counted = credit(
         torch.cat([j.driving_PG for j in judgements]),
         torch.cat([j.empty_logp_PH for j in judgements]),
         config,
+        usual_std,
     )
     sizes = [len(j.reward_PG) for j in judgements]
     return [

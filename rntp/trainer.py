@@ -23,6 +23,7 @@ from rntp.errors import CheckpointError, Diverged, Preempted
 from rntp.estimate import Shape, step_flop
 from rntp.evaluation import compare, evaluate
 from rntp.files import write_json
+from rntp.group_spread import GroupSpread
 from rntp.learnability import Learnability
 from rntp.log import RunLog
 from rntp.memory import peak_bytes
@@ -79,6 +80,7 @@ class Trainer:
         )
         self.engine = open_engine(self.model, config, thoughts=config.thought.thoughts_per_position)
         self.reference = open_reference(self.model, self.optimizer.masters, config)
+        self.group_spread = GroupSpread() if config.objective.min_group_std > 0 else None
         policy = config.placement.policy
         self.learnability = Learnability() if policy == "learnability" else None
         self.place = placer(config, policy, "placement", learnability=self.learnability)
@@ -205,7 +207,8 @@ class Trainer:
             self.log.phase("score", i, len(batches))
             tree = plant(self.model, batch, self.config.reward.horizon)
             found.append(self._judge(self._score(tree), tree, batch))
-        judgements = over_step([judged for judged, _ in found], self.config)
+        usual_std = self.group_spread.mean if self.group_spread else 0.0
+        judgements = over_step([judged for judged, _ in found], self.config, usual_std)
         counted_P = torch.cat([judged.counted_P for judged in judgements])
         return list(zip(judgements, [e for _, e in found], strict=True)), counted_P
 
@@ -248,6 +251,8 @@ class Trainer:
             self.reference.update(self.optimizer.masters)
         if self.learnability:
             self.learnability.observe(tally.rollouts, tally.reward_PG)
+        if self.group_spread:
+            self.group_spread.observe(tally.compared_PG)
 
     def comparison(self) -> dict[str, Any] | None:
         """Evaluation before and after training, side by side; None until both exist."""
@@ -362,13 +367,15 @@ class Trainer:
         self.log.message(f"resuming from {newest}: {step} of {self.config.run.steps} steps done")
         return step
 
-    def _companions(self) -> dict[str, Reference | Learnability]:
+    def _companions(self) -> dict[str, Reference | Learnability | GroupSpread]:
         """What a checkpoint holds besides weights and moments, where the config asks for it."""
-        found: dict[str, Reference | Learnability] = {}
+        found: dict[str, Reference | Learnability | GroupSpread] = {}
         if self.reference:
             found["reference"] = self.reference
         if self.learnability:
             found["placement"] = self.learnability
+        if self.group_spread:
+            found["group_spread"] = self.group_spread
         return found
 
     def _greet(self, done: int) -> None:

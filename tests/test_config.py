@@ -63,7 +63,7 @@ def minimal(**sections) -> dict:
                 objective={"drop_dead_groups": True, "advantage": "none"},
                 thought={"thoughts_per_position": 1},
             ),
-            r"always dead; set objective.drop_dead_groups to false",
+            r"always dead; set objective.drop_dead_groups to false and objective.min_group_std to",
         ),
         *[
             (

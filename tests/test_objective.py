@@ -8,6 +8,8 @@ import torch
 from test_step import HORIZON, config_of, distance, elsewhere, model, rollouts, run
 
 from rntp.config import Config
+from rntp.credit import credit
+from rntp.group_spread import GroupSpread
 from rntp.model import LanguageModel
 from rntp.objective import Elsewhere, Loss, loss
 from rntp.reference import Reference
@@ -94,7 +96,7 @@ def test_algorithms_part_when_weights_have_moved(
     generator = torch.Generator().manual_seed(5)
     shift = torch.rand(scores.thought_logp_M.shape, generator=generator, dtype=torch.float64) - 0.5
     ratio = shift.exp()
-    old = Elsewhere(old_logp_M=scores.thought_logp_M.detach() - shift)
+    old = Elsewhere(sampler_logp(rollouts), old_logp_M=scores.thought_logp_M.detach() - shift)
     advantage = judged.advantage_PG.flatten()[tree.thought_index]
 
     def slope(algorithm: str) -> tuple[torch.Tensor, Loss]:
@@ -137,7 +139,9 @@ def test_denominators_by_hand(
         reward = torch.tensor(closed, dtype=torch.float64)
         alive = reward.std(dim=1) > 0
         assert 0 < alive.sum() < len(alive)
-        reference = Elsewhere(reference_logp_M=scores.thought_logp_M.detach() + 0.5)
+        reference = Elsewhere(
+            sampler_logp(rollouts), reference_logp_M=scores.thought_logp_M.detach() + 0.5
+        )
         part = loss(scores, tree, judged, counts, config, reference)
 
         advantage = (reward - (reward.sum(1, keepdim=True) - reward) / 2).flatten()
@@ -160,7 +164,7 @@ def test_denominators_by_hand(
         assert float(part.entropy) == pytest.approx(entropy, rel=1e-10)
         assert float(part.kl) == pytest.approx(kl, rel=1e-10)
         assert float(part.total.detach()) == pytest.approx(
-            pg - 0.5 * entropy + 0.25 * kl, rel=1e-10
+            float(part.pg) - 0.5 * entropy + 0.25 * kl, rel=1e-10
         )
         assert judged.counted_P.tolist() == (alive.tolist() if drop else [True] * len(alive))
 
@@ -181,7 +185,46 @@ def test_dead_groups_do_not_move_a_whole_step_either(
     alive = dropped.advantage_PG[~dead]
     assert float(alive.mean()) == pytest.approx(0, abs=1e-6)
     assert float(alive.std(correction=0)) == pytest.approx(1, rel=1e-6)
+
+
+def test_groups_that_lie_closer_than_usual_are_dropped() -> None:
+    """Less than half of the usual 1, and not what is equal to it; nothing is usual at first."""
+    config = config_of("objective.min_group_std=0.5")
+    reward = torch.tensor([[0.0, 0, 0], [1, 1, 1.5], [0, 1.5, 0], [0, 3, 0]])
+    empty = torch.zeros(4, HORIZON)
+    for usual, counted in ((0.0, [True] * 4), (1.0, [False, False, True, True])):
+        advantage, found = credit(reward, empty, config, usual)
+        assert found.tolist() == counted
+        others = (reward.sum(1, keepdim=True) - reward) / 2
+        torch.testing.assert_close(advantage, (reward - others) * found[:, None])
+    even = credit(torch.tensor([[-1.0, 1.0]]), empty[:1], config, 2.0)[1]  # exactly at the bound
+    assert even.tolist() == [True]
+    broken = reward.clone()
+    broken[0, 0] = float("nan")
+    advantage, found = credit(broken, empty, config, 1.0)
+    assert found.tolist() == [True, False, True, True]
+    assert advantage[0].isnan().all()
+    dead = config_of("objective.min_group_std=0.5", "objective.drop_dead_groups=true")
+    assert credit(reward, empty, dead, 0.0)[1].tolist() == [False, True, True, True]
+
+
+def test_what_is_usual_is_a_running_mean() -> None:
+    spread = GroupSpread()
+    assert spread.mean == 0
+    spread.observe(torch.tensor([[-1.0, 1], [-3, 3]]))
+    assert spread.mean == 2
+    spread.observe(torch.tensor([[-1.0, 1]]))
+    assert spread.mean == pytest.approx(0.9 * 2 + 0.1 * 1)
+    other = GroupSpread()
+    other.restore({name: tensor.clone() for name, tensor in spread.tensors().items()})
+    for each in (spread, other):
+        each.observe(torch.tensor([[0.0, 0]]))
+    assert spread.mean == other.mean == pytest.approx(0.9 * 1.9)
+
+
+def test_a_step_without_any_live_group(model: LanguageModel, rollouts: list[Rollout]) -> None:
     config = config_of("reward.scheme=format_only", "objective.drop_dead_groups=true")
+    dropped = case(model, rollouts, config)[2]
     nothing = replace(dropped, driving_PG=torch.ones_like(dropped.driving_PG))
     (found,) = over_step([nothing], config)
     assert not found.counted_P.any()
@@ -205,7 +248,7 @@ def test_the_entropy_bonus_against_the_dense_softmax(
     def ours() -> torch.Tensor:
         scores = score(model, tree, temperature=temperature, with_context=False)
         judged = judge(scores, tree, rollouts, config)
-        return loss(scores, tree, judged, counts, config, Elsewhere()).total
+        return loss(scores, tree, judged, counts, config, Elsewhere(sampler_logp(rollouts))).total
 
     def dense() -> torch.Tensor:
         logits = tree.tree.hidden(model)[tree.thought_rows] @ model.head.T / temperature
@@ -285,7 +328,14 @@ def test_a_divergence_in_the_reward(
     torch.testing.assert_close(judged.advantage_PG, expected - others)
     assert not torch.allclose(judged.advantage_PG, without.advantage_PG, rtol=1e-2)
 
-    part = loss(scores, tree, judged, counts, config, Elsewhere(reference_logp_M=reference_M))
+    part = loss(
+        scores,
+        tree,
+        judged,
+        counts,
+        config,
+        Elsewhere(sampler_logp(rollouts), reference_logp_M=reference_M),
+    )
     (slope,) = torch.autograd.grad(part.total, scores.thought_logp_M)
     advantage = judged.advantage_PG.flatten()[tree.thought_index]
     torch.testing.assert_close(slope, -advantage / counts.thought)
@@ -310,7 +360,7 @@ def test_shares_of_the_continuation(
         "posterior": 3 * torch.softmax(think.sum(2), 1),
     }[use]
     assert 0 < share.min() < share.max() or share.min() == 0 < share.max()
-    part = loss(scores, tree, judged, counts, config, Elsewhere())
+    part = loss(scores, tree, judged, counts, config, Elsewhere(sampler_logp(rollouts)))
     wanted = -float((share[:, :, None] * think).mean())
     assert float(part.total.detach()) == pytest.approx(2 * wanted, rel=1e-10)
     (slope,) = torch.autograd.grad(part.total, scores.think_logp_PGH)
@@ -322,7 +372,9 @@ def test_tokens_of_another_sampler(model: LanguageModel, rollouts: list[Rollout]
     tree, scores, judged, counts = case(model, rollouts, config)
     logp = scores.thought_logp_M.detach()
     own = loss(scores, tree, judged, counts, config, Elsewhere(sampler_logp_M=logp))
-    plain = loss(scores, tree, judged, counts, config_of(*ONLY_POLICY), Elsewhere())
+    plain = loss(
+        scores, tree, judged, counts, config_of(*ONLY_POLICY), Elsewhere(sampler_logp(rollouts))
+    )
     assert torch.equal(own.total, plain.total)
     ratio = torch.linspace(0.1, 4, len(logp), dtype=torch.float64)
     stale = Elsewhere(sampler_logp_M=logp - ratio.log())

@@ -315,10 +315,12 @@ def test_clipped_ratio_moves_away_from_old_thoughts(
     scores = score(model, tree, temperature=1.0, with_context=False)
     judged = judge(scores, tree, rollouts, config)
     advantage = judged.advantage_PG
-    first = loss(scores, tree, judged, counts, config, Elsewhere())
+    first = loss(scores, tree, judged, counts, config, Elsewhere(sampler_logp(rollouts)))
     assert first.clipped_tokens == 0
     far = scores.thought_logp_M.detach() - 2.0  # as if the policy had grown e² times likelier
-    later = loss(scores, tree, judged, counts, config, Elsewhere(old_logp_M=far))
+    later = loss(
+        scores, tree, judged, counts, config, Elsewhere(sampler_logp(rollouts), old_logp_M=far)
+    )
     rising = advantage.flatten()[tree.thought_index] > 0
     assert int(later.clipped_tokens) == int(rising.sum()) > 0
     assert not torch.isclose(later.pg, first.pg)

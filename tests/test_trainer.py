@@ -398,6 +398,23 @@ def test_a_divergence_is_measured_kept_and_resumed(
         assert rows[3]["loss/kl"] == pytest.approx(rows[3]["kl/reference"], rel=1e-5)
 
 
+def test_groups_closer_than_usual_are_dropped_and_resumed(raw: dict, tmp_path: Path) -> None:
+    raw["evaluation"] = {"enabled": False}
+    option = "objective.min_group_std=0.9"
+    whole = fit(raw, option, f"run.dir={tmp_path / 'whole'}")
+    parts = f"run.dir={tmp_path / 'parts'}"
+    for steps in (1, 3, 4):
+        folder = fit(raw, option, parts, f"run.steps={steps}").config.run.dir
+    rows = comparable(whole.config.run.dir)
+    assert comparable(folder) == rows
+    assert rows[0]["group/dropped_frac"] == 0  # nothing is usual yet
+    assert 0 < sum(row["group/dropped_frac"] for row in rows) < 3
+    expected = rows[0]["group/reward_std"]
+    for row in rows[1:]:
+        expected = 0.9 * expected + 0.1 * row["group/reward_std"]
+    assert whole.group_spread.mean == pytest.approx(expected, rel=1e-5)
+
+
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
     for _ in range(1200):
         assert process.poll() is None, process.communicate()
