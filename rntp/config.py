@@ -128,8 +128,8 @@ class Objective(Section):
     """Groups whose thoughts all earn the same leave the policy gradient's denominator. Their
     contexts count as seen: no fresh ones are drawn instead (2503.14476). A second forward."""
     min_group_std: Fraction = 0.0
-    """So do groups whose rewards lie closer together than this share of what they usually do (the
-    running mean of their standard deviations); RLPR takes 0.5 (2506.18254). 0 is off."""
+    """Groups whose rewards have a standard deviation below this share of its running mean leave
+    the policy gradient; RLPR takes 0.5 (2506.18254). 0 is off. A second forward."""
     pg_weight: Weight = 1.0
     """Weight of the policy-gradient term on thought tokens (g1)."""
     continuation_weight: Weight = 0.1
@@ -421,7 +421,8 @@ class Config(Section):
                 "baseline.use: subtract cancels within a group: it changes the logged reward, not "
                 "the gradient (clip, group_member, position_weight and gate do change it)"
             )
-        if self.baseline.weights in ("frozen", "ema") and inert:
+        own_copy = self.baseline.weights in ("frozen", "ema") and self.objective.kl_weight == 0
+        if own_copy and inert:
             yield (
                 f"baseline.weights: {self.baseline.weights} keeps a copy of the weights and runs a "
                 "second forward, and with baseline.use: subtract only the logged reward knows"

@@ -140,6 +140,8 @@ def test_inert_baseline_is_warned_about() -> None:
     assert warned("baseline.weights=none") == [False, False]
     for weights in ("frozen", "ema"):
         assert warned(f"baseline.weights={weights}") == [True, True]
+        shared = [f"objective.kl_reference={weights}", "objective.kl_weight=0.1"]
+        assert warned(f"baseline.weights={weights}", *shared) == [True, False]
         for use in ("clip", "group_member", "position_weight", "gate"):
             assert warned(f"baseline.weights={weights}", f"baseline.use={use}") == [False, False]
     # Its weights come from the baseline, so it does not cancel.
