@@ -1,5 +1,9 @@
-"""From rewards to advantages, within each group. Pure functions; R is [P, G], reward units."""
+"""From rewards to advantages, within each group or over all of them. Pure functions.
 
+Rewards are [P, G], in reward units.
+"""
+
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -20,16 +24,38 @@ def leave_one_out(reward_PG: Tensor) -> Tensor:
     return group_mean(reward_PG) * (size / (size - 1) if size > 1 else 0.0)
 
 
+def as_it_is(reward_PG: Tensor) -> Tensor:
+    """A_i = r_i: plain REINFORCE, or a reward that its scheme has centred already."""
+    return reward_PG
+
+
+def over_all(reward_PG: Tensor) -> Tensor:
+    """A_i = r_i − mean over all thoughts given (REINFORCE++, 2501.03262)."""
+    return reward_PG - reward_PG.mean()
+
+
+Kind = Literal["group_mean", "leave_one_out", "none", "step"]
+CENTRED: dict[Kind, Callable[[Tensor], Tensor]] = {
+    "group_mean": group_mean,
+    "leave_one_out": leave_one_out,
+    "none": as_it_is,
+    "step": over_all,
+}
+
+
 def advantages(
-    reward_PG: Tensor,
-    kind: Literal["group_mean", "leave_one_out"],
-    *,
-    divide_by_std: bool = False,
-    std_floor: float = 0.05,
+    reward_PG: Tensor, kind: Kind, *, divide_by_std: bool = False, std_floor: float = 0.05
 ) -> Tensor:
-    """Detached advantages [P, G]; with divide_by_std, over max(group std, std_floor) (GRPO)."""
+    """Detached advantages [P, G].
+
+    With divide_by_std over max(standard deviation of the group, std_floor) (GRPO). step takes mean
+    and standard deviation over everything given, which must be all groups of the step, and always
+    divides.
+    """
     reward_PG = reward_PG.detach()
-    centred = {"group_mean": group_mean, "leave_one_out": leave_one_out}[kind](reward_PG)
+    centred = CENTRED[kind](reward_PG)
+    if kind == "step":
+        return centred / reward_PG.std(correction=0).clamp_min(std_floor)
     if not divide_by_std:
         return centred
     std = reward_PG.std(dim=1, keepdim=True, correction=0)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Use = Literal["subtract", "clip", "group_member", "position_weight"]
+Use = Literal["subtract", "clip", "group_member", "position_weight", "gate"]
 
 
 def floored(reward_PG: Tensor, use: Use) -> Tensor:
@@ -37,8 +37,14 @@ def used(
     position_weight: A · (1 − exp(mean_k log p(x_k | context))), the chance of being wrong without a
     thought, in [0, 1]. That is an absolute number, so it does not depend on how the step is cut
     into microbatches.
+    gate: A · 1[mean_i r_i > 0], for rewards that give an empty thought 0. The mean of the thoughts
+    at hand stands for the expected gain. Blind spot: where thoughts cost more than they give on
+    average, the one that helps is not learnt from either, so a policy that cannot think yet stays
+    as it is; and a group that did well by luck counts where one that did badly does not.
     """
     advantage_PG = centre(members(reward_PG, use))[:, : reward_PG.shape[1]]
+    if use == "gate":
+        return advantage_PG * (reward_PG.mean(dim=1, keepdim=True) > 0)
     if use != "position_weight":
         return advantage_PG
     return advantage_PG * -torch.expm1(logp_empty_PH.mean(dim=1, keepdim=True))

@@ -141,33 +141,77 @@ class Baseline(Section):
     of the weights of the start or of a moving average, which cost a copy and a second forward."""
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
     """ema: share of the average that stays in a step (2510.01265)."""
-    use: Literal["subtract", "clip", "group_member", "position_weight"] = "subtract"
+    use: Literal["subtract", "clip", "group_member", "position_weight", "gate"] = "subtract"
     """subtract: as the scheme does. clip: floor the driving reward at zero (2602.11549).
     group_member: the empty thought joins the group's mean, without a gradient. position_weight:
-    advantages count in proportion to the chance of being wrong without a thought."""
+    advantages count in proportion to the chance of being wrong without a thought. gate: only groups
+    whose mean reward is above zero count; where thoughts do not pay yet, nothing is learnt."""
 
 
 class Objective(Section):
-    algorithm: Literal["policy_gradient", "clipped_ratio"] = "policy_gradient"
-    """policy_gradient is on-policy, one update a rollout; clipped_ratio allows several."""
-    advantage: Literal["group_mean", "leave_one_out"] = "leave_one_out"
-    """Reward minus the mean of the group, or of the other members of the group."""
+    algorithm: Literal["policy_gradient", "clipped_ratio", "cispo", "gspo"] = "policy_gradient"
+    """policy_gradient is on-policy, one update a rollout; the others allow several. clipped_ratio:
+    PPO's, a token. cispo: a clipped weight, so that no token loses its gradient (2506.13585). gspo:
+    one ratio a thought (2507.18071)."""
+    advantage: Literal["group_mean", "leave_one_out", "none", "step"] = "leave_one_out"
+    """Reward minus the mean of the group, or of the other members of the group. none: the reward
+    itself, for schemes that are centred already. step: minus the mean of the whole step and over
+    its standard deviation (2501.03262), which costs a second forward."""
     advantage_std: bool = False
     """Divide by the group's standard deviation. Dense rewards rarely want it."""
     advantage_std_floor: Annotated[float, Field(gt=0)] = 0.05
     """Least divisor, in reward units: keep it well above `reward/noise_floor`."""
+    normalize: Literal["tokens", "thoughts", "budget"] = "tokens"
+    """Sums over sampled tokens are divided by their number (DAPO), or averaged in each thought
+    first (GRPO; favours short good thoughts), or divided by thoughts times the most tokens a
+    thought may have (2503.20783)."""
+    drop_dead_groups: bool = False
+    """Groups whose thoughts all earn the same leave the policy gradient's denominator. Their
+    contexts count as seen: no fresh ones are drawn instead (2503.14476). A second forward."""
+    min_group_std: Fraction = 0.0
+    """Groups whose rewards have a standard deviation below this share of its running mean leave
+    the policy gradient; RLPR takes 0.5 (2506.18254). 0 is off. A second forward."""
     pg_weight: Weight = 1.0
     """Weight of the policy-gradient term on thought tokens (g1)."""
     continuation_weight: Weight = 0.1
     """Weight of the continuation's NLL with the thought in context (g2)."""
+    continuation_use: Literal["uniform", "reward", "positive", "posterior"] = "uniform"
+    """Share of each thought in that term: 1; its reward, 0 where that is negative (2505.21493); 1
+    where the advantage is positive (2512.12576); its share of the group's probability, times G
+    (2503.19618)."""
     ntp_weight: Weight = 0.1
     """Weight of the plain next-token loss on the context."""
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """clipped_ratio: lower clip, ratio >= 1 - clip_low."""
+    entropy_weight: Weight = 0.0
+    """Weight of the entropy of sampled tokens, nats, which the update raises."""
+    kl_weight: Weight = 0.0
+    """Weight of the divergence from a reference, nats; 0 keeps no reference for it."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Of a token, with d its log-ratio to the reference: d, d squared half, exp(-d) - 1 + d. In the
+    reward k1 is LaTRO's (2411.04282); in the loss only k2 has the divergence's own gradient."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """loss: a term of its own. reward: taken off, summed over the thought, before centring."""
+    kl_reference: Literal["frozen", "ema"] = "frozen"
+    """Weights of the start, or their moving average (baseline.decay). A copy and a forward."""
+    importance_cap: Weight = 0.0
+    """Policy-gradient tokens count min(policy / sampler, cap): for stale or foreign samplers
+    (1802.01561). At least 1; 0 is off."""
+    clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Lower clip, ratio >= 1 - clip_low; 1 leaves that side open, as cispo's authors do."""
     clip_high: Annotated[float, Field(gt=0)] = 0.28
-    """clipped_ratio: upper clip, ratio <= 1 + clip_high (clip-higher, 2503.14476)."""
+    """Upper clip, ratio <= 1 + clip_high (clip-higher, 2503.14476). gspo's ratios are closer to 1:
+    its authors take 3e-4 below and 4e-4 above."""
     epochs_per_rollout: Positive = 1
-    """clipped_ratio: updates over the same thoughts; one forward each."""
+    """Updates over the same thoughts, one forward each; not with policy_gradient."""
+
+    @property
+    def needs_whole_step(self) -> bool:
+        """Advantages or denominators depend on the rewards of more than one microbatch."""
+        return self.advantage == "step" or self.drops_groups
+
+    @property
+    def drops_groups(self) -> bool:
+        """Some groups may leave the policy gradient."""
+        return self.drop_dead_groups or self.min_group_std > 0
 
 
 class Optim(Section):
@@ -292,7 +336,9 @@ class Config(Section):
                 "data.context_tokens, or lower placement.min_prefix_tokens, the positions_per_doc "
                 "or reward.horizon"
             )
-        if self.thought.thoughts_per_position == 1 and self.objective.pg_weight > 0:
+        in_group = self.objective.advantage in ("group_mean", "leave_one_out")
+        alone = self.thought.thoughts_per_position == 1
+        if alone and in_group and self.objective.pg_weight > 0:
             raise ValueError(
                 "a group of one thought has no advantage, so the policy would not learn; set "
                 "thought.thoughts_per_position to 2 or more, or objective.pg_weight to 0"
@@ -301,21 +347,48 @@ class Config(Section):
             self.objective.pg_weight > 0
             or self.objective.continuation_weight > 0
             or self.objective.ntp_weight == 0
+            or self.objective.entropy_weight > 0
+            or self.objective.kl_weight > 0
         ):
             raise ValueError(
                 "without thoughts (thought.thoughts_per_position: 0) only the next-token loss is "
-                "left; set objective.pg_weight and objective.continuation_weight to 0 and "
-                "objective.ntp_weight above 0"
+                "left; set objective.pg_weight, continuation_weight, entropy_weight and "
+                "kl_weight to 0 and objective.ntp_weight above 0"
             )
         if self.objective.algorithm == "policy_gradient" and self.objective.epochs_per_rollout > 1:
             raise ValueError(
                 "objective.epochs_per_rollout > 1 reuses thoughts of older weights; set "
-                "objective.algorithm to clipped_ratio"
+                "objective.algorithm to clipped_ratio, cispo or gspo"
             )
-        if self.objective.advantage_std and self.objective.advantage == "leave_one_out":
+        if self.objective.advantage_std and self.objective.advantage != "group_mean":
             raise ValueError(
                 "objective.advantage_std belongs to objective.advantage: group_mean; with "
-                "leave_one_out set it to false"
+                f"{self.objective.advantage} set it to false"
+            )
+        if self.objective.drops_groups and self.thought.thoughts_per_position < 2:
+            raise ValueError(
+                "a group of fewer than two thoughts is always dead; set objective.drop_dead_groups "
+                "to false and objective.min_group_std to 0"
+            )
+        if 0 < self.objective.importance_cap < 1:
+            raise ValueError(
+                "objective.importance_cap below 1 cuts the weight of tokens that the sampler drew "
+                "as the policy would; set it to 0 (off), or to 1 or more"
+            )
+        if self.objective.importance_cap > 0 and self.objective.algorithm == "gspo":
+            raise ValueError(
+                "objective.importance_cap weighs tokens and gspo whole thoughts; set "
+                "objective.importance_cap to 0, or objective.algorithm to another"
+            )
+        if (
+            self.objective.kl_weight > 0
+            and self.baseline.weights in ("frozen", "ema")
+            and self.baseline.weights != self.objective.kl_reference
+        ):
+            raise ValueError(
+                f"baseline.weights: {self.baseline.weights} and objective.kl_reference: "
+                f"{self.objective.kl_reference} would be two more copies of the weights; set them "
+                "to the same, or baseline.weights to current"
             )
         if self.baseline.use != "subtract" and self.baseline.weights == "none":
             raise ValueError(
@@ -329,6 +402,11 @@ class Config(Section):
                 raise ValueError(
                     f"placement.{name}: [{low}, {high}] holds nothing; give the lower end first"
                 )
+        if self.baseline.use == "group_member" and self.objective.advantage == "none":
+            raise ValueError(
+                "baseline.use: group_member joins a mean, and objective.advantage: none takes "
+                "none; set baseline.use to subtract, or objective.advantage to another"
+            )
         if self.model.think_open == self.model.think_close:
             raise ValueError("model.think_open and model.think_close must differ")
         if not self.model.think_open or not self.model.think_close:
@@ -339,6 +417,19 @@ class Config(Section):
     def branch_tokens(self) -> int:
         """Most tokens of one branch: markers, thought, continuation, answer."""
         return self.thought.thought_tokens + 2 + self.reward.horizon + self.thought.answer_tokens
+
+    @property
+    def reference_weights(self) -> Literal["frozen", "ema"] | None:
+        """The second set of weights that the run keeps, for its baseline, its KL term or both."""
+        weights = self.baseline.weights
+        if weights == "frozen" or weights == "ema":
+            return weights
+        return self.objective.kl_reference if self.objective.kl_weight > 0 else None
+
+    @property
+    def budget_tokens(self) -> int:
+        """Most tokens that the sampler draws for one thought and its answer."""
+        return self.thought.thought_tokens + self.thought.answer_tokens
 
     @property
     def span_tokens(self) -> int:
@@ -359,18 +450,41 @@ class Config(Section):
 
     def warnings(self) -> Iterator[str]:
         """What is allowed but probably not meant."""
-        # These are no plain differences to the baseline, so there it does not cancel.
-        bent = {"weighted_log_ratio", "positive_gain", "ppl_steps"}
-        inert = self.baseline.use == "subtract" and not bent & set(self.reward.weights)
+        # These are no plain differences to the baseline, so there it does not cancel; nor does it
+        # where the reward is not compared within its group.
+        bent = {"weighted_log_ratio", "weighted_prob", "positive_gain", "ppl_steps"}
+        inert = (
+            self.baseline.use == "subtract"
+            and not bent & set(self.reward.weights)
+            and self.objective.advantage in ("group_mean", "leave_one_out")
+            and self.objective.continuation_use != "reward"
+        )
         if self.baseline.weights != "none" and inert:
             yield (
                 "baseline.use: subtract cancels within a group: it changes the logged reward, not "
-                "the gradient (clip, group_member and position_weight do change it)"
+                "the gradient (clip, group_member, position_weight and gate do change it)"
             )
-        if self.baseline.weights in ("frozen", "ema") and inert:
+        own_copy = self.baseline.weights in ("frozen", "ema") and self.objective.kl_weight == 0
+        if own_copy and inert:
             yield (
                 f"baseline.weights: {self.baseline.weights} keeps a copy of the weights and runs a "
                 "second forward, and with baseline.use: subtract only the logged reward knows"
+            )
+        objective = self.objective
+        if objective.algorithm != "policy_gradient" and objective.epochs_per_rollout == 1:
+            yield (
+                f"objective.algorithm: {objective.algorithm} has the gradient of policy_gradient "
+                "as long as objective.epochs_per_rollout is 1"
+            )
+        if objective.importance_cap > 0:
+            yield (
+                f"objective.importance_cap: rollout.engine: {self.rollout.engine} samples with the "
+                "trainer's own weights, so that every ratio is 1 up to rounding"
+            )
+        if objective.kl_weight > 0 and (objective.kl_in, objective.kl_estimator) == ("loss", "k1"):
+            yield (
+                "objective.kl_estimator: k1 has an expected gradient of 0 in the loss; k2 has the "
+                "divergence's own"
             )
         if self.objective.continuation_weight == 0 and self.objective.ntp_weight == 0:
             yield (

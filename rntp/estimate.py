@@ -106,7 +106,7 @@ def peak_memory(config: Config, shape: Shape) -> float:
 
 
 def checkpoint_bytes(config: Config, parameters: int) -> int:
-    """Weights, two moments, and the second set of weights that a baseline may have."""
+    """Weights, two moments, and the second set of weights of a baseline or a KL term."""
     return parameters * (3 * _widths(config)[0] + _reference_bytes(config)[1])
 
 
@@ -153,11 +153,15 @@ def step_flop(
     """
     head_row = 2 * shape.hidden * shape.vocabulary
     train = 6 * shape.trunk * tree + 4 * head_row * head_rows
+    # Without gradients, for the rewards of the whole step.
+    ahead = (2 * shape.trunk * tree + head_row * head_rows) * config.objective.needs_whole_step
     sample = (2 * shape.trunk + head_row) * (context + sampled) if sampled else 0
-    reference = config.baseline.weights in ("frozen", "ema")
-    second = 2 * shape.trunk * context if reference and sampled else 0
+    second = 0
+    if config.reference_weights and sampled:
+        # For a KL term the whole tree, else the contexts alone.
+        second = 2 * shape.trunk * (tree if config.objective.kl_weight > 0 else context)
     judge = 2 * shape.trunk * asked
-    return config.objective.epochs_per_rollout * train + sample + second + judge
+    return config.objective.epochs_per_rollout * train + ahead + sample + second + judge
 
 
 def _widths(config: Config) -> tuple[int, int]:
@@ -167,11 +171,11 @@ def _widths(config: Config) -> tuple[int, int]:
 
 
 def _reference_bytes(config: Config) -> tuple[int, int]:
-    """Bytes a parameter, in memory and in a checkpoint, of a baseline's own weights."""
+    """Bytes a parameter, in memory and in a checkpoint, of the second set of weights."""
     wide, narrow = _widths(config)
-    if config.baseline.weights == "ema":
+    if config.reference_weights == "ema":
         return wide + (narrow if narrow < wide else 0), wide
-    return (narrow, narrow) if config.baseline.weights == "frozen" else (0, 0)
+    return (narrow, narrow) if config.reference_weights == "frozen" else (0, 0)
 
 
 def matmul_flops(config: Config, shape: Shape, seconds: float = 0.3) -> float:

@@ -11,9 +11,10 @@ from rntp.advantages import dead_groups
 from rntp.baselines import members
 from rntp.config import Config
 from rntp.model import LanguageModel
+from rntp.objective import Elsewhere, Loss
 from rntp.placement import Bands
 from rntp.placement.picked import picked
-from rntp.step import Counts, Judgement, Loss, Scores
+from rntp.step import Counts, Judgement, Scores
 from rntp.tokenizer import decode, token_strings
 from rntp.tree import thought_branch, tree_tokens, unshared_tokens
 from rntp.types import Rollout, Thought
@@ -28,14 +29,16 @@ class Tally:
     counts: Counts
     scores: list[Scores] = field(default_factory=list)
     judgements: list[Judgement] = field(default_factory=list)
+    elsewhere: list[Elsewhere] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
     # Of the epochs over old thoughts, where the policy has moved away from them.
     clipped_tokens: float = 0.0
 
-    def add(self, scores: Scores, judgement: Judgement, loss: Loss) -> None:
+    def add(self, scores: Scores, judgement: Judgement, elsewhere: Elsewhere, loss: Loss) -> None:
         """The outcome of one microbatch of the first epoch."""
         self.scores.append(scores.detached())
         self.judgements.append(judgement)
+        self.elsewhere.append(elsewhere)
         self.losses.append(replace(loss, total=loss.total.detach()))
 
     @property
@@ -58,8 +61,9 @@ class Tally:
         return [t for r in self.rollouts for group in r.thoughts for t in group]
 
     @property
-    def sampler_logp_M(self) -> Tensor:
-        return torch.cat([t.drawn_logprobs for t in self.thoughts])
+    def compared_PG(self) -> Tensor:
+        """All that thoughts are compared with, as `rntp.credit` sees it."""
+        return members(_cat(j.driving_PG for j in self.judgements), self.config.baseline.use)
 
     def metrics(self) -> dict[str, float]:
         """Means over the whole step; units in the names' documentation (README, Metrics).
@@ -73,9 +77,13 @@ class Tally:
             "tokens/tree": sum(tree_tokens(r, horizon) for r in self.rollouts),
             "tokens/unshared": sum(unshared_tokens(r, horizon) for r in self.rollouts),
         }
+        objective = self.config.objective
+        terms = ["total", "pg", "continuation", "ntp"]
+        terms += ["kl"] if objective.kl_weight > 0 and objective.kl_in == "loss" else []
+        terms += ["entropy"] if objective.entropy_weight > 0 else []
         losses = {
             f"loss/{term}": float(sum(getattr(part, term) for part in self.losses))
-            for term in ("total", "pg", "continuation", "ntp")
+            for term in terms
         }
         return (self._of_thoughts() if self.counts.thought else {}) | losses | sizes
 
@@ -84,12 +92,12 @@ class Tally:
         empty = _cat(s.empty_logp_PH for s in self.scores)
         logp_M = _cat(s.thought_logp_M for s in self.scores)
         reward = self.reward_PG
-        compared = members(reward, self.config.baseline.use)
         thoughts = self.thoughts
         lengths = torch.tensor([float(t.num_tokens) for t in thoughts])
         drawn = [torch.tensor([len(t.sampled_ids), len(t.answer_ids)]) for t in thoughts]
         of_thought_M = torch.cat([torch.tensor([True, False]).repeat_interleave(n) for n in drawn])
-        mismatch = logp_M - self.sampler_logp_M
+        sampler_M = _cat(e.sampler_logp_M for e in self.elsewhere)
+        mismatch = logp_M - sampler_M
         discounts = self.config.reward.discount ** torch.arange(think.shape[2])
         found = {
             "reward/mean": reward.mean(),
@@ -104,8 +112,8 @@ class Tally:
             "nll/think": -think.mean(),
             "thought/tokens_mean": lengths.mean(),
             "thought/closed_frac": torch.tensor([float(t.closed) for t in thoughts]).mean(),
-            "group/dead_frac": dead_groups(compared).float().mean(),
-            "kl/sampler": losses.kl_estimate(logp_M, self.sampler_logp_M) / len(logp_M),
+            "group/dead_frac": dead_groups(self.compared_PG).float().mean(),
+            "kl/sampler": losses.kl_estimate(logp_M, sampler_M) / len(logp_M),
             "kl/sampler_max_abs": mismatch.abs().max(),
             "entropy/thought": _cat(s.thought_entropy_M for s in self.scores)[of_thought_M].mean(),
         }
@@ -118,6 +126,7 @@ class Tally:
                 [float(t.answer_ended) for t in thoughts]
             ).mean()
         found["policy/clip_frac"] = torch.tensor(self.clipped_tokens / self.counts.thought)
+        found |= self._of_options(logp_M, mismatch)
         of_labels = labels.placement_metrics(
             self.rollouts,
             min_prefix=self.config.placement.min_prefix_tokens,
@@ -126,6 +135,22 @@ class Tally:
         section = self.config.placement
         where = picked(self.rollouts, Bands(section.entropy_band, section.surprise_band))
         return {key: float(value) for key, value in found.items()} | where | of_labels
+
+    def _of_options(self, logp_M: Tensor, mismatch_M: Tensor) -> dict[str, Tensor]:
+        """What only some objectives have. mismatch_M: log π − log π_sampler, nats."""
+        objective = self.config.objective
+        found = {}
+        if objective.importance_cap > 0:
+            cut = mismatch_M.exp() > objective.importance_cap
+            found["policy/truncated_frac"] = cut.float().mean()
+        if objective.drops_groups:
+            counted_P = _cat(j.counted_P for j in self.judgements)
+            found["group/dropped_frac"] = (~counted_P).float().mean()
+        if objective.kl_weight > 0:
+            references = (e.reference_logp_M for e in self.elsewhere)
+            reference_M = _cat(r for r in references if r is not None)
+            found["kl/reference"] = losses.kl_per_token(logp_M, reference_M, "k3").mean()
+        return found
 
     def rows(self, model: LanguageModel) -> Iterator[dict[str, object]]:
         """One row a thought, for rollouts/step_N.jsonl."""

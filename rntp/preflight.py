@@ -26,7 +26,7 @@ def check_names(config: Config) -> None:
     others = [n for n in config.reward.weights if rewards.BASELINES[n] == "ignores"]
     # A floor is of each scheme on its own; the empty thought's reward is of their sum.
     all_others = len(others) == len(config.reward.weights)
-    if (use == "clip" and all_others) or (use == "group_member" and others):
+    if (use == "clip" and all_others) or (use in ("group_member", "gate") and others):
         able = ", ".join(sorted(n for n in rewards.REGISTRY if rewards.BASELINES[n] != "ignores"))
         raise ConfigError(
             f"baseline.use: {use} takes 0 for the reward of an empty thought, and that of scheme "

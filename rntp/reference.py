@@ -1,6 +1,7 @@
 """Weights that are not being trained: the frozen start, or a moving average of the policy.
 
-They predict the continuation without a thought, for the rewards that compare with it.
+They predict the continuation without a thought, for the rewards that compare with it, and the
+tokens of thoughts, for a policy that is to stay close to them.
 """
 
 import copy
@@ -10,9 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rntp.config import Baseline
+from rntp.config import Config
 from rntp.model import LanguageModel
-from rntp.tree import TokenTree
+from rntp.tree import ThoughtTree, TokenTree
 from rntp.types import Rollout
 
 
@@ -52,6 +53,19 @@ class Reference:
         return logp.view(rows.shape)
 
     @torch.no_grad()
+    def on_tree(self, tree: ThoughtTree, temperature: float) -> tuple[Tensor, Tensor]:
+        """The same [P, H], and log π(sampled token), nats at the temperature, [M]: one forward."""
+        model, device = self._model, self._model.device
+        num_sampled = len(tree.thought_rows)
+        rows = torch.cat([tree.thought_rows, tree.empty_rows_PH.flatten()])
+        targets = torch.cat([tree.thought_targets, tree.continuation_PH.flatten()])
+        temperatures = torch.ones(len(rows))
+        temperatures[:num_sampled] = temperature
+        hidden = tree.tree.hidden(model).index_select(0, rows.to(device))
+        logp, _, _ = model.logprob(hidden, targets.to(device), temperatures.to(device))
+        return logp[num_sampled:].view(tree.empty_rows_PH.shape), logp[:num_sampled]
+
+    @torch.no_grad()
     def update(self, masters: Mapping[str, Tensor]) -> None:
         """φ ← φ + (1 − decay) · (θ − φ), after a step. Frozen weights stay."""
         if self.decay is None:
@@ -78,9 +92,10 @@ class Reference:
 
 
 def open_reference(
-    model: LanguageModel, masters: Mapping[str, Tensor], baseline: Baseline
+    model: LanguageModel, masters: Mapping[str, Tensor], config: Config
 ) -> Reference | None:
     """The second set of weights that a config asks for, or None."""
-    if baseline.weights not in ("frozen", "ema"):
+    weights = config.reference_weights
+    if weights is None:
         return None
-    return Reference(model, masters, baseline.decay if baseline.weights == "ema" else None)
+    return Reference(model, masters, config.baseline.decay if weights == "ema" else None)

@@ -1,4 +1,4 @@
-"""The mathematics of one step: tree → log-probs → rewards → advantages → loss.
+"""The mathematics of one step: tree → log-probs → rewards → advantages; `rntp.objective` goes on.
 
 One trunk forward gives the no-think baseline (document rows), the reward's log-probs
 (continuation rows) and the policy's (thought rows). No side effects: nothing here updates, logs
@@ -6,15 +6,14 @@ or saves.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from rntp import baselines, losses, rewards
-from rntp.advantages import advantages
 from rntp.config import Config
+from rntp.credit import credit
 from rntp.evidence import gather
 from rntp.model import LanguageModel
 from rntp.tree import ThoughtTree
@@ -23,22 +22,37 @@ from rntp.types import Rollout, no_text
 
 @dataclass(frozen=True)
 class Counts:
-    """Denominators of a whole step, known before its first forward: tokens of each loss term.
+    """Denominators of a whole step, known before its first backward.
 
-    thought: those that were sampled, of thoughts and answers.
+    thought, continuation, context: tokens of these kinds; thought: those that were sampled, of
+    thoughts and answers. thoughts: their number. counted_tokens, counted_thoughts: sampled tokens
+    and thoughts of the groups that count in the policy gradient.
     """
 
     thought: int
     continuation: int
     context: int
+    thoughts: int
+    counted_tokens: int
+    counted_thoughts: int
 
     @classmethod
-    def of(cls, rollouts: Sequence[Rollout], horizon: int) -> "Counts":
-        thoughts = sum(len(group) for r in rollouts for group in r.thoughts)
+    def of(
+        cls, rollouts: Sequence[Rollout], horizon: int, counted_P: Tensor | None = None
+    ) -> "Counts":
+        """counted_P: bool, the groups that count, where some do not; see `rntp.credit`."""
+        groups = [group for r in rollouts for group in r.thoughts]
+        thoughts = sum(map(len, groups))
+        counted = groups
+        if counted_P is not None:
+            counted = [g for g, counts in zip(groups, counted_P.tolist(), strict=True) if counts]
         return cls(
             thought=sum(r.num_sampled for r in rollouts),
             continuation=thoughts * horizon,
             context=sum(len(r.context) - 1 for r in rollouts),
+            thoughts=thoughts,
+            counted_tokens=sum(t.num_drawn for group in counted for t in group),
+            counted_thoughts=sum(map(len, counted)),
         )
 
     def head_rows(self, config: Config) -> int:
@@ -68,7 +82,7 @@ class Scores:
         """The same numbers without the graph, for the record."""
         return Scores(
             thought_logp_M=self.thought_logp_M.detach(),
-            thought_entropy_M=self.thought_entropy_M,
+            thought_entropy_M=self.thought_entropy_M.detach(),
             think_logp_PGH=self.think_logp_PGH.detach(),
             empty_logp_PH=self.empty_logp_PH,
             match_PGH=self.match_PGH,
@@ -78,22 +92,19 @@ class Scores:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Rewards [P, G] under every scheme, the (sum) that drives, and the advantages it gives."""
+    """What thoughts are worth, detached.
+
+    rewards: [P, G] under every scheme. reward_PG: of those that drive. driving_PG: the same less a
+    penalty that `objective.kl_in: reward` takes off. empty_logp_PH: the baseline, nats.
+    advantage_PG, counted_P: what driving_PG gives; see `rntp.credit`.
+    """
 
     rewards: dict[str, Tensor]
     reward_PG: Tensor
+    driving_PG: Tensor
+    empty_logp_PH: Tensor
     advantage_PG: Tensor
-
-
-@dataclass(frozen=True)
-class Loss:
-    """The weighted total (differentiable) and its unweighted terms, each already divided."""
-
-    total: Tensor
-    pg: Tensor
-    continuation: Tensor
-    ntp: Tensor
-    clipped_tokens: Tensor
+    counted_P: Tensor
 
 
 def plant(model: LanguageModel, rollouts: Sequence[Rollout], horizon: int) -> ThoughtTree:
@@ -136,7 +147,7 @@ def score(
         empty_logp = document_logp.detach().view(tree.empty_rows_PH.shape)
     return Scores(
         thought_logp_M=thought_logp,
-        thought_entropy_M=entropy.split(sizes)[0].detach(),
+        thought_entropy_M=entropy.split(sizes)[0],
         think_logp_PGH=think_logp.view(shape),
         empty_logp_PH=empty_logp,
         match_PGH=match.view(shape),
@@ -150,6 +161,7 @@ def judge(
     rollouts: Sequence[Rollout],
     config: Config,
     reference_logp_PH: Tensor | None = None,
+    reference_logp_M: Tensor | None = None,
     *,
     decode: Callable[[Tensor], str] = no_text,
     verdicts: Mapping[str, Tensor] | None = None,
@@ -157,8 +169,10 @@ def judge(
     """Rewards of every scheme on the same thoughts, and the advantages of those that drive.
 
     reference_logp_PH: the continuation without a thought under `baseline.weights`, where those are
-    not the weights of this forward; see `rntp.reference`. decode: text of ids, where a scheme
-    compares texts. verdicts: see `rntp.judging`.
+    not the weights of this forward; reference_logp_M: the sampled tokens under the weights that
+    `objective.kl_weight` keeps them close to. See `rntp.reference`. decode: text of ids, where a
+    scheme compares texts. verdicts: see `rntp.judging`.
+    Where `objective.needs_whole_step`, `over_step` has to follow.
     """
     empty = _baseline(scores.empty_logp_PH, reference_logp_PH, config)
     inputs = gather(
@@ -172,15 +186,45 @@ def judge(
         verdicts=verdicts or {},
     )
     under = {name: rewards.REGISTRY[name](inputs) for name in config.reward.names}
-    driving = _weighted(under, config)
-    centre = partial(
-        advantages,
-        kind=config.objective.advantage,
-        divide_by_std=config.objective.advantage_std,
-        std_floor=config.objective.advantage_std_floor,
+    reward = driving = _weighted(under, config)
+    if config.objective.kl_weight > 0 and config.objective.kl_in == "reward":
+        assert reference_logp_M is not None
+        driving = reward - config.objective.kl_weight * losses.kl_per_thought(
+            scores.thought_logp_M.detach(),
+            reference_logp_M,
+            tree.thought_index.to(reward.device),
+            config.objective.kl_estimator,
+            thoughts=reward.numel(),
+        ).view(reward.shape)
+    return Judgement(under, reward, driving, empty, *credit(driving, empty, config))
+
+
+def sampler_logp(rollouts: Sequence[Rollout]) -> Tensor:
+    """Log-probs of the sampled tokens when they were drawn, nats, [M] in the order of the tree."""
+    thoughts = [t for r in rollouts for group in r.thoughts for t in group]
+    return torch.cat([torch.empty(0), *(t.drawn_logprobs for t in thoughts)])
+
+
+def over_step(
+    judgements: Sequence[Judgement], config: Config, usual_std: float = 0.0
+) -> list[Judgement]:
+    """The microbatches of a whole step again, with advantages that know all of its rewards.
+
+    usual_std: what groups are measured by; see `rntp.credit`.
+    """
+    advantage, counted = credit(
+        torch.cat([j.driving_PG for j in judgements]),
+        torch.cat([j.empty_logp_PH for j in judgements]),
+        config,
+        usual_std,
     )
-    advantage = baselines.used(driving, empty, config.baseline.use, centre)
-    return Judgement(under, driving, advantage)
+    sizes = [len(j.reward_PG) for j in judgements]
+    return [
+        replace(judgement, advantage_PG=own_PG, counted_P=own_P)
+        for judgement, own_PG, own_P in zip(
+            judgements, advantage.split(sizes), counted.split(sizes), strict=True
+        )
+    ]
 
 
 def _baseline(current_PH: Tensor, reference_PH: Tensor | None, config: Config) -> Tensor:
@@ -205,43 +249,3 @@ def _weighted(under: dict[str, Tensor], config: Config) -> Tensor:
         use = config.baseline.use if compares else "subtract"
         parts.append(weight * baselines.floored(under[name], use))
     return torch.stack(parts).sum(dim=0)
-
-
-def loss(
-    scores: Scores,
-    tree: ThoughtTree,
-    advantage_PG: Tensor,
-    counts: Counts,
-    config: Config,
-    old_logp_M: Tensor | None = None,
-) -> Loss:
-    """This microbatch's share of the step's loss; the shares of a step add up to it.
-
-    old_logp_M: log-probs of the policy that the first epoch saw; None on that epoch itself, where
-    the ratio is 1 and the clipped objective has the gradient of the plain one.
-    """
-    objective = config.objective
-    index = tree.thought_index.to(advantage_PG.device)
-    advantage_M = advantage_PG.flatten()[index]
-    clipped = torch.zeros((), device=advantage_PG.device)
-    if objective.algorithm == "clipped_ratio":
-        old = scores.thought_logp_M if old_logp_M is None else old_logp_M
-        pg, clipped = losses.clipped_ratio(
-            scores.thought_logp_M,
-            old,
-            advantage_M,
-            low=objective.clip_low,
-            high=objective.clip_high,
-        )
-    else:
-        pg = losses.policy_gradient(scores.thought_logp_M, advantage_M)
-    # Without thoughts both sums are empty, and so is what they would be divided by.
-    pg = pg / max(counts.thought, 1)
-    continuation = losses.negative_log_likelihood(scores.think_logp_PGH)
-    continuation = continuation / max(counts.continuation, 1)
-    total = objective.pg_weight * pg + objective.continuation_weight * continuation
-    ntp = torch.zeros_like(pg)
-    if scores.context_logp is not None:
-        ntp = losses.negative_log_likelihood(scores.context_logp) / counts.context
-        total = total + objective.ntp_weight * ntp
-    return Loss(total, pg.detach(), continuation.detach(), ntp.detach(), clipped)

@@ -7,12 +7,14 @@
 
 import json
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from rntp import checkpoint, run_folder
 from rntp.config import Config
@@ -22,10 +24,12 @@ from rntp.errors import CheckpointError, Diverged, Preempted
 from rntp.estimate import Shape, step_flop
 from rntp.evaluation import compare, evaluate
 from rntp.files import write_json
+from rntp.group_spread import GroupSpread
 from rntp.judging import open_judge
 from rntp.log import RunLog
 from rntp.memory import peak_bytes
 from rntp.metrics import Tally
+from rntp.objective import Elsewhere, loss
 from rntp.optim import Optimizer, Update
 from rntp.parallel import microbatches
 from rntp.preflight import (
@@ -40,7 +44,7 @@ from rntp.reference import Reference, open_reference
 from rntp.rollout.inprocess import open_engine
 from rntp.rollout.place import placer
 from rntp.signals import StopRequest
-from rntp.step import Counts, Scores, judge, loss, plant, score
+from rntp.step import Counts, Judgement, Scores, judge, over_step, plant, sampler_logp, score
 from rntp.tokenizer import decode, tokenizer_digest
 from rntp.tree import ThoughtTree, tree_tokens
 from rntp.types import Context, Rollout
@@ -86,7 +90,8 @@ class Trainer:
         )
         self.ask = open_judge(self.model, config)
         self.decode = partial(decode, self.model.tokenizer)
-        self.reference = open_reference(self.model, self.optimizer.masters, config.baseline)
+        self.reference = open_reference(self.model, self.optimizer.masters, config)
+        self.group_spread = GroupSpread() if config.objective.min_group_std > 0 else None
         policy = config.placement.policy
         self.record = open_record(policy)
         self.place = placer(
@@ -140,25 +145,22 @@ class Trainer:
         rollouts = self.engine.sample(contexts, self.place, self.stop.check, step - 1)
         clock.lap("time/rollout_s")
 
-        tally = Tally(config, rollouts, Counts.of(rollouts, horizon))
         batches = microbatches(
             rollouts, tokens=config.parallel.tokens_per_microbatch, horizon=horizon
         )
+        ahead, counted_P = self._judge_ahead(batches)
+        tally = Tally(config, rollouts, Counts.of(rollouts, horizon, counted_P))
         for i, batch in enumerate(batches):
             self.stop.check()
             self.log.phase("forward", i, len(batches))
             tree = plant(self.model, batch, horizon)
             scores = self._score(tree)
-            elsewhere = self.reference.no_think(batch, horizon) if self.reference else None
-            verdicts = self.ask(batch)
-            judged = judge(
-                scores, tree, batch, config, elsewhere, decode=self.decode, verdicts=verdicts
-            )
-            part = loss(scores, tree, judged.advantage_PG, tally.counts, config)
+            judged, elsewhere = ahead[i] if ahead else self._judge(scores, tree, batch)
+            part = loss(scores, tree, judged, tally.counts, config, elsewhere)
             clock.lap("time/forward_s")
             part.total.backward()
             clock.lap("time/backward_s")
-            tally.add(scores, judged, part)
+            tally.add(scores, judged, elsewhere, part)
         update = self.optimizer.step(step, loss_is_finite=tally.loss_is_finite)
         clock.lap("time/update_s")
         for _ in range(1, config.objective.epochs_per_rollout):
@@ -190,6 +192,48 @@ class Trainer:
         temperature = self.config.thought.temperature
         return score(self.model, tree, temperature=temperature, with_context=with_context)
 
+    def _judge(
+        self, scores: Scores, tree: ThoughtTree, batch: tuple[Rollout, ...]
+    ) -> tuple[Judgement, Elsewhere]:
+        """What thoughts are worth, and how likely they were under the other weights at hand."""
+        config, reference_PH, reference_M = self.config, None, None
+        if self.reference and config.objective.kl_weight > 0:
+            temperature = config.thought.temperature
+            reference_PH, reference_M = self.reference.on_tree(tree, temperature)
+        elif self.reference:
+            reference_PH = self.reference.no_think(batch, config.reward.horizon)
+        judged = judge(
+            scores,
+            tree,
+            batch,
+            config,
+            reference_PH,
+            reference_M,
+            decode=self.decode,
+            verdicts=self.ask(batch),
+        )
+        return judged, Elsewhere(sampler_logp(batch).to(self.model.device), reference_M)
+
+    @torch.no_grad()
+    def _judge_ahead(
+        self, batches: list[tuple[Rollout, ...]]
+    ) -> tuple[list[tuple[Judgement, Elsewhere]], Tensor | None]:
+        """What `_judge` says of every microbatch once the rewards of all of them are known, and
+        which groups count: a pass without gradients, or nothing where none is needed.
+        """
+        if not self.config.objective.needs_whole_step:
+            return [], None
+        found = []
+        for i, batch in enumerate(batches):
+            self.stop.check()
+            self.log.phase("score", i, len(batches))
+            tree = plant(self.model, batch, self.config.reward.horizon)
+            found.append(self._judge(self._score(tree), tree, batch))
+        usual_std = self.group_spread.mean if self.group_spread else 0.0
+        judgements = over_step([judged for judged, _ in found], self.config, usual_std)
+        counted_P = torch.cat([judged.counted_P for judged in judgements])
+        return list(zip(judgements, [e for _, e in found], strict=True)), counted_P
+
     def _another_epoch(
         self, step: int, batches: list[tuple[Rollout, ...]], tally: Tally, clock: "Stopwatch"
     ) -> Update:
@@ -200,15 +244,9 @@ class Trainer:
         finite = True
         for i, batch in enumerate(batches):
             tree = plant(self.model, batch, self.config.reward.horizon)
-            first, judged = tally.scores[i], tally.judgements[i]
-            part = loss(
-                self._score(tree),
-                tree,
-                judged.advantage_PG,
-                tally.counts,
-                self.config,
-                old_logp_M=first.thought_logp_M,
-            )
+            elsewhere = replace(tally.elsewhere[i], old_logp_M=tally.scores[i].thought_logp_M)
+            judged = tally.judgements[i]
+            part = loss(self._score(tree), tree, judged, tally.counts, self.config, elsewhere)
             clock.lap("time/forward_s")
             part.total.backward()
             clock.lap("time/backward_s")
@@ -236,6 +274,8 @@ class Trainer:
             self.reference.update(self.optimizer.masters)
         if self.record:
             self.record.observe(tally.rollouts, tally.reward_PG, tally.gain_PG)
+        if self.group_spread:
+            self.group_spread.observe(tally.compared_PG)
 
     def comparison(self) -> dict[str, Any] | None:
         """Evaluation before and after training, side by side; None until both exist."""
@@ -360,13 +400,15 @@ class Trainer:
         self.log.message(f"resuming from {newest}: {step} of {self.config.run.steps} steps done")
         return step
 
-    def _companions(self) -> dict[str, Reference | Record]:
+    def _companions(self) -> dict[str, Reference | Record | GroupSpread]:
         """What a checkpoint holds besides weights and moments, where the config asks for it."""
-        found: dict[str, Reference | Record] = {}
+        found: dict[str, Reference | Record | GroupSpread] = {}
         if self.reference:
             found["reference"] = self.reference
         if self.record:
             found["placement"] = self.record
+        if self.group_spread:
+            found["group_spread"] = self.group_spread
         return found
 
     def _greet(self, done: int) -> None:

@@ -43,7 +43,7 @@ def test_the_chance_of_being_wrong_as_a_weight() -> None:
 def test_clip_floors_the_reward_and_nothing_else_does() -> None:
     reward = torch.tensor([[-1.0, 0.5]])
     assert floored(reward, "clip").tolist() == [[0, 0.5]]
-    for use in ("subtract", "group_member", "position_weight"):
+    for use in ("subtract", "group_member", "position_weight", "gate"):
         assert floored(reward, use) is reward
 
 
@@ -76,7 +76,7 @@ def rewarded(scheme: str, logp_empty_PH: torch.Tensor) -> torch.Tensor:
         *[
             (scheme, use, True)
             for scheme in ("log_ratio", "mean_prob", "weighted_log_ratio")
-            for use in ("clip", "group_member", "position_weight")
+            for use in ("clip", "group_member", "position_weight", "gate")
         ],
         ("logprob", "position_weight", True),
     ],
@@ -91,3 +91,13 @@ def test_a_disturbed_baseline(scheme: str, use: str, changes: bool, noise: str, 
     )
     gap = float((after - before).norm() / before.norm())
     assert gap > 1e-2 if changes else gap < 1e-12, gap
+
+
+def test_the_gate_shuts_groups_that_do_not_pay() -> None:
+    reward = torch.tensor([[1.0, 2.0, 6.0], [-5.0, 1.0, 4.0], [-3.0, -3.0, 8.0]])
+    gated = used(reward, EMPTY.expand(3, 2), "gate", LOO)
+    assert torch.equal(gated[0], LOO(reward)[0])
+    assert gated[1].tolist() == [0, 0, 0]  # its mean is exactly 0
+    assert torch.equal(gated[2], LOO(reward)[2])
+    # Blind spot: the one thought that helps is not learnt from.
+    assert used(reward - 3, EMPTY.expand(3, 2), "gate", LOO)[1].abs().max() == 0

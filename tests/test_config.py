@@ -43,10 +43,44 @@ def minimal(**sections) -> dict:
         (minimal(thought={"top_p": 0.9}), r"thought.top_p: no such field"),
         (minimal(objective={"epochs_per_rollout": 2}), r"objective.algorithm to clipped_ratio"),
         (minimal(objective={"advantage_std": True}), r"leave_one_out set it to false"),
+        *[
+            (minimal(objective={"advantage_std": True, "advantage": kind}), f"with {kind} set it")
+            for kind in ("none", "step")
+        ],
+        (minimal(objective={"importance_cap": 0.5}), r"set it to 0 \(off\), or to 1 or more"),
+        (
+            minimal(objective={"importance_cap": 2, "algorithm": "gspo"}),
+            r"objective.importance_cap to 0, or objective.algorithm to another",
+        ),
+        (
+            minimal(objective={"kl_weight": 0.1}, baseline={"weights": "ema"}),
+            r"baseline.weights: ema and objective.kl_reference: frozen would be two more copies",
+        ),
+        (
+            minimal(objective={"advantage": "none"}, baseline={"use": "group_member"}),
+            r"set baseline.use to subtract, or objective.advantage to another",
+        ),
+        (
+            minimal(
+                objective={"drop_dead_groups": True, "advantage": "none"},
+                thought={"thoughts_per_position": 1},
+            ),
+            r"always dead; set objective.drop_dead_groups to false and objective.min_group_std to",
+        ),
+        *[
+            (
+                minimal(
+                    objective={"pg_weight": 0, "continuation_weight": 0, f"{term}_weight": 0.1},
+                    thought={"thoughts_per_position": 0},
+                ),
+                r"entropy_weight and kl_weight to 0",
+            )
+            for term in ("kl", "entropy")
+        ],
         (minimal(model={"think_close": "<think>"}), r"must differ"),
         *[
             (minimal(baseline={"use": use, "weights": "none"}), r"set baseline.weights to current")
-            for use in ("clip", "group_member", "position_weight")
+            for use in ("clip", "group_member", "position_weight", "gate")
         ],
         (minimal(baseline={"decay": 1}), r"baseline.decay: .*less than 1"),
         ({"run": {}}, r"run.steps: required and not given"),
@@ -108,7 +142,9 @@ def test_inert_baseline_is_warned_about() -> None:
     assert warned("baseline.weights=none") == [False, False]
     for weights in ("frozen", "ema"):
         assert warned(f"baseline.weights={weights}") == [True, True]
-        for use in ("clip", "group_member", "position_weight"):
+        shared = [f"objective.kl_reference={weights}", "objective.kl_weight=0.1"]
+        assert warned(f"baseline.weights={weights}", *shared) == [True, False]
+        for use in ("clip", "group_member", "position_weight", "gate"):
             assert warned(f"baseline.weights={weights}", f"baseline.use={use}") == [False, False]
     # These need the baseline for more than a difference, so there it does not cancel.
     for name in [name for name, use in rewards.BASELINES.items() if use == "needs"]:
@@ -116,6 +152,33 @@ def test_inert_baseline_is_warned_about() -> None:
         mixed = f"reward.scheme={{{name}: 0.5, format_only: 0.5}}"
         assert warned(mixed, "baseline.weights=ema") == [False, False]
     assert warned("reward.scheme={log_ratio: 1, format_only: 0.1}") == [True, False]
+    # Nor where rewards are not compared within their group, or weigh the continuation.
+    for option in ("advantage=none", "advantage=step", "continuation_use=reward"):
+        assert warned(f"objective.{option}") == [False, False]
+
+
+def test_what_cannot_matter_is_warned_about() -> None:
+    def said(*overrides: str) -> str:
+        return "\n".join(Config.parse(minimal(), overrides).warnings())
+
+    plain = "has the gradient of policy_gradient"
+    for algorithm in ("clipped_ratio", "cispo", "gspo"):
+        several = "objective.epochs_per_rollout=2"
+        assert f"{algorithm} {plain}" in said(f"objective.algorithm={algorithm}")
+        assert plain not in said(f"objective.algorithm={algorithm}", several)
+    assert plain not in said()
+    assert "every ratio is 1" in said("objective.importance_cap=2")
+    assert "every ratio is 1" not in said()
+    k1 = ["objective.kl_weight=0.1", "objective.kl_estimator=k1"]
+    assert "expected gradient of 0" in said(*k1)
+    assert "expected gradient of 0" not in said(*k1, "objective.kl_in=reward")
+    assert "expected gradient of 0" not in said(k1[0])
+
+
+def test_one_thought_learns_where_it_is_not_compared_with_its_group() -> None:
+    for advantage in ("none", "step"):
+        raw = minimal(thought={"thoughts_per_position": 1}, objective={"advantage": advantage})
+        assert Config.parse(raw).objective.needs_whole_step == (advantage == "step")
 
 
 @pytest.mark.parametrize(
@@ -123,6 +186,7 @@ def test_inert_baseline_is_warned_about() -> None:
     [
         (["reward.scheme=logprob", "baseline.use=clip"], "set reward.scheme to one that subtracts"),
         (["reward.scheme=exact_token", "baseline.use=group_member"], "log_ratio, mean_prob, net_"),
+        (["reward.scheme=exact_token", "baseline.use=gate"], "log_ratio, mean_prob, net_"),
         (["reward.scheme=weighted_log_ratio", "baseline.weights=none"], "weights to current"),
         (["reward.shadows=[weighted_log_ratio]", "baseline.weights=none"], "weights to current"),
         (["reward.scheme=positive_gain", "baseline.weights=none"], "weights to current"),

@@ -88,6 +88,19 @@ def test_advantages() -> None:
     floored = advantages(reward, "group_mean", divide_by_std=True, std_floor=100.0)
     torch.testing.assert_close(floored[0], torch.tensor([-2.0, -1, 3]) / 100)
     assert dead_groups(reward).tolist() == [False, True]
+    assert advantages(reward, "none").tolist() == reward.tolist()
+
+
+def test_advantages_over_a_whole_step() -> None:
+    reward = torch.tensor([[1.0, 2.0, 6.0], [4.0, 4.0, 7.0]], requires_grad=True)
+    std = math.sqrt((9 + 4 + 4 + 0 + 0 + 9) / 6)
+    found = advantages(reward, "step", std_floor=0.1)
+    torch.testing.assert_close(found, torch.tensor([[-3.0, -2, 2], [0, 0, 3]]) / std)
+    assert not found.requires_grad
+    torch.testing.assert_close(advantages(reward, "step", std_floor=10.0), found * std / 10)
+    assert advantages(torch.full((2, 3), 5.0), "step").abs().max() == 0
+    # Not the same as group by group, which is what cutting a step into pieces would make of it.
+    assert not torch.allclose(advantages(reward[:1], "step"), found[:1])
 
 
 def test_policy_gradient_has_the_score_function_gradient() -> None:
@@ -126,8 +139,103 @@ def test_clipped_ratio_at_ratio_one_is_policy_gradient() -> None:
     torch.testing.assert_close(*grads)
 
 
+RATIO_CASES = {
+    "ratio": torch.tensor([1.0, 1.5, 1.5, 0.5, 0.5]),
+    "advantage": torch.tensor([2.0, 1.0, -1.0, 1.0, -1.0]),
+}
+
+
+def test_clipped_weights_keep_every_gradient() -> None:
+    logp = RATIO_CASES["ratio"].log().requires_grad_()
+    loss, clipped = losses.clipped_weight(
+        logp, torch.zeros(5), RATIO_CASES["advantage"], low=0.2, high=0.28
+    )
+    loss.backward()
+    # The weight is bounded on both sides, whatever the sign of the advantage.
+    torch.testing.assert_close(logp.grad, torch.tensor([-2.0, -1.28, 1.28, -0.8, 0.8]))
+    expected = -(torch.tensor([2, 1.28, -1.28, 0.8, -0.8]) * logp.detach()).sum()
+    torch.testing.assert_close(loss.detach(), expected)
+    assert clipped == 4
+    open_below = torch.tensor([-4.0])
+    _, clipped = losses.clipped_weight(
+        open_below, torch.zeros(1), torch.ones(1), low=1.0, high=0.28
+    )
+    assert clipped == 0
+
+
+def test_one_ratio_for_a_whole_thought() -> None:
+    # Thoughts of 2, 1 and 3 tokens: ratios (geometric means) 2, 0.5 and 1.1.
+    index = torch.tensor([0, 0, 1, 2, 2, 2])
+    ratio = torch.tensor([4.0, 1.0, 0.5, 1.1, 2.2, 0.55])
+    advantage = torch.tensor([1.0, 1.0, 1.0, -2.0, -2.0, -2.0])
+    logp = ratio.log().requires_grad_()
+    loss, clipped = losses.clipped_sequence_ratio(
+        logp, torch.zeros(6), advantage, thought_index_M=index, low=0.2, high=0.28
+    )
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), -torch.tensor(2 * 1.28 + 0.5 - 3 * 2 * 1.1))
+    # The first thought is clipped, with both of its tokens; the others' gradient is s · A / tokens,
+    # once for each of their tokens.
+    torch.testing.assert_close(logp.grad, torch.tensor([0, 0, -0.5, 2.2, 2.2, 2.2]))
+    assert clipped == 2
+
+
+@pytest.mark.parametrize("kind", ["clipped_ratio", "clipped_weight", "clipped_sequence_ratio"])
+def test_every_ratio_at_one_is_policy_gradient(kind: str) -> None:
+    advantage = torch.tensor([1.0, 1.0, -2.0, 0.5])
+    more = {"thought_index_M": torch.tensor([0, 0, 1, 2])} if "sequence" in kind else {}
+    logp = torch.tensor([-1.0, -4.0, -2.0, -3.0], requires_grad=True)
+    (plain,) = torch.autograd.grad(losses.policy_gradient(logp, advantage), logp)
+    surrogate = getattr(losses, kind)
+    loss, clipped = surrogate(logp, logp, advantage, low=0.2, high=0.28, **more)
+    torch.testing.assert_close(torch.autograd.grad(loss, logp)[0], plain)
+    assert clipped == 0
+    moved, _ = surrogate(logp, logp.detach() - 0.1, advantage, low=0.2, high=0.28, **more)
+    assert not torch.allclose(torch.autograd.grad(moved, logp)[0], plain)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [("k1", math.log(2)), ("k2", math.log(2) ** 2 / 2), ("k3", 0.5 - 1 + math.log(2))],
+)
+def test_estimators_of_a_divergence(estimator: str, expected: float) -> None:
+    twice = losses.kl_per_token(torch.tensor([-1.0]), torch.tensor([-1 - math.log(2)]), estimator)
+    assert twice.item() == pytest.approx(expected, rel=1e-6)
+    assert losses.kl_per_token(torch.tensor([-1.0]), torch.tensor([-1.0]), estimator) == 0
+
+
+def test_gradients_of_a_divergence() -> None:
+    """Expected over the policy, token by token: what each estimator pulls towards, as a loss."""
+    logits = torch.tensor([0.3, -0.2, 0.9, -1.5], dtype=torch.float64, requires_grad=True)
+    other = torch.log_softmax(torch.tensor([-0.4, 0.8, 0.1, 0.2], dtype=torch.float64), 0)
+    logp = torch.log_softmax(logits, 0)
+    reverse = (logp.exp() * (logp - other)).sum()
+    forward = (other.exp() * (other - logp)).sum()
+    wanted = {"k1": 0 * reverse, "k2": reverse, "k3": forward}
+    sampled = logp.detach().exp()
+    for estimator, divergence in wanted.items():
+        expected_loss = (sampled * losses.kl_per_token(logp, other, estimator)).sum()
+        found, gradient = (
+            torch.autograd.grad(x, logits, retain_graph=True)[0]
+            for x in (expected_loss, divergence)
+        )
+        torch.testing.assert_close(found, gradient, rtol=1e-12, atol=1e-14)
+        if estimator != "k2":  # its value is biased
+            value = reverse.detach()
+            torch.testing.assert_close(expected_loss.detach(), value, rtol=1e-12, atol=0)
+    assert abs(float(forward.detach() - reverse.detach())) > 0.01
+
+
+def test_a_divergence_by_thought() -> None:
+    logp, other = torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-1.5, -1.0, -3.5])
+    found = losses.kl_per_thought(logp, other, torch.tensor([0, 0, 2]), "k1", thoughts=3)
+    assert found.tolist() == [-0.5, 0, 0.5]
+
+
 def test_likelihood_and_kl() -> None:
     assert losses.negative_log_likelihood(torch.tensor([-1.0, -2.5])) == 3.5
+    weighted = losses.negative_log_likelihood(torch.tensor([-1.0, -2.5]), torch.tensor([3.0, 0.5]))
+    assert weighted == 3 + 1.25
     assert losses.kl_estimate(torch.tensor([-1.0]), torch.tensor([-1.0])) == 0
     expected = math.exp(0.5) - 1 - 0.5
     kl = losses.kl_estimate(torch.tensor([-1.0]), torch.tensor([-1.5]))

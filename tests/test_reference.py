@@ -8,7 +8,7 @@ from conftest import compute_norms_in_float64
 from test_config import minimal
 
 from rntp.config import Config
-from rntp.estimate import Shape, checkpoint_bytes, peak_memory
+from rntp.estimate import Shape, checkpoint_bytes, peak_memory, step_flop
 from rntp.model import LanguageModel, load_model
 from rntp.optim import Optimizer
 from rntp.reference import Reference, open_reference
@@ -123,16 +123,43 @@ def test_the_copy_is_counted(weights: str, dtype: str, memory: int, disk: int) -
     more = [a - b for a, b in zip(sizes(weights), sizes("none"), strict=True)]
     assert more == pytest.approx([memory * 1e6, disk * 1e6])
     assert sizes("none")[1] == 3e6 * (8 if dtype == "float64" else 4)
+    if weights != "current":  # a divergence from the same weights has the same copy
+        options = [f"model.dtype={dtype}", f"objective.kl_reference={weights}"]
+        kept = Config.parse(minimal(), [*options, "objective.kl_weight=0.1"])
+        assert (peak_memory(kept, shape), checkpoint_bytes(kept, 10**6)) == sizes(weights)
 
 
-def test_only_two_baselines_need_it(model_folders: dict[str, Path]) -> None:
+def test_second_forwards_are_counted() -> None:
+    shape = Shape(10**6, 10**6, 8, 16, 2, 50)
+
+    def flop(*overrides: str) -> float:
+        config = Config.parse(minimal(), overrides)
+        return step_flop(config, shape, tree=100, head_rows=10, context=30, sampled=5)
+
+    row = 2 * 8 * 50
+    plain = 6e6 * 100 + 4 * row * 10 + (2e6 + row) * 35
+    assert flop() == plain
+    assert flop("objective.advantage=step") == plain + 2e6 * 100 + row * 10
+    assert flop("objective.drop_dead_groups=true") == plain + 2e6 * 100 + row * 10
+    assert flop("objective.kl_weight=0.1") == plain + 2e6 * 100
+    assert flop("baseline.weights=frozen") == plain + 2e6 * 30
+
+
+def test_only_two_baselines_and_a_divergence_need_it(model_folders: dict[str, Path]) -> None:
     model = loaded(model_folders)
     masters = dict(model.hf.named_parameters())
 
     def opened(weights: str) -> Reference | None:
         config = Config.parse(minimal(), [f"baseline.weights={weights}", "baseline.decay=0.99"])
-        return open_reference(model, masters, config.baseline)
+        return open_reference(model, masters, config)
+
+    def kept(*options: str) -> Reference | None:
+        config = Config.parse(minimal(), [f"objective.{option}" for option in options])
+        return open_reference(model, masters, config)
 
     assert opened("current") is opened("none") is None
+    assert kept("kl_reference=ema") is None  # of weight 0
+    assert kept("kl_weight=0.1").decay is None
+    assert kept("kl_weight=0.1", "kl_reference=ema").decay == 0.999
     assert opened("frozen").decay is None
     assert opened("ema").decay == 0.99

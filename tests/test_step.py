@@ -11,10 +11,12 @@ from test_config import minimal
 
 from rntp.config import Config
 from rntp.model import LanguageModel, load_model
+from rntp.objective import Elsewhere, loss
 from rntp.parallel import microbatches
 from rntp.reference import Reference
 from rntp.rollout.inprocess import InProcessEngine
-from rntp.step import Counts, Judgement, Scores, judge, loss, plant, score
+from rntp.step import Counts, Judgement, Scores, judge, over_step, plant, sampler_logp, score
+from rntp.tree import ThoughtTree
 from rntp.types import Context, Rollout
 
 HORIZON = 4
@@ -66,14 +68,25 @@ def run(
     reference: Reference | None = None,
 ) -> tuple[float, dict[str, torch.Tensor], list[Scores]]:
     """Loss, gradients and scores of one step, cut into microbatches of `tokens`."""
-    model.hf.zero_grad()
-    counts, total, seen = Counts.of(rollouts, HORIZON), 0.0, []
-    for batch in microbatches(rollouts, tokens=tokens, horizon=HORIZON):
+
+    def assess(batch: tuple[Rollout, ...]) -> tuple[ThoughtTree, Scores, Judgement, Elsewhere]:
         tree = plant(model, batch, HORIZON)
         scores = score(model, tree, temperature=1.0, with_context=config.objective.ntp_weight > 0)
-        elsewhere = reference.no_think(batch, HORIZON) if reference else None
-        judged = judge(scores, tree, batch, config, elsewhere)
-        part = loss(scores, tree, judged.advantage_PG, counts, config)
+        at_PH, at_M = reference.on_tree(tree, 1.0) if reference else (None, None)
+        judged = judge(scores, tree, batch, config, at_PH, at_M)
+        return tree, scores, judged, Elsewhere(sampler_logp(batch), at_M)
+
+    model.hf.zero_grad()
+    batches = microbatches(rollouts, tokens=tokens, horizon=HORIZON)
+    ahead, counted_P = [], None
+    if config.objective.needs_whole_step:
+        with torch.no_grad():
+            ahead = over_step([assess(batch)[2] for batch in batches], config)
+        counted_P = torch.cat([judged.counted_P for judged in ahead])
+    counts, total, seen = Counts.of(rollouts, HORIZON, counted_P), 0.0, []
+    for i, batch in enumerate(batches):
+        tree, scores, judged, others = assess(batch)
+        part = loss(scores, tree, ahead[i] if ahead else judged, counts, config, others)
         part.total.backward()
         total += float(part.total.detach())
         seen.append(scores)
@@ -192,13 +205,21 @@ def elsewhere(model: LanguageModel) -> Reference:
         ["objective.advantage=leave_one_out"],
         ["objective.advantage=group_mean"],
         ["objective.advantage=group_mean", "objective.advantage_std=true"],
+        ["objective.advantage=none"],
+        ["objective.advantage=step"],
     ],
-    ids=["leave_one_out", "group_mean", "std"],
+    ids=["leave_one_out", "group_mean", "std", "none", "step"],
 )
 @pytest.mark.parametrize("weights", ["current", "frozen", "ema"])
 @pytest.mark.parametrize(
     ("use", "changes"),
-    [("subtract", False), ("clip", True), ("group_member", True), ("position_weight", True)],
+    [
+        ("subtract", False),
+        ("clip", True),
+        ("group_member", True),
+        ("position_weight", True),
+        ("gate", True),
+    ],
 )
 def test_which_baselines_change_the_policy_gradient(
     model: LanguageModel,
@@ -209,7 +230,14 @@ def test_which_baselines_change_the_policy_gradient(
     weights: str,
     centre: list[str],
 ) -> None:
-    """METHODS.md, section 5: against no baseline at all, and against other baseline weights."""
+    """METHODS.md, section 5: against no baseline at all, and against other baseline weights.
+
+    What is not compared within its group keeps a subtracted baseline: that is where it belongs.
+    """
+    if use == "group_member" and "objective.advantage=none" in centre:
+        return  # refused: there is no mean to join
+    in_group = not {"objective.advantage=none", "objective.advantage=step"} & set(centre)
+    changes = changes or not in_group
     options = [*ONLY_POLICY, *centre, "objective.advantage_std_floor=1e-9"]
     _, without, _ = run(model, rollouts, config_of(*options, "baseline.weights=none"))
     cell = config_of(*options, f"baseline.weights={weights}", f"baseline.use={use}")
@@ -223,7 +251,7 @@ def test_which_baselines_change_the_policy_gradient(
         assert gap > 1e-4 if changes else gap < 1e-12, gap
 
 
-@pytest.mark.parametrize("use", ["clip", "group_member", "position_weight"])
+@pytest.mark.parametrize("use", ["clip", "group_member", "position_weight", "gate"])
 def test_microbatches_do_not_change_a_baseline(
     model: LanguageModel, rollouts: list[Rollout], elsewhere: Reference, use: str
 ) -> None:
@@ -285,11 +313,14 @@ def test_clipped_ratio_moves_away_from_old_thoughts(
     config = config_of("objective.algorithm=clipped_ratio", "objective.ntp_weight=0")
     tree, counts = plant(model, rollouts, HORIZON), Counts.of(rollouts, HORIZON)
     scores = score(model, tree, temperature=1.0, with_context=False)
-    advantage = judge(scores, tree, rollouts, config).advantage_PG
-    first = loss(scores, tree, advantage, counts, config)
+    judged = judge(scores, tree, rollouts, config)
+    advantage = judged.advantage_PG
+    first = loss(scores, tree, judged, counts, config, Elsewhere(sampler_logp(rollouts)))
     assert first.clipped_tokens == 0
     far = scores.thought_logp_M.detach() - 2.0  # as if the policy had grown e² times likelier
-    later = loss(scores, tree, advantage, counts, config, far)
+    later = loss(
+        scores, tree, judged, counts, config, Elsewhere(sampler_logp(rollouts), old_logp_M=far)
+    )
     rising = advantage.flatten()[tree.thought_index] > 0
     assert int(later.clipped_tokens) == int(rising.sum()) > 0
     assert not torch.isclose(later.pg, first.pg)

@@ -363,6 +363,107 @@ def test_several_epochs_over_the_same_thoughts(raw: dict, tmp_path: Path) -> Non
     assert sum(row["policy/clip_frac"] for row in comparable(thrice.config.run.dir)) > 0
 
 
+def test_every_ratio_goes_several_epochs(raw: dict, tmp_path: Path) -> None:
+    options = ["optim.lr=0.01", "optim.warmup_steps=0", "objective.epochs_per_rollout=2"]
+    rows = {}
+    for algorithm in ("clipped_ratio", "cispo", "gspo"):
+        folder = fit(
+            raw, *options, f"objective.algorithm={algorithm}", f"run.dir={tmp_path / algorithm}"
+        ).config.run.dir
+        rows[algorithm] = comparable(folder)
+        assert sum(row["policy/clip_frac"] for row in rows[algorithm]) > 0
+    # The second step's thoughts come from what two epochs of each have made of the weights.
+    assert len({row[1]["loss/total"] for row in rows.values()}) == 3
+
+
+def test_rewards_of_a_whole_step_do_not_depend_on_microbatches(raw: dict, tmp_path: Path) -> None:
+    raw["evaluation"] = {"enabled": False}
+    options = ["objective.advantage=step", "model.dtype=float32", "run.steps=2"]
+    whole, cut = (
+        comparable(fit(raw, *options, *more, f"run.dir={tmp_path / name}").config.run.dir)
+        for name, *more in (
+            ("whole", "parallel.tokens_per_microbatch=10000"),
+            ("cut", "parallel.tokens_per_microbatch=16"),
+        )
+    )
+    plain = comparable(fit(raw, *options[1:], f"run.dir={tmp_path / 'plain'}").config.run.dir)
+    for one, other in zip(whole, cut, strict=True):
+        assert one["loss/total"] == pytest.approx(other["loss/total"], rel=1e-3)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    assert whole[0]["loss/pg"] != pytest.approx(plain[0]["loss/pg"], rel=0.05)
+
+
+def test_rewards_of_a_whole_step_cost_a_forward_without_gradients(
+    raw: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw["evaluation"] = {"enabled": False}
+    options = ["run.steps=1", "parallel.tokens_per_microbatch=10000", "reward.scheme=format_only"]
+    trainer = Trainer(Config.parse(raw, [*options, "objective.drop_dead_groups=true"]))
+    calls: list[tuple[bool, int]] = []
+    forward = trainer.model.hf.base_model.forward
+
+    def counted(**more: torch.Tensor) -> object:
+        calls.append((torch.is_grad_enabled(), more["input_ids"].shape[1]))
+        return forward(**more)
+
+    monkeypatch.setattr(trainer.model.hf.base_model, "forward", counted)
+    trainer.fit()
+    (row,) = read_metrics(trainer.config.run.dir)
+    assert calls[-2:] == [(False, row["tokens/tree"]), (True, row["tokens/tree"])]
+    assert [grad for grad, _ in calls].count(True) == 1
+    assert 0 < row["group/dropped_frac"] == row["group/dead_frac"]
+
+
+@pytest.mark.parametrize("where", ["loss", "reward"])
+@pytest.mark.parametrize("weights", ["frozen", "ema"])
+def test_a_divergence_is_measured_kept_and_resumed(
+    raw: dict, tmp_path: Path, weights: str, where: str
+) -> None:
+    raw["evaluation"] = {"enabled": False}
+    options = [
+        "objective.kl_weight=0.1",
+        f"objective.kl_in={where}",
+        f"objective.kl_reference={weights}",
+        "objective.entropy_weight=0.01",
+        "objective.importance_cap=1.5",
+        "baseline.decay=0.5",
+    ]
+    whole = fit(raw, *options, f"run.dir={tmp_path / 'whole'}").config.run.dir
+    parts = f"run.dir={tmp_path / 'parts'}"
+    for steps in (1, 3, 4):
+        folder = fit(raw, *options, parts, f"run.steps={steps}").config.run.dir
+    rows = comparable(whole)
+    assert comparable(folder) == rows
+    assert rows[0]["kl/reference"] == 0  # the copy is the policy still, to the bit
+    assert all(row["kl/reference"] > 0 for row in rows[1:])
+    assert all(row["policy/truncated_frac"] == 0 for row in rows)
+    for row in rows:
+        assert row["loss/entropy"] == pytest.approx(row["entropy/thought"], rel=1e-5)
+        total = row["loss/pg"] + 0.1 * (row["loss/continuation"] + row["loss/ntp"])
+        total += 0.1 * row.get("loss/kl", 0.0) - 0.01 * row["loss/entropy"]
+        assert row["loss/total"] == pytest.approx(total, abs=1e-5)
+        assert ("loss/kl" in row) == (where == "loss")
+    if where == "loss":  # both are k3 here
+        assert rows[3]["loss/kl"] == pytest.approx(rows[3]["kl/reference"], rel=1e-5)
+
+
+def test_groups_closer_than_usual_are_dropped_and_resumed(raw: dict, tmp_path: Path) -> None:
+    raw["evaluation"] = {"enabled": False}
+    option = "objective.min_group_std=0.9"
+    whole = fit(raw, option, f"run.dir={tmp_path / 'whole'}")
+    parts = f"run.dir={tmp_path / 'parts'}"
+    for steps in (1, 3, 4):
+        folder = fit(raw, option, parts, f"run.steps={steps}").config.run.dir
+    rows = comparable(whole.config.run.dir)
+    assert comparable(folder) == rows
+    assert rows[0]["group/dropped_frac"] == 0  # nothing is usual yet
+    assert 0 < sum(row["group/dropped_frac"] for row in rows) < 3
+    expected = rows[0]["group/reward_std"]
+    for row in rows[1:]:
+        expected = 0.9 * expected + 0.1 * row["group/reward_std"]
+    assert whole.group_spread.mean == pytest.approx(expected, rel=1e-5)
+
+
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
     for _ in range(1200):
         assert process.poll() is None, process.communicate()
