@@ -44,7 +44,7 @@ def files(*patterns: str) -> list[Path]:
         (["rntp/reference.py"], {"rntp.config", "rntp.model", "rntp.tree", *CORE}),
         (
             ["rntp/step.py"],
-            {"rntp.losses", "rntp.rewards", "rntp.advantages", "rntp.baselines", "rntp.evidence"}
+            {"rntp.losses", "rntp.rewards", "rntp.credit", "rntp.baselines", "rntp.evidence"}
             | {"rntp.config", "rntp.model", "rntp.tree", *CORE},
         ),
         (["rntp/evidence.py"], {"rntp.chance", "rntp.config", *CORE}),

@@ -376,8 +376,11 @@ def test_the_policy_gradient_reaches_the_answers(model: LanguageModel) -> None:
     drawn = torch.tensor([t.num_drawn for group in rollout.thoughts for t in group])
     assert counts.thought == drawn.sum() > 2 * 3 * 4  # more than the thoughts alone have
     scores = score(model, tree, temperature=1.0, with_context=False)
-    advantage = judge(scores, tree, [rollout], config).advantage_PG
-    total = loss(scores, tree, advantage, counts, config).total
+    judged = judge(scores, tree, [rollout], config)
+    drawn_at = Elsewhere(sampler_logp([rollout]))
+    assert len(drawn_at.sampler_logp_M) == drawn.sum()
+    total = loss(scores, tree, judged, counts, config, drawn_at).total
+    advantage = judged.advantage_PG
     (slope_M,) = torch.autograd.grad(total, scores.thought_logp_M)
     expected = -advantage.flatten().repeat_interleave(drawn) / counts.thought
     torch.testing.assert_close(slope_M, expected)
