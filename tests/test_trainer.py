@@ -549,7 +549,7 @@ def test_non_finite_steps_change_nothing_and_a_streak_ends_the_run(
     ("overrides", "error", "message"),
     [
         (["data.source=absent"], DataError, "absent"),
-        (["reward.scheme=nothing"], ConfigError, "there are: exact_prefix, exact_token, fo"),
+        (["reward.scheme=nothing"], ConfigError, "there are: answer_exact, bleu, brier, "),
         (["reward.shadows=[nothing]"], ConfigError, "no reward scheme 'nothing'"),
         (
             ["placement.policy=nothing"],
