@@ -86,6 +86,9 @@ class Thought(Section):
     on the next-token loss alone (continued pretraining, the control)."""
     thought_tokens: Annotated[int, Field(ge=1, lt=65536)]
     """Sampled tokens of one thought at most; then the close marker is forced (T)."""
+    source: Literal["policy", "pause"] = "policy"
+    """pause puts full stops in place of thoughts, thought_tokens of them (2310.02226): the control
+    for computation without content. Nothing is sampled then, so objective.pg_weight has to be 0."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
     """Of sampler and policy alike. Sampling is never truncated (top-k, top-p) in training."""
     answer_tokens: Annotated[int, Field(ge=0, lt=65536)] = 0
@@ -354,6 +357,16 @@ class Config(Section):
                 "without thoughts (thought.thoughts_per_position: 0) only the next-token loss is "
                 "left; set objective.pg_weight, continuation_weight, entropy_weight and "
                 "kl_weight to 0 and objective.ntp_weight above 0"
+            )
+        if self.thought.source == "pause" and (
+            self.objective.pg_weight > 0
+            or self.objective.entropy_weight > 0
+            or self.objective.kl_weight > 0
+            or self.thought.answer_tokens > 0
+        ):
+            raise ValueError(
+                "thought.source: pause samples nothing, so there is no policy to train; set "
+                "objective.pg_weight, entropy_weight and kl_weight and thought.answer_tokens to 0"
             )
         if self.objective.algorithm == "policy_gradient" and self.objective.epochs_per_rollout > 1:
             raise ValueError(

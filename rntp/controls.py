@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rntp.errors import ConfigError
-from rntp.tokenizer import encode
+from rntp.tokenizer import encode, pause_id
 from rntp.types import Rollout, Thought
 
 Control = Callable[[Sequence[Rollout], PreTrainedTokenizerBase], list[Rollout]]
@@ -48,7 +48,7 @@ def shuffled(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) ->
 
 def pause(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) -> list[Rollout]:
     """As many full stops as the thought has tokens (2404.15758)."""
-    dot = encode(tokenizer, ".")[-1:]
+    dot = torch.tensor([pause_id(tokenizer)])
     return _each(rollouts, lambda ids: dot.expand(len(ids)))
 
 

@@ -54,6 +54,11 @@ def add_marker(tokenizer: PreTrainedTokenizerBase, marker: str) -> tuple[int, li
     return tokenizer.get_vocab()[marker], parts
 
 
+def pause_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that stands for thinking without content: a full stop (2404.15758)."""
+    return int(encode(tokenizer, ".")[-1])
+
+
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> str:
     """Text of the ids [n], for people to read; special tokens are shown."""
     text = tokenizer.decode(ids.tolist())

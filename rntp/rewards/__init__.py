@@ -90,6 +90,7 @@ from rntp.rewards import (  # noqa: E402
     sample_bound,
     self_judge,
     weighted_log_ratio,
+    weighted_prob,
 )
 
 __all__ = [
@@ -121,4 +122,5 @@ __all__ = [
     "sample_bound",
     "self_judge",
     "weighted_log_ratio",
+    "weighted_prob",
 ]

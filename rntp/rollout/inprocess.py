@@ -4,7 +4,7 @@ A batch of contexts is prefilled once as one packed stream. All their branches t
 lock-step against that one copy of the keys and values.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,10 +15,9 @@ from rntp.chance import uniform
 from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.rollout import Check, Place, no_check
-from rntp.rollout.sampling import draw
+from rntp.rollout.sampling import Draw, always, draw
+from rntp.tokenizer import pause_id
 from rntp.types import Context, Rollout, Thought
-
-Draw = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 class InProcessEngine:
@@ -275,6 +274,7 @@ def open_engine(
         slots=config.data.context_tokens,
         docs_per_batch=config.rollout.docs_per_batch,
         purpose=purpose,
+        draw=always(pause_id(model.tokenizer)) if config.thought.source == "pause" else draw,
     )
 
 

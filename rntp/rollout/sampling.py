@@ -1,7 +1,11 @@
 """Drawing tokens: inverse transform sampling, untruncated, one counter-based uniform a token."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+Draw = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -24,3 +28,14 @@ def greedy(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor
     wide = logits if logits.dtype == torch.float64 else logits.float()
     logp, ids = torch.log_softmax(wide / temperature, dim=-1).max(dim=-1)
     return ids, logp
+
+
+def always(token_id: int) -> Draw:
+    """One token whatever the model says, with the log-prob that it had; made to replace `draw`."""
+
+    def put(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        logp = torch.log_softmax(wide / temperature, dim=-1)[:, token_id]
+        return torch.full(logp.shape, token_id, device=logits.device), logp
+
+    return put

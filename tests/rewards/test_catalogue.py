@@ -54,6 +54,15 @@ def test_brier() -> None:
     assert reward("brier", given) == pytest.approx([0, -0.125, -1])
 
 
+def test_weighted_prob() -> None:
+    # Without a thought the tokens cost log 2 and log 8: weights 1/2 and 3/2.
+    given = inputs([[1.0, 0.125], [0.5, 0.625], [0.5, 0.125]], [0.5, 0.125])
+    assert reward("weighted_prob", given) == pytest.approx([0.125, 0.375, 0])
+    assert reward("mean_prob", given) == pytest.approx([0.25, 0.25, 0])  # cannot tell them apart
+    certain = inputs([[0.5, 1.0]], [1.0, 1.0])
+    assert reward("weighted_prob", certain) == pytest.approx([-0.25])
+
+
 def test_positive_gain() -> None:
     given = inputs([[0.5, 0.5], [0.25, 0.5], [0.5, 0.125]], [0.25, 0.5])
     assert reward("positive_gain", given) == pytest.approx([math.log(2), 0, 0])
