@@ -37,14 +37,20 @@ def files(*patterns: str) -> list[Path]:
         (["rntp/placement/*.py"], {"rntp.placement", *CORE}),
         (["rntp/advantages.py", "rntp/losses.py", "rntp/types.py", "rntp/errors.py"], CORE),
         (["rntp/baselines.py", "rntp/labels.py", "rntp/learnability.py"], CORE),
+        (["rntp/weighting.py", "rntp/group_spread.py"], CORE),
+        (["rntp/credit.py"], {"rntp.advantages", "rntp.baselines", "rntp.config", *CORE}),
         (["rntp/chance.py", "rntp/files.py", "rntp/config.py"], CORE),
         (["rntp/data/manifest.py", "rntp/data/order.py"], {"rntp.files", *CORE}),
         (["rntp/tree.py"], {"rntp_kernels", "rntp.model", *CORE}),
         (["rntp/reference.py"], {"rntp.config", "rntp.model", "rntp.tree", *CORE}),
         (
             ["rntp/step.py"],
-            {"rntp.losses", "rntp.rewards", "rntp.advantages", "rntp.baselines", "rntp.chance"}
+            {"rntp.losses", "rntp.rewards", "rntp.credit", "rntp.baselines", "rntp.chance"}
             | {"rntp.config", "rntp.model", "rntp.tree", *CORE},
+        ),
+        (
+            ["rntp/objective.py"],
+            {"rntp.losses", "rntp.weighting", "rntp.step", "rntp.tree", "rntp.config", *CORE},
         ),
     ],
 )
