@@ -109,11 +109,15 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def write_corpus(
-    folder: Path, documents: int = 24, sentences: int = 12, labelled: bool = False
+    folder: Path,
+    documents: int = 24,
+    sentences: int = 12,
+    labelled: bool = False,
+    stops: bool = False,
 ) -> Path:
     """Shards of made-up pages, prepared with the tiny tokenizer.
 
-    labelled: with made-up labels: every fifth token can be helped, the others are easy.
+    stops: every eighth word ends a sentence. labelled: with made-up labels: every fifth token can be helped, the others are easy.
     """
     tokenizer = tiny_tokenizer()
     words = TEXT.replace(".", "").replace(",", "").split()
@@ -127,7 +131,10 @@ def write_corpus(
     with writer:
         for n in range(documents):
             picks = uniform(n, "test corpus", torch.arange(sentences * 8)).mul(len(words)).long()
-            text = " ".join(words[int(i)] for i in picks)
+            drawn = [words[int(i)] for i in picks]
+            if stops:
+                drawn[7::8] = [f"{word}." for word in drawn[7::8]]
+            text = " ".join(drawn)
             metadata = {"url": f"https://example.org/{n}", "title": f"Page {n}", "source": "test"}
             length = len(encode(tokenizer, text))
             if labelled:

@@ -39,6 +39,8 @@ def files(*patterns: str) -> list[Path]:
         (["rntp/baselines.py", "rntp/labels.py", "rntp/learnability.py", "rntp/selector.py"], CORE),
         (["rntp/chance.py", "rntp/files.py", "rntp/config_file.py"], CORE),
         (["rntp/config.py"], {"rntp.config_file", *CORE}),
+        (["rntp/weighting.py", "rntp/group_spread.py"], CORE),
+        (["rntp/credit.py"], {"rntp.advantages", "rntp.baselines", "rntp.config", *CORE}),
         (["rntp/data/manifest.py", "rntp/data/order.py"], {"rntp.files", *CORE}),
         (["rntp/tree.py"], {"rntp_kernels", "rntp.model", *CORE}),
         (["rntp/reference.py"], {"rntp.config", "rntp.model", "rntp.tree", *CORE}),
@@ -51,6 +53,10 @@ def files(*patterns: str) -> list[Path]:
         (
             ["rntp/judging.py"],
             {"rntp.config", "rntp.model", "rntp.rewards", "rntp.tokenizer", "rntp.tree", *CORE},
+        ),
+        (
+            ["rntp/objective.py"],
+            {"rntp.losses", "rntp.weighting", "rntp.step", "rntp.tree", "rntp.config", *CORE},
         ),
     ],
 )

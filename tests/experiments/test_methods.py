@@ -35,7 +35,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus") / "shards")
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "shards", stops=True)
 
 
 def load(name: str, folder: Path, corpus: Path, model_folders: dict, **more: object) -> Config:
@@ -106,7 +106,7 @@ def test_a_file_says_what_it_is(path: Path) -> None:
     assert str(config.run.dir) == f"runs/methods/{path.stem}"
     own = own_fields(path)
     assert own
-    assert len(own) < 20
+    assert len(own) < 25
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -171,7 +171,11 @@ def test_quiet_star_pushes_no_thought_below_none(ran: Cache) -> None:
 def test_fast_quiet_star_compares_with_where_it_started(ran: Cache) -> None:
     run = ran["fast_quiet_star"]
     assert run.trainer.reference is not None
-    assert run.config.thought.thought_tokens < ran["quiet_star"].config.thought.thought_tokens
+    short, long = (
+        Config.load(METHODS / f"{name}.yaml").thought.thought_tokens
+        for name in ("fast_quiet_star", "quiet_star")
+    )
+    assert short < long
     second = [row for row in run.thoughts if row["policy_version"] == 1]
     apart = [abs(row["rewards"]["log_ratio"] - sum(row["gain_per_token"])) for row in second]
     assert max(apart) > 1e-4  # the live weights say something else without a thought
@@ -186,7 +190,7 @@ def test_rlpt_begins_at_sentences_and_asks_a_judge(ran: Cache) -> None:
         for context in run.trainer.corpus.step_contexts(step, run.config.data.docs_per_step):
             mine = {r["position"] for r in run.thoughts if r["ordinal"] == context.ordinal}
             last = len(context) - run.config.reward.horizon
-            able = {p for p in starts.of(context.token_ids).nonzero().flatten().tolist()}
+            able = set(starts.of(context.token_ids).nonzero().flatten().tolist())
             able = {p for p in able if 8 <= p <= last}
             taken += len(mine & able)
             wanted += min(len(mine), len(able))
@@ -213,7 +217,7 @@ def test_pretrain_zero_learns_where_to_ask(ran: Cache) -> None:
 
 def test_vr_cli_pays_in_steps_against_the_frozen_start(ran: Cache) -> None:
     run = ran["vr_cli"]
-    assert {row["reward"] for row in run.thoughts} <= {0.0, 0.5, pytest.approx(0.9), 1.0}
+    assert {round(row["reward"], 5) for row in run.thoughts} <= {0.0, 0.5, 0.9, 1.0}
     assert run.config.reward.horizon == 32
     first, second = run.metrics
     assert first["kl/reference"] == pytest.approx(0, abs=1e-6)
@@ -233,7 +237,7 @@ def test_jepo_credits_a_thought_with_what_it_adds_to_the_bound(ran: Cache) -> No
 def test_latro_pays_for_leaving_the_start(
     ran: Cache, tmp_path: Path, corpus: Path, model_folders: dict
 ) -> None:
-    """At the start there is nothing to pay; after a step the same thoughts earn other advantages."""
+    """At the start there is nothing to pay; after a step other advantages are earned."""
     run = ran["latro"]
     free = Ran(load("latro", tmp_path, corpus, model_folders, objective__kl_weight=0))
     for step, alike in ((1, True), (2, False)):
