@@ -117,7 +117,8 @@ def write_corpus(
 ) -> Path:
     """Shards of made-up pages, prepared with the tiny tokenizer.
 
-    stops: every eighth word ends a sentence. labelled: with made-up labels: every fifth token can be helped, the others are easy.
+    stops: every eighth word ends a sentence. labelled: with made-up labels: every fifth token can
+    be helped, the others are easy.
     """
     tokenizer = tiny_tokenizer()
     words = TEXT.replace(".", "").replace(",", "").split()
