@@ -99,17 +99,17 @@ def value_table(result: Mapping[str, Any]) -> list[str]:
     lines = []
     for row in result["bound"][1:]:
         lines.append(
-            f"{'bound of ' + str(row['thoughts']) + ' thoughts':<23}{row['nll/think']:.3f} nats per "
-            f"token, gain {row['gain']:+.3f} {_interval(row['gain_ci95'])}"
+            f"{'bound of ' + str(row['thoughts']) + ' thoughts':<23}{row['nll/think']:.3f} nats "
+            f"per token, gain {row['gain']:+.3f} {_interval(row['gain_ci95'])}"
         )
     bits, net, thoughts = result["bits_per_byte"], result["net_gain"], result["thoughts"]
     quantiles, opening = thoughts["quantiles"], thoughts["opening"]
     variety = [f"{v:.2f}" if v is not None else "–" for v in thoughts["distinct"].values()]
     lines += [
-        f"bits per byte          {bits['no_think']:.3f} without thinking, {bits['think']:.3f} with, "
-        f"saved {bits['saved']:+.3f} {_interval(bits['saved_ci95'])}",
-        f"net gain               {net['net']:+.2f} bits a thought {_interval(net['net_ci95'])} at "
-        f"{net['bits_per_thought_token']:g} bits a thought token"
+        f"bits per byte          {bits['no_think']:.3f} without thinking, {bits['think']:.3f} "
+        f"with, saved {bits['saved']:+.3f} {_interval(bits['saved_ci95'])}",
+        f"net gain               {net['net']:+.2f} bits a thought {_interval(net['net_ci95'])} "
+        f"at {net['bits_per_thought_token']:g} bits a thought token"
         + ("" if net["break_even"] is None else f"; 0 at {net['break_even']:.3g}"),
         f"length of thoughts     {quantiles['10']:.0f} … {quantiles['50']:.0f} … "
         f"{quantiles['90']:.0f} tokens (10, 50, 90 %); distinct 1-, 2-, 3-grams "

@@ -91,18 +91,19 @@ def _leak(rollouts: Sequence[Rollout], n: int, horizon: int, seed: int) -> dict[
                 prefix.append(covered(said, ids[:position], n))
                 documents.append(number)
     copied = [share for share in prefix if share is not None]
+    own_N, other_N = np.array(own, dtype=float), np.array(other, dtype=float)
     row: dict[str, Any] = {
         "n": n,
-        "own": float(np.mean(own)),
+        "own": float(own_N.mean()),
         "other": None,
         "own_minus_other": None,
         "own_minus_other_ci95": None,
         "prefix": float(np.mean(copied)) if copied else None,
     }
     if len(rollouts) > 1:  # the only document has no other
-        difference = np.array(own) - np.array(other)
+        difference = own_N - other_N
         row |= {
-            "other": float(np.mean(other)),
+            "other": float(other_N.mean()),
             "own_minus_other": float(difference.mean()),
             "own_minus_other_ci95": interval_of_some(difference, np.array(documents), seed),
         }
