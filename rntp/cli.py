@@ -91,6 +91,25 @@ def build_parser() -> argparse.ArgumentParser:
     ablate.add_argument("--json", action="store_true", help="print the results as JSON")
     ablate.set_defaults(run=_ablate)
 
+    soup = commands.add_parser("soup", help="average checkpoints, and measure the average")
+    soup.add_argument(
+        "targets",
+        type=Path,
+        nargs="+",
+        metavar="RUN_OR_CHECKPOINT",
+        help="run folders (their newest checkpoint) or checkpoints, of one base model and corpus",
+    )
+    soup.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the Hugging Face folder to write"
+    )
+    soup.add_argument(
+        "--greedy",
+        action="store_true",
+        help="keep an ingredient only if the held-out loss with thinking is no worse for it",
+    )
+    soup.add_argument("--json", action="store_true", help="print the table as JSON")
+    soup.set_defaults(run=_soup)
+
     report = commands.add_parser("report", help="one static HTML page of one or more runs")
     report.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
     report.add_argument("--out", type=Path, help="default: report.html in the first run folder")
@@ -236,6 +255,20 @@ def _ablate(arguments: argparse.Namespace) -> None:
         print(f"table: {experiment.results_dir / 'table.md'}")
     if failure is not None:
         raise failure
+
+
+def _soup(arguments: argparse.Namespace) -> None:
+    from rntp.memory import keep_freed_memory
+    from rntp.show import soup_table
+    from rntp.soup import soup
+
+    keep_freed_memory()
+    facts = soup(arguments.targets, arguments.out, greedy=arguments.greedy, say=_say)
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        print(soup_table(facts))
+        print(f"written to {arguments.out}; its logits are the average's")
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -69,6 +69,33 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def soup_table(facts: Mapping[str, Any]) -> str:
+    """Start, ingredients and soup: the cells of each, and the soup's loss less theirs."""
+    used = {i["path"]: i["used"] for i in facts["ingredients"]}
+    names = [
+        f"{row['name']}{'' if used.get(row['name'], True) else ' (left out)'}"
+        for row in facts["rows"]
+    ]
+    width = max(len(name) for name in names)
+    header = (
+        f"{facts['method'] + ' soup':<{width}}{'no think':>10}{'think':>8}{'gain':>8}  "
+        f"{'95 % interval':<18}{'soup − this':>12}   95 % interval"
+    )
+    lines = [header, "-" * len(header)]
+    for name, row in zip(names, facts["rows"], strict=True):
+        cells = (
+            f"{name:<{width}}{row['nll/no_think']:>10.3f}{row['nll/think']:>8.3f}"
+            f"{row['gain/mean']:>+8.3f}  {_interval(row['gain/ci95']):<18}"
+        )
+        if row["name"] != "soup":
+            cells += f"{row['soup_minus_this']:>+12.3f}   {_interval(row['soup_minus_this_ci95'])}"
+        lines.append(cells.rstrip())
+    lines.append(
+        f"nats per token on {facts['num_docs']} held-out documents; soup − this: loss with thinking"
+    )
+    return "\n".join(lines)
+
+
 def next_token_table(result: Mapping[str, Any]) -> list[str]:
     """Accuracy of the arg-max by tiers of entropy, and calibration, of the next token."""
     lines = [
