@@ -110,6 +110,47 @@ def build_parser() -> argparse.ArgumentParser:
     soup.add_argument("--json", action="store_true", help="print the table as JSON")
     soup.set_defaults(run=_soup)
 
+    traces = commands.add_parser(
+        "traces", help="the best thoughts of a run, as a data set or as shards to train on"
+    )
+    traces.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    traces.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="FILE.jsonl or FILE.parquet; FILE.meta.json beside it has provenance and fields",
+    )
+    traces.add_argument(
+        "--shards",
+        action="store_true",
+        help="--out is a corpus folder: prefix, thought and continuation, a document each, for "
+        "training with thought.thoughts_per_position: 0",
+    )
+    traces.add_argument(
+        "--min-gain",
+        type=float,
+        default=0.0,
+        metavar="NATS",
+        help="least gain of the continuation, nats per token (default 0)",
+    )
+    traces.add_argument(
+        "--max-overlap",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="most of the continuation's 3-grams that the thought may say (default 1: all)",
+    )
+    traces.add_argument(
+        "--per-position",
+        type=int,
+        default=1,
+        metavar="N",
+        help="so many thoughts of a position at most, the best (default 1)",
+    )
+    traces.add_argument("--json", action="store_true", help="print provenance as JSON")
+    traces.set_defaults(run=_traces)
+
     report = commands.add_parser("report", help="one static HTML page of one or more runs")
     report.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
     report.add_argument("--out", type=Path, help="default: report.html in the first run folder")
@@ -271,6 +312,22 @@ def _soup(arguments: argparse.Namespace) -> None:
         print(f"written to {arguments.out}; its logits are the average's")
 
 
+def _traces(arguments: argparse.Namespace) -> None:
+    from rntp.show import facts_table
+    from rntp.traces import export_traces
+    from rntp.traces.select import Wanted
+
+    wanted = Wanted(arguments.min_gain, arguments.max_overlap, arguments.per_position)
+    facts = export_traces(
+        arguments.run_dir, arguments.out, wanted, shards=arguments.shards, say=_say
+    )
+    if arguments.json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        print(facts_table({f"thoughts {name}": n for name, n in facts["funnel"].items()}))
+        print(f"written to {arguments.out}")
+
+
 def _report(arguments: argparse.Namespace) -> None:
     from rntp.report import build_report
 
@@ -334,6 +391,7 @@ def _data_stats(arguments: argparse.Namespace) -> None:
     facts: dict[str, Any] = {
         "digest": manifest.digest,
         "tokenizer": manifest.tokenizer_spec,
+        "content": manifest.content,
         "documents": manifest.num_docs,
         "tokens": int(tokens.sum()),
         "shortest document, tokens": int(tokens.min()),

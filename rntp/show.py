@@ -109,7 +109,7 @@ def next_token_table(result: Mapping[str, Any]) -> list[str]:
             continue
         lines.append(
             f"{name:<24}{row['num_positions']:>8}{row['no_think']:>10.1%}{row['think']:>8.1%}"
-            f"{row['change']:>+8.1%}  {_interval(row['change_ci95'])}"
+            f"{row['change']:>+8.1%}  {_shares(row['change_ci95'])}"
         )
     found = result["calibration"]
     for key, name in (("ece", f"ECE, {found['num_bins']} equal bins"), ("brier", "Brier score")):
@@ -151,7 +151,7 @@ def value_table(result: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"{'said ahead, ' + str(row['n']) + '-grams':<23}{row['own']:.1%} of the "
                 f"continuation, {row['other']:.1%} of another's, difference "
-                f"{row['own_minus_other']:+.1%} {_interval(row['own_minus_other_ci95'])}"
+                f"{row['own_minus_other']:+.1%} {_shares(row['own_minus_other_ci95'])}"
             )
     return lines
 
@@ -186,6 +186,11 @@ def classes_table(classes: Mapping[str, Any], reading: Mapping[str, Any]) -> lis
 def _interval(bounds: Sequence[float]) -> str:
     low, high = bounds
     return f"[{low:+.3f}, {high:+.3f}]"
+
+
+def _shares(bounds: Sequence[float]) -> str:
+    low, high = bounds
+    return f"[{low:+.1%}, {high:+.1%}]"
 
 
 def _verdict(low: float, high: float) -> str:

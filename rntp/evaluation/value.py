@@ -67,7 +67,8 @@ def net_gain(
     """Bits saved by a thought less price × its tokens (λ · len(c)), a position.
 
     price: bits a thought token; the choice of it decides the sign. break_even: the price at which
-    the mean is 0, None where thoughts are empty. Tokens are those between the markers.
+    the mean is 0; None where thoughts save nothing at all, or are empty. Tokens are those between
+    the markers.
     """
     no_think_P, think_P = bits(positions)
     saved_P = no_think_P - think_P
@@ -79,7 +80,11 @@ def net_gain(
         "thought_tokens": float(tokens_P.mean()),
         "net": float(net_P.mean()),
         "net_ci95": interval(net_P, documents_P, seed),
-        "break_even": float(saved_P.mean() / tokens_P.mean()) if tokens_P.any() else None,
+        "break_even": (
+            float(saved_P.mean() / tokens_P.mean())
+            if saved_P.mean() > 0 and tokens_P.any()
+            else None
+        ),
     }
 
 

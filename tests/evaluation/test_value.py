@@ -79,5 +79,7 @@ def test_net_gain_takes_the_price_of_its_tokens() -> None:
     assert found["net_ci95"] == pytest.approx([-0.2, 0.5])
     assert found["break_even"] == pytest.approx(0.125)
     assert net_gain(positions, np.array([0, 1]), 0, price=0)["net"] == pytest.approx(0.75)
+    harmful = [at([-1.0], [-2.0])]
+    assert net_gain(harmful, np.array([0]), 0, price=0.1)["break_even"] is None
     silent = [at([-1.0], [-1.0], tokens=0)]
     assert net_gain(silent, np.array([0]), 0, price=0.1)["break_even"] is None
