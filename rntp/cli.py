@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rntp import __version__
-from rntp.errors import RntpError
+from rntp.errors import ConfigError, RntpError
 
 if TYPE_CHECKING:
     from rntp.config import Config
@@ -66,6 +66,16 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--checkpoint", type=int, help="step; default: the newest")
     evaluate.add_argument("--out", type=Path, help="write the result here as JSON")
     evaluate.add_argument("--json", action="store_true", help="print facts as JSON")
+    evaluate.add_argument(
+        "--tasks",
+        metavar="NAME,…",
+        help="instead, multiple-choice tasks of lm-evaluation-harness, with and without a thought "
+        "(extra `eval`)",
+    )
+    evaluate.add_argument("--limit", type=int, metavar="N", help="questions of a task")
+    evaluate.add_argument(
+        "--tasks-folder", type=Path, metavar="DIR", help="task definitions of your own"
+    )
     evaluate.set_defaults(run=_evaluate)
 
     ablate = commands.add_parser("ablate", help="a grid of runs, seeds and controls: one table")
@@ -254,6 +264,11 @@ def _dry_run(config: "Config", as_json: bool) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    if arguments.tasks:
+        _evaluate_tasks(arguments)
+        return
+    if arguments.limit is not None or arguments.tasks_folder is not None:
+        raise ConfigError("--limit and --tasks-folder go with --tasks; name the tasks")
     from rntp.evaluation import evaluate_target
     from rntp.files import write_json
     from rntp.memory import keep_freed_memory
@@ -265,6 +280,26 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         write_json(arguments.out, result)
     facts = {key: value for key, value in result.items() if key != "pages"}
     print(json.dumps(facts, indent=2) if arguments.json else evaluation_table(facts))
+
+
+def _evaluate_tasks(arguments: argparse.Namespace) -> None:
+    from rntp.files import write_json
+    from rntp.harness import evaluate_tasks
+    from rntp.memory import keep_freed_memory
+    from rntp.show import tasks_table
+
+    keep_freed_memory()
+    facts = evaluate_tasks(
+        arguments.target,
+        arguments.tasks.split(","),
+        step=arguments.checkpoint,
+        limit=arguments.limit,
+        folder=arguments.tasks_folder,
+        say=_say,
+    )
+    if arguments.out:
+        write_json(arguments.out, facts)
+    print(json.dumps(facts, indent=2) if arguments.json else tasks_table(facts))
 
 
 def _ablate(arguments: argparse.Namespace) -> None:

@@ -69,6 +69,29 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def tasks_table(facts: Mapping[str, Any]) -> str:
+    """Scores of downstream tasks without and with a thought; ± is the harness' standard error."""
+
+    def cell(row: Mapping[str, Any], side: str) -> str:
+        error = row[f"{side}_stderr"]
+        spread = f" ±{error:.3f}" if isinstance(error, float) else ""
+        return f"{row[side]:.3f}{spread}"
+
+    header = f"{'task':<24}{'metric':<16}{'no think':>16}{'think':>16}{'change':>9}"
+    lines = [header, "-" * len(header)]
+    for task, metrics in facts["tasks"].items():
+        for name, row in metrics.items():
+            lines.append(
+                f"{task:<24}{name:<16}{cell(row, 'no_think'):>16}{cell(row, 'think'):>16}"
+                f"{row['change']:>+9.3f}"
+            )
+    lines.append(
+        f"{facts['thoughts_per_question']} thoughts of at most {facts['thought_tokens']} tokens a "
+        "question"
+    )
+    return "\n".join(lines)
+
+
 def soup_table(facts: Mapping[str, Any]) -> str:
     """Start, ingredients and soup: the cells of each, and the soup's loss less theirs."""
     used = {i["path"]: i["used"] for i in facts["ingredients"]}
