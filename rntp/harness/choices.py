@@ -40,7 +40,7 @@ def likelihoods(
     and greedy holds if it does after more than half of them. Texts longer than the run's contexts
     lose their beginning.
     """
-    cut = [_cut(choice, config.data.context_tokens) for choice in choices]
+    cut = _cut(choices, config.data.context_tokens)
     groups = _think(model, config, cut, thoughts) if thoughts else {}
     found: dict[int, Likelihood] = {}
     # Of like length together: a batch is as wide as its longest continuation.
@@ -112,7 +112,12 @@ def _judge(
     return found
 
 
-def _cut(choice: Choice, most_tokens: int) -> Choice:
-    text, continuation = choice
-    room = most_tokens - len(continuation)
-    return (text[-room:] if room > 0 else text[-1:]), continuation
+def _cut(choices: Sequence[Choice], most_tokens: int) -> list[Choice]:
+    """Texts without their beginning where they are too long, by the longest of their answers."""
+    longest: dict[tuple[int, ...], int] = {}
+    for text, continuation in choices:
+        longest[text] = max(longest.get(text, 0), len(continuation))
+    return [
+        (text[-max(most_tokens - longest[text], 1) :], continuation)
+        for text, continuation in choices
+    ]

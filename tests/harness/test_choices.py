@@ -81,8 +81,9 @@ def test_with_thoughts_they_are_means_after_the_same_thoughts(
         sample = engine.sample
 
         def recorded(contexts: list[Context], *rest: object) -> list[Rollout]:
-            sampled.extend(sample(contexts, *rest))  # type: ignore[arg-type]
-            return sampled
+            fresh = sample(contexts, *rest)  # type: ignore[arg-type]
+            sampled.extend(fresh)
+            return fresh
 
         engine.sample = recorded  # type: ignore[method-assign,assignment]
         return engine
@@ -121,6 +122,10 @@ def test_a_long_text_loses_its_beginning(model: LanguageModel, config: Config) -
     for thoughts in (0, 2):
         cut = likelihoods(model, config, [(long[-room:], answer)], thoughts=thoughts)
         assert likelihoods(model, config, [(long, answer)], thoughts=thoughts) == cut
+        # Alike for all its answers: the longest of them says how much is lost.
+        both = likelihoods(model, config, [(long, answer[:1]), (long, answer)], thoughts=thoughts)
+        shorter = likelihoods(model, config, [(long[-room:], answer[:1])], thoughts=thoughts)
+        assert both[0].logprob == pytest.approx(shorter[0].logprob, abs=1e-3)
 
 
 def test_without_the_harness_the_extra_is_named(
