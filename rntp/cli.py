@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rntp import __version__
-from rntp.errors import RntpError
+from rntp.errors import ConfigError, RntpError
 
 if TYPE_CHECKING:
     from rntp.config import Config
@@ -66,6 +66,16 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--checkpoint", type=int, help="step; default: the newest")
     evaluate.add_argument("--out", type=Path, help="write the result here as JSON")
     evaluate.add_argument("--json", action="store_true", help="print facts as JSON")
+    evaluate.add_argument(
+        "--tasks",
+        metavar="NAME,…",
+        help="instead, multiple-choice tasks of lm-evaluation-harness, with and without a thought "
+        "(extra `eval`)",
+    )
+    evaluate.add_argument("--limit", type=int, metavar="N", help="questions of a task")
+    evaluate.add_argument(
+        "--tasks-folder", type=Path, metavar="DIR", help="task definitions of your own"
+    )
     evaluate.set_defaults(run=_evaluate)
 
     ablate = commands.add_parser("ablate", help="a grid of runs, seeds and controls: one table")
@@ -90,6 +100,66 @@ def build_parser() -> argparse.ArgumentParser:
     )
     ablate.add_argument("--json", action="store_true", help="print the results as JSON")
     ablate.set_defaults(run=_ablate)
+
+    soup = commands.add_parser("soup", help="average checkpoints, and measure the average")
+    soup.add_argument(
+        "targets",
+        type=Path,
+        nargs="+",
+        metavar="RUN_OR_CHECKPOINT",
+        help="run folders (their newest checkpoint) or checkpoints, of one base model and corpus",
+    )
+    soup.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the Hugging Face folder to write"
+    )
+    soup.add_argument(
+        "--greedy",
+        action="store_true",
+        help="keep an ingredient only if the held-out loss with thinking is no worse for it",
+    )
+    soup.add_argument("--json", action="store_true", help="print the table as JSON")
+    soup.set_defaults(run=_soup)
+
+    traces = commands.add_parser(
+        "traces", help="the best thoughts of a run, as a data set or as shards to train on"
+    )
+    traces.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    traces.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="FILE.jsonl or FILE.parquet; FILE.meta.json beside it has provenance and fields",
+    )
+    traces.add_argument(
+        "--shards",
+        action="store_true",
+        help="--out is a corpus folder: prefix, thought and continuation, a document each, for "
+        "training with thought.thoughts_per_position: 0",
+    )
+    traces.add_argument(
+        "--min-gain",
+        type=float,
+        default=0.0,
+        metavar="NATS",
+        help="least gain of the continuation, nats per token (default 0)",
+    )
+    traces.add_argument(
+        "--max-overlap",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="most of the continuation's 3-grams that the thought may say (default 1: all)",
+    )
+    traces.add_argument(
+        "--per-position",
+        type=int,
+        default=1,
+        metavar="N",
+        help="so many thoughts of a position at most, the best (default 1)",
+    )
+    traces.add_argument("--json", action="store_true", help="print provenance as JSON")
+    traces.set_defaults(run=_traces)
 
     report = commands.add_parser("report", help="one static HTML page of one or more runs")
     report.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
@@ -194,6 +264,11 @@ def _dry_run(config: "Config", as_json: bool) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    if arguments.tasks:
+        _evaluate_tasks(arguments)
+        return
+    if arguments.limit is not None or arguments.tasks_folder is not None:
+        raise ConfigError("--limit and --tasks-folder go with --tasks; name the tasks")
     from rntp.evaluation import evaluate_target
     from rntp.files import write_json
     from rntp.memory import keep_freed_memory
@@ -205,6 +280,26 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         write_json(arguments.out, result)
     facts = {key: value for key, value in result.items() if key != "pages"}
     print(json.dumps(facts, indent=2) if arguments.json else evaluation_table(facts))
+
+
+def _evaluate_tasks(arguments: argparse.Namespace) -> None:
+    from rntp.files import write_json
+    from rntp.harness import evaluate_tasks
+    from rntp.memory import keep_freed_memory
+    from rntp.show import tasks_table
+
+    keep_freed_memory()
+    facts = evaluate_tasks(
+        arguments.target,
+        arguments.tasks.split(","),
+        step=arguments.checkpoint,
+        limit=arguments.limit,
+        folder=arguments.tasks_folder,
+        say=_say,
+    )
+    if arguments.out:
+        write_json(arguments.out, facts)
+    print(json.dumps(facts, indent=2) if arguments.json else tasks_table(facts))
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
@@ -236,6 +331,36 @@ def _ablate(arguments: argparse.Namespace) -> None:
         print(f"table: {experiment.results_dir / 'table.md'}")
     if failure is not None:
         raise failure
+
+
+def _soup(arguments: argparse.Namespace) -> None:
+    from rntp.memory import keep_freed_memory
+    from rntp.show import soup_table
+    from rntp.soup import soup
+
+    keep_freed_memory()
+    facts = soup(arguments.targets, arguments.out, greedy=arguments.greedy, say=_say)
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        print(soup_table(facts))
+        print(f"written to {arguments.out}; its logits are the average's")
+
+
+def _traces(arguments: argparse.Namespace) -> None:
+    from rntp.show import facts_table
+    from rntp.traces import export_traces
+    from rntp.traces.select import Wanted
+
+    wanted = Wanted(arguments.min_gain, arguments.max_overlap, arguments.per_position)
+    facts = export_traces(
+        arguments.run_dir, arguments.out, wanted, shards=arguments.shards, say=_say
+    )
+    if arguments.json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        print(facts_table({f"thoughts {name}": n for name, n in facts["funnel"].items()}))
+        print(f"written to {arguments.out}")
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -301,6 +426,7 @@ def _data_stats(arguments: argparse.Namespace) -> None:
     facts: dict[str, Any] = {
         "digest": manifest.digest,
         "tokenizer": manifest.tokenizer_spec,
+        "content": manifest.content,
         "documents": manifest.num_docs,
         "tokens": int(tokens.sum()),
         "shortest document, tokens": int(tokens.min()),

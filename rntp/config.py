@@ -271,6 +271,11 @@ class Evaluation(Section):
     """Positions in one held-out context; 0 is as many as in training."""
     controls: tuple[Literal["shuffled", "pause", "truncated", "empty", "oracle"], ...] = ()
     """Thoughts put in place of the sampled ones, each with its own gain; see `rntp.controls`."""
+    decile_model: str = ""
+    """Spec of a third model of the same tokenizer, whose loss says which tokens are hard; with ""
+    it is the loss of the model before training."""
+    bits_per_thought_token: Weight = 0.01
+    """Price of a thought token in the net gain, bits (lambda); training does not know it."""
 
 
 class Log(Section):

@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from rntp import __version__, checkpoint
 from rntp.config import Config
 from rntp.errors import CheckpointError, ConfigError
 from rntp.log import read_manifest
+from rntp.model import LanguageModel
 from rntp.tokenizer import encode
 from rntp.trained import open_trained
 
@@ -31,6 +32,15 @@ def export(
     if out.exists():
         raise ConfigError(f"{out} exists; choose another folder or remove it")
     config, model, path = open_trained(run_dir, step, say)
+    write_folder(model, out, {"README.md": _card(config, run_dir, path)})
+    return out
+
+
+def write_folder(model: LanguageModel, out: Path, texts: Mapping[str, str]) -> None:
+    """Weights, tokenizer, configs, and `texts` by file name: checked, then published by a rename.
+
+    Raises CheckpointError if plain transformers computes something else with the folder.
+    """
     model.hf.set_attn_implementation("sdpa")
     ids = encode(model.tokenizer, PROBE)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +48,8 @@ def export(
     try:
         model.hf.save_pretrained(staging)
         model.tokenizer.save_pretrained(staging)
-        (staging / "README.md").write_text(_card(config, run_dir, path), encoding="utf-8")
+        for name, text in texts.items():
+            (staging / name).write_text(text, encoding="utf-8")
         reloaded = AutoModelForCausalLM.from_pretrained(staging, dtype=model.head.dtype)
         gap = (_logits(reloaded, ids) - _logits(model.hf, ids.to(model.device)).cpu()).abs().max()
         if not gap <= 1e-5:
@@ -47,7 +58,6 @@ def export(
         staging.replace(out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return out
 
 
 @torch.no_grad()

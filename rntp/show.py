@@ -59,6 +59,7 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
             f"{span:<24}{row['num_tokens']:>8}{row['nll/no_think']:>10.3f}"
             f"{row['nll/think']:>8.3f}{row['gain']:>+8.3f}"
         )
+    lines += ["", *next_token_table(result), "", *value_table(result)]
     if result["classes"]:
         lines += ["", *classes_table(result["classes"], result["reading"])]
     elif result["controls"]:
@@ -66,6 +67,116 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
         for name, row in result["controls"].items():
             lines.append(f"{name:<24}{row['gain']:>+8.3f}   {_interval(row['gain_ci95'])}")
     return "\n".join(lines)
+
+
+def tasks_table(facts: Mapping[str, Any]) -> str:
+    """Scores of downstream tasks without and with a thought; ± is the harness' standard error."""
+
+    def cell(row: Mapping[str, Any], side: str) -> str:
+        error = row[f"{side}_stderr"]
+        spread = f" ±{error:.3f}" if isinstance(error, float) else ""
+        return f"{row[side]:.3f}{spread}"
+
+    header = f"{'task':<24}{'metric':<16}{'no think':>16}{'think':>16}{'change':>9}"
+    lines = [header, "-" * len(header)]
+    for task, metrics in facts["tasks"].items():
+        for name, row in metrics.items():
+            lines.append(
+                f"{task:<24}{name:<16}{cell(row, 'no_think'):>16}{cell(row, 'think'):>16}"
+                f"{row['change']:>+9.3f}"
+            )
+    lines.append(
+        f"{facts['thoughts_per_question']} thoughts of at most {facts['thought_tokens']} tokens a "
+        "question"
+    )
+    return "\n".join(lines)
+
+
+def soup_table(facts: Mapping[str, Any]) -> str:
+    """Start, ingredients and soup: the cells of each, and the soup's loss less theirs."""
+    used = {i["path"]: i["used"] for i in facts["ingredients"]}
+    names = [
+        f"{row['name']}{'' if used.get(row['name'], True) else ' (left out)'}"
+        for row in facts["rows"]
+    ]
+    width = max(len(name) for name in names)
+    header = (
+        f"{facts['method'] + ' soup':<{width}}{'no think':>10}{'think':>8}{'gain':>8}  "
+        f"{'95 % interval':<18}{'soup − this':>12}   95 % interval"
+    )
+    lines = [header, "-" * len(header)]
+    for name, row in zip(names, facts["rows"], strict=True):
+        cells = (
+            f"{name:<{width}}{row['nll/no_think']:>10.3f}{row['nll/think']:>8.3f}"
+            f"{row['gain/mean']:>+8.3f}  {_interval(row['gain/ci95']):<18}"
+        )
+        if row["name"] != "soup":
+            cells += f"{row['soup_minus_this']:>+12.3f}   {_interval(row['soup_minus_this_ci95'])}"
+        lines.append(cells.rstrip())
+    lines.append(
+        f"nats per token on {facts['num_docs']} held-out documents; soup − this: loss with thinking"
+    )
+    return "\n".join(lines)
+
+
+def next_token_table(result: Mapping[str, Any]) -> list[str]:
+    """Accuracy of the arg-max by tiers of entropy, and calibration, of the next token."""
+    lines = [
+        f"{'next token':<24}{'tokens':>8}{'no think':>10}{'think':>8}{'change':>8}  95 % interval"
+    ]
+    for row in result["accuracy"]:
+        above = row["entropy_above"]
+        name = f"accuracy, entropy > {above}" if above else "accuracy"
+        if not row["num_positions"]:
+            lines.append(f"{name:<24}{0:>8}")
+            continue
+        lines.append(
+            f"{name:<24}{row['num_positions']:>8}{row['no_think']:>10.1%}{row['think']:>8.1%}"
+            f"{row['change']:>+8.1%}  {_shares(row['change_ci95'])}"
+        )
+    found = result["calibration"]
+    for key, name in (("ece", f"ECE, {found['num_bins']} equal bins"), ("brier", "Brier score")):
+        lines.append(
+            f"{name:<24}{found['no_think']['num_predictions']:>8}{found['no_think'][key]:>10.3f}"
+            f"{found['think'][key]:>8.3f}{found[key + '_change']:>+8.3f}  "
+            f"{_interval(found[key + '_change_ci95'])}"
+        )
+    return lines
+
+
+def value_table(result: Mapping[str, Any]) -> list[str]:
+    """The bound of K thoughts, bits per byte, net gain, and what the thoughts look like."""
+    lines = []
+    for row in result["bound"][1:]:
+        lines.append(
+            f"{'bound of ' + str(row['thoughts']) + ' thoughts':<23}{row['nll/think']:.3f} nats "
+            f"per token, gain {row['gain']:+.3f} {_interval(row['gain_ci95'])}"
+        )
+    bits, net, thoughts = result["bits_per_byte"], result["net_gain"], result["thoughts"]
+    quantiles, opening = thoughts["quantiles"], thoughts["opening"]
+    variety = [f"{v:.2f}" if v is not None else "–" for v in thoughts["distinct"].values()]
+    lines += [
+        f"bits per byte          {bits['no_think']:.3f} without thinking, {bits['think']:.3f} "
+        f"with, saved {bits['saved']:+.3f} {_interval(bits['saved_ci95'])}",
+        f"net gain               {net['net']:+.2f} bits a thought {_interval(net['net_ci95'])} "
+        f"at {net['bits_per_thought_token']:g} bits a thought token"
+        + ("" if net["break_even"] is None else f"; 0 at {net['break_even']:.3g}"),
+        f"length of thoughts     {quantiles['10']:.0f} … {quantiles['50']:.0f} … "
+        f"{quantiles['90']:.0f} tokens (10, 50, 90 %); distinct 1-, 2-, 3-grams "
+        + ", ".join(variety),
+    ]
+    if opening["share"] is not None:
+        lines.append(
+            f"most common opening    {opening['text']!r}, {opening['share']:.0%} of the thoughts"
+        )
+    for row in thoughts["leak"]:
+        if row["other"] is not None:
+            lines.append(
+                f"{'said ahead, ' + str(row['n']) + '-grams':<23}{row['own']:.1%} of the "
+                f"continuation, {row['other']:.1%} of another's, difference "
+                f"{row['own_minus_other']:+.1%} {_shares(row['own_minus_other_ci95'])}"
+            )
+    return lines
 
 
 def classes_table(classes: Mapping[str, Any], reading: Mapping[str, Any]) -> list[str]:
@@ -98,6 +209,11 @@ def classes_table(classes: Mapping[str, Any], reading: Mapping[str, Any]) -> lis
 def _interval(bounds: Sequence[float]) -> str:
     low, high = bounds
     return f"[{low:+.3f}, {high:+.3f}]"
+
+
+def _shares(bounds: Sequence[float]) -> str:
+    low, high = bounds
+    return f"[{low:+.1%}, {high:+.1%}]"
 
 
 def _verdict(low: float, high: float) -> str:

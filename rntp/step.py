@@ -118,10 +118,18 @@ def plant(model: LanguageModel, rollouts: Sequence[Rollout], horizon: int) -> Th
 
 
 def score(
-    model: LanguageModel, tree: ThoughtTree, *, temperature: float, with_context: bool
+    model: LanguageModel,
+    tree: ThoughtTree,
+    *,
+    temperature: float,
+    with_context: bool,
+    hidden: Tensor | None = None,
 ) -> Scores:
-    """The one forward of the trunk, and of the head on the rows that are needed."""
-    hidden = tree.tree.hidden(model)
+    """The one forward of the trunk, and of the head on the rows that are needed.
+
+    hidden: what that forward gave, [N, H], where the caller has run it for more than the scores.
+    """
+    hidden = tree.tree.hidden(model) if hidden is None else hidden
     device = hidden.device
     document_rows = tree.context_rows if with_context else tree.empty_rows_PH.flatten()
     document_targets = tree.context_targets if with_context else tree.continuation_PH.flatten()

@@ -1,9 +1,10 @@
-"""A run's checkpoint as a model: for evaluation and export."""
+"""A run's checkpoint as a model: for evaluation, export and soups."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from rntp import checkpoint, run_folder
 from rntp.config import Config
@@ -22,8 +23,12 @@ def open_trained(
     config = run_folder.load_config(run_dir)
     path = checkpoint.choose(run_dir / "checkpoints", step, say)
     model = open_model(config)
-    weights = checkpoint.load(path, "weights")
-    with torch.no_grad():
-        for name, parameter in model.hf.named_parameters():
-            parameter.copy_(weights[name])
+    take_weights(model, checkpoint.load(path, "weights"))
     return config, model, path
+
+
+@torch.no_grad()
+def take_weights(model: LanguageModel, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights by name into the model, rounded to its type."""
+    for name, parameter in model.hf.named_parameters():
+        parameter.copy_(weights[name])

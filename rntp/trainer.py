@@ -23,6 +23,7 @@ from rntp.data.corpus import open_corpus
 from rntp.errors import CheckpointError, Diverged, Preempted
 from rntp.estimate import Shape, step_flop
 from rntp.evaluation import compare, evaluate
+from rntp.evaluation.third import check_third
 from rntp.files import write_json
 from rntp.group_spread import GroupSpread
 from rntp.judging import open_judge
@@ -73,6 +74,7 @@ class Trainer:
         manifest = Manifest.load(config.data.source)
         self.model = open_model(config)
         self.corpus = open_corpus(config, manifest, self.model.tokenizer)
+        check_third(config, self.model.tokenizer)
         check_disk(config, self.model.num_parameters)
         check_memory(config, self.model)
         self.shape = Shape.of(self.model.hf)

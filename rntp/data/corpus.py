@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from rntp.config import Config
 from rntp.data.manifest import Manifest
 from rntp.data.stream import ContextStream, Split, check_tokenizer
+from rntp.data.token_ids import Markers
 from rntp.errors import ConfigError
 from rntp.tokenizer import encode, prefix_ids, tokenizer_digest
 from rntp.types import Context
@@ -36,6 +37,12 @@ class Corpus:
         return [self.train[n] for n in range(min(count, self.train.num_documents))]
 
 
+def marker_ids(config: Config, tokenizer: PreTrainedTokenizerBase) -> Markers:
+    """Ids of the config's think markers, which the tokenizer has been given."""
+    vocabulary = tokenizer.get_vocab()
+    return vocabulary[config.model.think_open], vocabulary[config.model.think_close]
+
+
 def open_corpus(config: Config, manifest: Manifest, tokenizer: PreTrainedTokenizerBase) -> Corpus:
     """Check that the corpus fits the model's tokenizer and open its streams.
 
@@ -59,6 +66,7 @@ def open_corpus(config: Config, manifest: Manifest, tokenizer: PreTrainedTokeniz
             heldout_fraction=config.data.heldout_fraction,
             split=split,
             max_documents=config.data.max_documents if split == "train" else 0,
+            markers=marker_ids(config, tokenizer),
         )
 
     return Corpus(

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from rntp.files import sync
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
+Content = Literal["text", "token_ids"]
 REQUIRED_METADATA = ("url", "title", "source")
 
 # Document ids are the keys of the tar members, so webdataset's rule holds: no dot, no slash.
@@ -92,6 +93,8 @@ class Manifest:
         without special tokens. tokenizer_spec, tokenizer_digest: the tokenizer of these counts.
     prep_digest: identity of the preparation (settings and sources) that wrote the corpus.
     funnel: counts of pages read, kept, and rejected by reason.
+    content: "text", which readers encode; or "token_ids", which the documents carry in their
+        metadata (see `rntp.data.token_ids`), the text being for people.
     """
 
     def __init__(self, folder: Path, shards: list[ShardFacts], facts: Mapping[str, Any]) -> None:
@@ -102,7 +105,8 @@ class Manifest:
         self.tokenizer_digest: str = facts["tokenizer"]["digest"]
         self.prep_digest: str = facts["prep_digest"]
         self.funnel: dict[str, int] = dict(facts["funnel"])
-        self.digest = _content_digest(shards, self.tokenizer_digest)
+        self.content: Content = facts.get("content", "text")
+        self.digest = _content_digest(shards, self.tokenizer_digest, self.content)
         self._index = np.concatenate([_load_index(folder, shard) for shard in shards])
         self._shard_ends = np.cumsum([shard.num_docs for shard in shards])
         self.num_docs = len(self._index)
@@ -133,6 +137,11 @@ class Manifest:
             raise DataError(
                 f"{path} has format {version!r} and this program reads format {FORMAT}; install "
                 "the program that wrote it, or run `rntp data prep` again"
+            )
+        if facts.get("content", "text") not in ("text", "token_ids"):
+            raise DataError(
+                f"{path} says its content is {facts['content']!r}, which this program does not "
+                "know; install the program that wrote it"
             )
         try:
             shards = [_shard_facts(shard) for shard in facts["shards"]]
@@ -217,8 +226,10 @@ class ShardWriter:
         tokenizer_digest: str,
         tokenizer_spec: str,
         prep_digest: str,
+        content: Content = "text",
     ) -> None:
         """shard_bytes: a shard is closed before it grows beyond this, unless one document does.
+        content: see `Manifest`.
 
         Raises DataError when `folder` is in use by something that is not a corpus.
         """
@@ -226,6 +237,7 @@ class ShardWriter:
         self._shard_bytes = shard_bytes
         self._tokenizer = {"spec": tokenizer_spec, "digest": tokenizer_digest}
         self._prep_digest = prep_digest
+        self._content: Content = content
         self._shards: list[ShardFacts] = []
         self._ids: set[str] = set()
         self._rows: list[tuple[bytes, int, int, int, int, int, int]] = []
@@ -310,7 +322,9 @@ class ShardWriter:
                 raise DataError(f"no document was written to {self.folder}: the corpus is empty")
             facts = {
                 "format": FORMAT,
-                "digest": _content_digest(self._shards, self._tokenizer["digest"]),
+                "digest": _content_digest(self._shards, self._tokenizer["digest"], self._content),
+                # Corpora of texts do not say so: theirs is the older form.
+                **({} if self._content == "text" else {"content": self._content}),
                 "num_docs": sum(shard.num_docs for shard in self._shards),
                 "num_tokens": sum(shard.num_tokens for shard in self._shards),
                 "tokenizer": self._tokenizer,
@@ -390,12 +404,14 @@ class ShardWriter:
 _RESTORE = "restore the file from a copy, or run `rntp data prep` again"
 
 
-def _content_digest(shards: list[ShardFacts], tokenizer_digest: str) -> str:
-    facts = {
+def _content_digest(shards: list[ShardFacts], tokenizer_digest: str, content: Content) -> str:
+    facts: dict[str, Any] = {
         "format": FORMAT,
         "shards": [[shard.sha256, shard.index.sha256, shard.num_docs] for shard in shards],
         "tokenizer": tokenizer_digest,
     }
+    if content != "text":
+        facts["content"] = content
     canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 

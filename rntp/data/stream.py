@@ -15,6 +15,7 @@ from torch import Tensor
 from rntp import chance
 from rntp.data.manifest import Document, Manifest
 from rntp.data.order import Order
+from rntp.data.token_ids import Markers, from_codes
 from rntp.errors import DataError
 from rntp.types import Context, Labels, Oracle
 
@@ -44,17 +45,20 @@ class ContextStream:
         heldout_fraction: float,
         split: Split,
         max_documents: int = 0,
+        markers: Markers | None = None,
     ) -> None:
         """encode: text to int64 token ids [n] on the CPU, without special tokens.
 
         prefix_ids: ids before every window (such as BOS), counted within context_tokens.
         heldout_fraction: share of the documents, by a hash of their id, in the split "heldout".
         max_documents: hand out only the first so many of the order, again and again; 0 is all.
+        markers: ids of the think markers, for corpora that carry token ids.
         Raises DataError when no document is left, saying what to change.
         """
         self.manifest = manifest
         self.seed = seed
         self._encode = encode
+        self._markers = markers
         self._prefix = torch.tensor(list(prefix_ids), dtype=torch.int64)
         self._window_tokens = context_tokens - len(self._prefix)
         if self._window_tokens < 1:
@@ -88,7 +92,7 @@ class ContextStream:
         item, visit = self._order[ordinal]
         number = int(self._documents[item])
         document = self.manifest.read(number)
-        token_ids = self._encode(document.text)
+        token_ids = self._ids_of(document)
         expected = int(self.manifest.num_tokens[number])
         if token_ids.shape != (expected,):
             raise DataError(
@@ -112,6 +116,13 @@ class ContextStream:
             visit=visit,
             labels=_labels(document, start, len(window), len(self._prefix)),
         )
+
+    def _ids_of(self, document: Document) -> Tensor:
+        if self.manifest.content == "text":
+            return self._encode(document.text)
+        if self._markers is None:
+            raise ValueError(f"{self.manifest.folder} carries token ids; pass the think markers")
+        return from_codes(document, self._markers)
 
 
 def _labels(document: Document, start: int, length: int, prefix: int) -> Labels | None:

@@ -37,13 +37,17 @@ class DecileRow:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """The held-out section of one run. Empty tables stand with a sentence that says why."""
+    """The held-out section of one run. Empty tables stand with a sentence that says why.
+
+    decile_model: the third model that ranked the tokens, "" where the untrained model did.
+    """
 
     label: str
     rows: list[Row]
     sentences: list[str]
     deciles: list[DecileRow]
     decile_chart: Chart | None
+    decile_model: str
 
 
 def effect_of(run: RunData, compare: Compare) -> Effect:
@@ -52,8 +56,9 @@ def effect_of(run: RunData, compare: Compare) -> Effect:
     known = [("before training", before), (_after_name(after), after)]
     rows = [_row(name, evaluation) for name, evaluation in known if evaluation is not None]
     deciles, chart = _deciles(before, after)
+    third = str((run.config.get("evaluation") or {}).get("decile_model", ""))
     if before is None and after is None:
-        return Effect(run.label, [], ["This run has no evaluation yet."], [], None)
+        return Effect(run.label, [], ["This run has no evaluation yet."], [], None, third)
     if before is None or after is None:
         sentences = _one_sided(before, after)
     else:
@@ -64,7 +69,7 @@ def effect_of(run: RunData, compare: Compare) -> Effect:
         else:
             rows.append(_change_row(change))
             sentences = _sentences(change, before, after)
-    return Effect(run.label, rows, sentences, deciles, chart)
+    return Effect(run.label, rows, sentences, deciles, chart, third)
 
 
 def _row(name: str, evaluation: dict) -> Row:

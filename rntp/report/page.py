@@ -10,6 +10,7 @@ from markupsafe import Markup
 from rntp.config import scheme_label
 from rntp.files import write_text_atomic
 from rntp.log import duration
+from rntp.report.checks import Checks, checks_of
 from rntp.report.effect import Compare, Effect, effect_of
 from rntp.report.numbers import MISSING, clip
 from rntp.report.runs import RunData, load_runs
@@ -28,6 +29,7 @@ class RunView:
     label: str
     facts: list[tuple[str, str]]
     effect: Effect
+    checks: list[Checks]
     thoughts: list[StepThoughts]
     config_text: str
     num_metrics: int
@@ -55,6 +57,7 @@ def render(runs: Sequence[RunData], compare: Compare) -> str:
             label=run.label,
             facts=_facts(run),
             effect=effect_of(run, compare),
+            checks=checks_of(run),
             thoughts=training_thoughts(run, bound),
             config_text=clip(run.config_text, _MAX_CONFIG_CHARS),
             num_metrics=len(run.metrics),

@@ -1,0 +1,164 @@
+"""The measurement: sample thoughts at positions of held-out contexts, score, make the tables."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from rntp.classes import class_table, controls_table
+from rntp.config import Config
+from rntp.controls import CONTROLS
+from rntp.evaluation.deciles import deciles
+from rntp.evaluation.next_token import accuracy, calibration
+from rntp.evaluation.pages import Page, arrays, note_control, positions_of, score_pages
+from rntp.evaluation.reading import read_plainly
+from rntp.evaluation.third import third_losses
+from rntp.evaluation.thoughts import describe_thoughts
+from rntp.evaluation.value import bits_per_byte, bounds_by_thoughts, net_gain
+from rntp.model import LanguageModel
+from rntp.resampling import interval
+from rntp.rollout import Check, no_check
+from rntp.rollout.inprocess import open_engine
+from rntp.rollout.place import placer
+from rntp.types import Context, Rollout
+
+Progress = Callable[[str, int, int], None]
+
+
+def _silent(name: str, done: int, total: int) -> None:
+    pass
+
+
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel,
+    contexts: Sequence[Context],
+    config: Config,
+    *,
+    reference: dict[str, Any] | None = None,
+    check: Check = no_check,
+    progress: Progress = _silent,
+) -> dict[str, Any]:
+    """Think and no-think loss of the same continuations, in nats per token.
+
+    Positions are those of `evaluation.placement`, random ones by default, whatever placement
+    trains. Deciles are those of the no-think loss of `evaluation.decile_model`; or of `reference`,
+    an earlier result on the same contexts (so that a token stays in its decile); or of this one.
+    Returns the content of eval/step_N.json, less the facts of the run.
+    """
+    rollouts: list[Rollout] = []
+    engine = open_engine(
+        model,
+        config,
+        thoughts=config.evaluation.thoughts_per_position,
+        purpose="evaluation thought",
+    )
+    section = config.evaluation
+    place = placer(
+        config,
+        section.placement,
+        "evaluation placement",
+        count=section.positions_per_doc or config.placement.positions_per_doc,
+        tokenizer=model.tokenizer,
+    )
+    for first in range(0, len(contexts), engine.docs_per_batch):
+        progress("evaluate", first, len(contexts))
+        batch = contexts[first : first + engine.docs_per_batch]
+        rollouts += engine.sample(batch, place, check)
+    progress("evaluate", len(contexts), len(contexts))
+    pages = score_pages(model, rollouts, config, check)
+    for name in section.controls:
+        replaced = CONTROLS[name](rollouts, model.tokenizer)
+        note_control(name, pages, score_pages(model, replaced, config, check))
+
+    no_think, think, documents = arrays(pages)
+    before = _by_place(reference["pages"]) if reference else {}
+    if section.decile_model:
+        _note_third(pages, before, config, rollouts, model.device, check)
+    bins, bins_of = _difficulty(pages, reference, config)
+    if bins.shape != no_think.shape:
+        raise ValueError("the reference evaluation is of other continuations")
+    positions, documents_P = positions_of(pages)
+    entropy_P, entropy_of = _entropy(pages, before)
+    thoughts = [t for at in positions for t in at["thoughts"]]
+    seed = config.run.seed
+    return {
+        "horizon": config.reward.horizon,
+        "num_docs": len(pages),
+        "num_positions": sum(len(page["positions"]) for page in pages),
+        "num_tokens": len(no_think),
+        "thoughts_per_position": config.evaluation.thoughts_per_position,
+        "nll/no_think": float(no_think.mean()),
+        "nll/think": float(think.mean()),
+        "gain/mean": float((no_think - think).mean()),
+        "gain/ci95": interval(no_think - think, documents, seed),
+        "thought/tokens_mean": float(np.mean([t["num_tokens"] for t in thoughts])),
+        "thought/closed_frac": float(np.mean([t["closed"] for t in thoughts])),
+        "reading": read_plainly(
+            model, contexts, config, check, reference and reference.get("reading")
+        ),
+        "controls": controls_table(pages, seed),
+        "classes": class_table(pages, seed),
+        "deciles": deciles(bins, no_think, think, documents, seed),
+        "deciles_of": bins_of,
+        "bound": bounds_by_thoughts(positions, documents_P, seed),
+        "bits_per_byte": bits_per_byte(positions, documents_P, seed),
+        "net_gain": net_gain(positions, documents_P, seed, price=section.bits_per_thought_token),
+        "accuracy": accuracy(positions, documents_P, entropy_P, seed),
+        "entropy_of": entropy_of,
+        "calibration": calibration(positions, documents_P, seed),
+        "thoughts": describe_thoughts(
+            rollouts, model.tokenizer, horizon=config.reward.horizon, seed=seed
+        ),
+        "pages": pages,
+    }
+
+
+_Place = tuple[int, int]
+
+
+def _by_place(pages: Sequence[Page]) -> dict[_Place, dict[str, Any]]:
+    """The positions of pages by (ordinal, index of the token)."""
+    return {(page["ordinal"], at["position"]): at for page in pages for at in page["positions"]}
+
+
+def _note_third(
+    pages: Sequence[Page],
+    before: dict[_Place, dict[str, Any]],
+    config: Config,
+    rollouts: Sequence[Rollout],
+    device: torch.device,
+    check: Check,
+) -> None:
+    """Write the third model's losses into the positions; those it had in `before` are the same."""
+    here = _by_place(pages)
+    spec = config.evaluation.decile_model
+    known = {place: before.get(place, {}).get("third") for place in here}
+    if all(found and found["model"] == spec for found in known.values()):
+        losses = [found["nll"] for found in known.values() if found]
+    else:
+        losses = third_losses(config, rollouts, device, check)
+    for at, nll in zip(here.values(), losses, strict=True):
+        at["third"] = {"model": spec, "nll": nll}
+
+
+def _difficulty(
+    pages: Sequence[Page], reference: dict[str, Any] | None, config: Config
+) -> tuple[np.ndarray, str]:
+    """The loss that deciles go by, of every token, and whose it is."""
+    if spec := config.evaluation.decile_model:
+        third = [x for page in pages for at in page["positions"] for x in at["third"]["nll"]]
+        return np.array(third), spec
+    if reference is None:
+        return arrays(pages)[0], "this model"
+    return arrays(reference["pages"])[0], "the reference evaluation"
+
+
+def _entropy(pages: Sequence[Page], before: dict[_Place, dict[str, Any]]) -> tuple[np.ndarray, str]:
+    """Entropy of the prediction at each position without a thought, nats, and whose it is."""
+    here = _by_place(pages)
+    earlier = [before.get(place, {}).get("entropy") for place in here]
+    if earlier and None not in earlier:
+        return np.array(earlier), "the reference evaluation"
+    return np.array([at["entropy"] for at in here.values()]), "this model"

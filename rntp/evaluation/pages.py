@@ -1,0 +1,117 @@
+"""From rollouts to pages: every number of an evaluation that belongs to one position or thought.
+
+Pages are the `pages` of eval/step_N.json; all tables are made of them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rntp.config import Config
+from rntp.evaluation.next_token import predictions
+from rntp.model import LanguageModel
+from rntp.parallel import microbatches
+from rntp.rollout import Check
+from rntp.step import plant, score
+from rntp.token_bytes import ByteCounter
+from rntp.tokenizer import decode, token_strings
+from rntp.types import Rollout
+
+Page = dict[str, Any]
+
+
+def score_pages(
+    model: LanguageModel, rollouts: Sequence[Rollout], config: Config, check: Check
+) -> list[Page]:
+    """One page a rollout: log-probs of the continuation with and without each thought, and what
+    the model says of its first token.
+    """
+    pages: list[Page] = []
+    count_bytes, horizon = ByteCounter(model.tokenizer), config.reward.horizon
+    for piece in microbatches(
+        rollouts, tokens=config.parallel.tokens_per_microbatch, horizon=horizon
+    ):
+        check()
+        tree = plant(model, piece, horizon)
+        hidden = tree.tree.hidden(model)
+        scores = score(
+            model,
+            tree,
+            temperature=config.thought.temperature,
+            with_context=False,
+            hidden=hidden,
+        )
+        think, empty = scores.think_logp_PGH.tolist(), scores.empty_logp_PH.tolist()
+        first_empty, first_think = predictions(model, hidden, tree)
+        number = 0
+        for rollout in piece:
+            page = _page(model, rollout)
+            for k, at in enumerate(page["positions"]):
+                start = at["position"]
+                at["logp_empty"] = empty[number]
+                at["first_empty"] = first_empty[number]
+                at["num_bytes"] = count_bytes.span(
+                    rollout.context.token_ids, start, start + horizon
+                )
+                at["entropy"] = float(rollout.entropy[k])
+                for g, thought in enumerate(at["thoughts"]):
+                    thought["logp_think"] = think[number][g]
+                    thought["first"] = first_think[number][g]
+                number += 1
+            pages.append(page)
+    return pages
+
+
+def note_control(name: str, pages: list[Page], replaced: list[Page]) -> None:
+    """Write the control's log-probs [H], mean over its thoughts, into the pages' positions."""
+    where = {(page["ordinal"], at["position"]): at for page in pages for at in page["positions"]}
+    for page in replaced:
+        for at in page["positions"]:
+            logp = np.mean([t["logp_think"] for t in at["thoughts"]], axis=0)
+            entry = where[page["ordinal"], at["position"]]
+            entry.setdefault("controls", {})[name] = logp.tolist()
+
+
+def arrays(pages: Sequence[Page]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """No-think loss, think loss (mean over thoughts) and document number of every token."""
+    no_think, think, documents = [], [], []
+    for number, page in enumerate(pages):
+        for at in page["positions"]:
+            no_think += [-x for x in at["logp_empty"]]
+            think += list(-np.mean([t["logp_think"] for t in at["thoughts"]], axis=0))
+            documents += [number] * len(at["logp_empty"])
+    return np.array(no_think), np.array(think), np.array(documents)
+
+
+def positions_of(pages: Sequence[Page]) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """All positions in order, and the document number of each, int64 [P]."""
+    places = [(number, at) for number, page in enumerate(pages) for at in page["positions"]]
+    return [at for _, at in places], np.array([number for number, _ in places])
+
+
+def _page(model: LanguageModel, rollout: Rollout) -> Page:
+    labels = rollout.context.labels
+    positions = []
+    for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
+        thoughts = [
+            {
+                "text": decode(model.tokenizer, t.sampled_ids[: t.num_tokens]),
+                "closed": t.closed,
+                "num_tokens": t.num_tokens,
+            }
+            for t in group
+        ]
+        at: dict[str, Any] = {"position": position, "thoughts": thoughts}
+        if labels:
+            known = labels.oracle.get(position)
+            at["class"] = labels.names.get(labels.classes[position], "")
+            at["oracle_gain"] = known.gain if known else None
+        positions.append(at)
+    return {
+        "ordinal": rollout.context.ordinal,
+        "document_id": rollout.context.document_id,
+        "title": rollout.context.title,
+        "tokens": token_strings(model.tokenizer, rollout.context.token_ids),
+        "positions": positions,
+    }

@@ -1,0 +1,54 @@
+"""Plain next-token loss on whole held-out contexts: the drift guard."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rntp.config import Config
+from rntp.model import LanguageModel
+from rntp.parallel import microbatches
+from rntp.rollout import Check
+from rntp.rollout.inprocess import unthought
+from rntp.step import plant, score
+from rntp.types import Context
+
+
+def read_plainly(
+    model: LanguageModel,
+    contexts: Sequence[Context],
+    config: Config,
+    check: Check,
+    before: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Plain next-token loss on every token of the contexts, nats: what training may have spoilt.
+
+    before: the same of the reference evaluation; then with the change of each class since.
+    """
+    found: list[tuple[str, float]] = []
+    plain = [unthought(context) for context in contexts]
+    for piece in microbatches(plain, tokens=config.parallel.tokens_per_microbatch, horizon=1):
+        check()
+        scores = score(model, plant(model, piece, 1), temperature=1.0, with_context=True)
+        assert scores.context_logp is not None
+        nll = iter((-scores.context_logp).tolist())
+        for rollout in piece:
+            labels = rollout.context.labels
+            for index in range(1, len(rollout.context)):
+                name = labels.names.get(labels.classes[index], "") if labels else ""
+                found.append((name, next(nll)))
+    groups: dict[str, list[float]] = {}
+    for name, value in found:
+        # A class, and its kinds: "thinkable" and "thinkable, 2 hops".
+        for key in {name, name.partition(",")[0]} - {""}:
+            groups.setdefault(key, []).append(value)
+    classes = {key: float(np.mean(groups[key])) for key in sorted(groups)}
+    result: dict[str, Any] = {
+        "num_tokens": len(found),
+        "nll": float(np.mean([value for _, value in found])),
+        "classes": classes,
+    }
+    if before:
+        result["change"] = result["nll"] - before["nll"]
+        result["class_changes"] = {key: classes[key] - before["classes"][key] for key in classes}
+    return result

@@ -1,0 +1,51 @@
+"""Evaluating what a command names: a run folder's checkpoint, or a config's base model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rntp import checkpoint
+from rntp.config import Config
+from rntp.data import Manifest
+from rntp.data.corpus import open_corpus
+from rntp.errors import ConfigError, DataError
+from rntp.evaluation.measure import evaluate
+from rntp.evaluation.third import check_third
+from rntp.model import cast_parameters
+from rntp.preflight import open_model
+from rntp.trained import open_trained
+
+
+def evaluate_target(
+    target: Path, step: int | None = None, *, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Evaluate a run folder's checkpoint (the newest whole one, or that of `step`), or a config's
+    base model. Raises ConfigError, DataError or CheckpointError.
+    """
+    reference = None
+    if target.is_dir():
+        config, model, path = open_trained(target, step, say)
+        say(f"evaluating {path}")
+        trained_on = checkpoint.load_state(path)["data_digest"]
+        before = target / "eval" / "step_00000000.json"
+        if before.is_file():
+            reference = json.loads(before.read_text(encoding="utf-8"))
+    else:
+        config = Config.load(target)
+        model, trained_on = open_model(config), None
+    if not config.evaluation.enabled:
+        raise ConfigError(f"{target}: evaluation.enabled is false, so no pages are held out")
+    manifest = Manifest.load(config.data.source)
+    if trained_on not in (None, manifest.digest):
+        raise DataError(
+            f"{config.data.source} is not the corpus that {target} was trained on, so its held-out "
+            f"pages are others ({manifest.digest[:16]} here, {trained_on[:16]} there)"
+        )
+    check_third(config, model.tokenizer)
+    corpus = open_corpus(config, manifest, model.tokenizer)
+    cast_parameters(model.hf, getattr(torch, config.model.dtype))
+    contexts = corpus.heldout_contexts(config.evaluation.docs)
+    return evaluate(model, contexts, config, reference=reference)

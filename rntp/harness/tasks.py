@@ -1,0 +1,102 @@
+"""Runs tasks of lm-evaluation-harness twice over the same requests: no think, and think."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rntp.config import Config
+from rntp.errors import ConfigError
+from rntp.model import LanguageModel, cast_parameters
+from rntp.preflight import open_model
+from rntp.trained import open_trained
+
+
+def evaluate_tasks(
+    target: Path,
+    tasks: Sequence[str],
+    *,
+    step: int | None,
+    limit: int | None,
+    folder: Path | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Scores of each task without and with a thought before the answer.
+
+    target, step: as in `rntp eval`. limit: questions of a task; None takes all. folder: of task
+    definitions beside the harness' own. Thoughts are those of the run's config, with
+    `evaluation.thoughts_per_position` a question. Raises ConfigError without the extra `eval`, for
+    unknown tasks, and for tasks that generate text. A score is of the format as well as of the
+    thinking: report it beside the format-only control.
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ConfigError("tasks need lm-evaluation-harness: `pip install 'rntp[eval]'`") from error
+    from rntp.harness.adapter import ThinkingLM
+
+    manager = TaskManager(include_path=str(folder) if folder else None)
+    if unknown := [name for name in tasks if name not in manager.all_tasks]:
+        raise ConfigError(
+            f"lm-evaluation-harness knows no task {', '.join(unknown)}; `lm-eval ls tasks` lists "
+            "them, and --tasks-folder adds a folder of your own"
+        )
+    config, model = _open(target, step, say)
+    found: dict[str, Any] = {}
+    for name, thoughts in (
+        ("no_think", 0),
+        ("think", config.evaluation.thoughts_per_position),
+    ):
+        say(f"tasks, {name.replace('_', ' ')}")
+        outcome = simple_evaluate(
+            model=ThinkingLM(model, config, thoughts),
+            tasks=list(tasks),
+            limit=limit,
+            task_manager=manager,
+            log_samples=False,
+        )
+        assert outcome is not None
+        found[name] = outcome["results"]
+    return {
+        "thoughts_per_question": config.evaluation.thoughts_per_position,
+        "thought_tokens": config.thought.thought_tokens,
+        "limit": limit,
+        "tasks": _side_by_side(found["no_think"], found["think"]),
+    }
+
+
+def _open(
+    target: Path, step: int | None, say: Callable[[str], None]
+) -> tuple[Config, LanguageModel]:
+    if target.is_dir():
+        config, model, _ = open_trained(target, step, say)
+    else:
+        config = Config.load(target)
+        model = open_model(config)
+    cast_parameters(model.hf, getattr(torch, config.model.dtype))
+    return config, model
+
+
+def _side_by_side(no_think: dict[str, Any], think: dict[str, Any]) -> dict[str, Any]:
+    """{task: {metric: {no_think, think, change, stderr of both}}} of the harness' results."""
+    table: dict[str, Any] = {}
+    for task, metrics in no_think.items():
+        rows = {}
+        for key, value in metrics.items():
+            name, _, kind = key.partition(",")
+            error = f"{name}_stderr,{kind}"
+            # Metrics have their filter behind a comma; what has none is a fact of the task.
+            if not kind or name.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            after = think[task][key]
+            rows[name if kind == "none" else f"{name}, {kind}"] = {
+                "no_think": value,
+                "no_think_stderr": metrics.get(error),
+                "think": after,
+                "think_stderr": think[task].get(error),
+                "change": after - value,
+            }
+        table[task] = rows
+    return table

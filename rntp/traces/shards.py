@@ -1,0 +1,87 @@
+"""Thoughts as a corpus: prefix, <think> thought </think>, continuation, a document each.
+
+A later run with `thought.thoughts_per_position: 0` trains on them by plain next-token prediction
+(thought-augmented pretraining, 2509.20186). Encoding text again would not do: it would cut the
+tokens anew, and it reads no marker out of a page, so that a page which spells "<think>" cannot
+forge one. So these documents carry their token ids, markers among them, and the corpus says so.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rntp.config import Config
+from rntp.data.corpus import Corpus, marker_ids
+from rntp.data.manifest import Manifest, ShardWriter
+from rntp.data.token_ids import to_codes
+from rntp.errors import DataError
+from rntp.tokenizer import decode, prefix_ids, token_strings
+
+SHARD_BYTES = 64 << 20
+
+
+def write_shards(
+    folder: Path,
+    rows: Iterable[dict[str, Any]],
+    corpus: Corpus,
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    facts: Mapping[str, Any],
+    funnel: Mapping[str, int],
+) -> Manifest:
+    """Write a corpus of one document a row. facts: provenance, published as traces.json.
+
+    A document has the whole prefix that the run's context had, so a later run wants
+    `data.context_tokens` of this run's, thought and markers beside. Raises DataError where a
+    context is not what the run read.
+    """
+    manifest = corpus.manifest
+    number = {name: n for n, name in enumerate(manifest.document_ids)}
+    skip, markers = len(prefix_ids(tokenizer)), marker_ids(config, tokenizer)
+    provenance = json.dumps(facts, sort_keys=True)
+    with ShardWriter(
+        folder,
+        shard_bytes=SHARD_BYTES,
+        tokenizer_digest=manifest.tokenizer_digest,
+        tokenizer_spec=manifest.tokenizer_spec,
+        prep_digest=hashlib.sha256(provenance.encode()).hexdigest(),
+        content="token_ids",
+    ) as writer:
+        for row in rows:
+            context = corpus.train[row["ordinal"]]
+            position = row["position"]
+            held_out = context.token_ids[position : position + len(row["continuation_tokens"])]
+            if context.document_id != row["document_id"] or (
+                token_strings(tokenizer, held_out) != row["continuation_tokens"]
+            ):
+                raise DataError(
+                    f"context {row['ordinal']} is not what the run read at step {row['step']}; "
+                    "use the corpus and the version of rntp that it was trained with"
+                )
+            pieces: list[Tensor] = [
+                context.token_ids[skip:position],
+                held_out.new_tensor(row["thought_ids"]),
+                held_out,
+            ]
+            ids = [i for piece in pieces for i in piece.tolist()]
+            origin = manifest.read(number[context.document_id]).metadata
+            writer.add(
+                f"{row['step']}-{row['ordinal']}-{position}-{row['thought_index']}",
+                "".join(decode(tokenizer, piece) for piece in pieces),
+                {
+                    **{key: origin[key] for key in ("url", "title", "source")},
+                    "token_ids": to_codes(ids, markers),
+                    "trace": {key: row[key] for key in ("step", "document_id", "position", "gain")},
+                },
+                len(ids),
+            )
+        (writer.partial_folder / "traces.json").write_text(
+            json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        return writer.finish(funnel)
