@@ -138,6 +138,11 @@ def build_parser() -> argparse.ArgumentParser:
         "training with thought.thoughts_per_position: 0",
     )
     traces.add_argument(
+        "--mixed",
+        action="store_true",
+        help="with --shards: as many plain pages of the run's corpus beside them (2608.23256)",
+    )
+    traces.add_argument(
         "--min-gain",
         type=float,
         default=0.0,
@@ -354,7 +359,12 @@ def _traces(arguments: argparse.Namespace) -> None:
 
     wanted = Wanted(arguments.min_gain, arguments.max_overlap, arguments.per_position)
     facts = export_traces(
-        arguments.run_dir, arguments.out, wanted, shards=arguments.shards, say=_say
+        arguments.run_dir,
+        arguments.out,
+        wanted,
+        shards=arguments.shards,
+        mixed=arguments.mixed,
+        say=_say,
     )
     if arguments.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))

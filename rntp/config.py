@@ -261,6 +261,9 @@ class Evaluation(Section):
     """And every so many steps in between; 0 is never."""
     docs: Positive = 16
     """Held-out contexts."""
+    source: Path | None = None
+    """Corpus whose held-out pages are read, where that is not data.source: for training on made
+    pages and measuring on ordinary ones."""
     reused_docs: NonNegative = 0
     """Also measure on the first so many contexts trained on: fresh against reused gain."""
     thoughts_per_position: Positive = 1
@@ -523,7 +526,9 @@ class Config(Section):
         facts = self.model_dump(mode="json", exclude={"checkpoint", "log", "parallel", "rollout"})
         for name in ("name", "dir", "steps"):
             del facts["run"][name]
-        del facts["data"]["source"]  # the manifest's digest is the corpus' identity, not its path
+        # A manifest's digest is a corpus' identity, not its path.
+        del facts["data"]["source"]
+        facts["evaluation"]["source"] = self.evaluation.source is not None
         if self.optim.schedule == "cosine":
             facts["optim"]["steps"] = self.run.steps
         return facts

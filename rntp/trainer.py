@@ -308,6 +308,7 @@ class Trainer:
         due = section.enabled and (regular or step in (0, last))
         if not due or _read_evaluation(self.config, step) is not None:
             return
+        assert self.corpus.heldout is not None
         self.log.message(f"evaluating on held-out pages, after step {step}")
         result = evaluate(
             self.model,
@@ -324,6 +325,7 @@ class Trainer:
             "seed": self.config.run.seed,
             "config_digest": self.config.digest(),
             "data_digest": self.corpus.manifest.digest,
+            "heldout_digest": self.corpus.heldout.manifest.digest,
         }
         path = evaluation_path(self.config, step)
         path.parent.mkdir(exist_ok=True)

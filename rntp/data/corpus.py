@@ -16,7 +16,10 @@ from rntp.types import Context
 
 @dataclass(frozen=True)
 class Corpus:
-    """Training and held-out contexts of one manifest; heldout is None without evaluation."""
+    """Training contexts of a manifest, and held-out ones of the same or of another.
+
+    heldout is None without evaluation.
+    """
 
     manifest: Manifest
     train: ContextStream
@@ -55,7 +58,7 @@ def open_corpus(config: Config, manifest: Manifest, tokenizer: PreTrainedTokeniz
             "evaluation.enabled to false"
         )
 
-    def stream(split: Split) -> ContextStream:
+    def stream(split: Split, manifest: Manifest) -> ContextStream:
         return ContextStream(
             manifest,
             partial(encode, tokenizer),
@@ -69,6 +72,11 @@ def open_corpus(config: Config, manifest: Manifest, tokenizer: PreTrainedTokeniz
             markers=marker_ids(config, tokenizer),
         )
 
-    return Corpus(
-        manifest, stream("train"), stream("heldout") if config.evaluation.enabled else None
-    )
+    heldout = None
+    if config.evaluation.enabled:
+        others = manifest
+        if config.evaluation.source is not None:
+            others = Manifest.load(config.evaluation.source)
+            check_tokenizer(others, tokenizer_digest(tokenizer), config.model.spec)
+        heldout = stream("heldout", others)
+    return Corpus(manifest, stream("train", manifest), heldout)

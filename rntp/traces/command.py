@@ -24,16 +24,19 @@ Say = Callable[[str], None]
 
 
 def export_traces(
-    run_dir: Path, out: Path, wanted: Wanted, *, shards: bool, say: Say
+    run_dir: Path, out: Path, wanted: Wanted, *, shards: bool, mixed: bool = False, say: Say
 ) -> dict[str, Any]:
     """Write the wanted thoughts to `out`: .jsonl, .parquet, or with `shards` a corpus folder.
 
+    mixed: with as many plain pages in that corpus.
     Returns the provenance that is written beside it (FILE.meta.json; traces.json in a corpus):
     digests of config, corpus and tokenizer, commit, filter, and how many rows went where. Raises
     ConfigError, and DataError where shards are wanted and the run's corpus is not there.
     """
     if wanted.per_position < 1 or not 0 <= wanted.max_overlap <= 1:
         raise ConfigError("--per-position is at least 1, and --max-overlap a share from 0 to 1")
+    if mixed and not shards:
+        raise ConfigError("--mixed puts plain pages into a corpus; give --shards, too")
     _check_out(out, shards)
     config = run_folder.load_config(run_dir)
     manifest = read_manifest(run_dir)
@@ -62,7 +65,8 @@ def export_traces(
         "funnel": dict(funnel),
     }
     if shards:
-        say(f"writing {len(rows)} documents to {out}")
+        facts["plain_pages"] = len(rows) if mixed else 0
+        say(f"writing {len(rows) + facts['plain_pages']} documents to {out}")
         _write_corpus(out, rows, config, tokenizer, facts)
         return facts
     facts["fields"] = FIELDS

@@ -37,6 +37,8 @@ def write_shards(
 ) -> Manifest:
     """Write a corpus of one document a row. facts: provenance, published as traces.json.
 
+    facts["plain_pages"] contexts of the run without a thought come before them.
+
     A document has the whole prefix that the run's context had, so a later run wants
     `data.context_tokens` of this run's, thought and markers beside. Raises DataError where a
     context is not what the run read.
@@ -53,6 +55,19 @@ def write_shards(
         prep_digest=hashlib.sha256(provenance.encode()).hexdigest(),
         content="token_ids",
     ) as writer:
+        for ordinal in range(facts["plain_pages"]):
+            context = corpus.train[ordinal]
+            ids = context.token_ids[skip:]
+            origin = manifest.read(number[context.document_id]).metadata
+            writer.add(
+                f"page-{ordinal}",
+                decode(tokenizer, ids),
+                {
+                    **{key: origin[key] for key in ("url", "title", "source")},
+                    "token_ids": to_codes(ids.tolist(), markers),
+                },
+                len(ids),
+            )
         for row in rows:
             context = corpus.train[row["ordinal"]]
             position = row["position"]

@@ -218,6 +218,37 @@ def test_shards_have_real_markers_around_thoughts_and_none_from_pages(
     )
 
 
+def test_mixed_shards_train_and_ordinary_pages_are_measured(
+    finished: Path, tmp_path: Path, model_folders: dict[str, Path]
+) -> None:
+    """As many plain pages as thoughts; the evaluation reads held-out pages of another corpus."""
+    folder, pages = tmp_path / "mixed", finished.parent / "shards"
+    options = ["--min-gain", 0.1]
+    assert call("traces", finished, "--out", folder, "--mixed", *options) == 2
+    assert call("traces", finished, "--out", folder, "--shards", "--mixed", *options) == 0
+    raw = tiny_run(model_folders["llama"], folder, tmp_path / "run")
+    raw["evaluation"] = {"docs": 3, "source": str(pages)}
+    plain = ["thoughts_per_position=0", "pg_weight=0", "continuation_weight=0", "ntp_weight=1"]
+    sections = ["thought", "objective", "objective", "objective"]
+    sets = [f"{section}.{field}" for section, field in zip(sections, plain, strict=True)]
+    config = Config.parse(raw, [*sets, "data.context_tokens=70", "run.steps=1"])
+    trainer = Trainer(config)
+    corpus = trainer.corpus
+    assert corpus.manifest.num_docs == 24
+    markers = [
+        (context.token_ids == OPEN).sum().item()
+        for context in (corpus.train[n] for n in range(corpus.train.num_documents))
+    ]
+    assert set(markers) == {0, 1}
+    assert 0.2 < sum(markers) / len(markers) < 0.8
+    heldout = {context.document_id for context in corpus.heldout_contexts(3)}
+    assert heldout <= set(Manifest.load(pages).document_ids)
+    trainer.fit()
+    result = json.loads((config.run.dir / "eval" / "step_00000001.json").read_text())
+    assert result["heldout_digest"] == Manifest.load(pages).digest != result["data_digest"]
+    assert result["num_docs"] == 3
+
+
 def test_a_page_cannot_forge_token_ids(model_folders: dict[str, Path], tmp_path: Path) -> None:
     """Neither by spelling a marker nor through its metadata: the corpus is of texts."""
     tokenizer = tiny_tokenizer()
