@@ -1,6 +1,7 @@
 # make quickstart   install, then the main job: raw pages → shards → training → report
 # make planted      the scientific instrument: a corpus in which the gain of thinking is known
 # make ablations    its curves: rewards, placement, group size and more (an hour)
+# make methods      every published method on it, with the controls (half an hour)
 # make install      only the environment, in .venv
 # make test         the same environment with the test extras; lint, types, tests
 #
@@ -14,7 +15,10 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: install quickstart planted ablations test lint types clean
+WRITER = $(VENV)/bin/rntp train experiments/planted/config.yaml --run-dir runs/planted-writer \
+	--set placement.policy=oracle --set run.steps=60 --set evaluation.enabled=false
+
+.PHONY: install quickstart planted ablations methods test lint types clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -32,6 +36,21 @@ planted: build/planted/manifest.json
 ablations: build/planted/manifest.json
 	for file in experiments/planted/ablations/*.yaml; do \
 		$(VENV)/bin/rntp ablate $$file --jobs 2 --resume || exit; done
+
+# Every method and control of experiments/methods, three seeds each. Half an hour on 2 cores; resumes.
+methods: build/planted-thoughts/manifest.json build/planted-mixed/manifest.json
+	$(VENV)/bin/rntp ablate experiments/methods/planted.yaml --jobs 2 --resume
+	sed 's|(plot.svg)|(results/methods/plot.svg)|' experiments/methods/results/methods/table.md \
+		> experiments/methods/RESULTS.md
+
+# Thoughts that helped in a run, written into their pages: what tpt and mixed_sft train on.
+build/planted-thoughts/manifest.json: | build/planted/manifest.json
+	$(WRITER)
+	$(VENV)/bin/rntp traces runs/planted-writer --out $(@D) --shards --min-gain 0.2
+
+build/planted-mixed/manifest.json: | build/planted-thoughts/manifest.json
+	$(WRITER)
+	$(VENV)/bin/rntp traces runs/planted-writer --out $(@D) --shards --mixed --min-gain 0.2
 
 build/planted/manifest.json: | install
 	$(VENV)/bin/python experiments/planted/make_corpus.py --out build/planted
