@@ -40,7 +40,7 @@ class ThinkingLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         begin = prefix_ids(self._model.tokenizer)
         choices = []
-        for _, text, continuation in requests:
+        for _strings, text, continuation in requests:
             # For an empty text the harness has put the beginning there itself.
             bare = text[1:] if begin and text[:1] == [begin[0]] else text
             choices.append(((*begin, *bare), tuple(continuation)))
