@@ -475,7 +475,8 @@ class Config(Section):
         # where the reward is not compared within its group.
         bent = {"weighted_log_ratio", "weighted_prob", "positive_gain", "ppl_steps"}
         inert = (
-            self.baseline.use == "subtract"
+            self.objective.pg_weight > 0
+            and self.baseline.use == "subtract"
             and not bent & set(self.reward.weights)
             and self.objective.advantage in ("group_mean", "leave_one_out")
             and self.objective.continuation_use != "reward"
