@@ -115,6 +115,9 @@ class Reward(Section):
     """Schemes that are only logged, on the same thoughts."""
     token_cost: Weight = 0.01
     """net_gain: what a thought token costs, nats."""
+    token_cost_after: NonNegative = 0
+    """net_gain: steps without the price. Asked from the start, it ends thinking before any thought
+    has paid (experiments/planted/LOG.md)."""
     length_budget: NonNegative = 0
     """length_triangle: tokens that a thought should have at the start of training; 0 is half of
     thought.thought_tokens, so that the triangle is as wide as thoughts are long."""

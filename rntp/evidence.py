@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,6 +26,10 @@ def gather(
     """The inputs of every scheme, detached; see `RewardInputs`."""
     device, shape = logp_think_PGH.device, logp_think_PGH.shape[:2]
     thoughts = [group for r in rollouts for group in r.thoughts]
+    section = config.reward
+    cost = partial(token_cost, section.token_cost, section.token_cost_after)
+    start = section.length_budget or config.thought.thought_tokens // 2
+    budget = partial(length_budget, start, section.length_half_life)
     return RewardInputs(
         logp_think_PGH=logp_think_PGH.detach(),
         logp_empty_PH=logp_empty_PH.detach(),
@@ -40,8 +45,8 @@ def gather(
         thought_ids=[[t.sampled_ids[: t.num_tokens] for t in g] for g in thoughts],
         noise_PG=_noise(rollouts, shape[1], config.run.seed).to(device),
         discount=config.reward.discount,
-        token_cost=config.reward.token_cost,
-        length_budget_P=_length_budgets(rollouts, config).to(device),
+        token_cost_P=_by_position(rollouts, cost).to(device),
+        length_budget_P=_by_position(rollouts, budget).to(device),
         answer_ids=[[t.answer for t in g] for g in thoughts],
         true_ids=[r.context.token_ids[p:] for r in rollouts for p in r.positions],
         decode=decode,
@@ -58,16 +63,15 @@ def length_budget(start: int, half_life: int, updates: int) -> int:
     return max(1, math.floor(shrunk))
 
 
-def _length_budgets(rollouts: Sequence[Rollout], config: Config) -> Tensor:
-    """Of the policy that sampled each position's thoughts, float32 [P]."""
-    section = config.reward
-    start = section.length_budget or config.thought.thought_tokens // 2
-    budgets = [
-        length_budget(start, section.length_half_life, r.policy_version)
-        for r in rollouts
-        for _ in r.positions
-    ]
-    return torch.tensor(budgets, dtype=torch.float32)
+def token_cost(cost: float, after: int, updates: int) -> float:
+    """Nats that a token costs a policy with so many updates behind it: none before `after`."""
+    return cost if updates >= after else 0.0
+
+
+def _by_position(rollouts: Sequence[Rollout], of: Callable[[int], float]) -> Tensor:
+    """float32 [P]: a function of the updates of the policy that sampled there."""
+    values = [of(r.policy_version) for r in rollouts for _ in r.positions]
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def _noise(rollouts: Sequence[Rollout], group: int, seed: int) -> Tensor:

@@ -139,8 +139,8 @@ class RewardInputs:
     num_tokens_PG: tokens between the think markers. closed_PG: bool, the model closed the thought.
     continuation_ids_PH: the held-out tokens. thought_ids: [P][G] id tensors, markers left out.
     noise_PG: float64 uniform draws in [0, 1), a function of the run seed and the thought's indices.
-    discount: γ in (0, 1]. token_cost: nats that a thought token costs. length_budget_P: tokens that
-    a thought should have by now.
+    discount: γ in (0, 1]. token_cost_P: nats that a thought token costs by now. length_budget_P:
+    tokens that a thought should have by now.
     answer_ids: [P][G] id tensors, what the policy wrote after the thought, without the end token.
     true_ids: [P] id tensors, the true text from the position to the end of the context.
     decode: text of ids, for schemes that compare texts. verdicts: by judge, float32 [P, G], the
@@ -157,7 +157,7 @@ class RewardInputs:
     thought_ids: list[list[Tensor]]
     noise_PG: Tensor
     discount: float
-    token_cost: float = 0.0
+    token_cost_P: Tensor = field(default_factory=lambda: torch.zeros(1))
     length_budget_P: Tensor = field(default_factory=lambda: torch.ones(1))
     answer_ids: list[list[Tensor]] = field(default_factory=list)
     true_ids: list[Tensor] = field(default_factory=list)

@@ -16,4 +16,4 @@ def net_gain(inputs: RewardInputs) -> Tensor:
     """r = Σ_k γ^k (log p(x_k | context, thought) − log p(x_k | context)) − λ · thought tokens,
     nats, [P, G].
     """
-    return log_ratio(inputs) - inputs.token_cost * inputs.num_tokens_PG
+    return log_ratio(inputs) - inputs.token_cost_P[:, None] * inputs.num_tokens_PG

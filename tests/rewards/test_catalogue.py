@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rntp import rewards
-from rntp.evidence import length_budget
+from rntp.evidence import length_budget, token_cost
 from rntp.types import RewardInputs
 
 EDGE = 1e-6
@@ -133,11 +133,15 @@ def test_sample_bound_has_the_gradient_of_the_bound() -> None:
 
 def test_net_gain() -> None:
     lengths = torch.tensor([[0, 3, 100]])
-    given = inputs([[0.5, 0.5]] * 3, [0.25, 0.5], num_tokens_PG=lengths, token_cost=0.01)
+    given = inputs(
+        [[0.5, 0.5]] * 3, [0.25, 0.5], num_tokens_PG=lengths, token_cost_P=torch.tensor([0.01])
+    )
     gain = math.log(2)
     assert reward("net_gain", given) == pytest.approx([gain, gain - 0.03, gain - 1])
-    free = replace(given, token_cost=0.0)
+    free = replace(given, token_cost_P=torch.zeros(1))
     assert reward("net_gain", free) == reward("log_ratio", free)
+    assert [token_cost(0.03, 90, updates) for updates in (0, 89, 90, 200)] == [0, 0, 0.03, 0.03]
+    assert token_cost(0.03, 0, 0) == 0.03
 
 
 def test_length_triangle() -> None:
