@@ -14,30 +14,45 @@ def read(path: Path) -> object:
     base: a path relative to the file that names it. A field that both have is this file's. Raises
     ConfigError for what is missing, is not YAML, or is its own base.
     """
-    chain = [path.resolve()]
-    raw = _load(path)
-    while isinstance(raw, dict) and "base" in raw:
-        base = chain[-1].parent / str(raw["base"])
-        if base.resolve() in chain:
-            raise ConfigError(f"{path}: {base} is a base of itself; take one `base:` away")
-        chain.append(base.resolve())
-        below = _load(base)
-        if not isinstance(below, dict):
-            return below
-        raw = _over(below, {name: value for name, value in raw.items() if name != "base"})
-    return raw
+    *above, ground = _chain(path)
+    if not above or not isinstance(ground, dict):
+        return ground
+    return _over(ground, _joined(above))
 
 
-def own_fields(path: Path) -> dict[str, Any]:
-    """{section.field: value} of what the file sets itself, `base` and the section run left out."""
-    raw = _load(path)
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected sections such as `reward:`")
-    sections = {name: fields for name, fields in raw.items() if name not in ("base", "run")}
+def method_fields(path: Path) -> dict[str, Any]:
+    """{section.field: value} of what makes a method: all that the file and its bases set, less the
+    last base, which knows of no other and holds model, data and sizes. The section run is left out.
+    """
+    chain = _chain(path)
+    own = _joined(chain[:-1] if len(chain) > 1 else chain)
+    sections = {name: fields for name, fields in own.items() if name != "run"}
     wrong = [name for name, fields in sections.items() if not isinstance(fields, dict)]
     if wrong:
         raise ConfigError(f"{path}: {wrong[0]} is not a section")
     return {f"{name}.{key}": v for name, fields in sections.items() for key, v in fields.items()}
+
+
+def _chain(path: Path) -> list[object]:
+    """The contents of the file, of its base, of its base's base, and so on."""
+    seen, found = [path.resolve()], [_load(path)]
+    while isinstance(found[-1], dict) and "base" in found[-1]:
+        base = seen[-1].parent / str(found[-1]["base"])
+        if base.resolve() in seen:
+            raise ConfigError(f"{path}: {base} is a base of itself; take one `base:` away")
+        seen.append(base.resolve())
+        found.append(_load(base))
+    return found
+
+
+def _joined(chain: list[object]) -> dict[str, Any]:
+    """The sections of a chain, the first over the last, without the key `base`."""
+    joined: dict[str, Any] = {}
+    for sections in reversed(chain):
+        if not isinstance(sections, dict):
+            raise ConfigError("expected sections such as `reward:` in a config file")
+        joined = _over(joined, {name: v for name, v in sections.items() if name != "base"})
+    return joined
 
 
 def _load(path: Path) -> object:

@@ -191,9 +191,10 @@ def test_an_arm_given_twice_is_not_dropped(raw: dict) -> None:
 def test_an_arm_takes_over_a_method_before_set_and_its_own(raw: dict) -> None:
     path = write(raw)
     (path.parent / "method.yaml").write_text(
-        "base: nowhere.yaml\nrun: {steps: 9}\nreward: {scheme: logprob, horizon: 7}\n"
+        "base: ground.yaml\nrun: {steps: 9}\nreward: {scheme: logprob, horizon: 7}\n"
         "optim: {lr: 3.0e-4}\n"
     )
+    (path.parent / "ground.yaml").write_text("optim: {warmup_steps: 7}\n")
     raw["set"] = {"reward.horizon": 2, "run.steps": 3}
     raw["arms"]["a method"] = {"from": "method.yaml", "optim.lr": 1e-5}
     found = Experiment.load(write(raw))

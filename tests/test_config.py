@@ -8,7 +8,7 @@ import yaml
 
 from rntp import rewards
 from rntp.config import Config, Section
-from rntp.config_file import own_fields
+from rntp.config_file import method_fields
 from rntp.errors import ConfigError
 from rntp.preflight import check_names
 
@@ -292,7 +292,9 @@ def test_a_config_lies_over_its_base(tmp_path: Path) -> None:
     config = Config.load(top, ["run.steps=77"])
     assert (config.optim.lr, config.reward.discount, config.run.steps) == (0.25, 0.5, 77)
     assert config.reward.horizon == minimal()["reward"]["horizon"]
-    assert own_fields(middle) == {"reward.discount": 0.5, "optim.lr": 0.5}
+    assert method_fields(middle) == {"reward.discount": 0.5, "optim.lr": 0.5}
+    assert method_fields(top) == {"reward.discount": 0.5, "optim.lr": 0.25}  # not the ground's
+    assert method_fields(ground)["reward.horizon"] == minimal()["reward"]["horizon"]
     ground.write_text("base: c.yaml\n")
     with pytest.raises(ConfigError, match="is a base of itself"):
         Config.load(top)

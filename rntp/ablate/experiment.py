@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from rntp.config import Section
-from rntp.config_file import own_fields
+from rntp.config_file import method_fields
 from rntp.errors import ConfigError
 
 Source = Literal["eval", "before", "change", "metrics"]
@@ -120,7 +120,7 @@ class Experiment(Section):
         dict[Annotated[str, Field(min_length=1, max_length=120)], Overrides], Field(min_length=1)
     ]
     """Name → overrides, which come after `set`. Their order is the table's. `from: FILE`, relative
-    to this file, first takes over the fields that a config file sets itself."""
+    to this file, first takes over the fields of a method's config, its last base left out."""
     controls: tuple[str, ...] = ()
     """Arms that are controls; marked in table and plot."""
     reference: str | None = None
@@ -255,7 +255,7 @@ def _with_methods(raw: dict[str, Any]) -> dict[str, Any]:
         if isinstance(overrides, dict) and "from" in overrides:
             own = {key: value for key, value in overrides.items() if key != "from"}
             common = raw.get("set") if isinstance(raw.get("set"), dict) else {}
-            method = own_fields(short_path(Path(overrides["from"])))
+            method = method_fields(short_path(Path(overrides["from"])))
             arms[name] = {**method, **(common or {}), **own}
     return {**raw, "arms": arms} if arms else raw
 

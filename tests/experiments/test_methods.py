@@ -12,7 +12,7 @@ from conftest import write_corpus
 from rntp import rewards
 from rntp.ablate import Experiment
 from rntp.config import Config
-from rntp.config_file import own_fields
+from rntp.config_file import method_fields
 from rntp.sentences import SentenceStarts
 from rntp.trainer import Trainer
 
@@ -47,7 +47,7 @@ def load(name: str, folder: Path, corpus: Path, model_folders: dict, **more: obj
         **{key.replace("__", "."): value for key, value in more.items()},
     }
     path = METHODS / f"{name}.yaml"
-    if own_fields(path).get("thought.thought_tokens", 99) > 8:
+    if method_fields(path).get("thought.thought_tokens", 99) > 8:
         given.setdefault("thought.thought_tokens", 5)
     return Config.load(path, [f"{key}={value}" for key, value in given.items()])
 
@@ -104,7 +104,7 @@ def test_a_file_says_what_it_is(path: Path) -> None:
     config = Config.load(path)
     assert config.run.name == path.stem
     assert str(config.run.dir) == f"runs/methods/{path.stem}"
-    own = own_fields(path)
+    own = method_fields(path)
     assert own
     assert len(own) < 25
 
@@ -300,6 +300,11 @@ def test_the_comparison_holds_every_method() -> None:
     assert len(experiment.arms) == len(FILES)
     assert len(experiment.controls) == len(CONTROLS)
     assert len(experiment.seeds) >= 3
+    # A method over another method brings both along.
+    fast = experiment.overrides("Fast Quiet-STaR")
+    assert fast["objective.ntp_weight"] == 0.5
+    assert fast["baseline.weights"] == "frozen"
+    assert experiment.overrides("random reward")["objective.continuation_weight"] == 0.1
     schemes = {
         name
         for arm in experiment.arms
