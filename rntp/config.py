@@ -566,8 +566,17 @@ def _sections() -> dict[str, set[str]]:
     return found
 
 
+_TRUNCATIONS = ("top_p", "top_k", "min_p")
+
+
 def _explain(problem: Any) -> str:
     place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden" and problem["loc"][-1] in _TRUNCATIONS:
+        return (
+            f"  {place}: sampling in training is never truncated, because the truncated "
+            "distribution is not the policy whose gradient is taken; take it away, and use "
+            "thought.temperature, which sampler and policy share"
+        )
     if problem["type"] == "extra_forbidden":
         return f"  {place}: no such {_suggest(problem['loc'])}"
     if problem["type"] == "missing":

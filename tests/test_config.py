@@ -305,3 +305,9 @@ def test_a_config_lies_over_its_base(tmp_path: Path) -> None:
     ground.write_text(yaml.safe_dump(minimal()))
     with pytest.raises(ConfigError, match="optim"):
         Config.load(top)
+
+
+@pytest.mark.parametrize("name", ["top_p", "top_k", "min_p"])
+def test_truncated_sampling_is_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"never truncated.* use\s+thought\.temperature"):
+        Config.parse(minimal(), [f"thought.{name}=0.9"])
