@@ -40,7 +40,7 @@ def minimal(**sections) -> dict:
         (minimal(reward={"horizon": 0}), r"reward.horizon: .*greater than or equal to 1.*given: 0"),
         (minimal(reward={"horizon": 100}), r"raise data.context_tokens, or lower"),
         (minimal(thought={"thoughts_per_position": 1}), r"set thought.thoughts_per_position to 2"),
-        (minimal(thought={"top_p": 0.9}), r"thought.top_p: sampling in training is never truncated"),
+        (minimal(thought={"top_p": 0.9}), r"thought.top_p: sampling .* is never truncated"),
         (minimal(objective={"epochs_per_rollout": 2}), r"objective.algorithm to clipped_ratio"),
         (minimal(objective={"advantage_std": True}), r"leave_one_out set it to false"),
         *[
