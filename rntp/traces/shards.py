@@ -57,16 +57,16 @@ def write_shards(
     ) as writer:
         for ordinal in range(facts["plain_pages"]):
             context = corpus.train[ordinal]
-            ids = context.token_ids[skip:]
+            page = context.token_ids[skip:]
             origin = manifest.read(number[context.document_id]).metadata
             writer.add(
                 f"page-{ordinal}",
-                decode(tokenizer, ids),
+                decode(tokenizer, page),
                 {
                     **{key: origin[key] for key in ("url", "title", "source")},
-                    "token_ids": to_codes(ids.tolist(), markers),
+                    "token_ids": to_codes(page.tolist(), markers),
                 },
-                len(ids),
+                len(page),
             )
         for row in rows:
             context = corpus.train[row["ordinal"]]
