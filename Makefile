@@ -1,7 +1,7 @@
 # make quickstart   install, then the main job: raw pages → shards → training → report
 # make planted      the scientific instrument: a corpus in which the gain of thinking is known
 # make ablations    its curves: rewards, placement, group size and more (an hour)
-# make methods      every published method on it, with the controls (half an hour)
+# make methods      every published method on it, with the controls (63 runs, not timed yet)
 # make install      only the environment, in .venv
 # make test         the same environment with the test extras; lint, types, tests
 #
@@ -37,7 +37,7 @@ ablations: build/planted/manifest.json
 	for file in experiments/planted/ablations/*.yaml; do \
 		$(VENV)/bin/rntp ablate $$file --jobs 2 --resume || exit; done
 
-# Every method and control of experiments/methods, three seeds each. Half an hour on 2 cores; resumes.
+# Every method and control of experiments/methods, three seeds each: 63 runs; resumes.
 methods: build/planted-thoughts/manifest.json build/planted-mixed/manifest.json
 	$(VENV)/bin/rntp ablate experiments/methods/planted.yaml --jobs 2 --resume
 	sed 's|(plot.svg)|(results/methods/plot.svg)|' experiments/methods/results/methods/table.md \
