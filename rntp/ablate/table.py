@@ -6,6 +6,7 @@ from typing import Any
 from rntp.ablate.results import Results
 from rntp.log import duration
 from rntp.report.numbers import MISSING, number, signed
+from rntp.show import columns
 
 PLOT = "plot.svg"
 
@@ -31,7 +32,7 @@ def markdown(results: Results, finding: str | None) -> str:
 
 def results_table(results: Results) -> str:
     """The table for the console."""
-    return _plain_table(_rows(results))
+    return columns(_rows(results))
 
 
 def grid_table(facts: Mapping[str, Any]) -> str:
@@ -50,21 +51,12 @@ def grid_table(facts: Mapping[str, Any]) -> str:
             f"{facts['name']}: {facts['question']}",
             f"{len(runs)} runs, {finished} finished, {steps} steps in the others",
             "",
-            _plain_table(rows),
+            columns(rows),
             "",
             f"table: {facts['table']}",
             "Nothing was written. `rntp train … --dry-run` estimates memory and time of one run.",
         ]
     )
-
-
-def _plain_table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def _rows(results: Results) -> list[list[str]]:
