@@ -169,9 +169,11 @@ def step_flop(
     ahead = (2 * shape.trunk * tree + head_row * head_rows) * config.objective.needs_whole_step
     sample = (2 * shape.trunk + head_row) * (context + sampled) if sampled else 0
     second = 0
-    if config.reference_weights and sampled:
-        # For a KL term the whole tree, else the contexts alone.
-        second = 2 * shape.trunk * (tree if config.objective.kl_weight > 0 else context)
+    # For a KL term the whole tree, for a baseline the contexts alone, for a judge neither.
+    if config.objective.kl_weight > 0 and sampled:
+        second = 2 * shape.trunk * tree
+    elif config.baseline.rereads and sampled:
+        second = 2 * shape.trunk * context
     judge = 2 * shape.trunk * asked
     return config.objective.epochs_per_rollout * train + ahead + sample + second + judge
 
