@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--tasks",
         metavar="NAME,…",
-        help="instead, multiple-choice tasks of lm-evaluation-harness, with and without a thought "
+        help="instead, tasks of lm-evaluation-harness, with and without a thought before answers "
         "(extra `eval`)",
     )
     evaluate.add_argument("--limit", type=int, metavar="N", help="questions of a task")
@@ -333,7 +333,7 @@ def _evaluate_tasks(arguments: argparse.Namespace) -> None:
 def _ablate(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from rntp.ablate import Experiment, ablate, dry_run, tabulate
+    from rntp.ablate import PAGE, Experiment, ablate, dry_run, tabulate
     from rntp.ablate.table import grid_table, results_table
 
     experiment = Experiment.load(arguments.experiment)
@@ -356,6 +356,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
         print(json.dumps(results, indent=2))
     else:
         print(results_table(results))
+        print(f"page: {experiment.results_dir / PAGE}")
         print(f"table: {experiment.results_dir / 'table.md'}")
     if failure is not None:
         raise failure

@@ -118,6 +118,9 @@ class Reward(Section):
     token_cost_after: NonNegative = 0
     """net_gain: steps without the price. Asked from the start, it ends thinking before any thought
     has paid (experiments/planted/LOG.md)."""
+    judge: Literal["policy", "frozen"] = "policy"
+    """Whose verdict self_judge and judge_gold give: that of the weights in training, which learn to
+    please themselves, or that of the weights of the start, which keeps a copy of them."""
     length_budget: NonNegative = 0
     """length_triangle: tokens that a thought should have at the start of training; 0 is half of
     thought.thought_tokens, so that the triangle is as wide as thoughts are long."""
@@ -152,6 +155,11 @@ class Baseline(Section):
     group_member: the empty thought joins the group's mean, without a gradient. position_weight:
     advantages count in proportion to the chance of being wrong without a thought. gate: only groups
     whose mean reward is above zero count; where thoughts do not pay yet, nothing is learnt."""
+
+    @property
+    def rereads(self) -> bool:
+        """Contexts go through other weights than those in training as well."""
+        return self.weights in ("frozen", "ema")
 
 
 class Objective(Section):
@@ -414,6 +422,12 @@ class Config(Section):
                 f"{self.objective.kl_reference} would be two more copies of the weights; set them "
                 "to the same, or baseline.weights to current"
             )
+        if self.reward.judge == "frozen" and self.reference_weights == "ema":
+            raise ValueError(
+                "reward.judge: frozen and a moving average (baseline.weights or "
+                "objective.kl_reference) would be two more copies of the weights; set both to "
+                "frozen, or reward.judge to policy"
+            )
         if self.baseline.use != "subtract" and self.baseline.weights == "none":
             raise ValueError(
                 f"baseline.use: {self.baseline.use} compares with a prediction without a thought, "
@@ -444,11 +458,13 @@ class Config(Section):
 
     @property
     def reference_weights(self) -> Literal["frozen", "ema"] | None:
-        """The second set of weights that the run keeps, for its baseline, its KL term or both."""
+        """The second set of weights that the run keeps, for baseline, KL term and judge."""
         weights = self.baseline.weights
         if weights == "frozen" or weights == "ema":
             return weights
-        return self.objective.kl_reference if self.objective.kl_weight > 0 else None
+        if self.objective.kl_weight > 0:
+            return self.objective.kl_reference
+        return "frozen" if self.reward.judge == "frozen" else None
 
     @property
     def budget_tokens(self) -> int:
@@ -489,7 +505,7 @@ class Config(Section):
                 "baseline.use: subtract cancels within a group: it changes the logged reward, not "
                 "the gradient (clip, group_member, position_weight and gate do change it)"
             )
-        own_copy = self.baseline.weights in ("frozen", "ema") and self.objective.kl_weight == 0
+        own_copy = self.baseline.rereads and self.objective.kl_weight == 0
         if own_copy and inert:
             yield (
                 f"baseline.weights: {self.baseline.weights} keeps a copy of the weights and runs a "

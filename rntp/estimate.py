@@ -59,14 +59,20 @@ class Shape:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of a step at full thought length: in trees, unshared, sampled, in a judge's trees;
-    rows of the head."""
+    """Tokens of a step at full thought length: in trees, unshared, read by the sampler, sampled, in
+    a judge's trees; rows of the head."""
 
     tree: int
     unshared: float
+    read: int
     sampled: int
     head_rows: int
     asked: int
+
+    @property
+    def spent(self) -> int:
+        """Tokens read and sampled: what `tokens/spent` counts in a run."""
+        return self.read + self.sampled
 
     @classmethod
     def of(cls, config: Config) -> "Tokens":
@@ -84,6 +90,7 @@ class Tokens:
         return cls(
             tree=docs * (length + branches * config.branch_tokens),
             unshared=docs * branches * (prefix + config.branch_tokens + again),
+            read=docs * length,
             sampled=docs * branches * drawn,
             head_rows=docs * (branches * (drawn + horizon) + document_rows),
             asked=docs * (length + branches * judges * question) if judges else 0,
@@ -113,10 +120,7 @@ def checkpoint_bytes(config: Config, parameters: int) -> int:
 def estimate(config: Config, shape: Shape) -> dict[str, float]:
     """Sizes of a step (tokens, FLOP), peak memory (bytes) and time (seconds), at full lengths."""
     tokens, docs = Tokens.of(config), config.data.docs_per_step
-    prefill = docs * config.data.context_tokens
-    flop = step_flop(
-        config, shape, tokens.tree, tokens.head_rows, prefill, tokens.sampled, tokens.asked
-    )
+    flop = full_flop(config, shape)
     speed = matmul_flops(config, shape)
     step_s = flop / (EFFICIENCY * speed)
     positions = docs * config.placement.positions_per_doc
@@ -134,6 +138,14 @@ def estimate(config: Config, shape: Shape) -> dict[str, float]:
         "seconds per step": step_s,
         "minutes in all, without evaluation": step_s * config.run.steps / 60,
     }
+
+
+def full_flop(config: Config, shape: Shape) -> float:
+    """`step_flop` of a step at full thought length."""
+    tokens = Tokens.of(config)
+    return step_flop(
+        config, shape, tokens.tree, tokens.head_rows, tokens.read, tokens.sampled, tokens.asked
+    )
 
 
 def step_flop(
@@ -157,9 +169,11 @@ def step_flop(
     ahead = (2 * shape.trunk * tree + head_row * head_rows) * config.objective.needs_whole_step
     sample = (2 * shape.trunk + head_row) * (context + sampled) if sampled else 0
     second = 0
-    if config.reference_weights and sampled:
-        # For a KL term the whole tree, else the contexts alone.
-        second = 2 * shape.trunk * (tree if config.objective.kl_weight > 0 else context)
+    # For a KL term the whole tree, for a baseline the contexts alone, for a judge neither.
+    if config.objective.kl_weight > 0 and sampled:
+        second = 2 * shape.trunk * tree
+    elif config.baseline.rereads and sampled:
+        second = 2 * shape.trunk * context
     judge = 2 * shape.trunk * asked
     return config.objective.epochs_per_rollout * train + ahead + sample + second + judge
 

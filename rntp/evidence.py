@@ -20,6 +20,7 @@ def gather(
     logp_empty_PH: Tensor,
     match_PGH: Tensor,
     continuation_ids_PH: Tensor,
+    collision_PGH: Tensor | None,
     decode: Callable[[Tensor], str],
     verdicts: Mapping[str, Tensor],
 ) -> RewardInputs:
@@ -48,6 +49,7 @@ def gather(
         token_cost_P=_by_position(rollouts, cost).to(device),
         length_budget_P=_by_position(rollouts, budget).to(device),
         answer_ids=[[t.answer for t in g] for g in thoughts],
+        collision_PGH=torch.zeros(1) if collision_PGH is None else collision_PGH,
         true_ids=[r.context.token_ids[p:] for r in rollouts for p in r.positions],
         decode=decode,
         verdicts=verdicts,

@@ -74,6 +74,7 @@ class Tally:
         sizes = {
             "tokens/context": sum(len(r.context) for r in self.rollouts),
             "tokens/thought": sum(len(t.sampled_ids) for t in self.thoughts),
+            "tokens/spent": sum(len(r.context) + r.num_sampled for r in self.rollouts),
             "tokens/tree": sum(tree_tokens(r, horizon) for r in self.rollouts),
             "tokens/unshared": sum(unshared_tokens(r, horizon) for r in self.rollouts),
         }

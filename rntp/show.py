@@ -97,7 +97,7 @@ def tasks_table(facts: Mapping[str, Any]) -> str:
             )
     lines.append(
         f"{facts['thoughts_per_question']} thoughts of at most {facts['thought_tokens']} tokens a "
-        "question"
+        "question, one before an answer that is written"
     )
     return "\n".join(lines)
 

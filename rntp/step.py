@@ -68,7 +68,9 @@ class Scores:
 
     thought_logp_M, thought_entropy_M: at the sampling temperature. think_logp_PGH, empty_logp_PH:
     the continuation with and without the thought. match_PGH: it is the arg-max, with the thought.
-    context_logp: plain next-token log-probs, [C], or None where no term needs them.
+    context_logp: plain next-token log-probs, [C], or None where no term needs them. collision_PGH:
+    Σ_v p_v² of each prediction with the thought, without a gradient, or None where no scheme wants
+    it.
     """
 
     thought_logp_M: Tensor
@@ -77,6 +79,7 @@ class Scores:
     empty_logp_PH: Tensor
     match_PGH: Tensor
     context_logp: Tensor | None
+    collision_PGH: Tensor | None = None
 
     def detached(self) -> "Scores":
         """The same numbers without the graph, for the record."""
@@ -87,6 +90,7 @@ class Scores:
             empty_logp_PH=self.empty_logp_PH,
             match_PGH=self.match_PGH,
             context_logp=None if self.context_logp is None else self.context_logp.detach(),
+            collision_PGH=self.collision_PGH,
         )
 
 
@@ -123,6 +127,7 @@ def score(
     *,
     temperature: float,
     with_context: bool,
+    with_collision: bool = False,
     hidden: Tensor | None = None,
 ) -> Scores:
     """The one forward of the trunk, and of the head on the rows that are needed.
@@ -147,6 +152,10 @@ def score(
         hidden.index_select(0, rows.to(device)), targets.to(device), temperatures.to(device)
     )
     thought_logp, think_logp, document_logp = logp.split(sizes)
+    collision = None
+    if with_collision:
+        think_rows = tree.think_rows_PGH.flatten().to(device)
+        collision = model.collision(hidden.detach().index_select(0, think_rows)).view(shape)
     match = (top1 == targets.to(device)).split(sizes)[1]
     if with_context:
         where = torch.searchsorted(tree.context_rows, tree.empty_rows_PH).to(device)
@@ -160,6 +169,7 @@ def score(
         empty_logp_PH=empty_logp,
         match_PGH=match.view(shape),
         context_logp=document_logp if with_context else None,
+        collision_PGH=collision,
     )
 
 
@@ -190,6 +200,7 @@ def judge(
         logp_empty_PH=empty,
         match_PGH=scores.match_PGH,
         continuation_ids_PH=tree.continuation_PH,
+        collision_PGH=scores.collision_PGH,
         decode=decode,
         verdicts=verdicts or {},
     )

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from rntp import checkpoint, run_folder
+from rntp import checkpoint, rewards, run_folder
 from rntp.config import Config
 from rntp.data import Manifest, data_digest
 from rntp.data.corpus import open_corpus
@@ -90,9 +90,9 @@ class Trainer:
             thoughts=config.thought.thoughts_per_position,
             answer_tokens=config.thought.answer_tokens,
         )
-        self.ask = open_judge(self.model, config)
-        self.decode = partial(decode, self.model.tokenizer)
         self.reference = open_reference(self.model, self.optimizer.masters, config)
+        self.ask = open_judge(self.model, config, self.reference.model if self.reference else None)
+        self.decode = partial(decode, self.model.tokenizer)
         self.group_spread = GroupSpread() if config.objective.min_group_std > 0 else None
         policy = config.placement.policy
         self.record = open_record(policy)
@@ -192,7 +192,13 @@ class Trainer:
     def _score(self, tree: ThoughtTree) -> Scores:
         with_context = self.config.objective.ntp_weight > 0
         temperature = self.config.thought.temperature
-        return score(self.model, tree, temperature=temperature, with_context=with_context)
+        return score(
+            self.model,
+            tree,
+            temperature=temperature,
+            with_context=with_context,
+            with_collision=any(rewards.NEEDS[name].collision for name in self.config.reward.names),
+        )
 
     def _judge(
         self, scores: Scores, tree: ThoughtTree, batch: tuple[Rollout, ...]
@@ -202,7 +208,7 @@ class Trainer:
         if self.reference and config.objective.kl_weight > 0:
             temperature = config.thought.temperature
             reference_PH, reference_M = self.reference.on_tree(tree, temperature)
-        elif self.reference:
+        elif self.reference and config.baseline.rereads:
             reference_PH = self.reference.no_think(batch, config.reward.horizon)
         judged = judge(
             scores,

@@ -143,6 +143,8 @@ class RewardInputs:
     tokens that a thought should have by now.
     answer_ids: [P][G] id tensors, what the policy wrote after the thought, without the end token.
     true_ids: [P] id tensors, the true text from the position to the end of the context.
+    collision_PGH: Σ_v p_v² over the vocabulary of each prediction with the thought, for schemes
+    that registered it.
     decode: text of ids, for schemes that compare texts. verdicts: by judge, float32 [P, G], the
     probability that it finds the answer right; see `rntp.judging`.
     """
@@ -161,6 +163,7 @@ class RewardInputs:
     length_budget_P: Tensor = field(default_factory=lambda: torch.ones(1))
     answer_ids: list[list[Tensor]] = field(default_factory=list)
     true_ids: list[Tensor] = field(default_factory=list)
+    collision_PGH: Tensor = field(default_factory=lambda: torch.zeros(1))
     decode: Callable[[Tensor], str] = no_text
     verdicts: Mapping[str, Tensor] = field(default_factory=dict)
 

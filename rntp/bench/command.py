@@ -4,7 +4,6 @@ import argparse
 import json
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from rntp.files import write_json
 from rntp.memory import peak_bytes
 from rntp.model import cast_parameters, load_model, pick_device
 from rntp.show import columns
+
 
 def bench(arguments: argparse.Namespace) -> None:
     """Run one bench, or all. Raises ConfigError for sizes or a model that cannot be."""

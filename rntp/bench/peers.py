@@ -1,4 +1,4 @@
-"""Other people's kernels and trainers, where they are installed; named with the reason where not."""
+"""Other people's kernels, where they are installed; named with the reason where not."""
 
 import importlib.util
 from collections.abc import Callable
@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rntp.bench.job import Job
-
 Providers = dict[str, Callable[[], object]]
 Skipped = dict[str, str]
 
 
-def heads(hidden: Tensor, weight: Tensor, targets: Tensor, signs: Tensor) -> tuple[Providers, Skipped]:
+def heads(
+    hidden: Tensor, weight: Tensor, targets: Tensor, signs: Tensor
+) -> tuple[Providers, Skipped]:
     """Per-token log-probs with signed gradients; none of these gives an entropy."""
     found: Providers = {}
     skipped: Skipped = {}
@@ -48,15 +48,6 @@ def heads(hidden: Tensor, weight: Tensor, targets: Tensor, signs: Tensor) -> tup
             signs,
         )
     return found, skipped
-
-
-def steps(job: Job) -> tuple[Providers, Skipped]:
-    """Trainers that can be given a reward of one's own: TRL's."""
-    if importlib.util.find_spec("trl") is None:
-        return {}, {"trl GRPOTrainer": "not installed (pip install trl)"}
-    from rntp.bench.trl_step import grpo_step
-
-    return {"trl GRPOTrainer": grpo_step(job)}, {}
 
 
 def _backward(logp: Callable[[], Tensor], signs: Tensor) -> Callable[[], float]:

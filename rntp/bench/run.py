@@ -71,14 +71,15 @@ def head(job: Job) -> Bench:
 
     def left(work: Callable[[], object]) -> dict[str, Tensor]:
         work()
-        assert hidden.grad is not None and weight.grad is not None
+        assert hidden.grad is not None
+        assert weight.grad is not None
         return {"hidden": hidden.grad.float(), "weight": weight.grad.float()}
 
     providers = {OURS: of("auto"), "plain autograd": of("reference")}
     found, skipped = peers.heads(hidden, weight, targets, signs)
     reference = left(providers["plain autograd"])
     agreement = {OURS: relative_difference(left(providers[OURS]), reference)}
-    facts = {"rows": rows, "hidden": width, "vocabulary": vocabulary}
+    facts: dict[str, float] = {"rows": rows, "hidden": width, "vocabulary": vocabulary}
     facts["gigabytes of logits not kept"] = 4e-9 * rows * vocabulary
     return Bench(providers | found, "plain autograd", agreement, facts, skipped)
 
@@ -118,9 +119,8 @@ def step(job: Job) -> Bench:
         _cleared(job, lambda: unshared.backward(rollouts))
 
     agreement = {OURS: _agreement(job, unshared, rollouts)}
-    found, skipped = peers.steps(job)
-    providers = {OURS: ours, UNSHARED: usual} | found
-    return Bench(providers, UNSHARED, agreement, _tokens(job, rollouts), skipped)
+    providers = {OURS: ours, UNSHARED: usual}
+    return Bench(providers, UNSHARED, agreement, _tokens(job, rollouts), {})
 
 
 BENCHES: dict[str, Callable[[Job], Bench]] = dict(
@@ -166,7 +166,7 @@ def run(
     }
     if name == "step":
         shape = Shape.of(model.hf)
-        done = step_work(shape, job, bench.facts)
+        done = step_work(shape, sizes, bench.facts)
         result["share_of_matmul_rate"] = done / timings[OURS].median / rate
     if curve:
         result["curve"] = _curve(name, model, sizes, curve, repeats, say)
@@ -194,10 +194,9 @@ def report(name: str, bench: Bench, timings: Mapping[str, Timing]) -> dict[str, 
     }
 
 
-def step_work(shape: Shape, job: Job, facts: Mapping[str, float]) -> float:
+def step_work(shape: Shape, sizes: Sizes, facts: Mapping[str, float]) -> float:
     """FLOP of matrix products that rntp's step needs: unique tokens only, 2 a parameter forward
     and 4 backward; sampling is forward alone."""
-    sizes = job.sizes
     head = 2.0 * shape.hidden * shape.vocabulary
     trunk = 2.0 * shape.trunk
     sampled = sizes.branches * sizes.budget
@@ -232,7 +231,7 @@ def _curve(
             repeats=repeats,
             say=say,
         )
-        work = {v: step_work(shape, jobs[v], _tokens(jobs[v], jobs[v].sample())) for v in values}
+        work = {v: step_work(shape, jobs[v].sizes, benches[v].facts) for v in values}
         first = timings[str(values[0])].median / work[values[0]]
         found[size] = [
             {

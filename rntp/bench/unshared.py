@@ -36,7 +36,7 @@ class Unshared:
         ]
         ids, mask = _left_padded(prompts, model.device)
         with own_attention(job), torch.no_grad():
-            found = model.hf.generate(
+            found = model.hf.generate(  # type: ignore[operator]  # mixed in by transformers
                 ids,
                 attention_mask=mask,
                 do_sample=True,
@@ -66,9 +66,7 @@ class Unshared:
                 thought_logp, continuation_logp = self._logp(piece)
                 own = advantage[first : first + len(piece)]
                 first += len(piece)
-                policy = sum(
-                    -(a * logp.sum()) for a, logp in zip(own, thought_logp, strict=True)
-                )
+                policy = sum(-(a * logp.sum()) for a, logp in zip(own, thought_logp, strict=True))
                 reading = -continuation_logp.sum()
                 loss = policy / drawn + 0.1 * reading / (len(sequences) * horizon)
                 assert isinstance(loss, Tensor)
