@@ -59,6 +59,9 @@ class Data(Section):
     """Longest window of a document that one step sees, tokens (L)."""
     docs_per_step: Positive
     """Contexts in one step."""
+    replay_docs: NonNegative = 0
+    """Of these, contexts seen before, drawn by how far apart the gains of their thoughts lay (after
+    2501.12599; see `rntp.replay`). The others are fresh, each once; step 1 has no others."""
     heldout_fraction: Fraction = 0.1
     """Share of the documents, chosen by a hash of their id, that only evaluation reads."""
     max_documents: NonNegative = 0
@@ -70,6 +73,9 @@ class Placement(Section):
     """Which positions to think at; see `rntp.placement`."""
     positions_per_doc: Positive
     """Positions in one context (K)."""
+    interleaved: bool = False
+    """Later thoughts of a context see one thought of each earlier position, drawn evenly, and so
+    does their baseline. A page is read again for each position. Evaluation thinks in isolation."""
     min_prefix_tokens: Positive = 32
     """Earliest position, tokens: the first tokens of a window look harder than they are."""
     entropy_band: tuple[Weight, Weight] = (0.0, 100.0)
@@ -358,6 +364,16 @@ class Config(Section):
                 "data.context_tokens, or lower placement.min_prefix_tokens, the positions_per_doc "
                 "or reward.horizon"
             )
+        if self.data.replay_docs >= self.data.docs_per_step:
+            raise ValueError(
+                f"data.replay_docs {self.data.replay_docs} of data.docs_per_step "
+                f"{self.data.docs_per_step} leaves no fresh context; lower it"
+            )
+        if self.data.replay_docs > 0 and self.thought.thoughts_per_position < 2:
+            raise ValueError(
+                "data.replay_docs goes by how far apart the gains of a group lie; set "
+                "thought.thoughts_per_position to 2 or more, or data.replay_docs to 0"
+            )
         in_group = self.objective.advantage in ("group_mean", "leave_one_out")
         alone = self.thought.thoughts_per_position == 1
         if alone and in_group and self.objective.pg_weight > 0:
@@ -376,6 +392,16 @@ class Config(Section):
                 "without thoughts (thought.thoughts_per_position: 0) only the next-token loss is "
                 "left; set objective.pg_weight, continuation_weight, entropy_weight and "
                 "kl_weight to 0 and objective.ntp_weight above 0"
+            )
+        if self.placement.interleaved and self.thought.answer_tokens > 0:
+            raise ValueError(
+                "placement.interleaved: later thoughts would have to see answers or to miss them; "
+                "set thought.answer_tokens to 0, or placement.interleaved to false"
+            )
+        if self.placement.interleaved and self.thought.thoughts_per_position == 0:
+            raise ValueError(
+                "placement.interleaved: there are no thoughts to see "
+                "(thought.thoughts_per_position: 0); set it to false"
             )
         if self.thought.source == "pause" and (
             self.objective.pg_weight > 0
@@ -467,6 +493,12 @@ class Config(Section):
         return "frozen" if self.reward.judge == "frozen" else None
 
     @property
+    def longest_context(self) -> int:
+        """Most tokens of a context, with the thoughts that stand in it if they are interleaved."""
+        earlier = self.placement.positions_per_doc - 1 if self.placement.interleaved else 0
+        return self.data.context_tokens + earlier * (self.thought.thought_tokens + 2)
+
+    @property
     def budget_tokens(self) -> int:
         """Most tokens that the sampler draws for one thought and its answer."""
         return self.thought.thought_tokens + self.thought.answer_tokens
@@ -476,7 +508,7 @@ class Config(Section):
         """Longest sequence that the model ever sees, in positions."""
         # A position leaves room for the continuation in the context, not for a longer answer.
         beyond = max(0, self.thought.answer_tokens - self.reward.horizon)
-        return self.data.context_tokens + self.thought.thought_tokens + 2 + beyond
+        return self.longest_context + self.thought.thought_tokens + 2 + beyond
 
     @property
     def min_document_tokens(self) -> int:

@@ -77,20 +77,28 @@ class Tokens:
     @classmethod
     def of(cls, config: Config) -> "Tokens":
         docs, length = config.data.docs_per_step, config.data.context_tokens
-        branches = config.placement.positions_per_doc * config.thought.thoughts_per_position
+        positions = config.placement.positions_per_doc
+        branches = positions * config.thought.thoughts_per_position
+        # Interleaved, a page is read at each position, with a thought more each time.
+        inserted = (positions - 1) / 2 * (config.thought.thought_tokens + 2)
+        interleaved = config.placement.interleaved
+        read = round(positions * (length + inserted)) if interleaved else length
         answer, horizon = config.thought.answer_tokens, config.reward.horizon
         drawn = config.thought.thought_tokens + answer
         prefix = (config.placement.min_prefix_tokens + length - horizon) / 2
+        prefix += inserted if interleaved else 0
         # Continuation and answer of a thought would be two sequences.
         again = prefix + config.thought.thought_tokens + 2 if answer else 0
         question = QUESTION + answer + horizon
         judges = len({rewards.NEEDS[name].judge for name in config.reward.names} - {None})
         with_context = config.objective.ntp_weight > 0
-        document_rows = length if with_context else config.placement.positions_per_doc * horizon
+        document_rows = positions * horizon
+        if with_context:
+            document_rows = length + (document_rows - horizon if interleaved else 0)
         return cls(
-            tree=docs * (length + branches * config.branch_tokens),
+            tree=docs * (read + branches * config.branch_tokens),
             unshared=docs * branches * (prefix + config.branch_tokens + again),
-            read=docs * length,
+            read=docs * read,
             sampled=docs * branches * drawn,
             head_rows=docs * (branches * (drawn + horizon) + document_rows),
             asked=docs * (length + branches * judges * question) if judges else 0,
@@ -104,7 +112,11 @@ def peak_memory(config: Config, shape: Shape) -> float:
     copy = narrow if narrow < wide else 0
     # Master, gradient, two moments, compute copy.
     weights = shape.parameters * (4 * wide + copy + _reference_bytes(config)[0])
-    microbatch = min(max(config.parallel.tokens_per_microbatch, tokens.tree / docs), tokens.tree)
+    whole = tokens.tree / docs  # what is never split
+    if config.placement.interleaved:
+        branches = config.thought.thoughts_per_position * config.branch_tokens
+        whole = config.longest_context + branches
+    microbatch = min(max(config.parallel.tokens_per_microbatch, whole), tokens.tree)
     # Saved for the backward, in units of a layer's widths: fitted to the measured peak of the
     # quickstart at 608, 1216 and 2432 tokens. Norms, and attention on the CPU, work in `wide`.
     per_token = (16 * shape.hidden + 8 * shape.intermediate) * narrow + 14 * shape.hidden * wide

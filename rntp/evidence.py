@@ -79,6 +79,6 @@ def _by_position(rollouts: Sequence[Rollout], of: Callable[[int], float]) -> Ten
 def _noise(rollouts: Sequence[Rollout], group: int, seed: int) -> Tensor:
     """A draw for every thought, float64 [P, G]: a function of the seed and of which one it is."""
     ordinal = [r.context.ordinal for r in rollouts for _ in r.positions]
-    position = [p for r in rollouts for p in r.positions]
+    position = [p for r in rollouts for p in r.page_positions]
     at_2P = torch.tensor([ordinal, position], dtype=torch.int64)
     return uniform(seed, "reward", at_2P[0, :, None], at_2P[1, :, None], torch.arange(group))

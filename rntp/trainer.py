@@ -42,7 +42,9 @@ from rntp.preflight import (
 )
 from rntp.records import Record, open_record
 from rntp.reference import Reference, open_reference
+from rntp.replay import Replay, fresh_contexts, step_contexts
 from rntp.rollout.inprocess import open_engine
+from rntp.rollout.interleaved import interleaved
 from rntp.rollout.place import placer
 from rntp.signals import StopRequest
 from rntp.step import Counts, Judgement, Scores, judge, over_step, plant, sampler_logp, score
@@ -84,18 +86,20 @@ class Trainer:
             dtype=getattr(torch, config.model.dtype),
             total_steps=config.run.steps,
         )
-        self.engine = open_engine(
+        engine = open_engine(
             self.model,
             config,
             thoughts=config.thought.thoughts_per_position,
             answer_tokens=config.thought.answer_tokens,
         )
+        self.engine = interleaved(engine, self.model, config)
         self.reference = open_reference(self.model, self.optimizer.masters, config)
         self.ask = open_judge(self.model, config, self.reference.model if self.reference else None)
         self.decode = partial(decode, self.model.tokenizer)
         self.group_spread = GroupSpread() if config.objective.min_group_std > 0 else None
         policy = config.placement.policy
         self.record = open_record(policy)
+        self.replay = Replay(config) if config.data.replay_docs > 0 else None
         self.place = placer(
             config, policy, "placement", record=self.record, tokenizer=self.model.tokenizer
         )
@@ -143,7 +147,7 @@ class Trainer:
         config, horizon = self.config, self.config.reward.horizon
         clock = Stopwatch()
 
-        contexts = self.corpus.step_contexts(step, config.data.docs_per_step)
+        contexts = step_contexts(config, self.corpus, self.replay, step)
         rollouts = self.engine.sample(contexts, self.place, self.stop.check, step - 1)
         clock.lap("time/rollout_s")
 
@@ -183,7 +187,7 @@ class Trainer:
                 "memory/peak_gb": peak_bytes() / 1e9,
                 "data/ordinal_first": contexts[0].ordinal,
                 "data/visits_max": max(c.visit for c in contexts),
-                "data/digest": data_digest(contexts, [r.positions for r in rollouts]),
+                "data/digest": data_digest(contexts, [r.positions for r in tally.pages]),
             }
         )
         self.log.rollouts(step, tally.rows(self.model))
@@ -281,7 +285,9 @@ class Trainer:
         if self.reference:
             self.reference.update(self.optimizer.masters)
         if self.record:
-            self.record.observe(tally.rollouts, tally.reward_PG, tally.gain_PG)
+            self.record.observe(tally.pages, tally.reward_PG, tally.gain_PG)
+        if self.replay:
+            self.replay.observe(tally.pages, tally.gain_PG)
         if self.group_spread:
             self.group_spread.observe(tally.compared_PG)
 
@@ -295,7 +301,8 @@ class Trainer:
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
         if not skipped:
             return
-        ordinals = f"{contexts[0].ordinal} … {contexts[-1].ordinal}"
+        fresh = [c.ordinal for c in contexts if c.replay_of is None]
+        ordinals = f"{fresh[0]} … {fresh[-1]}"
         self.log.message(
             f"loss or gradient is not finite; weights and moments are unchanged, ordinals "
             f"{ordinals} were not trained",
@@ -372,7 +379,7 @@ class Trainer:
                 **{stem: part.tensors() for stem, part in self._companions().items()},
             },
             {
-                "next_ordinal": step * self.config.data.docs_per_step,
+                "next_ordinal": fresh_contexts(self.config, step),
                 "skipped_in_a_row": self.skipped_in_a_row,
                 "config_digest": self.config.digest(),
                 "data_digest": self.corpus.manifest.digest,
@@ -398,8 +405,10 @@ class Trainer:
                 "corpus, or start a new run with --run-dir"
             )
         step = int(state["step"])
-        if state["next_ordinal"] != step * self.config.data.docs_per_step:
-            raise CheckpointError(f"{newest} was trained with another data.docs_per_step")
+        if state["next_ordinal"] != fresh_contexts(self.config, step):
+            raise CheckpointError(
+                f"{newest} was trained with another data.docs_per_step or data.replay_docs"
+            )
         self.optimizer.restore(
             checkpoint.load(newest, "weights"), checkpoint.load(newest, "moments")
         )
@@ -410,13 +419,15 @@ class Trainer:
         self.log.message(f"resuming from {newest}: {step} of {self.config.run.steps} steps done")
         return step
 
-    def _companions(self) -> dict[str, Reference | Record | GroupSpread]:
+    def _companions(self) -> dict[str, Reference | Record | Replay | GroupSpread]:
         """What a checkpoint holds besides weights and moments, where the config asks for it."""
-        found: dict[str, Reference | Record | GroupSpread] = {}
+        found: dict[str, Reference | Record | Replay | GroupSpread] = {}
         if self.reference:
             found["reference"] = self.reference
         if self.record:
             found["placement"] = self.record
+        if self.replay:
+            found["replay"] = self.replay
         if self.group_spread:
             found["group_spread"] = self.group_spread
         return found

@@ -249,6 +249,8 @@ def test_stopping_and_starting_again_changes_nothing(raw: dict, tmp_path: Path, 
         ["baseline.weights=frozen", "baseline.use=group_member", "model.dtype=float32"],
         ["baseline.use=position_weight", "reward.scheme=mean_prob"],
         ["placement.policy=learnability", "optim.lr=0.01"],
+        ["data.replay_docs=1", "optim.lr=0.01"],
+        ["placement.interleaved=true", "placement.policy=learnability", "model.dtype=float32"],
         ["evaluation.every_steps=1", "evaluation.thoughts_per_position=2"],
         ["rollout.docs_per_batch=1", "parallel.tokens_per_microbatch=16"],
         ["model.dtype=float64"],
@@ -270,6 +272,7 @@ def test_options_run_and_resume(raw: dict, tmp_path: Path, options: list[str]) -
     one, other = (d / "checkpoints" / "step_00000002" for d in (whole, resumed))
     stems = {path.stem for path in one.glob("*.safetensors")}
     assert ("reference" in stems) == any("=ema" in o or "=frozen" in o for o in options)
+    assert ("replay" in stems) == ("data.replay_docs=1" in options)
     assert ("placement" in stems) == ("placement.policy=learnability" in options)
     for stem in stems:
         name = f"{stem}.safetensors"

@@ -17,7 +17,7 @@ QUESTIONS = [
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three tasks on four questions: one ranks answers, one wants text, one is not supported."""
+    """Three tasks on four questions: one ranks answers, one wants text, one cannot be done."""
     home = tmp_path / "tasks"
     home.mkdir()
     (home / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in QUESTIONS))
