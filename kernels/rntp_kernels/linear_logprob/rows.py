@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A probability of exactly 0 has log-prob −inf, and its part of the entropy is 0, not NaN: a stand-in
-# that is far from overflow, whatever slope multiplies it.
+# Of a log-prob of −inf: its probability 0 has no part in the entropy, and must not be NaN. A number
+# far from overflow, whatever slope multiplies it.
 _NEVER = -1e30
 
 
