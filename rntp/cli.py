@@ -238,14 +238,16 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         _dry_run(config, arguments.json)
         return
-    from rntp.memory import keep_freed_memory
-    from rntp.report import build_report
-    from rntp.show import before_after
-    from rntp.trainer import Trainer
+    from rntp.signals import StopRequest
 
-    keep_freed_memory()
-    trainer = Trainer(config, resume=arguments.resume)
-    comparison = trainer.fit()
+    with StopRequest() as stop:  # before the seconds that the imports and the model take
+        from rntp.memory import keep_freed_memory
+        from rntp.report import build_report
+        from rntp.show import before_after
+        from rntp.trainer import Trainer
+
+        keep_freed_memory()
+        comparison = Trainer(config, resume=arguments.resume, stop=stop).fit()
     report = build_report([config.run.dir], config.run.dir / "report.html")
     if comparison is not None:
         print(before_after(comparison))

@@ -37,6 +37,15 @@ class Run(Section):
     """Optimizer steps to have done when the run ends."""
     dir: Path
     """Run folder. It belongs to one config; starting again with the same config resumes it."""
+    hang_timeout_s: Weight = 1800.0
+    """End the run, with its stacks in stacks/, after so many seconds without a sign of life. More
+    than one forward or one save may take; 0 watches nothing and writes no heartbeat."""
+    max_rollbacks: NonNegative = 2
+    """So often a streak of optim.max_skipped_steps non-finite steps sends the run back to the last
+    checkpoint before it, with the streak's ordinals set aside; the next one is exit code 6."""
+    stop_on_alarm: bool = False
+    """End the run with exit code 6 at an alarm: a jump of loss or gradient, groups without signal,
+    empty thoughts, a falling gain. They are said on the console in any case."""
 
 
 class Model(Section):
@@ -240,7 +249,7 @@ class Optim(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Global gradient norm is clipped to this."""
     max_skipped_steps: Positive = 5
-    """So many non-finite steps in a row end the run with exit code 6."""
+    """So many non-finite steps in a row send the run back (run.max_rollbacks)."""
 
 
 class RolloutSection(Section):
@@ -528,7 +537,8 @@ class Config(Section):
         where it lies, how long it goes on, and how it saves, logs and cuts its work.
         """
         facts = self.model_dump(mode="json", exclude={"checkpoint", "log", "parallel", "rollout"})
-        for name in ("name", "dir", "steps"):
+        of_the_start = ("name", "dir", "steps", "hang_timeout_s", "max_rollbacks", "stop_on_alarm")
+        for name in of_the_start:
             del facts["run"][name]
         # A manifest's digest is a corpus' identity, not its path.
         del facts["data"]["source"]

@@ -32,6 +32,6 @@ class Preempted(RntpError):
 
 
 class Diverged(RntpError):
-    """Too many non-finite steps in a row."""
+    """Too many non-finite steps in a row, or an alarm with `run.stop_on_alarm`."""
 
     exit_code = 6

@@ -94,6 +94,7 @@ class Optimizer:
         """Take back what `masters` and `moments` gave. Raises KeyError if names do not fit."""
         for name, master in self.masters.items():
             master.copy_(masters[name])
+        self._adamw.state.clear()  # a run that goes back may have moments that were not there yet
         for key, value in moments.items():
             kind, _, name = key.partition(".")
             self._adamw.state[self.masters[name]][kind] = value.clone()

@@ -13,14 +13,18 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """While the context is open, the first signal asks the run to stop; a second ends it at once.
 
-    Only the main thread can install handlers; elsewhere the context does nothing.
+    The command opens it before it loads anything, the trainer once more around its loop. Only the main thread can install handlers; elsewhere the context does nothing.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
         self._previous: dict[signal.Signals, object] = {}
+        self._depth = 0
 
     def __enter__(self) -> Self:
+        self._depth += 1
+        if self._depth > 1:
+            return self
         try:
             for number in _SIGNALS:
                 self._previous[number] = signal.signal(number, self._handle)
@@ -34,6 +38,9 @@ class StopRequest:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        self._depth -= 1
+        if self._depth > 0:
+            return
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 

@@ -6,6 +6,7 @@
 """
 
 import json
+import os
 import time
 from dataclasses import replace
 from functools import partial
@@ -16,14 +17,17 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from rntp import checkpoint, run_folder
+from rntp import checkpoint, faults, quarantine, run_folder
+from rntp.alarms import Alarms
 from rntp.config import Config
 from rntp.data import Manifest, data_digest
 from rntp.data.corpus import open_corpus
+from rntp.data.order import ordinals_without
 from rntp.errors import CheckpointError, Diverged, Preempted
 from rntp.estimate import Shape, step_flop
 from rntp.evaluation import compare, evaluate
 from rntp.evaluation.third import check_third
+from rntp.faults import fault_point
 from rntp.files import write_json
 from rntp.group_spread import GroupSpread
 from rntp.judging import open_judge
@@ -42,6 +46,7 @@ from rntp.preflight import (
 )
 from rntp.records import Record, open_record
 from rntp.reference import Reference, open_reference
+from rntp.rollback import set_aside_streak, take_in
 from rntp.rollout.inprocess import open_engine
 from rntp.rollout.place import placer
 from rntp.signals import StopRequest
@@ -50,24 +55,35 @@ from rntp.tokenizer import decode, tokenizer_digest
 from rntp.tree import ThoughtTree, tree_tokens
 from rntp.types import Context, Rollout
 from rntp.wandb_mirror import import_wandb
+from rntp.watchdog import Watchdog
 
 Resume = Literal["auto", "never", "must"]
 
 MEMORISED = 0.1  # nats per token: worth a warning, see `memorised`
+FAILED_SAVES = 3  # in a row: weights that cannot be kept are not worth training any longer
 
 
 class Trainer:
     """A run: `Trainer(config).fit()`, once.
 
     The constructor checks everything that can be checked before the first costly second, and
-    writes nothing. Raises ConfigError, DataError or CheckpointError, each with the remedy.
+    writes nothing. Raises ConfigError, DataError or CheckpointError, each with the remedy, and
+    Preempted. stop: where the caller has been listening for signals already.
     """
 
     def __init__(
-        self, config: Config, *, resume: Resume = "auto", console: Console | None = None
+        self,
+        config: Config,
+        *,
+        resume: Resume = "auto",
+        console: Console | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
         self.config = config
         self.console = console
+        self.stop = stop or StopRequest()
+        self.faults = faults.arm(os.environ)
+        fault_point("start")
         check_names(config)
         import_wandb(config)
         run_folder.check(config, resume)
@@ -100,8 +116,10 @@ class Trainer:
             config, policy, "placement", record=self.record, tokenizer=self.model.tokenizer
         )
         check_placement(self.place, self.corpus)
-        self.stop = StopRequest()
-        self.skipped_in_a_row = 0
+        self.alarms = Alarms()
+        self.aside: set[int] = set()
+        self.skipped_in_a_row = self.failed_saves = 0
+        self.stop.check()
 
     def fit(self) -> dict[str, Any] | None:
         """Train to `run.steps`, resuming where the folder's checkpoints end.
@@ -113,21 +131,27 @@ class Trainer:
         with (
             run_folder.claim(config) as folder,
             RunLog(folder, config, console=self.console) as log,
+            Watchdog(folder, config.run.hang_timeout_s) as self.watchdog,
         ):
             self.log = log
             with self.stop:
+                fault_point("claimed")
                 done = saved = self._restore()
                 log.write_manifest(self._facts())
                 self._greet(done)
+                fault_point("restored")
                 try:
                     self._evaluate_if_due(done)
-                    for step in range(done + 1, config.run.steps + 1):
-                        self.train_step(step)
-                        done = step
-                        if step % config.checkpoint.every_steps == 0 or step == config.run.steps:
-                            self._save(step)
-                            saved = step
-                        self._evaluate_if_due(step)
+                    while done < config.run.steps:
+                        self.train_step(done + 1)
+                        done += 1
+                        if self.skipped_in_a_row >= config.optim.max_skipped_steps:
+                            streak = self.skipped_in_a_row
+                            set_aside_streak(config, done, streak, self.aside, self._warn)
+                            done = saved = self._restore()
+                        elif self._save_if_due(done):
+                            saved = done
+                        self._evaluate_if_due(done)
                         self.stop.check()
                 except Preempted:
                     if done > saved:
@@ -143,8 +167,11 @@ class Trainer:
         config, horizon = self.config, self.config.reward.horizon
         clock = Stopwatch()
 
-        contexts = self.corpus.step_contexts(step, config.data.docs_per_step)
-        rollouts = self.engine.sample(contexts, self.place, self.stop.check, step - 1)
+        contexts = self.corpus.step_contexts(step, config.data.docs_per_step, self.aside)
+        self.watchdog.beat(step=step, ordinal=contexts[0].ordinal)
+        self._phase("rollout")
+        rollouts = self.engine.sample(contexts, self.place, self._poll, step - 1)
+        fault_point("rollout")
         clock.lap("time/rollout_s")
 
         batches = microbatches(
@@ -153,41 +180,47 @@ class Trainer:
         ahead, counted_P = self._judge_ahead(batches)
         tally = Tally(config, rollouts, Counts.of(rollouts, horizon, counted_P))
         for i, batch in enumerate(batches):
-            self.stop.check()
-            self.log.phase("forward", i, len(batches))
+            self._poll()
+            self._phase("forward", i, len(batches))
             tree = plant(self.model, batch, horizon)
             scores = self._score(tree)
             judged, elsewhere = ahead[i] if ahead else self._judge(scores, tree, batch)
             part = loss(scores, tree, judged, tally.counts, config, elsewhere)
             clock.lap("time/forward_s")
+            fault_point("forward", part.total)
             part.total.backward()
+            fault_point("backward", next(iter(self.optimizer.masters.values())).grad)
             clock.lap("time/backward_s")
             tally.add(scores, judged, elsewhere, part)
+        fault_point("update.before")
         update = self.optimizer.step(step, loss_is_finite=tally.loss_is_finite)
+        fault_point("update.after")
         clock.lap("time/update_s")
         for _ in range(1, config.objective.epochs_per_rollout):
             update = self._another_epoch(step, batches, tally, clock)
         if not update.skipped:
             self._follow(tally)
 
-        self.log.step(
-            {
-                "step": step,
-                **tally.metrics(),
-                "grad_norm": update.grad_norm,
-                "lr": update.lr,
-                "skipped": int(update.skipped),
-                "compute/tflop": self._flop(tally) / 1e12,
-                **clock.laps,
-                "time/step_s": clock.total,
-                "memory/peak_gb": peak_bytes() / 1e9,
-                "data/ordinal_first": contexts[0].ordinal,
-                "data/visits_max": max(c.visit for c in contexts),
-                "data/digest": data_digest(contexts, [r.positions for r in rollouts]),
-            }
-        )
+        self._phase("record")
+        metrics = {
+            "step": step,
+            **tally.metrics(),
+            "grad_norm": update.grad_norm,
+            "lr": update.lr,
+            "skipped": int(update.skipped),
+            "compute/tflop": self._flop(tally) / 1e12,
+            **clock.laps,
+            "time/step_s": clock.total,
+            "memory/peak_gb": peak_bytes() / 1e9,
+            "data/ordinal_first": contexts[0].ordinal,
+            "data/visits_max": max(c.visit for c in contexts),
+        }
+        digest = data_digest(contexts, [r.positions for r in rollouts])
+        self.log.step({**metrics, "data/digest": digest})
         self.log.rollouts(step, tally.rows(self.model))
-        self._guard(update.skipped, contexts)
+        fault_point("step.end")
+        self._guard(step, update, contexts)
+        self._sound_alarms(metrics)
 
     def _score(self, tree: ThoughtTree) -> Scores:
         with_context = self.config.objective.ntp_weight > 0
@@ -227,8 +260,8 @@ class Trainer:
             return [], None
         found = []
         for i, batch in enumerate(batches):
-            self.stop.check()
-            self.log.phase("score", i, len(batches))
+            self._poll()
+            self._phase("score", i, len(batches))
             tree = plant(self.model, batch, self.config.reward.horizon)
             found.append(self._judge(self._score(tree), tree, batch))
         usual_std = self.group_spread.mean if self.group_spread else 0.0
@@ -284,22 +317,44 @@ class Trainer:
         before, after = (_read_evaluation(self.config, n) for n in (0, self.config.run.steps))
         return compare(before, after, self.config.run.seed) if before and after else None
 
-    def _guard(self, skipped: bool, contexts: list[Context]) -> None:
-        """Say which ordinals a non-finite step lost; stop after a streak of them."""
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        if not skipped:
+    def _poll(self) -> None:
+        """What everything that lasts calls often: a sign of life, and the end if one is asked for.
+
+        Raises Preempted.
+        """
+        self.watchdog.beat()
+        self.stop.check()
+
+    def _phase(self, name: str, done: int = 0, total: int = 1) -> None:
+        self.watchdog.beat(name)
+        self.log.phase(name, done, total)
+
+    def _guard(self, step: int, update: Update, contexts: list[Context]) -> None:
+        """Count the non-finite steps in a row, and write down which ordinals they lost."""
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.skipped else 0
+        if not update.skipped:
             return
-        ordinals = f"{contexts[0].ordinal} … {contexts[-1].ordinal}"
+        ordinals = [c.ordinal for c in contexts]
         self.log.message(
             f"loss or gradient is not finite; weights and moments are unchanged, ordinals "
-            f"{ordinals} were not trained",
+            f"{ordinals[0]} … {ordinals[-1]} were not trained",
             "warning",
         )
-        if self.skipped_in_a_row >= self.config.optim.max_skipped_steps:
+        facts = {"grad_norm": update.grad_norm, "lr": update.lr}
+        quarantine.note_skip(self.config.run.dir, step, ordinals, facts)
+
+    def _sound_alarms(self, metrics: dict[str, float]) -> None:
+        lines = self.alarms.observe(metrics)
+        for line in lines:
+            self.log.message(line, "warning")
+        if lines and self.config.run.stop_on_alarm:
             raise Diverged(
-                f"{self.skipped_in_a_row} steps in a row were not finite; lower optim.lr or look "
-                f"at the rollouts of the last steps in {self.config.run.dir / 'rollouts'}"
+                f"an alarm ended the run after step {metrics['step']} (run.stop_on_alarm): "
+                f"{lines[0]}. To go on all the same: --set run.stop_on_alarm=false"
             )
+
+    def _warn(self, text: str) -> None:
+        self.log.message(text, "warning")
 
     def _evaluate_if_due(self, step: int) -> None:
         """Before and after training, and every so often; an existing result is kept."""
@@ -315,8 +370,8 @@ class Trainer:
             self.corpus.heldout_contexts(self.config.evaluation.docs),
             self.config,
             reference=_read_evaluation(self.config, 0),
-            check=self.stop.check,
-            progress=self.log.phase,
+            check=self._poll,
+            progress=self._in_evaluation,
         )
         if self.config.evaluation.reused_docs:
             result["reused"] = self._evaluate_reused(result)
@@ -330,6 +385,7 @@ class Trainer:
         path = evaluation_path(self.config, step)
         path.parent.mkdir(exist_ok=True)
         write_json(path, {**facts, **result})
+        fault_point("evaluate.written")
         low, high = result["gain/ci95"]
         self.log.message(
             f"held-out: nll {result['nll/no_think']:.3f} → {result['nll/think']:.3f} with "
@@ -340,7 +396,7 @@ class Trainer:
         """The same on contexts that are trained on, and how much more thinking is worth there."""
         contexts = self.corpus.reused_contexts(self.config.evaluation.reused_docs)
         found = evaluate(
-            self.model, contexts, self.config, check=self.stop.check, progress=self.log.phase
+            self.model, contexts, self.config, check=self._poll, progress=self._in_evaluation
         )
         del found["pages"]
         before = _read_evaluation(self.config, 0)
@@ -355,8 +411,48 @@ class Trainer:
         gap = found["gain/mean"] - fresh["gain/mean"]
         return {**found, "gain_over_fresh": gap, "memorised": learnt}
 
+    def _in_evaluation(self, name: str, done: int, total: int) -> None:
+        self._phase(name, done, total)
+        fault_point("evaluate.inside")
+
+    def _save_if_due(self, step: int) -> bool:
+        """Save after the last step, and every so often but not within a streak of skipped steps.
+
+        A disk that does not take a checkpoint is no reason to lose the weights in memory: unless
+        it is the last step, training goes on, loudly. Returns whether `step` is saved. Raises
+        CheckpointError.
+        """
+        last = step == self.config.run.steps
+        due = step % self.config.checkpoint.every_steps == 0 and self.skipped_in_a_row == 0
+        if not (due or last):
+            return False
+        try:
+            self._save(step)
+        except CheckpointError as error:
+            self.failed_saves += 1
+            if last or self.failed_saves >= FAILED_SAVES:
+                raise
+            self.log.message(
+                f"NOT SAVED: {error}. Training goes on; the next attempt is due in "
+                f"{self.config.checkpoint.every_steps} steps, and {FAILED_SAVES} failures in a "
+                "row end the run",
+                "error",
+            )
+            return False
+        self.failed_saves = 0
+        return True
+
     def _save(self, step: int) -> None:
-        self.log.phase("save", 0, 1)
+        self._phase("save")
+        try:
+            # A resume cuts the record to the checkpoint, so it has to reach as far.
+            self.log.sync()
+        except OSError as error:
+            raise CheckpointError(
+                f"the record up to step {step} could not be written: {error}. Free some space and "
+                "start again with the same command"
+            ) from error
+        docs = self.config.data.docs_per_step
         path = checkpoint.save(
             self.config.run.dir / "checkpoints",
             step,
@@ -366,7 +462,8 @@ class Trainer:
                 **{stem: part.tensors() for stem, part in self._companions().items()},
             },
             {
-                "next_ordinal": step * self.config.data.docs_per_step,
+                "next_ordinal": ordinals_without(self.aside, step * docs, 1)[0],
+                "set_aside": sorted(self.aside),
                 "skipped_in_a_row": self.skipped_in_a_row,
                 "config_digest": self.config.digest(),
                 "data_digest": self.corpus.manifest.digest,
@@ -380,7 +477,9 @@ class Trainer:
     def _restore(self) -> int:
         """Steps done: those of the newest whole checkpoint, whose state is taken over."""
         folder = self.config.run.dir / "checkpoints"
-        newest = checkpoint.newest_valid(folder, lambda text: self.log.message(text, "warning"))
+        checkpoint.clear_leftovers(folder)
+        self.aside = take_in(self.config.run.dir)
+        newest = checkpoint.newest_valid(folder, self._warn)
         if newest is None:
             self.log.rewind(0)
             return 0
@@ -392,21 +491,26 @@ class Trainer:
                 "corpus, or start a new run with --run-dir"
             )
         step = int(state["step"])
-        if state["next_ordinal"] != step * self.config.data.docs_per_step:
+        docs, aside = self.config.data.docs_per_step, state.get("set_aside", [])
+        if state["next_ordinal"] != ordinals_without(aside, step * docs, 1)[0]:
             raise CheckpointError(f"{newest} was trained with another data.docs_per_step")
         self.optimizer.restore(
             checkpoint.load(newest, "weights"), checkpoint.load(newest, "moments")
         )
         for stem, part in self._companions().items():
+            if stem == "alarms" and not checkpoint.has(newest, stem):
+                self.log.message("the checkpoint is older than the alarms: they start anew")
+                continue
             part.restore(checkpoint.load(newest, stem))
+        self.aside |= set(aside)
         self.skipped_in_a_row = int(state["skipped_in_a_row"])
         self.log.rewind(step)
         self.log.message(f"resuming from {newest}: {step} of {self.config.run.steps} steps done")
         return step
 
-    def _companions(self) -> dict[str, Reference | Record | GroupSpread]:
-        """What a checkpoint holds besides weights and moments, where the config asks for it."""
-        found: dict[str, Reference | Record | GroupSpread] = {}
+    def _companions(self) -> dict[str, Reference | Record | GroupSpread | Alarms]:
+        """What a checkpoint holds besides weights and moments."""
+        found: dict[str, Reference | Record | GroupSpread | Alarms] = {"alarms": self.alarms}
         if self.reference:
             found["reference"] = self.reference
         if self.record:
@@ -429,6 +533,12 @@ class Trainer:
             if done < config.run.steps
             else f"{config.run.name}: all {done} steps are done; raise run.steps to go on"
         )
+        if self.aside:
+            self.log.message(
+                f"{len(self.aside)} ordinals are set aside, see {config.run.dir / 'quarantine'}"
+            )
+        if self.faults:
+            self.log.message(f"{faults.ARMED_BY} is set: this run is made to fail", "warning")
         self.log.begin(done, config.run.steps)
 
     def _facts(self) -> dict[str, object]:
