@@ -61,15 +61,18 @@ def _end(watched: int, facts: dict, last: dict) -> None:
         if grown == size > 0:
             break
         size = grown
-    text = (
-        f"rntp: rank {facts['rank']} hangs in phase {last['phase']} of step {last['step']} "
-        f"(ordinal {last['ordinal']}): no sign of life for {facts['timeout_s']:g} s. Its stacks "
-        f"are in {facts['stacks']}. The run is ended; the same command resumes it. If the phase "
-        "may take that long, raise run.hang_timeout_s"
+    what = (
+        f"rank {facts['rank']} hangs in phase {last['phase']} of step {last['step']} (ordinal "
+        f"{last['ordinal']}): no sign of life for {facts['timeout_s']:g} s"
     )
-    print(text, file=sys.stderr, flush=True)
+    print(
+        f"rntp: {what}. Its stacks are in {facts['stacks']}. The run is ended; the same command "
+        "resumes it. If the phase may take that long, raise run.hang_timeout_s",
+        file=sys.stderr,
+        flush=True,
+    )
     with open(facts["stacks"], "a", encoding="utf-8") as file:
-        file.write(f"\n{text}\n")
+        file.write(f"\n{what}\n")
     os.kill(watched, signal.SIGKILL)
 
 

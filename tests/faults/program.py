@@ -5,6 +5,7 @@ command line's `main`. What a run does from there on is what it would do in a fr
 """
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -84,6 +85,10 @@ def _child(arguments: list[str], environment: dict[str, str], output: str) -> No
         os.dup2(file, stream)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     sys.argv = ["rntp", *arguments]
+    if jump_s := float(environment.get("TEST_CLOCK_JUMP_S", "0")):
+        clock = time.time
+        time.time = lambda: clock() + jump_s
+        socket.gethostname = lambda: "another-host"
     from rntp.cli import main
 
     main(arguments)

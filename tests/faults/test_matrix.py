@@ -1,0 +1,65 @@
+"""A handful of the fault matrix; `make faults` runs all of it."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from faults.cases import KILLS, MATRIX
+from faults.lab import Lab
+
+from rntp.faults import POINTS
+
+FAST = [
+    "rollouts.before#3=kill",
+    "save.commit.after#2=kill",
+    "prune.inside=kill",
+    "evaluate.inside#3=sigterm",
+    "save.file#5=enospc",
+    "bit flipped",
+    "streak",
+    "streak, killed before the next commit",
+]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return Lab(tmp_path_factory.mktemp("lab"))
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_fault_changes_nothing_that_counts(lab: Lab, name: str) -> None:
+    row = MATRIX[name](lab)
+    assert row.fired
+    assert row.passed, "\n".join(row.problems)
+
+
+def test_a_hang_is_named_and_ended(lab: Lab) -> None:
+    # Quiet for longer than the timeout where the machine is slow: a higher one than it needs.
+    row = MATRIX["rollout#3=hang"](lab)
+    assert row.fired
+    assert row.passed, "\n".join(row.problems)
+    (folder,) = (p for p in lab.folder.iterdir() if p.is_dir() and "hang" in p.name)
+    assert not (folder / "stacks").exists()  # cleared by the start that went well
+
+
+def test_every_point_is_reached_by_a_run_and_killed_at(lab: Lab) -> None:
+    ended, proofs = lab.train("noted", ";".join(f"{point}=note" for point in POINTS))
+    assert ended.exit_code == 0, ended.output
+    assert [p["point"] for p in proofs if p["rank"] != 0 or p["nth"] != 1] == []
+    assert {p["point"] for p in proofs} == set(POINTS)
+    assert "this run is made to fail" in ended.output
+    assert {re.split("[#=]", case.fault)[0] for case in KILLS} == set(POINTS)
+
+
+def test_the_lab_can_tell(lab: Lab, tmp_path: Path) -> None:
+    """The negative case: a run that lost something is not called equal."""
+    folder = lab.finished("spoilt")
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
+    (folder / "rollouts" / "step_00000006.jsonl").unlink()
+    os.replace(folder / "checkpoints" / "step_00000006", tmp_path / "away")
+    equal, once, found = lab.compare("spoilt")
+    assert not equal
+    assert not once
+    assert [text.split()[0] for text in found] == ["metrics", "ordinals", "rollouts", "weights"]
