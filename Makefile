@@ -2,6 +2,7 @@
 # make planted      the scientific instrument: a corpus in which the gain of thinking is known
 # make ablations    its curves: rewards, placement, group size and more (an hour)
 # make methods      every published method on it, with the controls (63 runs, not timed yet)
+# make faults       every injected fault: kills, damage, hangs, signals → experiments/faults/RESULTS.md
 # make install      only the environment, in .venv
 # make test         the same environment with the test extras; lint, types, tests
 #
@@ -18,7 +19,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/config.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.enabled=false
 
-.PHONY: install quickstart planted ablations methods test lint types clean
+.PHONY: install quickstart planted ablations methods faults test lint types clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -54,6 +55,10 @@ build/planted-mixed/manifest.json: | build/planted-thoughts/manifest.json
 
 build/planted/manifest.json: | install
 	$(VENV)/bin/python experiments/planted/make_corpus.py --out build/planted
+
+# The program is killed, damaged, stopped and hung, and compared with the run that was not.
+faults: $(VENV)/.installed-dev
+	$(VENV)/bin/python tests/faults/matrix.py
 
 test: lint types
 	$(VENV)/bin/python -m pytest

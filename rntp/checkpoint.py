@@ -82,7 +82,7 @@ def prune(folder: Path, keep: int, wrong: Callable[[Path], list[str]]) -> list[P
     count, so that the last good one stays however many newer ones are damaged; where there is no
     good one, nothing goes.
     """
-    there = [path for _, path in _all(folder)]
+    there = [path for _, path in folders(folder)]
     good = [path for path in there if not wrong(path)]
     oldest_kept = good[-keep:][0] if good else None
     removed = there[: there.index(oldest_kept)] if oldest_kept else []
@@ -117,9 +117,17 @@ def clear_leftovers(folder: Path) -> None:
             shutil.rmtree(path)
 
 
+def folders(folder: Path) -> list[tuple[int, Path]]:
+    """(step, path) of every folder with the name of a checkpoint, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [(m, p) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name))]
+    return sorted((int(m[1]), p) for m, p in found if p.is_dir())
+
+
 def committed(folder: Path) -> list[tuple[int, Path]]:
     """(step, path) of every checkpoint with a COMMIT.json, oldest first."""
-    return [(step, path) for step, path in _all(folder) if (path / COMMIT).is_file()]
+    return [(step, path) for step, path in folders(folder) if (path / COMMIT).is_file()]
 
 
 def problems(checkpoint: Path) -> list[str]:
@@ -163,7 +171,7 @@ def newest_valid(
     before: only those of an earlier step than this. Damaged ones are named through `say` and passed over. Raises CheckpointError if there are
     checkpoints but none is whole: starting over would throw the run away.
     """
-    candidates = [(step, path) for step, path in _all(folder) if before is None or step < before]
+    candidates = [(step, path) for step, path in folders(folder) if before is None or step < before]
     for _, path in reversed(candidates):
         found = problems(path)
         if not found:
@@ -208,14 +216,6 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     assert isinstance(state, dict)
     return state
-
-
-def _all(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of every folder with the name of a checkpoint, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [(m, p) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name))]
-    return sorted((int(m[1]), p) for m, p in found if p.is_dir())
 
 
 def _seal(commit: Mapping[str, Any]) -> str:

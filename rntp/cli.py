@@ -197,10 +197,10 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true")
         command.set_defaults(run=run)
 
-    checkpoints = commands.add_parser("ckpt", help="list, verify and export checkpoints")
+    checkpoints = commands.add_parser("ckpt", help="list, verify, export and prune checkpoints")
     checkpoint_commands = checkpoints.add_subparsers(metavar="COMMAND", required=True)
     for name, text, run in (
-        ("ls", "list committed checkpoints", _ckpt_ls),
+        ("ls", "list checkpoints", _ckpt_ls),
         ("verify", "check every hash", _ckpt_verify),
     ):
         command = checkpoint_commands.add_parser(name, help=text)
@@ -213,6 +213,17 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("out", type=Path)
     export.add_argument("--checkpoint", type=int, help="step; default: the newest")
     export.set_defaults(run=_ckpt_export)
+
+    prune = checkpoint_commands.add_parser("prune", help="remove all but the newest whole ones")
+    prune.add_argument("run_dir", type=Path)
+    prune.add_argument(
+        "--keep",
+        type=int,
+        metavar="N",
+        help="whole checkpoints to keep, every hash checked; default: checkpoint.keep of the run",
+    )
+    prune.add_argument("--json", action="store_true")
+    prune.set_defaults(run=_ckpt_prune)
 
     doctor = commands.add_parser("doctor", help="what this machine can run, and what is missing")
     doctor.add_argument("config", type=Path, nargs="?")
@@ -450,24 +461,32 @@ def _data_stats(arguments: argparse.Namespace) -> None:
 
 
 def _ckpt_ls(arguments: argparse.Namespace) -> None:
-    from rntp.checkpoint import committed
+    from rntp.checkpoint import folders, glance
 
-    found = committed(arguments.run_dir / "checkpoints")
+    found = [
+        {
+            "step": step,
+            "path": str(path),
+            "bytes": sum(p.stat().st_size for p in path.iterdir()),
+            "problems": glance(path),
+        }
+        for step, path in folders(arguments.run_dir / "checkpoints")
+    ]
     if arguments.json:
-        print(json.dumps([{"step": step, "path": str(path)} for step, path in found], indent=2))
+        print(json.dumps(found, indent=2))
         return
-    for step, path in found:
-        size = sum(p.stat().st_size for p in path.iterdir())
-        print(f"step {step:>8}  {size / 1e9:6.2f} GB  {path}")
+    for facts in found:
+        wrong = f"  DAMAGED: {'; '.join(facts['problems'])}" if facts["problems"] else ""
+        print(f"step {facts['step']:>8}  {facts['bytes'] / 1e9:6.2f} GB  {facts['path']}{wrong}")
     if not found:
-        print(f"no committed checkpoint in {arguments.run_dir / 'checkpoints'}")
+        print(f"no checkpoint in {arguments.run_dir / 'checkpoints'}")
 
 
 def _ckpt_verify(arguments: argparse.Namespace) -> None:
-    from rntp.checkpoint import committed, problems
+    from rntp.checkpoint import folders, problems
     from rntp.errors import CheckpointError
 
-    result = {p.name: problems(p) for _, p in committed(arguments.run_dir / "checkpoints")}
+    result = {p.name: problems(p) for _, p in folders(arguments.run_dir / "checkpoints")}
     if arguments.json:
         print(json.dumps(result, indent=2))
     damaged = [f"{name}: {'; '.join(found)}" for name, found in result.items() if found]
@@ -482,6 +501,25 @@ def _ckpt_export(arguments: argparse.Namespace) -> None:
 
     out = export(arguments.run_dir, arguments.out, arguments.checkpoint, say=_say)
     print(f"exported to {out}; its logits are the checkpoint's")
+
+
+def _ckpt_prune(arguments: argparse.Namespace) -> None:
+    from rntp.checkpoint import folders, problems, prune
+    from rntp.run_folder import load_config, lock
+
+    keep = load_config(arguments.run_dir).checkpoint.keep
+    if arguments.keep is not None:
+        keep = arguments.keep
+    if keep < 1:
+        raise ConfigError("--keep counts whole checkpoints and the last one stays; give 1 or more")
+    folder = arguments.run_dir / "checkpoints"
+    with lock(arguments.run_dir):
+        removed = [path.name for path in prune(folder, keep, problems)]
+    kept = [path.name for _, path in folders(folder)]
+    if arguments.json:
+        print(json.dumps({"removed": removed, "kept": kept}, indent=2))
+    else:
+        print(f"removed: {', '.join(removed) or 'nothing'}; there are: {', '.join(kept) or 'none'}")
 
 
 def _doctor(arguments: argparse.Namespace) -> None:

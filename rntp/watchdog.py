@@ -41,7 +41,7 @@ class Watchdog:
         stacks = self._folder / "stacks" / f"rank_{self._rank}.txt"
         for path in (heartbeat, stacks):
             path.parent.mkdir(parents=True, exist_ok=True)
-        self._stacks = stacks.open("w", encoding="utf-8")
+        self._stacks = stacks.open("a", encoding="utf-8")  # a restart keeps what ended the last
         # The handler is in C: it runs whatever the interpreter is stuck in.
         faulthandler.register(_SIGNAL, self._stacks, all_threads=True)
         facts = {

@@ -203,7 +203,7 @@ def damage_and_resume(
 
 def resumed(ended: Ended) -> int:
     """The step that a start went on from, by what it said."""
-    match = re.search(r"resuming from \S+: (\d+) of", ended.output.replace("\n", " "))
+    match = re.search(r"resuming from .*?step_\d+: (\d+) of", ended.output.replace("\n", " "))
     return int(match[1]) if match else 0
 
 

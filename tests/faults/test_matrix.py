@@ -1,5 +1,6 @@
 """A handful of the fault matrix; `make faults` runs all of it."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -35,12 +36,16 @@ def test_a_fault_changes_nothing_that_counts(lab: Lab, name: str) -> None:
 
 
 def test_a_hang_is_named_and_ended(lab: Lab) -> None:
-    # Quiet for longer than the timeout where the machine is slow: a higher one than it needs.
     row = MATRIX["rollout#3=hang"](lab)
     assert row.fired
     assert row.passed, "\n".join(row.problems)
     (folder,) = (p for p in lab.folder.iterdir() if p.is_dir() and "hang" in p.name)
-    assert not (folder / "stacks").exists()  # cleared by the start that went well
+    stacks = (folder / "stacks" / "rank_0.txt").read_text()
+    assert "in _sleep_for_ever" in stacks
+    assert "in train_step" in stacks
+    assert "rank 0 hangs in phase rollout of step 3 (ordinal 6): no sign of life for 5 s" in stacks
+    heartbeat = json.loads((folder / "heartbeat" / "rank_0.json").read_text())  # of the second start
+    assert (heartbeat["rank"], heartbeat["step"]) == (0, 6)
 
 
 def test_every_point_is_reached_by_a_run_and_killed_at(lab: Lab) -> None:
