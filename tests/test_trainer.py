@@ -545,6 +545,42 @@ def test_non_finite_steps_change_nothing_and_a_streak_ends_the_run(
         del rewards.REGISTRY["broken"]
 
 
+def test_an_alarm_is_said_once_over_a_resume_and_stops_if_asked(
+    raw: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rntp.alarms.STREAK", 2)
+    monkeypatch.setitem(
+        rewards.REGISTRY._entries if hasattr(rewards.REGISTRY, "_entries") else rewards.REGISTRY,
+        "constant",
+        lambda inputs: torch.zeros(inputs.logp_think_PGH.shape[:2]),
+    )
+    raw["evaluation"] = {"enabled": False}
+    options = ["reward.scheme=constant", "checkpoint.every_steps=1"]
+    with pytest.raises(Diverged, match=r"after step 2 .*the policy learns nothing") as caught:
+        fit(raw, *options, "run.stop_on_alarm=true")
+    assert caught.value.exit_code == 6
+    folder = Path(raw["run"]["dir"])
+    assert [step for step, _ in committed(folder / "checkpoints")] == [1]
+    fit(raw, *options, "run.steps=3")
+    fit(raw, *options)
+    said = (folder / "log.txt").read_text().count("learns nothing")
+    assert said == 2  # at step 2 of the first start, and of the second; not at 3 and 4
+
+
+def test_a_checkpoint_from_before_the_alarms_resumes(raw: dict) -> None:
+    raw["evaluation"] = {"enabled": False}
+    folder = fit(raw, "run.steps=2").config.run.dir
+    saved = folder / "checkpoints" / "step_00000002"
+    commit = json.loads((saved / "COMMIT.json").read_text())
+    del commit["files"]["alarms.safetensors"], commit["seal"]
+    (saved / "COMMIT.json").write_text(json.dumps(commit))
+    (saved / "alarms.safetensors").unlink()
+    state = json.loads((saved / "state.json").read_text())
+    assert state["set_aside"] == []
+    assert len(read_metrics(fit(raw).config.run.dir)) == 4
+    assert "older than the alarms" in (folder / "log.txt").read_text()
+
+
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [

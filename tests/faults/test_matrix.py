@@ -44,7 +44,9 @@ def test_a_hang_is_named_and_ended(lab: Lab) -> None:
     assert "in _sleep_for_ever" in stacks
     assert "in train_step" in stacks
     assert "rank 0 hangs in phase rollout of step 3 (ordinal 6): no sign of life for 5 s" in stacks
-    heartbeat = json.loads((folder / "heartbeat" / "rank_0.json").read_text())  # of the second start
+    heartbeat = json.loads(
+        (folder / "heartbeat" / "rank_0.json").read_text()
+    )  # of the second start
     assert (heartbeat["rank"], heartbeat["step"]) == (0, 6)
 
 
