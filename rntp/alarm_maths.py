@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 # Median absolute deviation → standard deviation, for a normal distribution.
 MAD_TO_STD = 1.4826
-# Least spread, as a share of the median: a window of nearly equal values makes no alarm of a ripple.
+# Least spread, as a share of the median: among nearly equal values a ripple is no alarm.
 LEAST_SPREAD = 0.1
 
 
 def spread(values: Sequence[float]) -> float:
-    """Standard deviation as the median absolute deviation tells it: half of `values` may be wild."""
+    """Standard deviation by the median absolute deviation: nearly half of `values` may be wild."""
     middle = statistics.median(values)
     return MAD_TO_STD * statistics.median(abs(v - middle) for v in values)
 

@@ -168,8 +168,9 @@ def newest_valid(
 ) -> Path | None:
     """The newest checkpoint whose hashes all fit, or None if there never was one.
 
-    before: only those of an earlier step than this. Damaged ones are named through `say` and passed over. Raises CheckpointError if there are
-    checkpoints but none is whole: starting over would throw the run away.
+    before: only those of an earlier step than this. Damaged ones are named through `say` and passed
+    over. Raises CheckpointError if there are checkpoints but none is whole: starting over would
+    throw the run away.
     """
     candidates = [(step, path) for step, path in folders(folder) if before is None or step < before]
     for _, path in reversed(candidates):

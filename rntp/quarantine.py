@@ -9,36 +9,55 @@ A rollback's file is written before the run goes back, so a kill at any moment f
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rntp.errors import CheckpointError
 from rntp.files import write_json
+from rntp.types import Context
 
 FOLDER = "quarantine"
 
 
 @dataclass(frozen=True)
 class Rollback:
-    """first_step, last_step: of the streak. to_step: steps done after going back."""
+    """first_step, last_step: of the streak. to_step: steps done after going back.
+
+    ordinals: those of the fresh contexts. replayed: those of the first visits of contexts that had
+    come back (`rntp.replay`) and are not to do so any more.
+    """
 
     first_step: int
     last_step: int
     to_step: int
     ordinals: tuple[int, ...]
+    replayed: tuple[int, ...]
     why: str
 
 
-def note_skip(run_dir: Path, step: int, ordinals: Sequence[int], facts: dict[str, object]) -> None:
-    """Write down which ordinals a step read and did not train."""
-    folder = run_dir / FOLDER
-    folder.mkdir(exist_ok=True)
-    why = "loss or gradient was not finite"
+def note_skip(
+    run_dir: Path, step: int, contexts: Sequence[Context], facts: Mapping[str, float]
+) -> None:
+    """Write down which contexts a step read and did not train. facts: of its update."""
+    path = _skip_path(run_dir, step)
+    path.parent.mkdir(exist_ok=True)
     write_json(
-        folder / f"step_{step:08d}.json",
-        {"step": step, "ordinals": list(ordinals), "why": why, **facts},
+        path,
+        {
+            "step": step,
+            "ordinals": [c.ordinal for c in contexts if c.replay_of is None],
+            "replayed": [c.replay_of for c in contexts if c.replay_of is not None],
+            "why": "loss or gradient was not finite",
+            **facts,
+        },
     )
+
+
+def skipped(run_dir: Path, step: int) -> tuple[list[int], list[int]]:
+    """Ordinals, and ordinals of first visits, of a step that `note_skip` has noted."""
+    facts = json.loads(_skip_path(run_dir, step).read_text(encoding="utf-8"))
+    return facts["ordinals"], facts["replayed"]
 
 
 def note_rollback(run_dir: Path, rollback: Rollback, metrics: Sequence[dict]) -> Path:
@@ -58,15 +77,20 @@ def note_rollback(run_dir: Path, rollback: Rollback, metrics: Sequence[dict]) ->
 
 def rollbacks(run_dir: Path) -> list[Rollback]:
     """Every rollback of a run, in order. Raises CheckpointError if a file cannot be read."""
-    found = []
+    found: list[Rollback] = []
     while (path := run_dir / FOLDER / f"rollback_{len(found) + 1}.json").is_file():
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             facts.pop("metrics")
-            found.append(Rollback(**{**facts, "ordinals": tuple(facts["ordinals"])}))
+            lists = {name: tuple(facts[name]) for name in ("ordinals", "replayed")}
+            found.append(Rollback(**{**facts, **lists}))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path} cannot be read ({error}); it says which ordinals the run has set aside, "
                 "so restore it from a copy"
             ) from error
     return found
+
+
+def _skip_path(run_dir: Path, step: int) -> Path:
+    return run_dir / FOLDER / f"step_{step:08d}.json"

@@ -1,7 +1,7 @@
 """Weights that are not being trained: the frozen start, or a moving average of the policy.
 
 They predict the continuation without a thought, for the rewards that compare with it, and the
-tokens of thoughts, for a policy that is to stay close to them.
+tokens of thoughts, for a policy that is to stay close to them; and a frozen judge has them.
 """
 
 import copy
@@ -36,6 +36,11 @@ class Reference:
             parameter.requires_grad_(False)
             lower = decay is not None and parameter.dtype != masters[name].dtype
             self._kept[name] = masters[name].detach().clone() if lower else parameter
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model with these weights, whatever becomes of them; not to be changed."""
+        return self._model
 
     @torch.no_grad()
     def no_think(self, rollouts: Sequence[Rollout], horizon: int) -> Tensor:

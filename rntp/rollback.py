@@ -9,21 +9,18 @@ from pathlib import Path
 
 from rntp import checkpoint, quarantine
 from rntp.config import Config
-from rntp.data.order import ordinals_without
 from rntp.errors import Diverged
 from rntp.log import read_metrics
 from rntp.quarantine import Rollback
 
 
-def set_aside_streak(
-    config: Config, step: int, streak: int, aside: set[int], say: Callable[[str], None]
-) -> None:
+def set_aside_streak(config: Config, step: int, streak: int, say: Callable[[str], None]) -> None:
     """Write down that the `streak` steps up to `step` are set aside; a restore then goes back.
 
-    aside: what has been set aside before. Raises Diverged if no whole checkpoint lies before the
+    Raises Diverged if no whole checkpoint lies before the
     streak, or if the run has gone back `run.max_rollbacks` times.
     """
-    folder, docs = config.run.dir, config.data.docs_per_step
+    folder = config.run.dir
     first = step - streak + 1
     newest = checkpoint.newest_valid(folder / "checkpoints", say, before=first)
     times = len(quarantine.rollbacks(folder))
@@ -35,12 +32,14 @@ def set_aside_streak(
             f"{streak} steps in a row were not finite, and {reason}; lower optim.lr or look at "
             f"the rollouts of the last steps in {folder / 'rollouts'}"
         )
-    ordinals = ordinals_without(aside, (first - 1) * docs, streak * docs)
+    lost = [quarantine.skipped(folder, n) for n in range(first, step + 1)]
+    ordinals = tuple(n for fresh, _ in lost for n in fresh)
+    replayed = tuple(sorted({n for _, again in lost for n in again}))
     to_step = int(checkpoint.load_state(newest)["step"])
     why = f"loss or gradient was not finite in {streak} steps in a row"
     path = quarantine.note_rollback(
         folder,
-        Rollback(first, step, to_step, tuple(ordinals), why),
+        Rollback(first, step, to_step, ordinals, replayed, why),
         [row for row in read_metrics(folder) if row["step"] >= first],
     )
     say(
@@ -49,8 +48,9 @@ def set_aside_streak(
     )
 
 
-def take_in(folder: Path) -> set[int]:
-    """The ordinals that rollbacks of this run folder have set aside.
+def take_in(folder: Path) -> tuple[set[int], set[int]]:
+    """The ordinals that rollbacks of this run folder have set aside: of fresh contexts, and of the
+    first visits of those that had come back.
 
     Removes checkpoints of the lines that they gave up: those of later steps than a rollback went
     back to, which do not know what it set aside.
@@ -63,4 +63,5 @@ def take_in(folder: Path) -> set[int]:
         known = set(checkpoint.load_state(path).get("set_aside", []))
         if not all(known.issuperset(rollback.ordinals) for rollback in behind):
             checkpoint.remove(path)
-    return {ordinal for rollback in rollbacks for ordinal in rollback.ordinals}
+    fresh = {ordinal for rollback in rollbacks for ordinal in rollback.ordinals}
+    return fresh, {ordinal for rollback in rollbacks for ordinal in rollback.replayed}

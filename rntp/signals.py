@@ -13,7 +13,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """While the context is open, the first signal asks the run to stop; a second ends it at once.
 
-    The command opens it before it loads anything, the trainer once more around its loop. Only the main thread can install handlers; elsewhere the context does nothing.
+    The command opens it before it loads anything, the trainer once more around its loop. Only the
+    main thread can install handlers; elsewhere the context does nothing.
     """
 
     def __init__(self) -> None:

@@ -17,12 +17,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from rntp import checkpoint, faults, quarantine, run_folder
+from rntp import checkpoint, faults, quarantine, rewards, run_folder
 from rntp.alarms import Alarms
 from rntp.config import Config
 from rntp.data import Manifest, data_digest
 from rntp.data.corpus import open_corpus
-from rntp.data.order import ordinals_without
 from rntp.errors import CheckpointError, Diverged, Preempted
 from rntp.estimate import Shape, step_flop
 from rntp.evaluation import compare, evaluate
@@ -46,8 +45,10 @@ from rntp.preflight import (
 )
 from rntp.records import Record, open_record
 from rntp.reference import Reference, open_reference
+from rntp.replay import Replay, next_ordinal, step_contexts
 from rntp.rollback import set_aside_streak, take_in
 from rntp.rollout.inprocess import open_engine
+from rntp.rollout.interleaved import interleaved
 from rntp.rollout.place import placer
 from rntp.signals import StopRequest
 from rntp.step import Counts, Judgement, Scores, judge, over_step, plant, sampler_logp, score
@@ -100,18 +101,20 @@ class Trainer:
             dtype=getattr(torch, config.model.dtype),
             total_steps=config.run.steps,
         )
-        self.engine = open_engine(
+        engine = open_engine(
             self.model,
             config,
             thoughts=config.thought.thoughts_per_position,
             answer_tokens=config.thought.answer_tokens,
         )
-        self.ask = open_judge(self.model, config)
-        self.decode = partial(decode, self.model.tokenizer)
+        self.engine = interleaved(engine, self.model, config)
         self.reference = open_reference(self.model, self.optimizer.masters, config)
+        self.ask = open_judge(self.model, config, self.reference.model if self.reference else None)
+        self.decode = partial(decode, self.model.tokenizer)
         self.group_spread = GroupSpread() if config.objective.min_group_std > 0 else None
         policy = config.placement.policy
         self.record = open_record(policy)
+        self.replay = Replay(config) if config.data.replay_docs > 0 else None
         self.place = placer(
             config, policy, "placement", record=self.record, tokenizer=self.model.tokenizer
         )
@@ -147,7 +150,7 @@ class Trainer:
                         done += 1
                         if self.skipped_in_a_row >= config.optim.max_skipped_steps:
                             streak = self.skipped_in_a_row
-                            set_aside_streak(config, done, streak, self.aside, self._warn)
+                            set_aside_streak(config, done, streak, self._warn)
                             done = saved = self._restore()
                         elif self._save_if_due(done):
                             saved = done
@@ -167,7 +170,7 @@ class Trainer:
         config, horizon = self.config, self.config.reward.horizon
         clock = Stopwatch()
 
-        contexts = self.corpus.step_contexts(step, config.data.docs_per_step, self.aside)
+        contexts = step_contexts(config, self.corpus, self.replay, step, self.aside)
         self.watchdog.beat(step=step, ordinal=contexts[0].ordinal)
         self._phase("rollout")
         rollouts = self.engine.sample(contexts, self.place, self._poll, step - 1)
@@ -215,7 +218,7 @@ class Trainer:
             "data/ordinal_first": contexts[0].ordinal,
             "data/visits_max": max(c.visit for c in contexts),
         }
-        digest = data_digest(contexts, [r.positions for r in rollouts])
+        digest = data_digest(contexts, [r.positions for r in tally.pages])
         self.log.step({**metrics, "data/digest": digest})
         self.log.rollouts(step, tally.rows(self.model))
         fault_point("step.end")
@@ -225,7 +228,13 @@ class Trainer:
     def _score(self, tree: ThoughtTree) -> Scores:
         with_context = self.config.objective.ntp_weight > 0
         temperature = self.config.thought.temperature
-        return score(self.model, tree, temperature=temperature, with_context=with_context)
+        return score(
+            self.model,
+            tree,
+            temperature=temperature,
+            with_context=with_context,
+            with_collision=any(rewards.NEEDS[name].collision for name in self.config.reward.names),
+        )
 
     def _judge(
         self, scores: Scores, tree: ThoughtTree, batch: tuple[Rollout, ...]
@@ -235,7 +244,7 @@ class Trainer:
         if self.reference and config.objective.kl_weight > 0:
             temperature = config.thought.temperature
             reference_PH, reference_M = self.reference.on_tree(tree, temperature)
-        elif self.reference:
+        elif self.reference and config.baseline.rereads:
             reference_PH = self.reference.no_think(batch, config.reward.horizon)
         judged = judge(
             scores,
@@ -308,7 +317,9 @@ class Trainer:
         if self.reference:
             self.reference.update(self.optimizer.masters)
         if self.record:
-            self.record.observe(tally.rollouts, tally.reward_PG, tally.gain_PG)
+            self.record.observe(tally.pages, tally.reward_PG, tally.gain_PG)
+        if self.replay:
+            self.replay.observe(tally.pages, tally.gain_PG)
         if self.group_spread:
             self.group_spread.observe(tally.compared_PG)
 
@@ -334,14 +345,14 @@ class Trainer:
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.skipped else 0
         if not update.skipped:
             return
-        ordinals = [c.ordinal for c in contexts]
+        ordinals = [c.ordinal for c in contexts if c.replay_of is None]
         self.log.message(
             f"loss or gradient is not finite; weights and moments are unchanged, ordinals "
             f"{ordinals[0]} … {ordinals[-1]} were not trained",
             "warning",
         )
         facts = {"grad_norm": update.grad_norm, "lr": update.lr}
-        quarantine.note_skip(self.config.run.dir, step, ordinals, facts)
+        quarantine.note_skip(self.config.run.dir, step, contexts, facts)
 
     def _sound_alarms(self, metrics: dict[str, float]) -> None:
         lines = self.alarms.observe(metrics)
@@ -452,7 +463,6 @@ class Trainer:
                 f"the record up to step {step} could not be written: {error}. Free some space and "
                 "start again with the same command"
             ) from error
-        docs = self.config.data.docs_per_step
         path = checkpoint.save(
             self.config.run.dir / "checkpoints",
             step,
@@ -462,7 +472,7 @@ class Trainer:
                 **{stem: part.tensors() for stem, part in self._companions().items()},
             },
             {
-                "next_ordinal": ordinals_without(self.aside, step * docs, 1)[0],
+                "next_ordinal": next_ordinal(self.config, step, self.aside),
                 "set_aside": sorted(self.aside),
                 "skipped_in_a_row": self.skipped_in_a_row,
                 "config_digest": self.config.digest(),
@@ -478,7 +488,7 @@ class Trainer:
         """Steps done: those of the newest whole checkpoint, whose state is taken over."""
         folder = self.config.run.dir / "checkpoints"
         checkpoint.clear_leftovers(folder)
-        self.aside = take_in(self.config.run.dir)
+        self.aside, gone = take_in(self.config.run.dir)
         newest = checkpoint.newest_valid(folder, self._warn)
         if newest is None:
             self.log.rewind(0)
@@ -491,9 +501,11 @@ class Trainer:
                 "corpus, or start a new run with --run-dir"
             )
         step = int(state["step"])
-        docs, aside = self.config.data.docs_per_step, state.get("set_aside", [])
-        if state["next_ordinal"] != ordinals_without(aside, step * docs, 1)[0]:
-            raise CheckpointError(f"{newest} was trained with another data.docs_per_step")
+        aside = state.get("set_aside", [])
+        if state["next_ordinal"] != next_ordinal(self.config, step, aside):
+            raise CheckpointError(
+                f"{newest} was trained with another data.docs_per_step or data.replay_docs"
+            )
         self.optimizer.restore(
             checkpoint.load(newest, "weights"), checkpoint.load(newest, "moments")
         )
@@ -503,18 +515,24 @@ class Trainer:
                 continue
             part.restore(checkpoint.load(newest, stem))
         self.aside |= set(aside)
+        if self.replay:
+            self.replay.forget(gone)
         self.skipped_in_a_row = int(state["skipped_in_a_row"])
         self.log.rewind(step)
         self.log.message(f"resuming from {newest}: {step} of {self.config.run.steps} steps done")
         return step
 
-    def _companions(self) -> dict[str, Reference | Record | GroupSpread | Alarms]:
+    def _companions(self) -> dict[str, Reference | Record | Replay | GroupSpread | Alarms]:
         """What a checkpoint holds besides weights and moments."""
-        found: dict[str, Reference | Record | GroupSpread | Alarms] = {"alarms": self.alarms}
+        found: dict[str, Reference | Record | Replay | GroupSpread | Alarms] = {
+            "alarms": self.alarms
+        }
         if self.reference:
             found["reference"] = self.reference
         if self.record:
             found["placement"] = self.record
+        if self.replay:
+            found["replay"] = self.replay
         if self.group_spread:
             found["group_spread"] = self.group_spread
         return found

@@ -1,7 +1,7 @@
 """The fault matrix: every case, and what has to come of it.
 
-A run has 6 steps of 3 contexts, each a microbatch of its own, is saved after steps 2, 4 and 6 (three
-files each) and evaluated before the first step and after steps 4 and 6.
+A run has 6 steps of 3 contexts, each a microbatch of its own, is saved after steps 2, 4 and 6
+(three files each) and evaluated before the first step and after steps 4 and 6.
 """
 
 import json

@@ -44,9 +44,8 @@ def test_a_hang_is_named_and_ended(lab: Lab) -> None:
     assert "in _sleep_for_ever" in stacks
     assert "in train_step" in stacks
     assert "rank 0 hangs in phase rollout of step 3 (ordinal 6): no sign of life for 5 s" in stacks
-    heartbeat = json.loads(
-        (folder / "heartbeat" / "rank_0.json").read_text()
-    )  # of the second start
+    # Of the second start, which is done.
+    heartbeat = json.loads((folder / "heartbeat" / "rank_0.json").read_text())
     assert (heartbeat["rank"], heartbeat["step"]) == (0, 6)
 
 
