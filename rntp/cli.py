@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         arguments.run(arguments)
     except RntpError as error:
-        print(f"rntp: {error}", file=sys.stderr)
+        if not error.agreed or os.environ.get("RANK", "0") == "0":
+            print(f"rntp: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         print(f"rntp: {error}; check the path, its permissions and the free space", file=sys.stderr)
@@ -239,13 +240,16 @@ def _train(arguments: argparse.Namespace) -> None:
         _dry_run(config, arguments.json)
         return
     from rntp.memory import keep_freed_memory
+    from rntp.ranks import open_ranks
     from rntp.report import build_report
     from rntp.show import before_after
     from rntp.trainer import Trainer
 
     keep_freed_memory()
-    trainer = Trainer(config, resume=arguments.resume)
-    comparison = trainer.fit()
+    with open_ranks(config) as ranks:
+        comparison = Trainer(config, resume=arguments.resume, ranks=ranks).fit()
+    if not ranks.is_first:
+        return
     report = build_report([config.run.dir], config.run.dir / "report.html")
     if comparison is not None:
         print(before_after(comparison))

@@ -197,6 +197,24 @@ class RunLog:
             self._metrics = None
 
 
+class NoLog:
+    """What a rank other than the first has in place of a RunLog: it says and writes nothing."""
+
+    def message(self, text: str, level: Level = "info") -> None: ...
+
+    def begin(self, done_steps: int, total_steps: int) -> None: ...
+
+    def phase(self, name: str, done: int, total: int) -> None: ...
+
+    def step(self, metrics: Metrics) -> None: ...
+
+    def rollouts(self, step: int, rows: Iterable[dict]) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
+
+    def write_manifest(self, facts: Mapping[str, object]) -> None: ...
+
+
 def step_line(metrics: Metrics, total_steps: int) -> str:
     """One readable line for a step; what is not among the metrics is left out."""
 

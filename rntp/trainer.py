@@ -7,6 +7,7 @@
 
 import json
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from rntp.evaluation.third import check_third
 from rntp.files import write_json
 from rntp.group_spread import GroupSpread
 from rntp.judging import open_judge
-from rntp.log import RunLog
+from rntp.log import NoLog, RunLog
 from rntp.memory import peak_bytes
 from rntp.metrics import Tally
 from rntp.objective import Elsewhere, loss
@@ -40,10 +41,13 @@ from rntp.preflight import (
     check_placement,
     open_model,
 )
+from rntp.ranks import ALONE, Ranks, on_device
 from rntp.records import Record, open_record
 from rntp.reference import Reference, open_reference
+from rntp.rollout import no_check
 from rntp.rollout.inprocess import open_engine
 from rntp.rollout.place import placer
+from rntp.sharding import forget_activations, shard, whole
 from rntp.signals import StopRequest
 from rntp.step import Counts, Judgement, Scores, judge, over_step, plant, sampler_logp, score
 from rntp.tokenizer import decode, tokenizer_digest
@@ -61,16 +65,25 @@ class Trainer:
 
     The constructor checks everything that can be checked before the first costly second, and
     writes nothing. Raises ConfigError, DataError or CheckpointError, each with the remedy.
+
+    ranks: the processes that train together (`rntp.ranks.open_ranks`). Every one of them makes a
+    Trainer of the same config and fits it; rank 0 speaks and writes.
     """
 
     def __init__(
-        self, config: Config, *, resume: Resume = "auto", console: Console | None = None
+        self,
+        config: Config,
+        *,
+        resume: Resume = "auto",
+        console: Console | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config = config
         self.console = console
+        self.ranks = ranks
         check_names(config)
         import_wandb(config)
-        run_folder.check(config, resume)
+        ranks.decide(lambda: run_folder.check(config, resume), "start")
         manifest = Manifest.load(config.data.source)
         self.model = open_model(config)
         self.corpus = open_corpus(config, manifest, self.model.tokenizer)
@@ -78,11 +91,14 @@ class Trainer:
         check_disk(config, self.model.num_parameters)
         check_memory(config, self.model)
         self.shape = Shape.of(self.model.hf)
+        dtype = getattr(torch, config.model.dtype)
+        self.reference = open_reference(self.model, config, dtype)
+        if config.parallel.activation_checkpointing:
+            forget_activations(self.model.hf)
+        if ranks.mesh is not None:
+            shard(self.model.hf, ranks.mesh, dtype)
         self.optimizer = Optimizer(
-            self.model.hf,
-            config.optim,
-            dtype=getattr(torch, config.model.dtype),
-            total_steps=config.run.steps,
+            self.model.hf, config.optim, dtype=dtype, total_steps=config.run.steps
         )
         self.engine = open_engine(
             self.model,
@@ -92,7 +108,6 @@ class Trainer:
         )
         self.ask = open_judge(self.model, config)
         self.decode = partial(decode, self.model.tokenizer)
-        self.reference = open_reference(self.model, self.optimizer.masters, config)
         self.group_spread = GroupSpread() if config.objective.min_group_std > 0 else None
         policy = config.placement.policy
         self.record = open_record(policy)
@@ -101,6 +116,8 @@ class Trainer:
         )
         check_placement(self.place, self.corpus)
         self.stop = StopRequest()
+        # Between two agreements no rank may leave the others behind.
+        self.check = self.stop.check if ranks.alone else no_check
         self.skipped_in_a_row = 0
 
     def fit(self) -> dict[str, Any] | None:
@@ -110,10 +127,13 @@ class Trainer:
         evaluation. Raises Preempted after saving, if a signal asks the run to stop, and Diverged.
         """
         config = self.config
-        with (
-            run_folder.claim(config) as folder,
-            RunLog(folder, config, console=self.console) as log,
-        ):
+        with ExitStack() as open_:
+            folder = self.ranks.decide(
+                lambda: open_.enter_context(run_folder.claim(config)), "start"
+            )
+            log: RunLog | NoLog = NoLog()
+            if self.ranks.is_first:
+                log = open_.enter_context(RunLog(folder, config, console=self.console))
             self.log = log
             with self.stop:
                 done = saved = self._restore()
@@ -128,7 +148,7 @@ class Trainer:
                             self._save(step)
                             saved = step
                         self._evaluate_if_due(step)
-                        self.stop.check()
+                        self.ranks.agree(self.stop.check, "step")
                 except Preempted:
                     if done > saved:
                         self._save(done)
@@ -143,33 +163,37 @@ class Trainer:
         config, horizon = self.config, self.config.reward.horizon
         clock = Stopwatch()
 
-        contexts = self.corpus.step_contexts(step, config.data.docs_per_step)
-        rollouts = self.engine.sample(contexts, self.place, self.stop.check, step - 1)
+        rollouts = self.ranks.agree(lambda: self._sample(step), "rollout")
         clock.lap("time/rollout_s")
 
         batches = microbatches(
             rollouts, tokens=config.parallel.tokens_per_microbatch, horizon=horizon
         )
         ahead, counted_P = self._judge_ahead(batches)
-        tally = Tally(config, rollouts, Counts.of(rollouts, horizon, counted_P))
+        counts = self.ranks.gather(lambda: Counts.of(rollouts, horizon, counted_P), "count")
+        mine = Tally(config, rollouts, Counts.total(counts))
         for i, batch in enumerate(batches):
-            self.stop.check()
+            self.check()
             self.log.phase("forward", i, len(batches))
             tree = plant(self.model, batch, horizon)
             scores = self._score(tree)
             judged, elsewhere = ahead[i] if ahead else self._judge(scores, tree, batch)
-            part = loss(scores, tree, judged, tally.counts, config, elsewhere)
+            part = loss(scores, tree, judged, mine.counts, config, elsewhere)
             clock.lap("time/forward_s")
-            part.total.backward()
+            self.optimizer.backward(part.total, last=i + 1 == len(batches))
             clock.lap("time/backward_s")
-            tally.add(scores, judged, elsewhere, part)
+            mine.add(scores, judged, elsewhere, part)
+        tally = Tally.joined(self.ranks.gather(lambda: mine, "update"))
         update = self.optimizer.step(step, loss_is_finite=tally.loss_is_finite)
         clock.lap("time/update_s")
         for _ in range(1, config.objective.epochs_per_rollout):
-            update = self._another_epoch(step, batches, tally, clock)
+            update = self._another_epoch(step, batches, mine, clock)
+        if config.objective.epochs_per_rollout > 1:
+            tally.clipped_tokens = sum(self.ranks.gather(lambda: mine.clipped_tokens, "update"))
         if not update.skipped:
             self._follow(tally)
 
+        contexts = [r.context for r in tally.rollouts]
         self.log.step(
             {
                 "step": step,
@@ -183,11 +207,17 @@ class Trainer:
                 "memory/peak_gb": peak_bytes() / 1e9,
                 "data/ordinal_first": contexts[0].ordinal,
                 "data/visits_max": max(c.visit for c in contexts),
-                "data/digest": data_digest(contexts, [r.positions for r in rollouts]),
+                "data/digest": data_digest(contexts, [r.positions for r in tally.rollouts]),
             }
         )
         self.log.rollouts(step, tally.rows(self.model))
         self._guard(update.skipped, contexts)
+
+    def _sample(self, step: int) -> list[Rollout]:
+        """The rollouts of this rank's share of the step's ordinals."""
+        docs = self.config.data.docs_per_step
+        contexts = self.corpus.step_contexts(step, docs, self.ranks.share(range(docs)))
+        return self.engine.sample(contexts, self.place, self.stop.check, step - 1)
 
     def _score(self, tree: ThoughtTree) -> Scores:
         with_context = self.config.objective.ntp_weight > 0
@@ -226,18 +256,25 @@ class Trainer:
         if not self.config.objective.needs_whole_step:
             return [], None
         found = []
-        for i, batch in enumerate(batches):
-            self.stop.check()
-            self.log.phase("score", i, len(batches))
-            tree = plant(self.model, batch, self.config.reward.horizon)
-            found.append(self._judge(self._score(tree), tree, batch))
+
+        def judge_mine() -> list[Judgement]:
+            for i, batch in enumerate(batches):
+                self.stop.check()
+                self.log.phase("score", i, len(batches))
+                tree = plant(self.model, batch, self.config.reward.horizon)
+                found.append(self._judge(self._score(tree), tree, batch))
+            return [judged for judged, _ in found]
+
+        of_ranks = self.ranks.gather(judge_mine, "score")
         usual_std = self.group_spread.mean if self.group_spread else 0.0
-        judgements = over_step([judged for judged, _ in found], self.config, usual_std)
-        counted_P = torch.cat([judged.counted_P for judged in judgements])
-        return list(zip(judgements, [e for _, e in found], strict=True)), counted_P
+        judgements = over_step([j for part in of_ranks for j in part], self.config, usual_std)
+        before = sum(map(len, of_ranks[: self.ranks.rank]))
+        mine = on_device(judgements[before:][: len(found)], self.model.device)
+        counted_P = torch.cat([judged.counted_P for judged in mine])
+        return list(zip(mine, [e for _, e in found], strict=True)), counted_P
 
     def _another_epoch(
-        self, step: int, batches: list[tuple[Rollout, ...]], tally: Tally, clock: "Stopwatch"
+        self, step: int, batches: list[tuple[Rollout, ...]], mine: Tally, clock: "Stopwatch"
     ) -> Update:
         """One more update over the same thoughts and advantages, at the clipped ratio.
 
@@ -246,15 +283,16 @@ class Trainer:
         finite = True
         for i, batch in enumerate(batches):
             tree = plant(self.model, batch, self.config.reward.horizon)
-            elsewhere = replace(tally.elsewhere[i], old_logp_M=tally.scores[i].thought_logp_M)
-            judged = tally.judgements[i]
-            part = loss(self._score(tree), tree, judged, tally.counts, self.config, elsewhere)
+            elsewhere = replace(mine.elsewhere[i], old_logp_M=mine.scores[i].thought_logp_M)
+            judged = mine.judgements[i]
+            part = loss(self._score(tree), tree, judged, mine.counts, self.config, elsewhere)
             clock.lap("time/forward_s")
-            part.total.backward()
+            self.optimizer.backward(part.total, last=i + 1 == len(batches))
             clock.lap("time/backward_s")
-            tally.clipped_tokens += float(part.clipped_tokens)
+            mine.clipped_tokens += float(part.clipped_tokens)
             finite = finite and bool(torch.isfinite(part.total))
-        update = self.optimizer.step(step, loss_is_finite=finite)
+        everywhere = all(self.ranks.gather(lambda: finite, "update"))
+        update = self.optimizer.step(step, loss_is_finite=everywhere)
         clock.lap("time/update_s")
         return update
 
@@ -306,7 +344,7 @@ class Trainer:
         section, last = self.config.evaluation, self.config.run.steps
         regular = section.every_steps > 0 and step % section.every_steps == 0
         due = section.enabled and (regular or step in (0, last))
-        if not due or _read_evaluation(self.config, step) is not None:
+        if not due or self._read_evaluation(step) is not None:
             return
         assert self.corpus.heldout is not None
         self.log.message(f"evaluating on held-out pages, after step {step}")
@@ -314,9 +352,10 @@ class Trainer:
             self.model,
             self.corpus.heldout_contexts(self.config.evaluation.docs),
             self.config,
-            reference=_read_evaluation(self.config, 0),
+            reference=self._read_evaluation(0),
             check=self.stop.check,
             progress=self.log.phase,
+            ranks=self.ranks,
         )
         if self.config.evaluation.reused_docs:
             result["reused"] = self._evaluate_reused(result)
@@ -327,9 +366,7 @@ class Trainer:
             "data_digest": self.corpus.manifest.digest,
             "heldout_digest": self.corpus.heldout.manifest.digest,
         }
-        path = evaluation_path(self.config, step)
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, {**facts, **result})
+        self.ranks.decide(lambda: _write_evaluation(self.config, step, {**facts, **result}), "save")
         low, high = result["gain/ci95"]
         self.log.message(
             f"held-out: nll {result['nll/no_think']:.3f} → {result['nll/think']:.3f} with "
@@ -340,10 +377,15 @@ class Trainer:
         """The same on contexts that are trained on, and how much more thinking is worth there."""
         contexts = self.corpus.reused_contexts(self.config.evaluation.reused_docs)
         found = evaluate(
-            self.model, contexts, self.config, check=self.stop.check, progress=self.log.phase
+            self.model,
+            contexts,
+            self.config,
+            check=self.stop.check,
+            progress=self.log.phase,
+            ranks=self.ranks,
         )
         del found["pages"]
-        before = _read_evaluation(self.config, 0)
+        before = self._read_evaluation(0)
         learnt = memorised(found, fresh, before)
         if learnt > MEMORISED:
             self.log.message(
@@ -355,32 +397,44 @@ class Trainer:
         gap = found["gain/mean"] - fresh["gain/mean"]
         return {**found, "gain_over_fresh": gap, "memorised": learnt}
 
+    def _read_evaluation(self, step: int) -> dict[str, Any] | None:
+        """As rank 0 finds it, so that no rank has it where another has not."""
+        return self.ranks.decide(lambda: _read_evaluation(self.config, step), "evaluate")
+
     def _save(self, step: int) -> None:
         self.log.phase("save", 0, 1)
-        path = checkpoint.save(
-            self.config.run.dir / "checkpoints",
-            step,
-            {
-                "weights": self.optimizer.masters,
-                "moments": self.optimizer.moments(),
-                **{stem: part.tensors() for stem, part in self._companions().items()},
-            },
-            {
-                "next_ordinal": step * self.config.data.docs_per_step,
-                "skipped_in_a_row": self.skipped_in_a_row,
-                "config_digest": self.config.digest(),
-                "data_digest": self.corpus.manifest.digest,
-                "tokenizer_digest": tokenizer_digest(self.model.tokenizer),
-                "torch": torch.__version__,
-            },
-            self.config.checkpoint.keep,
+        tensors = {
+            "weights": self.optimizer.masters,
+            "moments": self.optimizer.moments(),
+            **{stem: part.tensors() for stem, part in self._companions().items()},
+        }
+        full = {stem: {n: whole(t) for n, t in group.items()} for stem, group in tensors.items()}
+        path = self.ranks.decide(
+            lambda: checkpoint.save(
+                self.config.run.dir / "checkpoints",
+                step,
+                full,
+                {
+                    "next_ordinal": step * self.config.data.docs_per_step,
+                    "skipped_in_a_row": self.skipped_in_a_row,
+                    "config_digest": self.config.digest(),
+                    "data_digest": self.corpus.manifest.digest,
+                    "tokenizer_digest": tokenizer_digest(self.model.tokenizer),
+                    "torch": torch.__version__,
+                },
+                self.config.checkpoint.keep,
+            ),
+            "save",
         )
         self.log.message(f"saved {path}")
 
     def _restore(self) -> int:
         """Steps done: those of the newest whole checkpoint, whose state is taken over."""
         folder = self.config.run.dir / "checkpoints"
-        newest = checkpoint.newest_valid(folder, lambda text: self.log.message(text, "warning"))
+        newest = self.ranks.decide(
+            lambda: checkpoint.newest_valid(folder, lambda t: self.log.message(t, "warning")),
+            "start",
+        )
         if newest is None:
             self.log.rewind(0)
             return 0
@@ -486,3 +540,9 @@ def _read_evaluation(config: Config, step: int) -> dict[str, Any] | None:
     result = json.loads(path.read_text(encoding="utf-8"))
     assert isinstance(result, dict)
     return result
+
+
+def _write_evaluation(config: Config, step: int, result: dict[str, Any]) -> None:
+    path = evaluation_path(config, step)
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, result)
