@@ -1,7 +1,12 @@
-"""Checkpoints that are whole or absent: tensors in safetensors, facts in JSON, COMMIT.json last.
+"""Checkpoints that are whole or absent: shards of all ranks, facts in JSON, COMMIT.json last.
+
+    step_00000010/weights/shard-00001-….safetensors   float32 masters; one file a rank at least
+                  moments/…  and what else the run keeps, a folder each
+                  state.json, COMMIT.json
 
 A checkpoint is written into a temporary folder, synced, hashed and renamed. Without its
 COMMIT.json it does not exist; with it, every file is checked against its hash before it is read.
+Any number of ranks reads what any number has written; they share one file system.
 """
 
 import hashlib
@@ -10,56 +15,123 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from rntp import shards
 from rntp.errors import CheckpointError
 from rntp.files import sync, write_json
+from rntp.ranks import ALONE, Ranks
+from rntp.sharding import split_like
 
 COMMIT = "COMMIT.json"
 STATE = "state.json"
+FORMAT = 2  # 1 had one file for all weights and one for all moments
 _NAME = re.compile(r"step_(\d{8})")
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
+T = TypeVar("T")
 
 
-def save(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any], keep: int) -> Path:
-    """Write `step_<step>` and drop all but the newest `keep` committed checkpoints.
+def save(
+    folder: Path,
+    step: int,
+    tensors: Tensors,
+    state: Mapping[str, Any],
+    keep: int,
+    ranks: Ranks = ALONE,
+) -> Path:
+    """Write `step_<step>` and drop all but the newest `keep` sound checkpoints; a collective.
 
-    tensors: by file stem, by name. state: JSON facts. What lies under the name of the step, a
-    damaged checkpoint that a resume passed over, is replaced. Raises CheckpointError if the disk
-    does not take it; the other checkpoints are untouched.
+    tensors: by stem, by name; shards (DTensor) or, alike on all ranks, whole. state: JSON facts.
+    What lies under the name of the step, a damaged checkpoint that a resume passed over, is
+    replaced. Raises CheckpointError if the disk does not take it; the others are untouched.
     """
     final = folder / f"step_{step:08d}"
     staging = folder / f".tmp-{final.name}"
+
+    def write() -> dict[str, dict[str, Any]]:
+        own = [
+            path for stem in tensors for path in shards.write(staging / stem, tensors[stem], ranks)
+        ]
+        return _table(staging, own)
+
+    def attempt(work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except OSError as error:  # of a full disk, mostly
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be written to {folder}: {error}. Free "
+                "some space and start again with the same command"
+            ) from error
+
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        for stem, group in tensors.items():
-            contiguous = {name: tensor.detach().contiguous() for name, tensor in group.items()}
-            save_file(contiguous, staging / f"{stem}.safetensors")
-        write_json(staging / STATE, {**state, "step": step})
-        files = {}
-        for path in sorted(staging.iterdir()):
-            sync(path)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        write_json(staging / COMMIT, {"step": step, "files": files})
-        shutil.rmtree(final, ignore_errors=True)
-        staging.replace(final)
-        sync(folder)
-    except (OSError, SafetensorError) as error:  # the latter for a full disk, too
-        shutil.rmtree(staging, ignore_errors=True)
-        raise CheckpointError(
-            f"the checkpoint of step {step} could not be written to {folder}: {error}. Free some "
-            "space and start again with the same command"
-        ) from error
-    for _, old in committed(folder)[:-keep]:
-        (old / COMMIT).unlink()  # first, so that a half-removed checkpoint does not count
-        shutil.rmtree(old)
+        ranks.decide(lambda: attempt(lambda: _make(staging, tensors)), "save")
+        files = {
+            k: v for table in ranks.gather(lambda: attempt(write), "save") for k, v in table.items()
+        }
+        facts = {**state, "step": step, "world_size": ranks.size}
+        ranks.decide(lambda: attempt(lambda: _publish(staging, final, facts, files)), "save")
+    except CheckpointError:
+        if ranks.is_first:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
+    ranks.decide(lambda: _prune(folder, step, keep), "save")
     return final
+
+
+def _make(staging: Path, tensors: Tensors) -> None:
+    shutil.rmtree(staging, ignore_errors=True)
+    for stem in tensors:
+        (staging / stem).mkdir(parents=True)
+
+
+def _table(staging: Path, paths: list[Path]) -> dict[str, dict[str, Any]]:
+    """Size and hash of files by their path inside the checkpoint, once they are on the disk."""
+    found = {}
+    for path in paths:
+        sync(path)
+        name = path.relative_to(staging).as_posix()
+        found[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return found
+
+
+def _publish(
+    staging: Path, final: Path, state: dict[str, Any], files: dict[str, dict[str, Any]]
+) -> None:
+    """Facts, then the commit, then the name."""
+    write_json(staging / STATE, state)
+    facts: dict[str, Any] = {
+        "format": FORMAT,
+        "step": state["step"],
+        "world_size": state["world_size"],
+        "files": dict(sorted({**files, **_table(staging, [staging / STATE])}.items())),
+    }
+    for path in staging.iterdir():
+        sync(path)
+    write_json(staging / COMMIT, {**facts, "sha256": _digest(facts)})
+    aside = _aside(final)
+    shutil.rmtree(aside, ignore_errors=True)
+    if final.exists():
+        final.replace(aside)
+    staging.replace(final)
+    sync(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _prune(folder: Path, step: int, keep: int) -> None:
+    """Keep the newest `keep` sound checkpoints up to `step`, of which that of `step` is one.
+
+    Later ones are left-overs: the run has gone back behind them, because they were damaged.
+    """
+    there = committed(folder)
+    sound = [path for number, path in there if number <= step and not _misfits(path)]
+    for _, old in there:
+        if old not in sound[-keep:]:
+            (old / COMMIT).unlink()  # first, so that a half-removed checkpoint does not count
+            shutil.rmtree(old)
 
 
 def committed(folder: Path) -> list[tuple[int, Path]]:
@@ -72,20 +144,34 @@ def committed(folder: Path) -> list[tuple[int, Path]]:
 
 def problems(checkpoint: Path) -> list[str]:
     """What is wrong with a committed checkpoint, by file; an empty list if every hash fits."""
+    if found := _misfits(checkpoint):
+        return found
+    return [
+        f"{name}: its bytes have changed since the commit"
+        for name, facts in _commit_of(checkpoint)["files"].items()
+        if _sha256(checkpoint / name) != facts["sha256"]
+    ]
+
+
+def _misfits(checkpoint: Path) -> list[str]:
+    """What is wrong at first sight: the commit itself, files too few, too many, too short."""
     try:
-        files = json.loads((checkpoint / COMMIT).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        commit = _commit_of(checkpoint)
+        files = {name: int(facts["bytes"]) for name, facts in commit["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{COMMIT}: unreadable ({error})"]
+    facts = {key: value for key, value in commit.items() if key != "sha256"}
+    if commit.get("format", 1) > 1 and commit.get("sha256") != _digest(facts):
+        return [f"{COMMIT}: it has been edited"]
     found = []
-    for name, facts in files.items():
+    for name, size in files.items():
         path = checkpoint / name
         if not path.is_file():
             found.append(f"{name}: missing")
-        elif path.stat().st_size != facts["bytes"]:
-            found.append(f"{name}: {path.stat().st_size} bytes, {facts['bytes']} were committed")
-        elif _sha256(path) != facts["sha256"]:
-            found.append(f"{name}: its bytes have changed since the commit")
-    return found
+        elif path.stat().st_size != size:
+            found.append(f"{name}: {path.stat().st_size} bytes, {size} were committed")
+    there = {p.relative_to(checkpoint).as_posix() for p in checkpoint.rglob("*") if not p.is_dir()}
+    return found + [f"{name}: not of this checkpoint" for name in sorted(there - {COMMIT, *files})]
 
 
 def newest_valid(folder: Path, say: Callable[[str], None]) -> Path | None:
@@ -108,6 +194,17 @@ def newest_valid(folder: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
+def recover(folder: Path) -> None:
+    """Give a checkpoint its name again if a kill came before the one that was to take it.
+
+    Only for the process that trains: another may just be changing the names.
+    """
+    for aside in folder.glob(".old-step_*") if folder.is_dir() else ():
+        final = folder / aside.name.removeprefix(".old-")
+        if not final.exists():
+            aside.replace(final)
+
+
 def choose(folder: Path, step: int | None, say: Callable[[str], None]) -> Path:
     """That of a step, or the newest whole one. Raises CheckpointError if there is none."""
     if step is None:
@@ -125,8 +222,36 @@ def choose(folder: Path, step: int | None, say: Callable[[str], None]) -> Path:
 
 
 def load(checkpoint: Path, stem: str) -> dict[str, Tensor]:
-    """The tensors of one file, on the CPU. The caller has checked the hashes."""
-    return load_file(checkpoint / f"{stem}.safetensors")
+    """The tensors of one stem in full, on the CPU. The caller has checked the hashes."""
+    old = _old_file(checkpoint, stem)
+    return load_file(old) if old.is_file() else shards.read(checkpoint / stem)
+
+
+def load_into(checkpoint: Path, stem: str, tensors: Mapping[str, Tensor]) -> None:
+    """Fill tensors, whole or shards, in place. The caller has checked the hashes.
+
+    Raises CheckpointError if the checkpoint does not have them.
+    """
+    old = _old_file(checkpoint, stem)
+    try:
+        if not old.is_file():
+            shards.read_into(checkpoint / stem, tensors)
+            return
+        full = load_file(old)
+        for name, tensor in tensors.items():
+            tensor.detach().copy_(split_like(tensor, full[name]))
+    except (OSError, KeyError) as error:
+        raise CheckpointError(
+            f"the {stem} of {checkpoint} are not those of this run's model: {error}; take the "
+            "model that it was trained with, or start a new run with --run-dir"
+        ) from error
+
+
+def shapes(checkpoint: Path, stem: str) -> dict[str, list[int]]:
+    """By name of the tensor; from the files' headers, nothing is loaded."""
+    if _old_file(checkpoint, stem).is_file():
+        return {name: list(tensor.shape) for name, tensor in load(checkpoint, stem).items()}
+    return shards.shapes(checkpoint / stem)
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
@@ -134,6 +259,32 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     assert isinstance(state, dict)
     return state
+
+
+def num_bytes(checkpoint: Path) -> int:
+    """Of all its files."""
+    return sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+
+
+def _old_file(checkpoint: Path, stem: str) -> Path:
+    """Where format 1 has a stem."""
+    return checkpoint / f"{stem}.safetensors"
+
+
+def _aside(final: Path) -> Path:
+    """Where a checkpoint waits while another takes its name."""
+    return final.with_name(f".old-{final.name}")
+
+
+def _commit_of(checkpoint: Path) -> dict[str, Any]:
+    commit = json.loads((checkpoint / COMMIT).read_text(encoding="utf-8"))
+    if not isinstance(commit, dict):
+        raise ValueError("it holds no JSON object")
+    return commit
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -452,15 +452,14 @@ def _data_stats(arguments: argparse.Namespace) -> None:
 
 
 def _ckpt_ls(arguments: argparse.Namespace) -> None:
-    from rntp.checkpoint import committed
+    from rntp.checkpoint import committed, num_bytes
 
     found = committed(arguments.run_dir / "checkpoints")
     if arguments.json:
         print(json.dumps([{"step": step, "path": str(path)} for step, path in found], indent=2))
         return
     for step, path in found:
-        size = sum(p.stat().st_size for p in path.iterdir())
-        print(f"step {step:>8}  {size / 1e9:6.2f} GB  {path}")
+        print(f"step {step:>8}  {num_bytes(path) / 1e9:6.2f} GB  {path}")
     if not found:
         print(f"no committed checkpoint in {arguments.run_dir / 'checkpoints'}")
 

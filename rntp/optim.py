@@ -1,7 +1,7 @@
 """Master weights, AdamW, schedule, clipping and the non-finite guard."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from rntp.config import Optim
-from rntp.sharding import gather_weights, split_like, whole
+from rntp.sharding import gather_weights, whole
 
 
 @dataclass(frozen=True)
@@ -97,23 +97,24 @@ class Optimizer:
         return Update(float(norm), rate, skipped)
 
     def moments(self) -> dict[str, Tensor]:
-        """First and second moments and step count of every master, by name."""
+        """First and second moments and step count of every master, by name; zeros at first."""
         found = {}
         for name, master in self.masters.items():
-            for key, value in self._adamw.state.get(master, {}).items():
+            state = self._adamw.state[master]
+            if not state:  # what AdamW itself would begin with
+                state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+                state["exp_avg"] = torch.zeros_like(master.detach())
+                state["exp_avg_sq"] = torch.zeros_like(master.detach())
+            for key, value in state.items():
                 found[f"{key}.{name}"] = value
         return found
 
-    @torch.no_grad()
-    def restore(self, masters: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
-        """Take back what `masters` and `moments` gave. Raises KeyError if names do not fit."""
-        for name, master in self.masters.items():
-            master.copy_(split_like(master, masters[name]))
-        for key, value in moments.items():
-            kind, _, name = key.partition(".")
-            master = self.masters[name]
-            part = split_like(master, value) if value.ndim else value.clone()
-            self._adamw.state[master][kind] = part
+    def restore(self, fill: Callable[[str, Mapping[str, Tensor]], None]) -> None:
+        """Take back masters and moments: `fill("weights", …)` and `fill("moments", …)` write them
+        in place; see `rntp.checkpoint.load_into`.
+        """
+        fill("weights", self.masters)
+        fill("moments", self.moments())
         self._refresh()
 
     @torch.no_grad()

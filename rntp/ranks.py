@@ -30,6 +30,7 @@ class Ranks:
     rank = 0
     size = 1
     mesh: DeviceMesh | None = None
+    talk: dist.ProcessGroup | None = None  # what agreements go through, and who writes which shard
 
     @property
     def alone(self) -> bool:
@@ -88,13 +89,13 @@ class Group(Ranks):
         self.mesh = mesh
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._timeout = timedelta(seconds=timeout_s)
-        self._talk = dist.new_group(backend="gloo", timeout=self._timeout)
+        self.talk = dist.new_group(backend="gloo", timeout=self._timeout)
 
     def gather(self, work: Callable[[], T], phase: str) -> list[T]:
         mine = self._try(lambda: on_device(work(), torch.device("cpu")), phase)
         found: list[Any] = [None] * self.size
         with self._patience(phase):
-            dist.all_gather_object(found, mine, group=self._talk)
+            dist.all_gather_object(found, mine, group=self.talk)
         return self._raise_first(found)
 
     def agree(self, work: Callable[[], T], phase: str) -> T:
@@ -105,7 +106,7 @@ class Group(Ranks):
     def decide(self, work: Callable[[], T], phase: str) -> T:
         found: list[Any] = [self._try(work, phase) if self.is_first else None]
         with self._patience(phase):
-            dist.broadcast_object_list(found, src=0, group=self._talk)
+            dist.broadcast_object_list(found, src=0, group=self.talk)
         return self._raise_first(found)[0]
 
     def _try(self, work: Callable[[], T], phase: str) -> T | _Failure:
@@ -133,7 +134,7 @@ class Group(Ranks):
         """Wait until all are there, and say who is missing; then whatever is to be exchanged."""
         try:
             # Only this kind of barrier names the ranks that did not come.
-            dist.monitored_barrier(self._talk, self._timeout, wait_all_ranks=True)
+            dist.monitored_barrier(self.talk, self._timeout, wait_all_ranks=True)
             yield
         except RuntimeError as error:
             raise RanksLost(

@@ -47,7 +47,7 @@ from rntp.reference import Reference, open_reference
 from rntp.rollout import no_check
 from rntp.rollout.inprocess import open_engine
 from rntp.rollout.place import placer
-from rntp.sharding import forget_activations, shard, whole
+from rntp.sharding import forget_activations, shard
 from rntp.signals import StopRequest
 from rntp.step import Counts, Judgement, Scores, judge, over_step, plant, sampler_logp, score
 from rntp.tokenizer import decode, tokenizer_digest
@@ -403,38 +403,34 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         self.log.phase("save", 0, 1)
-        tensors = {
-            "weights": self.optimizer.masters,
-            "moments": self.optimizer.moments(),
-            **{stem: part.tensors() for stem, part in self._companions().items()},
-        }
-        full = {stem: {n: whole(t) for n, t in group.items()} for stem, group in tensors.items()}
-        path = self.ranks.decide(
-            lambda: checkpoint.save(
-                self.config.run.dir / "checkpoints",
-                step,
-                full,
-                {
-                    "next_ordinal": step * self.config.data.docs_per_step,
-                    "skipped_in_a_row": self.skipped_in_a_row,
-                    "config_digest": self.config.digest(),
-                    "data_digest": self.corpus.manifest.digest,
-                    "tokenizer_digest": tokenizer_digest(self.model.tokenizer),
-                    "torch": torch.__version__,
-                },
-                self.config.checkpoint.keep,
-            ),
-            "save",
+        config = self.config
+        path = checkpoint.save(
+            config.run.dir / "checkpoints",
+            step,
+            {
+                "weights": self.optimizer.masters,
+                "moments": self.optimizer.moments(),
+                **{stem: part.tensors() for stem, part in self._companions().items()},
+            },
+            {
+                # Between two steps nothing is in flight: all ordinals before this one are done.
+                "next_ordinal": step * config.data.docs_per_step,
+                "skipped_in_a_row": self.skipped_in_a_row,
+                "config_digest": config.digest(),
+                "data_digest": self.corpus.manifest.digest,
+                "tokenizer_digest": tokenizer_digest(self.model.tokenizer),
+                "reference": config.reference_weights,
+                "torch": torch.__version__,
+            },
+            config.checkpoint.keep,
+            self.ranks,
         )
         self.log.message(f"saved {path}")
 
     def _restore(self) -> int:
         """Steps done: those of the newest whole checkpoint, whose state is taken over."""
         folder = self.config.run.dir / "checkpoints"
-        newest = self.ranks.decide(
-            lambda: checkpoint.newest_valid(folder, lambda t: self.log.message(t, "warning")),
-            "start",
-        )
+        newest = self.ranks.decide(lambda: self._newest(folder), "start")
         if newest is None:
             self.log.rewind(0)
             return 0
@@ -449,7 +445,9 @@ class Trainer:
         if state["next_ordinal"] != step * self.config.data.docs_per_step:
             raise CheckpointError(f"{newest} was trained with another data.docs_per_step")
         self.optimizer.restore(
-            checkpoint.load(newest, "weights"), checkpoint.load(newest, "moments")
+            lambda stem, tensors: self.ranks.agree(
+                lambda: checkpoint.load_into(newest, stem, tensors), "start"
+            )
         )
         for stem, part in self._companions().items():
             part.restore(checkpoint.load(newest, stem))
@@ -457,6 +455,10 @@ class Trainer:
         self.log.rewind(step)
         self.log.message(f"resuming from {newest}: {step} of {self.config.run.steps} steps done")
         return step
+
+    def _newest(self, folder: Path) -> Path | None:
+        checkpoint.recover(folder)
+        return checkpoint.newest_valid(folder, lambda text: self.log.message(text, "warning"))
 
     def _companions(self) -> dict[str, Reference | Record | GroupSpread]:
         """What a checkpoint holds besides weights and moments, where the config asks for it."""
