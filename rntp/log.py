@@ -155,15 +155,18 @@ class RunLog:
                 if number > step:
                     file.unlink()
 
-    def write_manifest(self, facts: Mapping[str, object]) -> None:
+    def write_manifest(
+        self, facts: Mapping[str, object], start: Mapping[str, object] | None = None
+    ) -> None:
         """Write manifest.json: `facts` beside the versions, source, machine and command.
 
         A manifest that is there keeps its content, and its `segments` gain an entry for this
         start, which says after which step of metrics.jsonl it goes on: call `rewind` before.
+        start: what else is true of this start only.
         """
         path = self._dir / "manifest.json"
         now = _now()
-        here = environment(self._config.model.device)
+        here = {**environment(self._config.model.device), **(start or {})}
         if path.exists():
             manifest = read_manifest(self._dir)
             segment = {"started": now, "from_step": self._last_step(), **here}
@@ -212,7 +215,9 @@ class NoLog:
 
     def rewind(self, step: int) -> None: ...
 
-    def write_manifest(self, facts: Mapping[str, object]) -> None: ...
+    def write_manifest(
+        self, facts: Mapping[str, object], start: Mapping[str, object] | None = None
+    ) -> None: ...
 
 
 def step_line(metrics: Metrics, total_steps: int) -> str:

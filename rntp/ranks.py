@@ -30,11 +30,23 @@ class Ranks:
     rank = 0
     size = 1
     mesh: DeviceMesh | None = None
+    host_mesh: DeviceMesh | None = None  # the same ranks, for shards in the host's memory
     talk: dist.ProcessGroup | None = None  # what agreements go through, and who writes which shard
+
+    def apart(self) -> "Ranks":
+        """The same ranks for another thread: what those agree on does not mix with these. All of
+        them have to ask for it.
+        """
+        return self
 
     @property
     def alone(self) -> bool:
         return self.size == 1
+
+    @property
+    def on_this_machine(self) -> int:
+        """Ranks that share its memory."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) if self.size > 1 else 1
 
     @property
     def is_first(self) -> bool:
@@ -87,9 +99,16 @@ class Group(Ranks):
 
     def __init__(self, mesh: DeviceMesh, timeout_s: float) -> None:
         self.mesh = mesh
+        self.host_mesh = mesh
+        if mesh.device_type != "cpu":
+            self.host_mesh = init_device_mesh("cpu", (mesh.size(),))
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._timeout = timedelta(seconds=timeout_s)
         self.talk = dist.new_group(backend="gloo", timeout=self._timeout)
+
+    def apart(self) -> Ranks:
+        assert self.mesh is not None
+        return Group(self.mesh, self._timeout.total_seconds())
 
     def gather(self, work: Callable[[], T], phase: str) -> list[T]:
         mine = self._try(lambda: on_device(work(), torch.device("cpu")), phase)

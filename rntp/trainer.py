@@ -7,6 +7,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -41,12 +42,14 @@ from rntp.preflight import (
     check_placement,
     open_model,
 )
+from rntp.provenance import device_name
 from rntp.ranks import ALONE, Ranks, on_device
 from rntp.records import Record, open_record
 from rntp.reference import Reference, open_reference
 from rntp.rollout import no_check
 from rntp.rollout.inprocess import open_engine
 from rntp.rollout.place import placer
+from rntp.saver import Saver
 from rntp.sharding import forget_activations, shard
 from rntp.signals import StopRequest
 from rntp.step import Counts, Judgement, Scores, judge, over_step, plant, sampler_logp, score
@@ -89,7 +92,7 @@ class Trainer:
         self.corpus = open_corpus(config, manifest, self.model.tokenizer)
         check_third(config, self.model.tokenizer)
         check_disk(config, self.model.num_parameters)
-        check_memory(config, self.model)
+        check_memory(config, self.model, ranks)
         self.shape = Shape.of(self.model.hf)
         dtype = getattr(torch, config.model.dtype)
         self.reference = open_reference(self.model, config, dtype)
@@ -136,8 +139,10 @@ class Trainer:
                 log = open_.enter_context(RunLog(folder, config, console=self.console))
             self.log = log
             with self.stop:
-                done = saved = self._restore()
-                log.write_manifest(self._facts())
+                done = self._restore()
+                saver = self.saver = self._open_saver(done)
+                open_.callback(saver.wait)
+                log.write_manifest(self._facts(), self._ranks_facts())
                 self._greet(done)
                 try:
                     self._evaluate_if_due(done)
@@ -145,13 +150,14 @@ class Trainer:
                         self.train_step(step)
                         done = step
                         if step % config.checkpoint.every_steps == 0 or step == config.run.steps:
-                            self._save(step)
-                            saved = step
+                            self._save(step, wait=step == config.run.steps)
+                        saver.poll()
                         self._evaluate_if_due(step)
                         self.ranks.agree(self.stop.check, "step")
                 except Preempted:
-                    if done > saved:
-                        self._save(done)
+                    saver.wait()
+                    if done > saver.saved:
+                        self._save(done, wait=True)
                     log.message(
                         f"{done} of {config.run.steps} steps done; the same command resumes"
                     )
@@ -401,31 +407,38 @@ class Trainer:
         """As rank 0 finds it, so that no rank has it where another has not."""
         return self.ranks.decide(lambda: _read_evaluation(self.config, step), "evaluate")
 
-    def _save(self, step: int) -> None:
-        self.log.phase("save", 0, 1)
-        config = self.config
-        path = checkpoint.save(
-            config.run.dir / "checkpoints",
-            step,
-            {
-                "weights": self.optimizer.masters,
-                "moments": self.optimizer.moments(),
-                **{stem: part.tensors() for stem, part in self._companions().items()},
-            },
-            {
-                # Between two steps nothing is in flight: all ordinals before this one are done.
-                "next_ordinal": step * config.data.docs_per_step,
-                "skipped_in_a_row": self.skipped_in_a_row,
-                "config_digest": config.digest(),
-                "data_digest": self.corpus.manifest.digest,
-                "tokenizer_digest": tokenizer_digest(self.model.tokenizer),
-                "reference": config.reference_weights,
-                "torch": torch.__version__,
-            },
-            config.checkpoint.keep,
+    def _open_saver(self, done: int) -> Saver:
+        section = self.config.checkpoint
+        saver = Saver(
+            self.config.run.dir / "checkpoints",
+            section.keep,
             self.ranks,
+            asynchronous=section.asynchronous,
+            say=self.log.message,
+            saved=done,
         )
-        self.log.message(f"saved {path}")
+        saver.prepare(self._tensors())
+        return saver
+
+    def _tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """What a checkpoint keeps, by stem and by name."""
+        companions = {stem: part.tensors() for stem, part in self._companions().items()}
+        moments = self.optimizer.moments()
+        return {"weights": self.optimizer.masters, "moments": moments, **companions}
+
+    def _save(self, step: int, *, wait: bool) -> None:
+        self.log.phase("save", 0, 1)
+        state = {
+            # Between two steps nothing is in flight: all ordinals before this one are done.
+            "next_ordinal": step * self.config.data.docs_per_step,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "config_digest": self.config.digest(),
+            "data_digest": self.corpus.manifest.digest,
+            "tokenizer_digest": tokenizer_digest(self.model.tokenizer),
+            "reference": self.config.reference_weights,
+            "torch": torch.__version__,
+        }
+        self.saver.save(step, self._tensors(), state, wait=wait)
 
     def _restore(self) -> int:
         """Steps done: those of the newest whole checkpoint, whose state is taken over."""
@@ -486,6 +499,11 @@ class Trainer:
             else f"{config.run.name}: all {done} steps are done; raise run.steps to go on"
         )
         self.log.begin(done, config.run.steps)
+
+    def _ranks_facts(self) -> dict[str, object]:
+        """Of this start, which the next may do without."""
+        devices = self.ranks.gather(lambda: device_name(self.config.model.device), "start")
+        return {"world_size": self.ranks.size, "devices": devices}
 
     def _facts(self) -> dict[str, object]:
         return {
