@@ -45,7 +45,7 @@ def shard(hf: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) -> None:
     # rntp.model). Both belong to the root's group with the embedding they may be tied to. As a
     # forward method of the root, the trunk has the hooks that reduce this group when the backward
     # is over, whichever way its gradients came.
-    hf.rntp_trunk = hf.base_model.forward
+    hf.rntp_trunk = hf.base_model.forward  # type: ignore[assignment]
     register_fsdp_forward_method(hf, "rntp_trunk")
     for part in parts(hf):
         part.set_reshard_after_backward(False, recurse=False)
