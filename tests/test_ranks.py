@@ -115,7 +115,9 @@ def test_one_two_and_four_ranks_train_the_same_run(
         outcomes = fit(raw, there, [*OPTIONS, "parallel.activation_checkpointing=true"], size)
         values(outcomes)
         assert "step 3/3" in outcomes[0].output
-        assert all(not outcome.output for outcome in outcomes[1:])  # rank 0 speaks for all
+        for outcome in outcomes[1:]:  # rank 0 speaks for all
+            assert "step" not in outcome.output
+            assert "saved" not in outcome.output
         same_metrics(tmp_path / "one", there, 1e-9)
         same_thoughts(tmp_path / "one", there, range(1, 4))
         same_tensors(tmp_path / "one", there, 1e-9)
@@ -132,7 +134,7 @@ def test_in_bfloat16_with_an_evaluation(raw: dict, tmp_path: Path) -> None:
     on = ["evaluation.enabled=true", "evaluation.docs=4", "evaluation.reused_docs=3"]
     on += ["evaluation.controls=[shuffled, empty]", "model.dtype=bfloat16"]
     fit(raw, tmp_path / "one", on)
-    values(fit(raw, tmp_path / "two", on, size=2))
+    values(fit(raw, tmp_path / "two", [*on, "checkpoint.asynchronous=true"], size=2))
     same_thoughts(tmp_path / "one", tmp_path / "two", range(1, 4))
     same_metrics(tmp_path / "one", tmp_path / "two", 2e-2)
     same_tensors(tmp_path / "one", tmp_path / "two", 2e-3)
@@ -145,7 +147,7 @@ def test_in_bfloat16_with_an_evaluation(raw: dict, tmp_path: Path) -> None:
             assert two[key] == pytest.approx(one[key], abs=2e-2), key
             assert two["reused"][key] == pytest.approx(one["reused"][key], abs=2e-2), key
         assert two["reading"]["nll"] == pytest.approx(one["reading"]["nll"], abs=2e-2)
-        assert [row["name"] for row in two["controls"]] == [row["name"] for row in one["controls"]]
+        assert set(two["controls"]) == {"shuffled", "empty"}
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(raw: dict, tmp_path: Path) -> None:
@@ -314,7 +316,7 @@ def break_rank_1(rank: int) -> None:
 
 
 def test_a_rank_that_does_not_come_is_named(raw: dict, tmp_path: Path) -> None:
-    sets = [*SIZES, f"run.dir={tmp_path / 'there'}", "parallel.timeout_s=8"]
+    sets = [*SIZES, f"run.dir={tmp_path / 'there'}", "parallel.timeout_s=6"]
     outcomes = run_ranks(3, tmp_path / "ranks", command, raw, sets, "hang_rank_2", timeout_s=100)
     assert [o.exit_code for o in outcomes[:2]] == [1, 1]
     assert "rank 0 of 3 waited in phase 'rollout' for ranks that did not come" in outcomes[0].output
@@ -327,7 +329,7 @@ def hang_rank_2(rank: int) -> None:
 
     def hung(self: Trainer, step: int) -> list[Rollout]:
         if rank == 2:
-            time.sleep(30)
+            time.sleep(16)
         return sample(self, step)
 
     Trainer._sample = hung
@@ -342,7 +344,7 @@ def test_the_program_under_torchrun(raw: dict, tmp_path: Path) -> None:
     def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
         return subprocess.run(
-            [*launcher, "--master-port=0", "-m", "rntp.cli", "train", str(path), *arguments],
+            [*launcher, "--standalone", "-m", "rntp.cli", "train", str(path), *arguments],
             capture_output=True,
             text=True,
             timeout=280,
