@@ -1,7 +1,8 @@
 # make quickstart   install, then the main job: raw pages → shards → training → report
 # make planted      the scientific instrument: a corpus in which the gain of thinking is known
 # make ablations    its curves: rewards, placement, group size and more (an hour)
-# make methods      every published method on it, with the controls (63 runs, not timed yet)
+# make ablations-text  the rewards on real text, SmolLM2-135M (two hours and a half)
+# make methods      every published method on it, with the controls (63 runs, three quarters of an hour)
 # make install      only the environment, in .venv
 # make test         the same environment with the test extras; lint, types, tests
 #
@@ -18,7 +19,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/config.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.enabled=false
 
-.PHONY: install quickstart planted ablations methods test lint types clean
+.PHONY: install quickstart planted ablations ablations-text methods test lint types clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -36,6 +37,15 @@ planted: build/planted/manifest.json
 ablations: build/planted/manifest.json
 	for file in experiments/planted/ablations/*.yaml; do \
 		$(VENV)/bin/rntp ablate $$file --jobs 2 --resume || exit; done
+
+# The rewards on ordinary text, from a model that has learnt to read on behind the markers.
+ablations-text: build/warm-up/config.json
+	$(VENV)/bin/rntp ablate experiments/ablations/rewards.yaml --jobs 2 --resume
+
+build/warm-up/config.json: | install
+	$(VENV)/bin/rntp data prep experiments/quickstart/prep.yaml
+	$(VENV)/bin/rntp train experiments/ablations/warm_up.yaml
+	$(VENV)/bin/rntp ckpt export runs/ablations/warm-up $(@D)
 
 # Every method and control of experiments/methods, three seeds each: 63 runs; resumes.
 methods: build/planted-thoughts/manifest.json build/planted-mixed/manifest.json

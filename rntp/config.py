@@ -59,6 +59,9 @@ class Data(Section):
     """Longest window of a document that one step sees, tokens (L)."""
     docs_per_step: Positive
     """Contexts in one step."""
+    replay_docs: NonNegative = 0
+    """Of these, contexts seen before, drawn by how far apart the gains of their thoughts lay (after
+    2501.12599; see `rntp.replay`). The others are fresh, each once; step 1 has no others."""
     heldout_fraction: Fraction = 0.1
     """Share of the documents, chosen by a hash of their id, that only evaluation reads."""
     max_documents: NonNegative = 0
@@ -70,6 +73,9 @@ class Placement(Section):
     """Which positions to think at; see `rntp.placement`."""
     positions_per_doc: Positive
     """Positions in one context (K)."""
+    interleaved: bool = False
+    """Later thoughts of a context see one thought of each earlier position, drawn evenly, and so
+    does their baseline. A page is read again for each position. Evaluation thinks in isolation."""
     min_prefix_tokens: Positive = 32
     """Earliest position, tokens: the first tokens of a window look harder than they are."""
     entropy_band: tuple[Weight, Weight] = (0.0, 100.0)
@@ -118,6 +124,9 @@ class Reward(Section):
     token_cost_after: NonNegative = 0
     """net_gain: steps without the price. Asked from the start, it ends thinking before any thought
     has paid (experiments/planted/LOG.md)."""
+    judge: Literal["policy", "frozen"] = "policy"
+    """Whose verdict self_judge and judge_gold give: that of the weights in training, which learn to
+    please themselves, or that of the weights of the start, which keeps a copy of them."""
     length_budget: NonNegative = 0
     """length_triangle: tokens that a thought should have at the start of training; 0 is half of
     thought.thought_tokens, so that the triangle is as wide as thoughts are long."""
@@ -152,6 +161,11 @@ class Baseline(Section):
     group_member: the empty thought joins the group's mean, without a gradient. position_weight:
     advantages count in proportion to the chance of being wrong without a thought. gate: only groups
     whose mean reward is above zero count; where thoughts do not pay yet, nothing is learnt."""
+
+    @property
+    def rereads(self) -> bool:
+        """Contexts go through other weights than those in training as well."""
+        return self.weights in ("frozen", "ema")
 
 
 class Objective(Section):
@@ -360,6 +374,16 @@ class Config(Section):
                 "data.context_tokens, or lower placement.min_prefix_tokens, the positions_per_doc "
                 "or reward.horizon"
             )
+        if self.data.replay_docs >= self.data.docs_per_step:
+            raise ValueError(
+                f"data.replay_docs {self.data.replay_docs} of data.docs_per_step "
+                f"{self.data.docs_per_step} leaves no fresh context; lower it"
+            )
+        if self.data.replay_docs > 0 and self.thought.thoughts_per_position < 2:
+            raise ValueError(
+                "data.replay_docs goes by how far apart the gains of a group lie; set "
+                "thought.thoughts_per_position to 2 or more, or data.replay_docs to 0"
+            )
         in_group = self.objective.advantage in ("group_mean", "leave_one_out")
         alone = self.thought.thoughts_per_position == 1
         if alone and in_group and self.objective.pg_weight > 0:
@@ -378,6 +402,16 @@ class Config(Section):
                 "without thoughts (thought.thoughts_per_position: 0) only the next-token loss is "
                 "left; set objective.pg_weight, continuation_weight, entropy_weight and "
                 "kl_weight to 0 and objective.ntp_weight above 0"
+            )
+        if self.placement.interleaved and self.thought.answer_tokens > 0:
+            raise ValueError(
+                "placement.interleaved: later thoughts would have to see answers or to miss them; "
+                "set thought.answer_tokens to 0, or placement.interleaved to false"
+            )
+        if self.placement.interleaved and self.thought.thoughts_per_position == 0:
+            raise ValueError(
+                "placement.interleaved: there are no thoughts to see "
+                "(thought.thoughts_per_position: 0); set it to false"
             )
         if self.thought.source == "pause" and (
             self.objective.pg_weight > 0
@@ -424,6 +458,12 @@ class Config(Section):
                 f"{self.objective.kl_reference} would be two more copies of the weights; set them "
                 "to the same, or baseline.weights to current"
             )
+        if self.reward.judge == "frozen" and self.reference_weights == "ema":
+            raise ValueError(
+                "reward.judge: frozen and a moving average (baseline.weights or "
+                "objective.kl_reference) would be two more copies of the weights; set both to "
+                "frozen, or reward.judge to policy"
+            )
         if self.baseline.use != "subtract" and self.baseline.weights == "none":
             raise ValueError(
                 f"baseline.use: {self.baseline.use} compares with a prediction without a thought, "
@@ -454,11 +494,19 @@ class Config(Section):
 
     @property
     def reference_weights(self) -> Literal["frozen", "ema"] | None:
-        """The second set of weights that the run keeps, for its baseline, its KL term or both."""
+        """The second set of weights that the run keeps, for baseline, KL term and judge."""
         weights = self.baseline.weights
         if weights == "frozen" or weights == "ema":
             return weights
-        return self.objective.kl_reference if self.objective.kl_weight > 0 else None
+        if self.objective.kl_weight > 0:
+            return self.objective.kl_reference
+        return "frozen" if self.reward.judge == "frozen" else None
+
+    @property
+    def longest_context(self) -> int:
+        """Most tokens of a context, with the thoughts that stand in it if they are interleaved."""
+        earlier = self.placement.positions_per_doc - 1 if self.placement.interleaved else 0
+        return self.data.context_tokens + earlier * (self.thought.thought_tokens + 2)
 
     @property
     def budget_tokens(self) -> int:
@@ -470,7 +518,7 @@ class Config(Section):
         """Longest sequence that the model ever sees, in positions."""
         # A position leaves room for the continuation in the context, not for a longer answer.
         beyond = max(0, self.thought.answer_tokens - self.reward.horizon)
-        return self.data.context_tokens + self.thought.thought_tokens + 2 + beyond
+        return self.longest_context + self.thought.thought_tokens + 2 + beyond
 
     @property
     def min_document_tokens(self) -> int:
@@ -499,7 +547,7 @@ class Config(Section):
                 "baseline.use: subtract cancels within a group: it changes the logged reward, not "
                 "the gradient (clip, group_member, position_weight and gate do change it)"
             )
-        own_copy = self.baseline.weights in ("frozen", "ema") and self.objective.kl_weight == 0
+        own_copy = self.baseline.rereads and self.objective.kl_weight == 0
         if own_copy and inert:
             yield (
                 f"baseline.weights: {self.baseline.weights} keeps a copy of the weights and runs a "

@@ -59,31 +59,46 @@ class Shape:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of a step at full thought length: in trees, unshared, sampled, in a judge's trees;
-    rows of the head."""
+    """Tokens of a step at full thought length: in trees, unshared, read by the sampler, sampled, in
+    a judge's trees; rows of the head."""
 
     tree: int
     unshared: float
+    read: int
     sampled: int
     head_rows: int
     asked: int
 
+    @property
+    def spent(self) -> int:
+        """Tokens read and sampled: what `tokens/spent` counts in a run."""
+        return self.read + self.sampled
+
     @classmethod
     def of(cls, config: Config) -> "Tokens":
         docs, length = config.data.docs_per_step, config.data.context_tokens
-        branches = config.placement.positions_per_doc * config.thought.thoughts_per_position
+        positions = config.placement.positions_per_doc
+        branches = positions * config.thought.thoughts_per_position
+        # Interleaved, a page is read at each position, with a thought more each time.
+        inserted = (positions - 1) / 2 * (config.thought.thought_tokens + 2)
+        interleaved = config.placement.interleaved
+        read = round(positions * (length + inserted)) if interleaved else length
         answer, horizon = config.thought.answer_tokens, config.reward.horizon
         drawn = config.thought.thought_tokens + answer
         prefix = (config.placement.min_prefix_tokens + length - horizon) / 2
+        prefix += inserted if interleaved else 0
         # Continuation and answer of a thought would be two sequences.
         again = prefix + config.thought.thought_tokens + 2 if answer else 0
         question = QUESTION + answer + horizon
         judges = len({rewards.NEEDS[name].judge for name in config.reward.names} - {None})
         with_context = config.objective.ntp_weight > 0
-        document_rows = length if with_context else config.placement.positions_per_doc * horizon
+        document_rows = positions * horizon
+        if with_context:
+            document_rows = length + (document_rows - horizon if interleaved else 0)
         return cls(
-            tree=docs * (length + branches * config.branch_tokens),
+            tree=docs * (read + branches * config.branch_tokens),
             unshared=docs * branches * (prefix + config.branch_tokens + again),
+            read=docs * read,
             sampled=docs * branches * drawn,
             head_rows=docs * (branches * (drawn + horizon) + document_rows),
             asked=docs * (length + branches * judges * question) if judges else 0,
@@ -104,7 +119,11 @@ def peak_memory(config: Config, shape: Shape, ranks: int = 1) -> float:
     weights = shape.parameters * (own + _reference_bytes(config)[0])
     if config.checkpoint.asynchronous and not torch.cuda.is_available():
         weights += checkpoint_bytes(config, shape.parameters) / ranks  # the buffers
-    microbatch = min(max(config.parallel.tokens_per_microbatch, tokens.tree / docs), tokens.tree)
+    whole = tokens.tree / docs  # what is never split
+    if config.placement.interleaved:
+        branches = config.thought.thoughts_per_position * config.branch_tokens
+        whole = config.longest_context + branches
+    microbatch = min(max(config.parallel.tokens_per_microbatch, whole), tokens.tree)
     # Saved for the backward, in units of a layer's widths: fitted to the measured peak of the
     # quickstart at 608, 1216 and 2432 tokens. Norms, and attention on the CPU, work in `wide`.
     per_token = (16 * shape.hidden + 8 * shape.intermediate) * narrow + 14 * shape.hidden * wide
@@ -120,10 +139,7 @@ def checkpoint_bytes(config: Config, parameters: int) -> int:
 def estimate(config: Config, shape: Shape) -> dict[str, float]:
     """Sizes of a step (tokens, FLOP), peak memory (bytes) and time (seconds), at full lengths."""
     tokens, docs = Tokens.of(config), config.data.docs_per_step
-    prefill = docs * config.data.context_tokens
-    flop = step_flop(
-        config, shape, tokens.tree, tokens.head_rows, prefill, tokens.sampled, tokens.asked
-    )
+    flop = full_flop(config, shape)
     speed = matmul_flops(config, shape)
     step_s = flop / (EFFICIENCY * speed)
     positions = docs * config.placement.positions_per_doc
@@ -141,6 +157,14 @@ def estimate(config: Config, shape: Shape) -> dict[str, float]:
         "seconds per step": step_s,
         "minutes in all, without evaluation": step_s * config.run.steps / 60,
     }
+
+
+def full_flop(config: Config, shape: Shape) -> float:
+    """`step_flop` of a step at full thought length."""
+    tokens = Tokens.of(config)
+    return step_flop(
+        config, shape, tokens.tree, tokens.head_rows, tokens.read, tokens.sampled, tokens.asked
+    )
 
 
 def step_flop(
@@ -164,9 +188,11 @@ def step_flop(
     ahead = (2 * shape.trunk * tree + head_row * head_rows) * config.objective.needs_whole_step
     sample = (2 * shape.trunk + head_row) * (context + sampled) if sampled else 0
     second = 0
-    if config.reference_weights and sampled:
-        # For a KL term the whole tree, else the contexts alone.
-        second = 2 * shape.trunk * (tree if config.objective.kl_weight > 0 else context)
+    # For a KL term the whole tree, for a baseline the contexts alone, for a judge neither.
+    if config.objective.kl_weight > 0 and sampled:
+        second = 2 * shape.trunk * tree
+    elif config.baseline.rereads and sampled:
+        second = 2 * shape.trunk * context
     judge = 2 * shape.trunk * asked
     return config.objective.epochs_per_rollout * train + ahead + sample + second + judge
 

@@ -20,6 +20,7 @@ def gather(
     logp_empty_PH: Tensor,
     match_PGH: Tensor,
     continuation_ids_PH: Tensor,
+    collision_PGH: Tensor | None,
     decode: Callable[[Tensor], str],
     verdicts: Mapping[str, Tensor],
 ) -> RewardInputs:
@@ -48,6 +49,7 @@ def gather(
         token_cost_P=_by_position(rollouts, cost).to(device),
         length_budget_P=_by_position(rollouts, budget).to(device),
         answer_ids=[[t.answer for t in g] for g in thoughts],
+        collision_PGH=torch.zeros(1) if collision_PGH is None else collision_PGH,
         true_ids=[r.context.token_ids[p:] for r in rollouts for p in r.positions],
         decode=decode,
         verdicts=verdicts,
@@ -77,6 +79,6 @@ def _by_position(rollouts: Sequence[Rollout], of: Callable[[int], float]) -> Ten
 def _noise(rollouts: Sequence[Rollout], group: int, seed: int) -> Tensor:
     """A draw for every thought, float64 [P, G]: a function of the seed and of which one it is."""
     ordinal = [r.context.ordinal for r in rollouts for _ in r.positions]
-    position = [p for r in rollouts for p in r.positions]
+    position = [p for r in rollouts for p in r.page_positions]
     at_2P = torch.tensor([ordinal, position], dtype=torch.int64)
     return uniform(seed, "reward", at_2P[0, :, None], at_2P[1, :, None], torch.arange(group))

@@ -1,4 +1,4 @@
-"""The policy as the judge of its own answers: how likely it says yes.
+"""The policy, or what it was at the start, as the judge of its answers: how likely it says yes.
 
 A tree of its own, without gradients: the page up to the position, and for every answer a branch
 that holds the answer in a question. The judge sees no thought, and the true continuation only where
@@ -34,7 +34,7 @@ QUESTIONS: dict[JudgeKind, str] = {
 
 
 class Judge:
-    """Grades the answers of rollouts under the model's weights of the moment.
+    """Grades the answers of rollouts under the weights that the model has at that moment.
 
     kinds: of the questions to ask; without any, nothing is computed. horizon: tokens of the
     continuation that "gold" shows. Raises ConfigError if the longest question does not fit.
@@ -124,8 +124,14 @@ class Judge:
         return torch.cat([given[p] if isinstance(p, str) else p for p in self._questions[kind]])
 
 
-def open_judge(model: LanguageModel, config: Config) -> Judge:
-    """The judge that the named schemes ask for; of no question if none does."""
+def open_judge(model: LanguageModel, config: Config, frozen: LanguageModel | None = None) -> Judge:
+    """The judge that the named schemes ask for; of no question if none does.
+
+    frozen: the model of the start, which `reward.judge: frozen` needs.
+    """
+    if config.reward.judge == "frozen":
+        assert frozen is not None
+        model = frozen
     needs = (NEEDS[name].judge for name in config.reward.names)
     return Judge(
         model,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from rntp import labels, losses
 from rntp.advantages import dead_groups
@@ -14,10 +15,11 @@ from rntp.model import LanguageModel
 from rntp.objective import Elsewhere, Loss
 from rntp.placement import Bands
 from rntp.placement.picked import picked
+from rntp.rollout.interleaved import on_pages
 from rntp.step import Counts, Judgement, Scores
 from rntp.tokenizer import decode, token_strings
 from rntp.tree import thought_branch, tree_tokens, unshared_tokens
-from rntp.types import Rollout, Thought
+from rntp.types import Context, Rollout, Thought
 
 
 @dataclass
@@ -57,6 +59,11 @@ class Tally:
         return all(bool(torch.isfinite(part.total)) for part in self.losses)
 
     @property
+    def pages(self) -> list[Rollout]:
+        """The rollouts page by page, with positions of the page."""
+        return on_pages(self.rollouts)
+
+    @property
     def reward_PG(self) -> Tensor:
         """Of the scheme that drives, all positions of the step in order."""
         return _cat(j.reward_PG for j in self.judgements)
@@ -85,6 +92,7 @@ class Tally:
         sizes = {
             "tokens/context": sum(len(r.context) for r in self.rollouts),
             "tokens/thought": sum(len(t.sampled_ids) for t in self.thoughts),
+            "tokens/spent": sum(len(r.context) + r.num_sampled for r in self.rollouts),
             "tokens/tree": sum(tree_tokens(r, horizon) for r in self.rollouts),
             "tokens/unshared": sum(unshared_tokens(r, horizon) for r in self.rollouts),
         }
@@ -139,12 +147,12 @@ class Tally:
         found["policy/clip_frac"] = torch.tensor(self.clipped_tokens / self.counts.thought)
         found |= self._of_options(logp_M, mismatch)
         of_labels = labels.placement_metrics(
-            self.rollouts,
+            self.pages,
             min_prefix=self.config.placement.min_prefix_tokens,
             horizon=self.config.reward.horizon,
-        ) | labels.class_gains(self.rollouts, think - empty[:, None])
+        ) | labels.class_gains(self.pages, think - empty[:, None])
         section = self.config.placement
-        where = picked(self.rollouts, Bands(section.entropy_band, section.surprise_band))
+        where = picked(self.pages, Bands(section.entropy_band, section.surprise_band))
         return {key: float(value) for key, value in found.items()} | where | of_labels
 
     def _of_options(self, logp_M: Tensor, mismatch_M: Tensor) -> dict[str, Tensor]:
@@ -174,13 +182,15 @@ class Tally:
         horizon, tokenizer = self.config.reward.horizon, model.tokenizer
         place = 0
         for rollout in self.rollouts:
-            ids = rollout.context.token_ids
+            context, ids = rollout.context, rollout.context.token_ids
             for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
                 continuation = ids[position : position + horizon]
                 shared = {
-                    "ordinal": rollout.context.ordinal,
-                    "document_id": rollout.context.document_id,
-                    "position": position,
+                    "ordinal": context.ordinal,
+                    **({} if context.replay_of is None else {"replay_of": context.replay_of}),
+                    "document_id": context.document_id,
+                    "position": position - context.inserted,
+                    **_seen(context, tokenizer),
                     "prefix_tail": decode(tokenizer, ids[max(0, position - 48) : position]),
                     "continuation": decode(tokenizer, continuation),
                     "continuation_tokens": token_strings(tokenizer, continuation),
@@ -210,6 +220,22 @@ class Tally:
                         "sampler_logprob": float(thought.sampled_logprobs.sum()),
                     }
                 place += 1
+
+
+def _seen(context: Context, tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
+    """The earlier thoughts in the context, where there are any; markers are shown."""
+    if not context.seen:
+        return {}
+    return {
+        "seen": [
+            {
+                "position": seen.position,
+                "thought": decode(tokenizer, seen.token_ids),
+                "thought_ids": seen.token_ids.tolist(),
+            }
+            for seen in context.seen
+        ]
+    }
 
 
 def _cat(tensors: Iterator[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from rntp.sources import localize
 from rntp.tokenizer import add_marker, load_tokenizer
 
 ATTENTION = "rntp"
+_CHUNK_ROWS = 256
 
 # (layer, q [1, Hq, N, D], k [1, Hkv, N, D], v [1, Hkv, N, D], scale) -> [1, Hq, N, D]
 Attention = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
@@ -100,6 +101,19 @@ class LanguageModel:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """[N] log-prob of the targets and [N] entropy, float32 nats; [N] arg-max ids."""
         return linear_logprob_top1(hidden, self.head, targets, temperature=temperature)
+
+    @torch.no_grad()
+    def collision(self, hidden: Tensor) -> Tensor:
+        """[N]: Σ_v p_v², the chance that two draws of the next token agree; float32 or better."""
+        found = [
+            (logits if logits.dtype == torch.float64 else logits.float())
+            .softmax(-1)
+            .square()
+            .sum(-1)
+            # In pieces: every row has as many logits as the vocabulary.
+            for logits in (rows @ self.head.T for rows in hidden.split(_CHUNK_ROWS))
+        ]
+        return torch.cat(found)
 
 
 def load_model(

@@ -23,6 +23,12 @@ def check_names(config: Config) -> None:
     """
     for name in config.reward.names:
         _check_scheme(name, config)
+    judged = any(rewards.NEEDS[name].judge for name in config.reward.names)
+    if config.reward.judge == "frozen" and not judged:
+        raise ConfigError(
+            "reward.judge: frozen keeps a copy of the weights, and no scheme asks a judge; set it "
+            "to policy, or name self_judge or judge_gold in reward.scheme or reward.shadows"
+        )
     use = config.baseline.use
     others = [n for n in config.reward.weights if rewards.BASELINES[n] == "ignores"]
     # A floor is of each scheme on its own; the empty thought's reward is of their sum.
@@ -86,12 +92,14 @@ def open_model(config: Config) -> LanguageModel:
         dtype=dtype,
         device=pick_device(config.model.device),
     )
+    interleaved = config.placement.interleaved
     if config.span_tokens > model.max_span:
+        with_ = "interleaved thoughts" if interleaved else "thought, continuation and answer"
+        third = "placement.positions_per_doc" if interleaved else "thought.answer_tokens"
         raise ConfigError(
-            f"data.context_tokens {config.data.context_tokens} with thought, continuation and "
-            f"answer can reach {config.span_tokens} positions, and {config.model.spec} sees "
-            f"{model.max_span}; lower data.context_tokens, thought.thought_tokens or "
-            "thought.answer_tokens"
+            f"data.context_tokens {config.data.context_tokens} with {with_} can reach "
+            f"{config.span_tokens} positions, and {config.model.spec} sees {model.max_span}; lower "
+            f"data.context_tokens, thought.thought_tokens or {third}"
         )
     return model
 

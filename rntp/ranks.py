@@ -195,11 +195,13 @@ def open_ranks(config: Config) -> Iterator[Ranks]:
 
 def check_size(config: Config, size: int) -> None:
     """Raise ConfigError if so many ranks cannot share a step."""
-    docs = config.data.docs_per_step
+    # What comes back may be missing: of a first step that was not finite, nothing does.
+    docs = config.data.docs_per_step - config.data.replay_docs
     if docs < size:
+        less = " less data.replay_docs" if config.data.replay_docs else ""
         raise ConfigError(
-            f"data.docs_per_step {docs} is less than {size} ranks, so some would have nothing to "
-            f"do; raise it to {size} or more, or start torchrun with --nproc-per-node {docs}"
+            f"data.docs_per_step{less} is {docs}, for {size} ranks, so some would have nothing to "
+            f"do; raise it by {size - docs} or more, or start torchrun with --nproc-per-node {docs}"
         )
 
 

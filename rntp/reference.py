@@ -1,7 +1,7 @@
 """Weights that are not being trained: the frozen start, or a moving average of the policy.
 
 They predict the continuation without a thought, for the rewards that compare with it, and the
-tokens of thoughts, for a policy that is to stay close to them.
+tokens of thoughts, for a policy that is to stay close to them; and a frozen judge has them.
 """
 
 import copy
@@ -37,6 +37,11 @@ class Reference:
             master = parameter.detach()
             parameter.data = master.to(dtype)
             self._kept[name] = parameter if decay is None or dtype == master.dtype else master
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model with these weights, whatever becomes of them; not to be changed."""
+        return self._model
 
     @torch.no_grad()
     def no_think(self, rollouts: Sequence[Rollout], horizon: int) -> Tensor:

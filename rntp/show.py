@@ -10,6 +10,16 @@ def facts_table(facts: Mapping[str, object]) -> str:
     return "\n".join(f"{name:<{width}}  {_text(value)}" for name, value in facts.items())
 
 
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equally many cells, aligned, with a rule under the first."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
 def before_after(comparison: Mapping[str, Any]) -> str:
     """The four cells, before and after training, with the paired change of each."""
     header = (
@@ -87,7 +97,7 @@ def tasks_table(facts: Mapping[str, Any]) -> str:
             )
     lines.append(
         f"{facts['thoughts_per_question']} thoughts of at most {facts['thought_tokens']} tokens a "
-        "question"
+        "question, one before an answer that is written"
     )
     return "\n".join(lines)
 

@@ -49,7 +49,7 @@ class Counts:
         return cls(
             thought=sum(r.num_sampled for r in rollouts),
             continuation=thoughts * horizon,
-            context=sum(len(r.context) - 1 for r in rollouts),
+            context=sum(len(r.context) - 1 for r in rollouts if not r.context.seen),
             thoughts=thoughts,
             counted_tokens=sum(t.num_drawn for group in counted for t in group),
             counted_thoughts=sum(map(len, counted)),
@@ -63,7 +63,12 @@ class Counts:
     def head_rows(self, config: Config) -> int:
         """Rows of the step that go through the output embedding."""
         empty = self.continuation // max(config.thought.thoughts_per_position, 1)
-        document = self.context if config.objective.ntp_weight > 0 else empty
+        document = empty
+        if config.objective.ntp_weight > 0:
+            # Pages with thoughts in them have the rows of their baselines alone.
+            per_page = config.placement.positions_per_doc
+            again = empty - empty // per_page if config.placement.interleaved else 0
+            document = self.context + again
         return self.thought + self.continuation + document
 
 
@@ -73,7 +78,8 @@ class Scores:
 
     thought_logp_M, thought_entropy_M: at the sampling temperature. think_logp_PGH, empty_logp_PH:
     the continuation with and without the thought. match_PGH: it is the arg-max, with the thought.
-    context_logp: plain next-token log-probs, [C], or None where no term needs them.
+    context_logp: plain next-token log-probs, [C], or None where no term needs them. collision_PGH:
+    Σ_v p_v² of each prediction with the thought, without gradients, or None if no scheme wants it.
     """
 
     thought_logp_M: Tensor
@@ -82,6 +88,7 @@ class Scores:
     empty_logp_PH: Tensor
     match_PGH: Tensor
     context_logp: Tensor | None
+    collision_PGH: Tensor | None = None
 
     def detached(self) -> "Scores":
         """The same numbers without the graph, for the record."""
@@ -92,6 +99,7 @@ class Scores:
             empty_logp_PH=self.empty_logp_PH,
             match_PGH=self.match_PGH,
             context_logp=None if self.context_logp is None else self.context_logp.detach(),
+            collision_PGH=self.collision_PGH,
         )
 
 
@@ -128,6 +136,7 @@ def score(
     *,
     temperature: float,
     with_context: bool,
+    with_collision: bool = False,
     hidden: Tensor | None = None,
 ) -> Scores:
     """The one forward of the trunk, and of the head on the rows that are needed.
@@ -136,8 +145,11 @@ def score(
     """
     hidden = tree.tree.hidden(model) if hidden is None else hidden
     device = hidden.device
-    document_rows = tree.context_rows if with_context else tree.empty_rows_PH.flatten()
-    document_targets = tree.context_targets if with_context else tree.continuation_PH.flatten()
+    document_rows = tree.empty_rows_PH.flatten()
+    if with_context:
+        # Those of a bare page hold its baseline; a page with thoughts in it has the baseline alone.
+        document_rows = torch.cat([tree.context_rows, document_rows]).unique()
+    document_targets = tree.tree.token_ids[document_rows + 1]
     shape = tree.think_rows_PGH.shape
     think_targets = tree.continuation_PH[:, None].expand(shape).flatten()
     rows = torch.cat([tree.thought_rows, tree.think_rows_PGH.flatten(), document_rows])
@@ -152,10 +164,17 @@ def score(
         hidden.index_select(0, rows.to(device)), targets.to(device), temperatures.to(device)
     )
     thought_logp, think_logp, document_logp = logp.split(sizes)
+    collision = None
+    if with_collision:
+        think_rows = tree.think_rows_PGH.flatten().to(device)
+        collision = model.collision(hidden.detach().index_select(0, think_rows)).view(shape)
     match = (top1 == targets.to(device)).split(sizes)[1]
     if with_context:
-        where = torch.searchsorted(tree.context_rows, tree.empty_rows_PH).to(device)
+        where = torch.searchsorted(document_rows, tree.empty_rows_PH).to(device)
         empty_logp = document_logp.detach()[where]
+        if len(document_rows) > len(tree.context_rows):
+            where = torch.searchsorted(document_rows, tree.context_rows).to(device)
+            document_logp = document_logp.index_select(0, where)
     else:
         empty_logp = document_logp.detach().view(tree.empty_rows_PH.shape)
     return Scores(
@@ -165,6 +184,7 @@ def score(
         empty_logp_PH=empty_logp,
         match_PGH=match.view(shape),
         context_logp=document_logp if with_context else None,
+        collision_PGH=collision,
     )
 
 
@@ -195,6 +215,7 @@ def judge(
         logp_empty_PH=empty,
         match_PGH=scores.match_PGH,
         continuation_ids_PH=tree.continuation_PH,
+        collision_PGH=scores.collision_PGH,
         decode=decode,
         verdicts=verdicts or {},
     )

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from rntp import checkpoint, run_folder
+from rntp import checkpoint, rewards, run_folder
 from rntp.config import Config
 from rntp.data import Manifest, data_digest
 from rntp.data.corpus import open_corpus
@@ -46,8 +46,10 @@ from rntp.provenance import device_name
 from rntp.ranks import ALONE, Ranks, on_device
 from rntp.records import Record, open_record
 from rntp.reference import Reference, open_reference
+from rntp.replay import Replay, fresh_contexts, step_contexts
 from rntp.rollout import no_check
 from rntp.rollout.inprocess import open_engine
+from rntp.rollout.interleaved import interleaved
 from rntp.rollout.place import placer
 from rntp.saver import Saver
 from rntp.sharding import forget_activations, shard
@@ -103,17 +105,19 @@ class Trainer:
         self.optimizer = Optimizer(
             self.model.hf, config.optim, dtype=dtype, total_steps=config.run.steps
         )
-        self.engine = open_engine(
+        engine = open_engine(
             self.model,
             config,
             thoughts=config.thought.thoughts_per_position,
             answer_tokens=config.thought.answer_tokens,
         )
-        self.ask = open_judge(self.model, config)
+        self.engine = interleaved(engine, self.model, config)
+        self.ask = open_judge(self.model, config, self.reference.model if self.reference else None)
         self.decode = partial(decode, self.model.tokenizer)
         self.group_spread = GroupSpread() if config.objective.min_group_std > 0 else None
         policy = config.placement.policy
         self.record = open_record(policy)
+        self.replay = Replay(config) if config.data.replay_docs > 0 else None
         self.place = placer(
             config, policy, "placement", record=self.record, tokenizer=self.model.tokenizer
         )
@@ -199,7 +203,7 @@ class Trainer:
         if not update.skipped:
             self._follow(tally)
 
-        contexts = [r.context for r in tally.rollouts]
+        contexts = [page.context for page in tally.pages]
         self.log.step(
             {
                 "step": step,
@@ -213,7 +217,7 @@ class Trainer:
                 "memory/peak_gb": peak_bytes() / 1e9,
                 "data/ordinal_first": contexts[0].ordinal,
                 "data/visits_max": max(c.visit for c in contexts),
-                "data/digest": data_digest(contexts, [r.positions for r in tally.rollouts]),
+                "data/digest": data_digest(contexts, [page.positions for page in tally.pages]),
             }
         )
         self.log.rollouts(step, tally.rows(self.model))
@@ -221,14 +225,19 @@ class Trainer:
 
     def _sample(self, step: int) -> list[Rollout]:
         """The rollouts of this rank's share of the step's ordinals."""
-        docs = self.config.data.docs_per_step
-        contexts = self.corpus.step_contexts(step, docs, self.ranks.share(range(docs)))
+        contexts = step_contexts(self.config, self.corpus, self.replay, step, self.ranks)
         return self.engine.sample(contexts, self.place, self.stop.check, step - 1)
 
     def _score(self, tree: ThoughtTree) -> Scores:
         with_context = self.config.objective.ntp_weight > 0
         temperature = self.config.thought.temperature
-        return score(self.model, tree, temperature=temperature, with_context=with_context)
+        return score(
+            self.model,
+            tree,
+            temperature=temperature,
+            with_context=with_context,
+            with_collision=any(rewards.NEEDS[name].collision for name in self.config.reward.names),
+        )
 
     def _judge(
         self, scores: Scores, tree: ThoughtTree, batch: tuple[Rollout, ...]
@@ -238,7 +247,7 @@ class Trainer:
         if self.reference and config.objective.kl_weight > 0:
             temperature = config.thought.temperature
             reference_PH, reference_M = self.reference.on_tree(tree, temperature)
-        elif self.reference:
+        elif self.reference and config.baseline.rereads:
             reference_PH = self.reference.no_think(batch, config.reward.horizon)
         judged = judge(
             scores,
@@ -319,7 +328,9 @@ class Trainer:
         if self.reference:
             self.reference.update(self.optimizer.masters)
         if self.record:
-            self.record.observe(tally.rollouts, tally.reward_PG, tally.gain_PG)
+            self.record.observe(tally.pages, tally.reward_PG, tally.gain_PG)
+        if self.replay:
+            self.replay.observe(tally.pages, tally.gain_PG)
         if self.group_spread:
             self.group_spread.observe(tally.compared_PG)
 
@@ -333,7 +344,8 @@ class Trainer:
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
         if not skipped:
             return
-        ordinals = f"{contexts[0].ordinal} … {contexts[-1].ordinal}"
+        fresh = [c.ordinal for c in contexts if c.replay_of is None]
+        ordinals = f"{fresh[0]} … {fresh[-1]}"
         self.log.message(
             f"loss or gradient is not finite; weights and moments are unchanged, ordinals "
             f"{ordinals} were not trained",
@@ -430,7 +442,7 @@ class Trainer:
         self.log.phase("save", 0, 1)
         state = {
             # Between two steps nothing is in flight: all ordinals before this one are done.
-            "next_ordinal": step * self.config.data.docs_per_step,
+            "next_ordinal": fresh_contexts(self.config, step),
             "skipped_in_a_row": self.skipped_in_a_row,
             "config_digest": self.config.digest(),
             "data_digest": self.corpus.manifest.digest,
@@ -455,8 +467,10 @@ class Trainer:
                 "corpus, or start a new run with --run-dir"
             )
         step = int(state["step"])
-        if state["next_ordinal"] != step * self.config.data.docs_per_step:
-            raise CheckpointError(f"{newest} was trained with another data.docs_per_step")
+        if state["next_ordinal"] != fresh_contexts(self.config, step):
+            raise CheckpointError(
+                f"{newest} was trained with another data.docs_per_step or data.replay_docs"
+            )
         self.optimizer.restore(
             lambda stem, tensors: self.ranks.agree(
                 lambda: checkpoint.load_into(newest, stem, tensors), "start"
@@ -473,13 +487,15 @@ class Trainer:
         checkpoint.recover(folder)
         return checkpoint.newest_valid(folder, lambda text: self.log.message(text, "warning"))
 
-    def _companions(self) -> dict[str, Reference | Record | GroupSpread]:
+    def _companions(self) -> dict[str, Reference | Record | Replay | GroupSpread]:
         """What a checkpoint holds besides weights and moments, where the config asks for it."""
-        found: dict[str, Reference | Record | GroupSpread] = {}
+        found: dict[str, Reference | Record | Replay | GroupSpread] = {}
         if self.reference:
             found["reference"] = self.reference
         if self.record:
             found["placement"] = self.record
+        if self.replay:
+            found["replay"] = self.replay
         if self.group_spread:
             found["group_spread"] = self.group_spread
         return found

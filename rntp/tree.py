@@ -64,7 +64,8 @@ class ThoughtTree:
     sampled (forced markers are not). thought_index: int64 [M], the thought p·G + g of each.
     think_rows_PGH, empty_rows_PH: rows that predict the continuation with and without the thought.
     continuation_PH: its ids.
-    context_rows, context_targets: int64, plain next-token prediction on the contexts.
+    context_rows: int64, rows of plain next-token prediction on the contexts, those left out that
+    hold earlier thoughts: their pages are there, or in another microbatch, without them.
     """
 
     tree: TokenTree
@@ -75,7 +76,6 @@ class ThoughtTree:
     empty_rows_PH: Tensor
     continuation_PH: Tensor
     context_rows: Tensor
-    context_targets: Tensor
 
     @classmethod
     def build(
@@ -86,13 +86,14 @@ class ThoughtTree:
         Both hang at the end of the thought, side by side: neither sees the other.
         """
         segments: list[tuple[Tensor, int, int]] = []
-        roots: list[int] = []
+        roots: list[int] = []  # bare pages: one with thoughts in it is some bare page again
         drawn: list[list[tuple[int, Tensor]]] = []  # of each thought: segments, sampled ids
         continuations: list[int] = []
         empty: list[tuple[int, int]] = []  # root segment, position
         for rollout in rollouts:
             root = len(segments)
-            roots.append(root)
+            if not rollout.context.seen:
+                roots.append(root)
             ids = rollout.context.token_ids
             segments.append((ids, -1, 0))
             for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
@@ -133,8 +134,7 @@ class ThoughtTree:
             ).view(positions, groups, horizon),
             empty_rows_PH=empty_rows,
             continuation_PH=tree.token_ids[empty_rows + 1],
-            context_rows=torch.cat([tree.rows(s)[:-1] for s in roots]),
-            context_targets=torch.cat([tree.token_ids[tree.rows(s)[1:]] for s in roots]),
+            context_rows=torch.cat([_ids([]), *(tree.rows(s)[:-1] for s in roots)]),
         )
 
 

@@ -37,13 +37,27 @@ class Labels:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """A thought that stands in a context, before the token at a position of the page.
+
+    token_ids: int64 [n], with both markers.
+    """
+
+    position: int
+    token_ids: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """The window of one document that a step sees.
 
-    token_ids: int64 [L], L <= context_tokens, on the CPU; never crosses a document.
+    token_ids: int64 [L], on the CPU; never crosses a document. At most context_tokens of the page,
+    and the thoughts in `seen` among them.
     title: of the document, for people. start: index of the first token in the document.
     visit: how often the order had handed out this document before (0 on the first pass).
-    labels: of a made corpus; None for real text.
+    labels: of a made corpus; None for real text. replay_of: ordinal of the first visit, where this
+    one is a later visit to the same window (see `rntp.replay`). seen: earlier thoughts of the page,
+    in order, where thoughts are interleaved; positions then come after the last of them.
     """
 
     ordinal: int
@@ -53,9 +67,16 @@ class Context:
     start: int = 0
     visit: int = 0
     labels: Labels | None = None
+    replay_of: int | None = None
+    seen: tuple[Seen, ...] = ()
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]
+
+    @property
+    def inserted(self) -> int:
+        """Tokens of the thoughts that stand among those of the page."""
+        return sum(len(s.token_ids) for s in self.seen)
 
 
 def _no_ids() -> Tensor:
@@ -107,7 +128,8 @@ class Thought:
 class Rollout:
     """A context with its K positions (ascending) and the G thoughts of each.
 
-    entropy, nll: float32 [K], of the sampler's no-think prediction of the token at each position.
+    positions: indices into the context's token_ids. entropy, nll: float32 [K], of the sampler's
+    no-think prediction of the token at each position.
     """
 
     context: Context
@@ -116,6 +138,11 @@ class Rollout:
     entropy: Tensor
     nll: Tensor
     policy_version: int = 0
+
+    @property
+    def page_positions(self) -> tuple[int, ...]:
+        """The positions in the bare page: without the thoughts that stand before them."""
+        return tuple(p - self.context.inserted for p in self.positions)
 
     @property
     def num_sampled(self) -> int:
@@ -143,6 +170,8 @@ class RewardInputs:
     tokens that a thought should have by now.
     answer_ids: [P][G] id tensors, what the policy wrote after the thought, without the end token.
     true_ids: [P] id tensors, the true text from the position to the end of the context.
+    collision_PGH: Σ_v p_v² over the vocabulary of each prediction with the thought, for schemes
+    that registered it.
     decode: text of ids, for schemes that compare texts. verdicts: by judge, float32 [P, G], the
     probability that it finds the answer right; see `rntp.judging`.
     """
@@ -161,6 +190,7 @@ class RewardInputs:
     length_budget_P: Tensor = field(default_factory=lambda: torch.ones(1))
     answer_ids: list[list[Tensor]] = field(default_factory=list)
     true_ids: list[Tensor] = field(default_factory=list)
+    collision_PGH: Tensor = field(default_factory=lambda: torch.zeros(1))
     decode: Callable[[Tensor], str] = no_text
     verdicts: Mapping[str, Tensor] = field(default_factory=dict)
 

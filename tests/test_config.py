@@ -202,6 +202,11 @@ def test_one_thought_learns_where_it_is_not_compared_with_its_group() -> None:
             "that of scheme format_only is not 0",
         ),
         (["evaluation.placement=learnability"], "set it to random or entropy"),
+        (["reward.judge=frozen"], "no scheme asks a judge; set it to policy"),
+        (
+            ["reward.judge=frozen", "reward.scheme=judge_gold", "baseline.weights=ema"],
+            "would be two more copies of the weights; set both to frozen",
+        ),
     ],
 )
 def test_what_a_scheme_cannot_do_is_explained(overrides: list[str], message: str) -> None:
@@ -209,6 +214,12 @@ def test_what_a_scheme_cannot_do_is_explained(overrides: list[str], message: str
         check_names(Config.parse(minimal(), overrides))
     check_names(Config.parse(minimal(), ["reward.scheme=logprob", "baseline.use=position_weight"]))
     check_names(Config.parse(minimal(), ["reward.scheme=judge_gold", "thought.answer_tokens=1"]))
+    frozen = ["reward.scheme=judge_gold", "thought.answer_tokens=1", "reward.judge=frozen"]
+    for more, copy in (([], "frozen"), (["baseline.weights=frozen"], "frozen")):
+        config = Config.parse(minimal(), [*frozen, *more])
+        check_names(config)
+        assert config.reference_weights == copy
+    assert Config.parse(minimal(), frozen[:2]).reference_weights is None
     rlpr = "reward.scheme={mean_prob: 0.9, format_only: 0.1}"
     check_names(Config.parse(minimal(), [rlpr, "baseline.use=clip"]))
 

@@ -3,7 +3,7 @@
 from test_config import minimal
 
 from rntp.config import Config
-from rntp.estimate import QUESTION, Shape, Tokens, step_flop
+from rntp.estimate import QUESTION, Shape, Tokens, checkpoint_bytes, step_flop
 
 SHAPE = Shape(parameters=1300, trunk=1000, hidden=10, intermediate=20, layers=2, vocabulary=30)
 
@@ -37,3 +37,16 @@ def test_tokens_of_judges() -> None:
     config = Config.parse(minimal(), [answers])
     work = step_flop(config, SHAPE, 100, 0, 0, 0, asked=7) - step_flop(config, SHAPE, 100, 0, 0, 0)
     assert work == 2 * 1000 * 7  # one forward of the trunk, and of the head next to nothing
+
+
+def test_a_frozen_judge_keeps_a_copy_and_reads_no_context_again() -> None:
+    asked = ["thought.answer_tokens=6", "reward.scheme=judge_gold"]
+    own, frozen, baseline = (
+        Config.parse(minimal(), [*asked, *more])
+        for more in ([], ["reward.judge=frozen"], ["baseline.weights=frozen"])
+    )
+    work = [step_flop(c, SHAPE, 100, 0, 50, 10, asked=7) for c in (own, frozen, baseline)]
+    assert work[0] == work[1]
+    assert work[2] == work[0] + 2 * 1000 * 50
+    weights = [checkpoint_bytes(c, 1300) for c in (own, frozen, baseline)]
+    assert weights[1] == weights[2] > weights[0]

@@ -12,6 +12,7 @@ from rntp.config import Config
 from rntp.errors import ConfigError
 from rntp.judging import QUESTIONS, Judge, open_judge
 from rntp.model import LanguageModel, load_model
+from rntp.reference import open_reference
 from rntp.tokenizer import encode
 from rntp.types import Context, Rollout, Thought
 
@@ -132,6 +133,26 @@ def test_a_judge_is_asked_only_where_a_scheme_wants_it(
     assert shadow.num_tokens(nowhere) == 0
     with pytest.raises(ConfigError, match=r"reaches \d+ positions.* 256; lower data"):
         open_judge(model, config("reward.scheme=self_judge", "data.context_tokens=250"))
+
+
+def test_a_frozen_judge_does_not_follow_the_policy(model_folders: dict[str, Path]) -> None:
+    policy = load_model(str(model_folders["qwen3"]), dtype=torch.float64)
+    compute_norms_in_float64(policy.hf)
+    masters = dict(policy.hf.named_parameters())
+    overrides = ["thought.answer_tokens=4", "reward.scheme=judge_gold", "data.context_tokens=64"]
+    own = open_judge(policy, Config.parse(minimal(), overrides))
+    config = Config.parse(minimal(), [*overrides, "reward.judge=frozen"])
+    reference = open_reference(policy, masters, config)
+    assert reference is not None
+    frozen, rollouts = open_judge(policy, config, reference.model), make_rollouts()
+    start = frozen(rollouts)["gold"]
+    assert torch.equal(own(rollouts)["gold"], start)
+    with torch.no_grad():
+        for parameter in masters.values():
+            parameter.mul_(1.1)
+    reference.update(masters)  # a step, as the trainer follows it
+    assert torch.equal(frozen(rollouts)["gold"], start)
+    assert (own(rollouts)["gold"] - start).abs().max() > 1e-3
 
 
 def test_a_tokenizer_without_yes_and_no_is_refused(

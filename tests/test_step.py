@@ -339,6 +339,21 @@ def test_scores_of_shorter_contexts_use_their_own_rows(
     assert not torch.allclose(other.think_logp_PGH, without.think_logp_PGH)
 
 
+def test_collision_is_the_sum_of_all_squared_probabilities(
+    model: LanguageModel, rollouts: list[Rollout]
+) -> None:
+    tree = plant(model, rollouts, HORIZON)
+    found = score(model, tree, temperature=0.5, with_context=False, with_collision=True)
+    logits = tree.tree.hidden(model) @ model.head.T
+    wanted = logits.softmax(-1).square().sum(-1)[tree.think_rows_PGH]  # at 1, as rewards are
+    assert found.collision_PGH is not None
+    torch.testing.assert_close(found.collision_PGH, wanted.detach(), rtol=1e-9, atol=0)
+    assert not found.collision_PGH.requires_grad
+    assert 0 < float(wanted.min()) < float(wanted.max()) < 1
+    plain = score(model, tree, temperature=0.5, with_context=False)
+    assert plain.collision_PGH is None
+
+
 def test_a_weighted_sum_drives_and_its_parts_are_logged(
     model: LanguageModel, rollouts: list[Rollout]
 ) -> None:

@@ -243,11 +243,14 @@ def test_stopping_and_starting_again_changes_nothing(raw: dict, tmp_path: Path, 
             "reward.length_half_life=1",
         ],
         ["reward.scheme={judge_gold: 1, log_ratio: 0.1}", "thought.answer_tokens=2"],
+        ["reward.judge=frozen", "reward.scheme=judge_gold", "thought.answer_tokens=2"],
         ["reward.scheme={mean_prob: 0.9, format_only: 0.1}", "baseline.use=clip"],
         ["baseline.weights=ema", "baseline.decay=0.9", "baseline.use=clip"],
         ["baseline.weights=frozen", "baseline.use=group_member", "model.dtype=float32"],
         ["baseline.use=position_weight", "reward.scheme=mean_prob"],
         ["placement.policy=learnability", "optim.lr=0.01"],
+        ["data.replay_docs=1", "optim.lr=0.01"],
+        ["placement.interleaved=true", "placement.policy=learnability", "model.dtype=float32"],
         ["evaluation.every_steps=1", "evaluation.thoughts_per_position=2"],
         ["rollout.docs_per_batch=1", "parallel.tokens_per_microbatch=16"],
         ["model.dtype=float64"],
@@ -269,6 +272,7 @@ def test_options_run_and_resume(raw: dict, tmp_path: Path, options: list[str]) -
     one, other = (d / "checkpoints" / "step_00000002" for d in (whole, resumed))
     stems = {path.stem for path in one.glob("*.safetensors")}
     assert ("reference" in stems) == any("=ema" in o or "=frozen" in o for o in options)
+    assert ("replay" in stems) == ("data.replay_docs=1" in options)
     assert ("placement" in stems) == ("placement.policy=learnability" in options)
     for stem in stems:
         name = f"{stem}.safetensors"
@@ -301,6 +305,23 @@ def test_other_baseline_weights_reach_the_reward_and_nothing_else(
             assert 0 < abs(rewarded[2] - rewarded[1]) < 0.01
         else:
             assert len(set(rewarded)) == 3
+
+
+def test_a_frozen_judge_parts_from_the_policy(raw: dict, tmp_path: Path) -> None:
+    """On the same answers; the judge only logs, so that the runs are the same otherwise."""
+    raw["evaluation"] = {"enabled": False}
+    raw["optim"] = {"lr": 1e-2}
+    options = ["reward.shadows=[judge_gold]", "thought.answer_tokens=2", "run.steps=2"]
+    one, other = (
+        comparable(
+            fit(raw, *options, f"reward.judge={j}", f"run.dir={tmp_path / j}").config.run.dir
+        )
+        for j in ("policy", "frozen")
+    )
+    assert one[0] == other[0]
+    judged = [rows[1].pop("reward/judge_gold") for rows in (one, other)]
+    assert abs(judged[0] - judged[1]) > 1e-3
+    assert one[1] == other[1]
 
 
 def test_a_skipped_step_is_not_followed(raw: dict, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What `rntp ablate` does: check everything, run the grid, make table and plot."""
+"""What `rntp ablate` does: check everything, run the grid, make table, plot and page."""
 
 import importlib.util
 from collections.abc import Iterable, Sequence
@@ -8,8 +8,10 @@ from rich.console import Console
 from rich.text import Text
 
 from rntp.ablate.experiment import Experiment
-from rntp.ablate.grid import Run, check_start, plan, select, state
+from rntp.ablate.grid import Run, check_start, matching, plan, select, state
 from rntp.ablate.launch import Ended, last_lines, launch
+from rntp.ablate.matching import match_lines
+from rntp.ablate.page import page
 from rntp.ablate.results import (
     Record,
     Results,
@@ -18,13 +20,14 @@ from rntp.ablate.results import (
     missing_columns,
     read_records,
 )
-from rntp.ablate.table import markdown
+from rntp.ablate.table import PLOT, markdown
 from rntp.errors import ConfigError, RntpError
 from rntp.files import write_json, write_text_atomic
 from rntp.provenance import redact, secret_values
 
 FINDING = "finding.md"
-"""Written by people; taken over into table.md and never written here."""
+"""Written by people; taken over into table.md and the page and never written here."""
+PAGE = "index.html"
 
 
 class RunsFailed(RntpError):
@@ -43,7 +46,8 @@ def ablate(
     only: Sequence[str] = (),
     console: Console,
 ) -> tuple[Results, RunsFailed | None]:
-    """Run what is not finished yet, `jobs` at a time, and write table, plot and JSON.
+    """Run what is not finished yet, `jobs` at a time, and write table, plot, page and
+    JSON.
 
     Returns the results, and the failure to raise once they are shown. Raises ConfigError or
     DataError before anything starts, and Preempted after the runs have saved.
@@ -56,6 +60,9 @@ def ablate(
     check_start(chosen, resume)
     experiment.results_dir.mkdir(parents=True, exist_ok=True)
 
+    matched = matching(experiment, runs)
+    for line in match_lines(matched) if matched else ():
+        console.print(Text(line), soft_wrap=True)
     todo = [run for run in chosen if state(run) != "finished"]
     warner = ColumnWarner(experiment, console)
     for run in (run for run in runs if state(run) == "finished"):
@@ -68,7 +75,7 @@ def ablate(
 
 
 def tabulate(experiment: Experiment) -> Results:
-    """Table, plot and JSON from the runs that are finished. Raises ConfigError without any."""
+    """Table, plot, page and JSON from finished runs. Raises ConfigError without any."""
     runs = plan(experiment)
     _check_plot(experiment)
     if not any(state(run) == "finished" for run in runs):
@@ -79,11 +86,13 @@ def tabulate(experiment: Experiment) -> Results:
 
 def dry_run(experiment: Experiment, only: Sequence[str] = ()) -> dict[str, Any]:
     """What would run, as facts; the same checks of the configs, nothing written."""
-    runs = select(experiment, plan(experiment), only)
+    planned = plan(experiment)
+    runs = select(experiment, planned, only)
     _check_plot(experiment)
     return {
         "name": experiment.name,
         "question": experiment.question,
+        "match": matching(experiment, planned),
         "table": str(experiment.results_dir / "table.md"),
         "runs": [
             {
@@ -111,6 +120,8 @@ def _write(experiment: Experiment, runs: Sequence[Run]) -> Results:
         _draw(experiment, results, records)
     write_json(folder / "table.json", results)
     write_text_atomic(folder / "table.md", markdown(results, text))
+    plot = (folder / PLOT).read_bytes() if experiment.plot else None
+    write_text_atomic(folder / PAGE, page(results, text, plot, records))
     return results
 
 

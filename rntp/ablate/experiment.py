@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from rntp.ablate.matching import SPENT, Match
 from rntp.config import Section
 from rntp.config_file import method_fields
 from rntp.errors import ConfigError
@@ -125,6 +126,10 @@ class Experiment(Section):
     """Arms that are controls; marked in table and plot."""
     reference: str | None = None
     """Arm that the others' plot.y is compared with, paired by seed."""
+    match: Match | None = None
+    """Every arm spends what the reference spends in its run.steps: `tokens` read and sampled, or
+    `flop`. Steps of the others are computed before the start, by the estimate of `rntp train
+    --dry-run`, and a column of what was really spent is added."""
     columns: Annotated[dict[str, Column], Field(min_length=1)]
     """Header → where to read the number. Their order is the table's."""
     plot: Plot | None = None
@@ -143,7 +148,7 @@ class Experiment(Section):
         homes: dict[str, str] = {}
         if "like" in raw:
             raw, homes = _joined(path, raw)
-        raw = _with_methods(raw)
+        raw = _with_spent(_with_methods(raw))
         try:
             found = cls.model_validate(raw)
             found._homes = homes
@@ -177,6 +182,8 @@ class Experiment(Section):
             problems.append("seeds: a seed is given twice")
         if self.reference is not None and self.plot is None:
             problems.append("reference: the arms are compared by plot.y; give a plot")
+        if self.match and self.reference is None:
+            problems.append("match: the arms are matched to the reference; name one")
         if self.plot and self.plot.x_scale == "log" and min(self.plot.x.values(), default=1) <= 0:
             problems.append("plot.x: a log scale has no place for 0 and less")
         if problems:
@@ -260,6 +267,18 @@ def _with_methods(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, "arms": arms} if arms else raw
 
 
+def _with_spent(raw: dict[str, Any]) -> dict[str, Any]:
+    """With a column of what is matched, unless there is one that reads it already."""
+    columns = raw.get("columns")
+    if raw.get("match") not in SPENT or not isinstance(columns, dict):
+        return raw
+    header, column = SPENT[raw["match"]]
+    same = (c for c in columns.values() if isinstance(c, dict))
+    if any(c.get("metrics") == column["metrics"] and c.get("sum") for c in same):
+        return raw
+    return {**raw, "columns": {**columns, header: column}}
+
+
 def _joined(path: Path, raw: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """The keys of a file with those of the one it is like, and the homes of the inherited arms."""
     other = path.parent / str(raw["like"])
@@ -270,6 +289,13 @@ def _joined(path: Path, raw: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
         for file, keys in ((path, raw), (other, parent)):
             if not isinstance(keys.get(key, {}), dict | list):
                 raise ConfigError(f"{file}: {key} cannot be joined with those of the other file")
+    matched = raw.get("match", parent.get("match")) is not None
+    for key in ("match", "reference") if matched else ():
+        if raw.get(key, parent.get(key)) != parent.get(key):
+            raise ConfigError(
+                f"{path}: another {key} than in {other} would give the arms of that file other "
+                f"run.steps than their runs have; set {key} there, or make this file like none"
+            )
     for key in ("base", "runs", "results"):
         if key in parent:
             parent[key] = str((other.parent / str(parent[key])).resolve())

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
 from rntp import run_folder
 from rntp.ablate.experiment import Experiment, nearest, slug_of
+from rntp.ablate.matching import match_facts, matched_steps, refuse_other_steps, step_cost
 from rntp.config import Config
 from rntp.data import Manifest
 from rntp.errors import ConfigError, DataError, RntpError
@@ -75,6 +76,8 @@ def plan(experiment: Experiment) -> list[Run]:
             with problems.of(arm):
                 runs.append(_run(experiment, arm, seed))
     problems.raise_any(f"{experiment.name} cannot run:")
+    if experiment.match:
+        runs = _matched(experiment, runs)
     sources = {column.source for column in experiment.columns.values()}
     if sources - {"metrics"} and not any(run.config.evaluation.enabled for run in runs):
         raise ConfigError(
@@ -135,11 +138,38 @@ def steps_done(run: Run) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
-def _run(experiment: Experiment, arm: str, seed: int) -> Run:
+def matching(experiment: Experiment, runs: Iterable[Run]) -> dict[str, Any] | None:
+    """What the arms will spend, if they are matched; see `match_facts`. runs: those of `plan`."""
+    if not experiment.match:
+        return None
+    assert experiment.reference is not None
+    configs = {run.arm: run.config for run in runs}
+    return match_facts(experiment.match, experiment.reference, configs)
+
+
+def _matched(experiment: Experiment, runs: Sequence[Run]) -> list[Run]:
+    """The runs with the steps that their arms may make."""
+    assert experiment.match is not None
+    reference = next(run.config for run in runs if run.arm == experiment.reference)
+    problems, found = _Problems(), list[Run]()
+    for run in runs:
+        with problems.of(run.arm):
+            refuse_other_steps(run.config.run.steps, reference.run.steps)
+            cost = step_cost(experiment.match, run.config)
+            steps = matched_steps(cost, step_cost(experiment.match, reference), reference.run.steps)
+            same = run.arm == experiment.reference
+            found.append(run if same else _run(experiment, run.arm, run.seed, steps))
+    problems.raise_any(f"{experiment.name} cannot be matched:")
+    return found
+
+
+def _run(experiment: Experiment, arm: str, seed: int, steps: int | None = None) -> Run:
+    """steps: in place of the config's."""
     home = experiment.runs_dir(arm)
     folder = home / slug_of(arm) / f"seed_{seed}"
     name = {"run.name": f"{home.name}, {arm}, seed {seed}"}
     fields = {**name, **experiment.overrides(arm), "run.seed": seed}
+    fields |= {"run.steps": steps} if steps is not None else {}
     overrides = tuple(f"{field}={_yaml(value)}" for field, value in fields.items())
     config = Config.load(experiment.base, [*overrides, f"run.dir={_yaml(str(folder))}"])
     check_names(config)

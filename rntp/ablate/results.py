@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rntp.ablate.experiment import Column, Experiment, slug_of
-from rntp.ablate.grid import Run, state
+from rntp.ablate.grid import Run, matching, state
 from rntp.ablate.numbers import Curve, paired_difference, summarize
 from rntp.errors import ConfigError
 from rntp.files import read_json_lines
@@ -128,6 +128,7 @@ def gather(experiment: Experiment, runs: Sequence[Run], records: Sequence[Record
         "seeds": list(experiment.seeds),
         "controls": list(experiment.controls),
         "reference": experiment.reference,
+        "match": matching(experiment, runs),
         "columns": {
             header: {**column.model_dump(exclude_defaults=True), "meaning": column.meaning}
             for header, column in experiment.columns.items()
@@ -153,6 +154,7 @@ def _arm(
         "folder": slug_of(arm),
         "control": arm in experiment.controls,
         "overrides": experiment.arms[arm],
+        "steps": mine[0].config.run.steps,
         "columns": columns,
         "runs": rows,
     }

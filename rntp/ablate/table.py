@@ -1,11 +1,16 @@
-"""The results as people read them: Markdown for the file, plain text for the console."""
+"""The results as people read them: rows of plain text, Markdown for the file, the console's table.
+
+`rntp.ablate.page` makes HTML of the same rows.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rntp.ablate.matching import match_lines
 from rntp.ablate.results import Results
 from rntp.log import duration
 from rntp.report.numbers import MISSING, number, signed
+from rntp.show import columns
 
 PLOT = "plot.svg"
 
@@ -13,8 +18,8 @@ PLOT = "plot.svg"
 def markdown(results: Results, finding: str | None) -> str:
     """table.md. finding: what people wrote about it, taken over as it is."""
     parts = [f"# {results['name']}", f"**{_escape(results['question'])}**"]
-    parts.append(_markdown_table([[_escape(cell) for cell in row] for row in _rows(results)]))
-    parts.append(_notes(results))
+    parts.append(_markdown_table([[_escape(cell) for cell in row] for row in result_rows(results)]))
+    parts.append(_escape(notes(results)))
     if results["plot"]:
         parts.append(f"![{_escape(results['plot']['y'])} by arm]({PLOT})")
     if finding is not None:
@@ -24,14 +29,15 @@ def markdown(results: Results, finding: str | None) -> str:
     ]
     parts += ["## Columns", "\n".join(meanings)]
     parts += ["## Arms", _base(results), _markdown_table(_arm_rows(results))]
-    parts += ["## How it was made", _markdown_table(_facts(results))]
+    facts = [[name, _escape(text)] for name, text in provenance_facts(results)]
+    parts += ["## How it was made", _markdown_table([["", ""], *facts])]
     parts.append("Every number by arm and seed, and the command of every run: `table.json`.")
     return "\n\n".join(parts) + "\n"
 
 
 def results_table(results: Results) -> str:
     """The table for the console."""
-    return _plain_table(_rows(results))
+    return columns(result_rows(results))
 
 
 def grid_table(facts: Mapping[str, Any]) -> str:
@@ -50,25 +56,17 @@ def grid_table(facts: Mapping[str, Any]) -> str:
             f"{facts['name']}: {facts['question']}",
             f"{len(runs)} runs, {finished} finished, {steps} steps in the others",
             "",
-            _plain_table(rows),
+            columns(rows),
             "",
+            *([*match_lines(facts["match"]), ""] if facts["match"] else []),
             f"table: {facts['table']}",
             "Nothing was written. `rntp train … --dry-run` estimates memory and time of one run.",
         ]
     )
 
 
-def _plain_table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def _rows(results: Results) -> list[list[str]]:
-    """Header and one row an arm."""
+def result_rows(results: Results) -> list[list[str]]:
+    """Header and one row an arm, plain text."""
     compared = results["reference"] is not None
     header = ["arm", "seeds", *results["columns"]]
     header += [f"Δ {results['plot']['y']}"] if compared else []
@@ -131,15 +129,22 @@ def _difference(difference: Mapping[str, Any] | None, digits: int) -> str:
     return f"{mean} [{signed(low, digits)}, {signed(high, digits)}]"
 
 
-def _notes(results: Results) -> str:
+def notes(results: Results) -> str:
+    """How to read the rows, plain text."""
     sentences = []
     if len(results["seeds"]) > 1:
         sentences.append("Mean over seeds [lowest, highest].")
     sentences.append(f"{MISSING}: not measured.")
     if results["reference"] is not None:
         sentences.append(
-            f"Δ: difference to “{_escape(results['reference'])}”, paired by seed, mean over seeds "
+            f"Δ: difference to “{results['reference']}”, paired by seed, mean over seeds "
             "[95 % t-interval of the mean]."
+        )
+    if results["match"] is not None:
+        unit, reference = results["match"]["unit"], results["match"]["reference"]
+        sentences.append(
+            f"Every arm makes as many steps as spend the {unit} of “{reference}”, by the estimate "
+            "at full thought length; what was really spent is a column."
         )
     return " ".join(sentences)
 
@@ -150,10 +155,21 @@ def _base(results: Results) -> str:
 
 
 def _arm_rows(results: Results) -> list[list[str]]:
-    rows = [["arm", "sets", "config digest by seed"]]
+    header, *rows = arm_rows(results)
+    sets = [_sets(arm["overrides"]) or "nothing" for arm in results["arms"]]
+    return [
+        header,
+        *([_escape(row[0]), row[1], s, row[3]] for row, s in zip(rows, sets, strict=True)),
+    ]
+
+
+def arm_rows(results: Results) -> list[list[str]]:
+    """Header and what each arm is, plain text."""
+    rows = [["arm", "steps", "sets", "config digest by seed"]]
     for arm in results["arms"]:
+        sets = ", ".join(f"{field}={value}" for field, value in arm["overrides"].items())
         digests = ", ".join(f"{run['seed']}: {run['config_digest'][:12]}" for run in arm["runs"])
-        rows.append([_escape(arm["name"]), _sets(arm["overrides"]) or "nothing", digests])
+        rows.append([arm["name"], str(arm["steps"]), sets or "nothing", digests])
     return rows
 
 
@@ -163,8 +179,8 @@ def _sets(overrides: Mapping[str, object]) -> str:
     return ", ".join(f"`{text}`".replace("|", "\\|") for text in texts)
 
 
-def _facts(results: Results) -> list[list[str]]:
-    """Where the numbers come from. Several values stand beside one another."""
+def provenance_facts(results: Results) -> list[tuple[str, str]]:
+    """Where the numbers come from, plain text. Several values stand beside one another."""
     source = results["provenance"]
     commits = [
         f"{git['commit'][:12]}{' + changes' if git['dirty'] else ''}" for git in source["git"]
@@ -188,10 +204,7 @@ def _facts(results: Results) -> list[list[str]]:
         "first start, last end": [f"{source['started']}, {source['ended']}"],
         "made": [source["made"]],
     }
-    return [
-        ["", ""],
-        *([name, _escape("; ".join(found) or MISSING)] for name, found in facts.items()),
-    ]
+    return [(name, "; ".join(found) or MISSING) for name, found in facts.items()]
 
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> str:

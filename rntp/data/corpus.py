@@ -1,6 +1,5 @@
 """The corpus of a run: its manifest and the two streams that a config asks for."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,15 +25,10 @@ class Corpus:
     train: ContextStream
     heldout: ContextStream | None
 
-    def step_contexts(
-        self, step: int, docs_per_step: int, share: Sequence[int] | None = None
-    ) -> list[Context]:
-        """The contexts of step 1, 2, …: the next `docs_per_step` ordinals of the stream.
-
-        share: numbers of those that are wanted, from 0; None for all of them.
-        """
+    def step_contexts(self, step: int, docs_per_step: int) -> list[Context]:
+        """The contexts of step 1, 2, …: the next `docs_per_step` ordinals of the stream."""
         first = (step - 1) * docs_per_step
-        return [self.train[first + n] for n in (range(docs_per_step) if share is None else share)]
+        return [self.train[n] for n in range(first, first + docs_per_step)]
 
     def heldout_contexts(self, count: int) -> list[Context]:
         """Held-out contexts, at most one a document, the same for every evaluation of a run."""

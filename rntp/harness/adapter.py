@@ -6,14 +6,16 @@ from lm_eval.api.model import TemplateLM
 
 from rntp.config import Config
 from rntp.errors import ConfigError
+from rntp.harness.answers import Question, Writing, answers
 from rntp.harness.choices import likelihoods
 from rntp.model import LanguageModel
 from rntp.tokenizer import encode, prefix_ids
 
 
 class ThinkingLM(TemplateLM):
-    """Ranks given answers; thinks before it does if `thoughts` is above 0.
+    """Ranks given answers and writes its own; thinks before it does if `thoughts` is above 0.
 
+    Given answers are ranked by so many thoughts, one of its own is written after a single thought.
     Text is encoded as pages are: a marker that a question spells is letters.
     """
 
@@ -51,7 +53,9 @@ class ThinkingLM(TemplateLM):
         raise ConfigError("a task of perplexities has no answer to think before; use `rntp eval`")
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-        raise ConfigError(
-            "a task asks for generated text, and only given answers are ranked so far; choose "
-            "multiple-choice tasks such as arc_easy or hellaswag"
-        )
+        begin = prefix_ids(self._model.tokenizer)
+        questions = []
+        for text, wanted in (request.args for request in requests):
+            ids = (*begin, *self.tok_encode(text)) or (self.eot_token_id,)
+            questions.append(Question(ids, Writing.of(wanted)))
+        return answers(self._model, self._config, questions, think=self._thoughts > 0)

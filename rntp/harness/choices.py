@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from rntp.config import Config
+from rntp.harness.thinking import Ids, thoughts_after
 from rntp.model import LanguageModel
 from rntp.parallel import microbatches
-from rntp.rollout.inprocess import open_engine
 from rntp.step import plant
 from rntp.types import Context, Rollout, Thought
 
-Choice = tuple[tuple[int, ...], tuple[int, ...]]
+Choice = tuple[Ids, Ids]
 """Token ids of a text and of a continuation; neither is empty."""
 
 
@@ -41,7 +40,8 @@ def likelihoods(
     lose their beginning.
     """
     cut = _cut(choices, config.data.context_tokens)
-    groups = _think(model, config, cut, thoughts) if thoughts else {}
+    texts = [text for text, _ in cut]
+    groups = thoughts_after(model, config, texts, thoughts) if thoughts else {}
     found: dict[int, Likelihood] = {}
     # Of like length together: a batch is as wide as its longest continuation.
     order = sorted(range(len(cut)), key=lambda n: len(cut[n][1]))
@@ -51,31 +51,12 @@ def likelihoods(
     return [found[n] for n in range(len(cut))]
 
 
-def _think(
-    model: LanguageModel, config: Config, choices: Sequence[Choice], thoughts: int
-) -> dict[tuple[int, ...], tuple[Thought, ...]]:
-    """Thoughts at the end of each text, once for all continuations of it."""
-    # The engine wants a token after the position; no thought sees it.
-    texts = {text: continuation[:1] for text, continuation in choices}
-    contexts = [
-        Context(n, "", torch.tensor([*text, *after]))
-        for n, (text, after) in enumerate(texts.items())
-    ]
-    engine = open_engine(model, config, thoughts=thoughts, purpose="task thought")
-
-    def at_the_end(context: Context, entropy: Tensor, nll: Tensor) -> tuple[int, ...]:
-        return (len(context) - 1,)
-
-    rollouts = engine.sample(contexts, at_the_end, lambda: None)
-    return {text: r.thoughts[0] for text, r in zip(texts, rollouts, strict=True)}
-
-
 def _judge(
     model: LanguageModel,
     config: Config,
     numbers: Sequence[int],
     choices: Sequence[Choice],
-    groups: dict[tuple[int, ...], tuple[Thought, ...]],
+    groups: dict[Ids, tuple[Thought, ...]],
 ) -> dict[int, Likelihood]:
     """Likelihoods of some choices by number; groups: thoughts by text, {} without thinking."""
     horizon = max(len(choices[n][1]) for n in numbers)
@@ -114,7 +95,7 @@ def _judge(
 
 def _cut(choices: Sequence[Choice], most_tokens: int) -> list[Choice]:
     """Texts without their beginning where they are too long, by the longest of their answers."""
-    longest: dict[tuple[int, ...], int] = {}
+    longest: dict[Ids, int] = {}
     for text, continuation in choices:
         longest[text] = max(longest.get(text, 0), len(continuation))
     return [

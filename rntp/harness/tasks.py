@@ -26,9 +26,10 @@ def evaluate_tasks(
 
     target, step: as in `rntp eval`. limit: questions of a task; None takes all. folder: of task
     definitions beside the harness' own. Thoughts are those of the run's config, with
-    `evaluation.thoughts_per_position` a question. Raises ConfigError without the extra `eval`, for
-    unknown tasks, and for tasks that generate text. A score is of the format as well as of the
-    thinking: report it beside the format-only control.
+    `evaluation.thoughts_per_position` a question whose answers are given, and one before an answer
+    that the model writes. Raises ConfigError without the extra `eval`, for unknown tasks, and for
+    tasks of perplexities. A score is of the format as well as of the thinking: report it beside the
+    format-only control.
     """
     try:
         from lm_eval import simple_evaluate

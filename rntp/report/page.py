@@ -4,21 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-from markupsafe import Markup
-
 from rntp.config import scheme_label
 from rntp.files import write_text_atomic
 from rntp.log import duration
 from rntp.report.checks import Checks, checks_of
 from rntp.report.effect import Compare, Effect, effect_of
+from rntp.report.html import render_template
 from rntp.report.numbers import MISSING, clip
 from rntp.report.runs import RunData, load_runs
 from rntp.report.texts import LEVELS, shade, text_sections
 from rntp.report.thoughts import StepThoughts, training_thoughts
 from rntp.report.training import evaluation_chart, training_charts
 
-_FOLDER = Path(__file__).resolve().parent
+_TEMPLATE = Path(__file__).resolve().parent / "template.html"
 _MAX_CONFIG_CHARS = 20_000
 
 
@@ -64,25 +62,19 @@ def render(runs: Sequence[RunData], compare: Compare) -> str:
         )
         for run in runs
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("template.html").render(
+    return render_template(
+        _TEMPLATE,
+        kind="rntp report",
         title=clip(", ".join(run.label for run in runs), 200),
-        style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
         runs=views,
         charts=training_charts(runs),
         evaluation_chart=evaluation_chart(runs),
         texts=texts,
-        legend=_legend(bound),
+        legend=legend(bound),
     )
 
 
-def _legend(bound: float) -> list[tuple[str, str]]:
+def legend(bound: float) -> list[tuple[str, str]]:
     """(class name, gain in nats) of each colour of the scale, harmful to helpful."""
     gains = [bound * level / LEVELS for level in range(-LEVELS, LEVELS + 1)]
     texts = [f"{gain:+.2g}".replace("-", "\N{MINUS SIGN}") if gain else "0" for gain in gains]

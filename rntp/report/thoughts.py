@@ -39,10 +39,11 @@ class StepThoughts:
 
 def training_thoughts(run: RunData, bound: float) -> list[StepThoughts]:
     """bound: of the colour scale, nats."""
-    return [_step(step, rows, bound) for step, rows in run.thoughts]
+    return [step_thoughts(step, rows, bound) for step, rows in run.thoughts]
 
 
-def _step(step: int, rows: list[dict], bound: float) -> StepThoughts:
+def step_thoughts(step: int, rows: list[dict], bound: float) -> StepThoughts:
+    """The best and the worst of the rows of one step."""
     ranked = sorted(
         (row for row in rows if row["advantage"] is not None),
         key=lambda row: row["advantage"],

@@ -35,11 +35,12 @@ JudgeKind = Literal["self", "gold"]
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What a scheme asks of a run: answers to grade, a judge of them, an importable package (of the
-    extra `text`)."""
+    extra `text`), the collision probability of every prediction."""
 
     answers: bool = False
     judge: JudgeKind | None = None
     package: str | None = None
+    collision: bool = False
 
 
 NEEDS: dict[str, Needs] = {}
@@ -52,6 +53,7 @@ def register(
     answers: bool = False,
     judge: JudgeKind | None = None,
     package: str | None = None,
+    collision: bool = False,
 ) -> Callable[[Scheme], Scheme]:
     """Decorator that adds a scheme, with what it needs; a run that lacks it is refused at start.
 
@@ -61,7 +63,7 @@ def register(
     def add(scheme: Scheme) -> Scheme:
         REGISTRY.register(name)(scheme)
         BASELINES[name] = baseline
-        NEEDS[name] = Needs(answers, judge, package)
+        NEEDS[name] = Needs(answers, judge, package, collision)
         return scheme
 
     return add
@@ -71,6 +73,7 @@ from rntp.rewards import (  # noqa: E402
     answer_exact,
     bleu,
     brier,
+    brier_full,
     byte_prefix,
     chrf,
     exact_prefix,
@@ -102,6 +105,7 @@ __all__ = [
     "answer_exact",
     "bleu",
     "brier",
+    "brier_full",
     "byte_prefix",
     "chrf",
     "exact_prefix",

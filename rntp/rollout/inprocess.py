@@ -143,11 +143,13 @@ class InProcessEngine:
         position_DK = torch.tensor(positions, device=device)
         visible_DB = position_DK.repeat_interleave(self.thoughts, dim=1)
         ordinal = torch.tensor([c.ordinal for c in contexts], device=device)
+        inserted = torch.tensor([c.inserted for c in contexts], device=device)
         # The open marker, the thought, the close marker, and all but the last token of the answer.
         budget = self.budget + (self.answer_tokens + 1 if self.answer_tokens else 0)
         return _Branches(
             ordinal=ordinal.repeat_interleave(visible_DB.shape[1]),
             position=visible_DB.flatten(),
+            page_position=(visible_DB - inserted[:, None]).flatten(),
             member=torch.arange(self.thoughts, device=device).repeat(position_DK.numel()),
             attention=DecodeAttention(prefix, visible_DB, budget),
             shape=visible_DB.shape,
@@ -209,7 +211,7 @@ class InProcessEngine:
         self, hidden: Tensor, branches: "_Branches", purpose: str, token: int
     ) -> tuple[Tensor, Tensor]:
         noise = uniform(
-            self.seed, purpose, branches.ordinal, branches.position, branches.member, token
+            self.seed, purpose, branches.ordinal, branches.page_position, branches.member, token
         )
         return self.draw(hidden @ self.model.head.T, noise, self.temperature)
 
@@ -218,11 +220,13 @@ class InProcessEngine:
 class _Branches:
     """N = D · K · G branches that decode together: of which context, where, and which thought.
 
-    ordinal, position, member: int64 [N]. shape: (D, K · G).
+    ordinal, position, page_position, member: int64 [N]; page_position is what chance goes by.
+    shape: (D, K · G).
     """
 
     ordinal: Tensor
     position: Tensor
+    page_position: Tensor
     member: Tensor
     attention: DecodeAttention
     shape: torch.Size
@@ -271,7 +275,7 @@ def open_engine(
         answer_tokens=answer_tokens,
         temperature=config.thought.temperature,
         seed=config.run.seed,
-        slots=config.data.context_tokens,
+        slots=config.longest_context,
         docs_per_batch=config.rollout.docs_per_batch,
         purpose=purpose,
         draw=always(pause_id(model.tokenizer)) if config.thought.source == "pause" else draw,

@@ -9,6 +9,7 @@ from rntp.chance import uniform
 from rntp.config import Config
 from rntp.labels import class_numbers, oracle_gains
 from rntp.records import Record
+from rntp.replay import progress
 from rntp.rollout import Place
 from rntp.sentences import SentenceStarts
 from rntp.types import Context, PlacementInputs
@@ -29,7 +30,6 @@ def placer(
     """
     section = config.placement
     bands = placement.Bands(section.entropy_band, section.surprise_band)
-    ordinals = config.run.steps * config.data.docs_per_step
     sentences = None
     if policy == "sentence_starts":
         assert tokenizer is not None
@@ -48,7 +48,7 @@ def placer(
                     record.of(context, entropy, nll) if record else torch.zeros(len(context))
                 ),
                 count=count or section.positions_per_doc,
-                progress=min(context.ordinal / ordinals, 1.0),
+                progress=progress(config, context.ordinal),
                 starts_sentence_L=sentences.of(context.token_ids) if sentences else None,
                 oracle_gain_L=oracle_gains(context.labels) if context.labels else None,
                 class_L=class_numbers(context.labels) if context.labels else None,

@@ -69,7 +69,7 @@ def write_shards(
                 len(page),
             )
         for row in rows:
-            context = corpus.train[row["ordinal"]]
+            context = corpus.train[row.get("replay_of", row["ordinal"])]
             position = row["position"]
             held_out = context.token_ids[position : position + len(row["continuation_tokens"])]
             if context.document_id != row["document_id"] or (
@@ -79,11 +79,13 @@ def write_shards(
                     f"context {row['ordinal']} is not what the run read at step {row['step']}; "
                     "use the corpus and the version of rntp that it was trained with"
                 )
-            pieces: list[Tensor] = [
-                context.token_ids[skip:position],
-                held_out.new_tensor(row["thought_ids"]),
-                held_out,
-            ]
+            pieces, done = list[Tensor](), skip
+            # The earlier thoughts that this one saw, and itself.
+            for each in (*row.get("seen", ()), row):
+                pieces.append(context.token_ids[done : each["position"]])
+                pieces.append(held_out.new_tensor(each["thought_ids"]))
+                done = each["position"]
+            pieces.append(held_out)
             ids = [i for piece in pieces for i in piece.tolist()]
             origin = manifest.read(number[context.document_id]).metadata
             writer.add(

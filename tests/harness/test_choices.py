@@ -88,7 +88,7 @@ def test_with_thoughts_they_are_means_after_the_same_thoughts(
         engine.sample = recorded  # type: ignore[method-assign,assignment]
         return engine
 
-    monkeypatch.setattr("rntp.harness.choices.open_engine", spying)
+    monkeypatch.setattr("rntp.harness.thinking.open_engine", spying)
     plain = load_model(str(model_folders["llama"])).hf
     plain.set_attn_implementation("sdpa")
     given = choices()

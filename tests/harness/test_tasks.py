@@ -17,7 +17,7 @@ QUESTIONS = [
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two tasks on four questions: one ranks answers, one wants text."""
+    """Three tasks on four questions: one ranks answers, one wants text, one cannot be done."""
     home = tmp_path / "tasks"
     home.mkdir()
     (home / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in QUESTIONS))
@@ -38,10 +38,15 @@ def folder(tmp_path: Path) -> Path:
         "task": "tiny_text",
         "output_type": "generate_until",
         "doc_to_target": "fox",
-        "generation_kwargs": {"until": ["."]},
+        "generation_kwargs": {"until": ["."], "max_gen_toks": 6},
         "metric_list": [{"metric": "exact_match", "aggregation": "mean"}],
     }
-    for task in (ranking, writing):
+    odd = {
+        **writing,
+        "task": "tiny_odd",
+        "generation_kwargs": {"do_sample": True, "top_k": 5},
+    }
+    for task in (ranking, writing, odd):
         (home / f"{task['task']}.yaml").write_text(yaml.safe_dump({**shared, **task}))
     return home
 
@@ -71,8 +76,11 @@ def test_a_task_is_scored_without_and_with_thoughts(
     assert "tiny_choice" in table
     assert "acc" in table
 
-    assert call("eval", config, "--tasks", "tiny_text", *options) == 2
-    assert "choose multiple-choice tasks" in capsys.readouterr().err
+    assert call("eval", config, "--tasks", "tiny_text", *options) == 0
+    row = json.loads(capsys.readouterr().out)["tasks"]["tiny_text"]["exact_match"]
+    assert row["no_think"] == row["think"] == 0  # a random model says nothing of a fox
+    assert call("eval", config, "--tasks", "tiny_odd", *options) == 2
+    assert "asks for generation_kwargs top_k" in capsys.readouterr().err
     assert call("eval", config, "--tasks", "tiny_absent", *options) == 2
     assert "knows no task tiny_absent" in capsys.readouterr().err
     assert call("eval", config, "--limit", 3) == 2

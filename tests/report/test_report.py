@@ -2,11 +2,11 @@ import json
 import math
 import sys
 import types
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from fake_run import PROSE, fake_compare, fake_run, tokens_of
+from html_page import Page
 
 from rntp.errors import ConfigError, DataError
 from rntp.report import build_report
@@ -18,37 +18,6 @@ from rntp.report.thoughts import training_thoughts
 
 EVIL = "</style><script>alert(1)</script><img src=x onerror=alert(2)>\"' onmouseover='alert(3)'"
 CANARY = "canary-77aa01c3f5d8"
-
-
-class Page(HTMLParser):
-    """What a browser would make of the page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.text = ""
-        self.style = ""
-        self._in_style = False
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        self._in_style = tag == "style"
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in_style = False
-
-    def handle_data(self, data: str) -> None:
-        if self._in_style:
-            self.style += data
-        else:
-            self.text += data
-
-    def values(self, attribute: str) -> list[str]:
-        return [value for _, name, value in self.attributes if name == attribute]
 
 
 def page_of(*run_dirs: Path) -> Page:

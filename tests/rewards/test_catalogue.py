@@ -54,6 +54,34 @@ def test_brier() -> None:
     assert reward("brier", given) == pytest.approx([0, -0.125, -1])
 
 
+def test_brier_full() -> None:
+    """Three tokens; Σ_v (p_v − 1[v = x])², worked out over all of them."""
+    spread, pointed = (0.5, 0.25, 0.25), (0.5, 0.5, 0.0)
+    given = inputs([[0.5], [0.5], [1.0], [0.0]], [0.5])
+    squares = [sum(p * p for p in spread), sum(p * p for p in pointed), 1.0, 1.0]
+    given = replace(given, collision_PGH=torch.tensor([[[s] for s in squares]]))
+    by_hand = [(1 - p[0]) ** 2 + p[1] ** 2 + p[2] ** 2 for p in (spread, pointed)]
+    assert by_hand == [0.375, 0.5]
+    assert reward("brier_full", given) == pytest.approx([-0.375, -0.5, 0, -2])
+    assert reward("brier", given)[:2] == pytest.approx([-0.25, -0.25])  # sees no difference
+
+
+def test_brier_full_is_proper_and_brier_is_not() -> None:
+    """Three tokens of true chances 1/2, 1/4, 1/4: which forecast of the first pays most."""
+    best = {}
+    for name in ("brier", "brier_full"):
+        worth = {}
+        for n in range(1, 20):
+            forecast = (n / 20, (1 - n / 20) / 2, (1 - n / 20) / 2)
+            squares = torch.full((1, 3, 1), sum(p * p for p in forecast))
+            paid = reward(
+                name, replace(inputs([[p] for p in forecast], [0.5]), collision_PGH=squares)
+            )
+            worth[forecast[0]] = sum(q * r for q, r in zip((0.5, 0.25, 0.25), paid, strict=True))
+        best[name] = max(worth, key=lambda p: worth[p])
+    assert best == {"brier": 0.6, "brier_full": 0.5}
+
+
 def test_weighted_prob() -> None:
     # Without a thought the tokens cost log 2 and log 8: weights 1/2 and 3/2.
     given = inputs([[1.0, 0.125], [0.5, 0.625], [0.5, 0.125]], [0.5, 0.125])

@@ -1,0 +1,124 @@
+"""What `rntp bench` does: load, measure, print, keep the JSON."""
+
+import argparse
+import json
+import re
+import sys
+from typing import Any
+
+import torch
+
+from rntp.bench.run import run
+from rntp.bench.sizes import CURVE, NAMES, Sizes
+from rntp.errors import ConfigError
+from rntp.files import write_json
+from rntp.memory import peak_bytes
+from rntp.model import cast_parameters, load_model, pick_device
+from rntp.show import columns
+
+
+def bench(arguments: argparse.Namespace) -> None:
+    """Run one bench, or all. Raises ConfigError for sizes or a model that cannot be."""
+    sizes = Sizes(**{size: getattr(arguments, size) for size in Sizes().as_dict()})
+    check(sizes, arguments.repeats)
+    device = pick_device(arguments.device)
+    model = load_model(arguments.model, device=device)
+    cast_parameters(model.hf, getattr(torch, arguments.dtype))
+    if model.max_span < sizes.context + sizes.budget + sizes.horizon + 2:
+        raise ConfigError(f"{arguments.model} sees {model.max_span} tokens; lower --context")
+    names = list(NAMES) if arguments.name == "all" else [arguments.name]
+    results = []
+    for name in names:
+        _say(f"{name}: checking that all compute the same")
+        curve = CURVE if arguments.curve and name == "step" else None
+        result = run(name, model, sizes, repeats=arguments.repeats, curve=curve, say=_say)
+        result["command"] = command_line(sys.argv)
+        result["peak_gb"] = peak_bytes() / 1e9
+        results.append(result)
+        if not arguments.json:
+            print(table(result), end="\n\n")
+        if arguments.out:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            write_json(arguments.out / f"{name}.json", result)
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+
+
+def check(sizes: Sizes, repeats: int) -> None:
+    """Raises ConfigError with the remedy."""
+    for size, value in sizes.as_dict().items():
+        if value < 1:
+            raise ConfigError(f"--{size} must be at least 1, not {value}")
+    if repeats < 1:
+        raise ConfigError(f"--repeats must be at least 1, not {repeats}")
+    if sizes.thoughts < 2:
+        raise ConfigError("--thoughts must be at least 2: a group of one has no advantage")
+    if sizes.context <= sizes.horizon + sizes.positions:
+        raise ConfigError(
+            f"--context {sizes.context} has no room for {sizes.positions} positions with "
+            f"{sizes.horizon} tokens after each; raise it or lower --horizon"
+        )
+
+
+def command_line(argv: list[str]) -> str:
+    """As a user would type it, without the folder of the program."""
+    return " ".join(["rntp", *argv[1:]])
+
+
+def table(result: dict[str, Any]) -> str:
+    """For people: providers, what was checked, the machine."""
+    rows = [["provider", "median", "spread", "times rntp", "gradients differ by"]]
+    for name, found in result["providers"].items():
+        gap = result["agreement"].get(name)
+        rows.append(
+            [
+                name,
+                f"{found['median_s']:.3g} s",
+                f"{found['spread']:.0%}",
+                f"{found['times_rntp']:.2f}",
+                "reference"
+                if name == result["reference"] and result["agreement"]
+                else "–"
+                if gap is None
+                else f"{gap:.1e}",
+            ]
+        )
+    sizes = ", ".join(f"{size} {value}" for size, value in result["sizes"].items())
+    load = result["load_average"]
+    lines = [
+        f"{result['bench']}: {result['model']}, {result['dtype']}, {sizes}",
+        columns(rows),
+        "  ".join(f"{name} {_number(value)}" for name, value in result["facts"].items()),
+        f"{result['threads']} threads, matmul {result['matmul_gflops']:.0f} GFLOP/s, load average "
+        f"{_load(load['before'])} before, {_load(load['after'])} after",
+    ]
+    if "share_of_matmul_rate" in result:
+        lines.append(f"matrix products of the step: {result['share_of_matmul_rate']:.0%} of that")
+    lines += [f"not measured: {name}: {why}" for name, why in result["skipped"].items()]
+    for size, points in result.get("curve", {}).items():
+        lines.append("")
+        heads = [size, "seconds", "predicted", "ratio"]
+        lines.append(columns([heads, *(_point(size, point) for point in points)]))
+    return "\n".join(lines)
+
+
+def _point(size: str, point: dict[str, float]) -> list[str]:
+    ratio = point["median_s"] / point["predicted_s"]
+    return [
+        str(point[size]),
+        f"{point['median_s']:.3g}",
+        f"{point['predicted_s']:.3g}",
+        f"{ratio:.2f}",
+    ]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else re.sub(r"\.?0+$", "", f"{value:.2f}")
+
+
+def _load(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,89 @@
+"""What is measured: one step's contexts, positions and thoughts, and the config around them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from rntp.bench.sizes import Sizes
+from rntp.chance import uniform
+from rntp.config import Config
+from rntp.model import LanguageModel
+from rntp.objective import Elsewhere, loss
+from rntp.rollout.inprocess import open_engine
+from rntp.step import Counts, judge, plant, sampler_logp, score
+from rntp.types import Context, Rollout
+
+
+@dataclass(frozen=True)
+class Job:
+    """A step of these sizes with a model, in rntp's way: one tree, one forward.
+
+    The pages are random tokens: how long a step takes depends on sizes alone. The baseline and the
+    next-token term are off, so that the usual loop, which has neither, minimises the same loss.
+    """
+
+    model: LanguageModel
+    sizes: Sizes
+
+    @cached_property
+    def config(self) -> Config:
+        sizes = self.sizes
+        return Config.model_validate(
+            {
+                "run": {"name": "bench", "dir": "bench", "steps": 1},
+                "model": {"spec": self.model.spec},
+                "data": {
+                    "source": "bench",
+                    "context_tokens": sizes.context,
+                    "docs_per_step": sizes.docs,
+                },
+                "placement": {"policy": "even", "positions_per_doc": sizes.positions},
+                "thought": {
+                    "thoughts_per_position": sizes.thoughts,
+                    "thought_tokens": sizes.budget,
+                },
+                "reward": {"scheme": "logprob", "horizon": sizes.horizon, "shadows": []},
+                "objective": {"continuation_weight": 0.1, "ntp_weight": 0.0},
+                "rollout": {"docs_per_batch": sizes.docs},
+            }
+        )
+
+    @cached_property
+    def contexts(self) -> list[Context]:
+        vocabulary, length = self.model.head.shape[0], self.sizes.context
+        found = []
+        for ordinal in range(self.sizes.docs):
+            index = torch.arange(length)
+            draw = uniform(0, "bench page", torch.full_like(index, ordinal), index, index * 0, 0)
+            ids = (draw.double() * vocabulary).long().clamp_max(vocabulary - 1)
+            found.append(Context(ordinal, f"bench {ordinal}", ids))
+        return found
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Evenly spaced, from the second token on: a mean prefix of about half a page."""
+        sizes = self.sizes
+        last = sizes.context - sizes.horizon
+        return tuple(
+            1 + (2 * k + 1) * (last - 1) // (2 * sizes.positions) for k in range(sizes.positions)
+        )
+
+    def sample(self) -> list[Rollout]:
+        """The rollouts of the step: pages read once, all branches in lock-step."""
+        engine = open_engine(self.model, self.config, thoughts=self.sizes.thoughts)
+        positions = self.positions
+        return engine.sample(self.contexts, lambda context, entropy, nll: positions)
+
+    def backward(self, rollouts: list[Rollout]) -> float:
+        """Forward, rewards, advantages, loss and backward; the loss in nats."""
+        tree = plant(self.model, tuple(rollouts), self.sizes.horizon)
+        scores = score(
+            self.model, tree, temperature=self.config.thought.temperature, with_context=False
+        )
+        judged = judge(scores, tree, tuple(rollouts), self.config)
+        elsewhere = Elsewhere(sampler_logp(rollouts).to(self.model.device))
+        counts = Counts.of(rollouts, self.sizes.horizon)
+        total = loss(scores, tree, judged, counts, self.config, elsewhere).total
+        total.backward()
+        return float(total.detach())

@@ -1,0 +1,59 @@
+"""Other people's kernels, where they are installed; named with the reason where not."""
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Providers = dict[str, Callable[[], object]]
+Skipped = dict[str, str]
+
+
+def heads(
+    hidden: Tensor, weight: Tensor, targets: Tensor, signs: Tensor
+) -> tuple[Providers, Skipped]:
+    """Per-token log-probs with signed gradients; none of these gives an entropy."""
+    found: Providers = {}
+    skipped: Skipped = {}
+    if hasattr(F, "linear_cross_entropy"):
+        found["torch F.linear_cross_entropy"] = _backward(
+            lambda: -F.linear_cross_entropy(hidden, weight, targets, reduction="none"), signs
+        )
+    else:
+        skipped["torch F.linear_cross_entropy"] = f"not in torch {torch.__version__}"
+    if not hidden.is_cuda:
+        for name in ("liger-kernel", "cut-cross-entropy"):
+            skipped[name] = "its kernels need a CUDA device"
+        return found, skipped
+    if importlib.util.find_spec("cut_cross_entropy") is None:
+        skipped["cut-cross-entropy"] = "not installed"
+    else:
+        from cut_cross_entropy import linear_cross_entropy
+
+        found["cut-cross-entropy, exact"] = _backward(
+            lambda: -linear_cross_entropy(
+                hidden, weight, targets, reduction="none", impl="cce_exact"
+            ),
+            signs,
+        )
+    if importlib.util.find_spec("liger_kernel") is None:
+        skipped["liger-kernel"] = "not installed"
+    else:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+        found["liger-kernel"] = _backward(
+            lambda: -liger_fused_linear_cross_entropy(hidden, weight, targets, reduction="none"),
+            signs,
+        )
+    return found, skipped
+
+
+def _backward(logp: Callable[[], Tensor], signs: Tensor) -> Callable[[], float]:
+    def work() -> float:
+        total = (signs * logp()).sum()
+        total.backward()
+        return float(total.detach())
+
+    return work

@@ -1,0 +1,38 @@
+"""Names and sizes of the benches; light, because the command line reads it."""
+
+from dataclasses import asdict, dataclass
+
+NAMES = ("head", "tree", "rollout", "step")
+
+# One size at a time around the default step.
+CURVE = {
+    "positions": [1, 2, 4, 8],
+    "thoughts": [2, 4, 8, 16],
+    "context": [128, 256, 512],
+    "budget": [8, 16, 32],
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a step, in the symbols of the token tree.
+
+    context: L, tokens of a page. positions: K of each. thoughts: G at each position. budget: T,
+    tokens of a thought. horizon: H, tokens of the continuation. docs: pages of the step.
+    """
+
+    context: int = 256
+    positions: int = 4
+    thoughts: int = 8
+    budget: int = 24
+    horizon: int = 16
+    docs: int = 1
+
+    @property
+    def branches(self) -> int:
+        """Thoughts of the step."""
+        return self.docs * self.positions * self.thoughts
+
+    def as_dict(self) -> dict[str, int]:
+        """By name, for the record."""
+        return asdict(self)

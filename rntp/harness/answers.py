@@ -1,0 +1,184 @@
+"""Answers that the model writes after a text: at once, or after a thought at its end.
+
+It knows nothing of the harness. A stop text ends the answer; what the thought says ends nothing,
+because the answer begins after the close marker.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from rntp_kernels.tree_attention import DecodeAttention, PrefixRecorder
+from torch import Tensor
+
+from rntp.chance import uniform
+from rntp.config import Config
+from rntp.errors import ConfigError
+from rntp.harness.thinking import Ids, thoughts_after
+from rntp.model import LanguageModel
+from rntp.rollout.sampling import draw, greedy
+from rntp.tokenizer import decode
+from rntp.tree import thought_branch
+
+MOST_TOKENS = 256  # where a task does not say, as the harness has it
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How an answer is written. stops: texts that end it and are no part of it. most_tokens: it
+    ends at these at the latest. temperature: 0 takes the most likely token."""
+
+    stops: tuple[str, ...] = ()
+    most_tokens: int = MOST_TOKENS
+    temperature: float = 0.0
+
+    @classmethod
+    def of(cls, wanted: Mapping[str, object]) -> "Writing":
+        """From a task's `generation_kwargs`. Raises ConfigError for what is not done here."""
+        wanted = dict(wanted)
+        stops = wanted.pop("until", ())
+        most = next(
+            (wanted.pop(key) for key in ("max_gen_toks", "max_new_tokens") if key in wanted),
+            MOST_TOKENS,
+        )
+        sampled = wanted.pop("do_sample", None)
+        given = wanted.pop("temperature", 1.0 if sampled else 0.0)
+        temperature = 0.0 if sampled is False else float(str(given))
+        # Without sampling these change nothing.
+        for key in () if temperature else ("top_p", "top_k", "min_p"):
+            wanted.pop(key, None)
+        if wanted:
+            raise ConfigError(
+                f"a task asks for generation_kwargs {', '.join(sorted(wanted))}, which the adapter "
+                "does not have; copy the task into a folder of your own without them "
+                "(--tasks-folder)"
+            )
+        texts = (stops,) if isinstance(stops, str) else tuple(map(str, _listed(stops)))
+        return cls(tuple(text for text in texts if text), int(str(most)), temperature)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Token ids of a text, not empty, and how to go on after it."""
+
+    text: Ids
+    writing: Writing
+
+
+@torch.no_grad()
+def answers(
+    model: LanguageModel, config: Config, questions: Sequence[Question], *, think: bool
+) -> list[str]:
+    """One for each question. think: after one thought of the run's config, which is left out.
+
+    Texts longer than the run's contexts lose their beginning. Raises ConfigError where the model
+    cannot see so far.
+    """
+    texts = [_cut(model, config, question, think) for question in questions]
+    groups = thoughts_after(model, config, texts, 1) if think else {}
+    found: dict[int, str] = {}
+
+    def kind(n: int) -> tuple[float, int]:
+        return questions[n].writing.temperature, questions[n].writing.most_tokens
+
+    for _, members in groupby(sorted(range(len(questions)), key=kind), key=kind):
+        alike = list(members)
+        for first in range(0, len(alike), config.rollout.docs_per_batch):
+            some = alike[first : first + config.rollout.docs_per_batch]
+            before = [
+                torch.cat([torch.tensor(texts[n]), *_closed_thought(model, groups, texts[n])])
+                for n in some
+            ]
+            written = _write(model, config, some, before, [questions[n].writing for n in some])
+            found |= dict(zip(some, written, strict=True))
+    return [found[n] for n in range(len(questions))]
+
+
+def _write(
+    model: LanguageModel,
+    config: Config,
+    numbers: Sequence[int],
+    before: Sequence[Tensor],
+    writings: Sequence[Writing],
+) -> list[str]:
+    """Answers decoded in lock-step. before: int64 ids up to the answer, of each question.
+
+    writings: of one temperature and one limit. numbers: of the questions, which chance goes by.
+    """
+    device, lengths = model.device, tuple(len(ids) for ids in before)
+    # As wide whatever stands beside, so that an answer does not depend on it.
+    recorder = PrefixRecorder(lengths, config.data.context_tokens + _thought_span(config), device)
+    places = torch.cat([torch.arange(n) for n in lengths]).to(device)
+    hidden = model.hidden(torch.cat(list(before)).to(device), places, recorder)
+    end = torch.tensor(lengths, device=device)
+    hidden = hidden.index_select(0, end.cumsum(0) - 1)  # predicts the first token
+    most, temperature = writings[0].most_tokens, writings[0].temperature
+    attention = DecodeAttention(recorder, end[:, None], most)
+    ordinal = torch.tensor(numbers, device=device)
+    drawn: list[list[int]] = [[] for _ in before]
+    texts: list[str | None] = [None for _ in before]
+    for t in range(most):
+        logits = hidden @ model.head.T
+        noise = uniform(config.run.seed, "task answer", ordinal, token=t)
+        pick = draw if temperature else greedy
+        token, _ = pick(logits, noise, temperature or 1.0)
+        for i, new in enumerate(token.tolist()):
+            if texts[i] is None:
+                texts[i] = _ended(model, drawn[i], new, writings[i])
+        if all(text is not None for text in texts) or t + 1 == most:
+            break
+        hidden = model.hidden(token, end + t, attention)
+        attention.advance()
+    return [
+        _text(model, ids) if text is None else text for ids, text in zip(drawn, texts, strict=True)
+    ]
+
+
+def _ended(model: LanguageModel, ids: list[int], new: int, writing: Writing) -> str | None:
+    """The answer, if the new token ends it; else the token joins the ids."""
+    if new == model.eos_id:
+        return _text(model, ids)
+    ids.append(new)
+    text = _text(model, ids)
+    stops = [at for stop in writing.stops if (at := text.find(stop)) >= 0]
+    return text[: min(stops)] if stops else None
+
+
+def _closed_thought(
+    model: LanguageModel, groups: Mapping[Ids, Sequence], text: Ids
+) -> list[Tensor]:
+    if not groups:
+        return []
+    [thought] = groups[text]
+    return [
+        thought_branch(
+            thought.sampled_ids, thought.closed, model.think_open_id, model.think_close_id
+        )
+    ]
+
+
+def _cut(model: LanguageModel, config: Config, question: Question, think: bool) -> Ids:
+    """The end of a text that leaves room for thought and answer."""
+    beyond = question.writing.most_tokens + (_thought_span(config) if think else 0)
+    room = min(config.data.context_tokens - 1, model.max_span - beyond)
+    if room < 1:
+        raise ConfigError(
+            f"a thought and an answer of {question.writing.most_tokens} tokens reach {beyond} "
+            f"positions, and {model.spec} sees {model.max_span}; choose tasks with shorter answers "
+            "(max_gen_toks), or lower thought.thought_tokens"
+        )
+    return question.text[-room:]
+
+
+def _thought_span(config: Config) -> int:
+    """Most tokens of a thought with its markers."""
+    return config.thought.thought_tokens + 2
+
+
+def _text(model: LanguageModel, ids: list[int]) -> str:
+    return decode(model.tokenizer, torch.tensor(ids, dtype=torch.int64))
+
+
+def _listed(value: object) -> Sequence[object]:
+    return value if isinstance(value, list | tuple) else []

@@ -1,0 +1,33 @@
+"""Thoughts at the end of given texts."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from rntp.config import Config
+from rntp.model import LanguageModel
+from rntp.rollout.inprocess import open_engine
+from rntp.types import Context, Thought
+
+Ids = tuple[int, ...]
+"""Token ids."""
+
+
+def thoughts_after(
+    model: LanguageModel, config: Config, texts: Iterable[Ids], thoughts: int
+) -> dict[Ids, tuple[Thought, ...]]:
+    """So many thoughts at the end of each text, once for a text that is given twice.
+
+    texts: not empty, each shorter than `data.context_tokens`.
+    """
+    different = list(dict.fromkeys(texts))
+    # The engine wants a token after the position; no thought sees it.
+    contexts = [Context(n, "", torch.tensor([*text, 0])) for n, text in enumerate(different)]
+    engine = open_engine(model, config, thoughts=thoughts, purpose="task thought")
+
+    def at_the_end(context: Context, entropy: Tensor, nll: Tensor) -> tuple[int, ...]:
+        return (len(context) - 1,)
+
+    rollouts = engine.sample(contexts, at_the_end, lambda: None)
+    return {text: r.thoughts[0] for text, r in zip(different, rollouts, strict=True)}

@@ -1,0 +1,121 @@
+"""Thoughts that see the earlier thoughts of their page.
+
+The positions of a page are thought at one after the other. Of the thoughts at a position one is
+drawn, and stands in the page from there on, with its markers:
+
+    page      x[:p1] │ x[p1:p2] │ x[p2:]
+    1st       x[:p1] ─ G thoughts, judged by x[p1:p1+H]
+    2nd       x[:p1] <think> c </think> x[p1:p2] ─ G thoughts, judged by x[p2:p2+H]
+
+Each is a rollout of its own with one position, so that tree, rewards and losses are those of any
+other; its no-think baseline sees the earlier thoughts, too. The page's own next-token loss is that
+of its first rollout, in which nothing stands but the page.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from rntp.chance import uniform
+from rntp.config import Config
+from rntp.model import LanguageModel
+from rntp.rollout import Check, Engine, Place, no_check
+from rntp.tree import thought_branch
+from rntp.types import Context, Rollout, Seen
+
+
+class InterleavedEngine:
+    """Samples through another engine, position after position.
+
+    model: whose think markers stand around a thought. seed: of the draw which thought the later
+    ones see. The first position's thoughts are those of the engine alone.
+    """
+
+    def __init__(self, engine: Engine, model: LanguageModel, seed: int) -> None:
+        self._engine = engine
+        self._model = model
+        self._seed = seed
+
+    def sample(
+        self,
+        contexts: Sequence[Context],
+        place: Place,
+        check: Check = no_check,
+        policy_version: int = 0,
+    ) -> list[Rollout]:
+        """K rollouts a context, in order; see `Engine`. place is asked once, for the bare page."""
+        chosen: list[tuple[int, ...]] = []
+
+        def first(context: Context, entropy: Tensor, nll: Tensor) -> tuple[int, ...]:
+            chosen.append(place(context, entropy, nll))
+            return chosen[-1][:1]
+
+        rounds = [self._engine.sample(contexts, first, check, policy_version)]
+        for k in range(1, max(map(len, chosen), default=0)):
+            longer = [self._with_a_thought(r) for r in rounds[-1]]
+            following = {
+                c.ordinal: at[k] + c.inserted for c, at in zip(longer, chosen, strict=True)
+            }
+
+            def next_one(
+                context: Context, entropy: Tensor, nll: Tensor, at: dict[int, int] = following
+            ) -> tuple[int, ...]:
+                return (at[context.ordinal],)
+
+            rounds.append(self._engine.sample(longer, next_one, check, policy_version))
+        return [rollout for page in zip(*rounds, strict=True) for rollout in page]
+
+    def _with_a_thought(self, rollout: Rollout) -> Context:
+        """The rollout's context with one of its thoughts, each as likely."""
+        (group,), (position,) = rollout.thoughts, rollout.page_positions
+        draw = uniform(self._seed, "interleave", rollout.context.ordinal, position).item()
+        thought = group[int(draw * len(group))]
+        markers = self._model.think_open_id, self._model.think_close_id
+        branch = thought_branch(thought.sampled_ids, thought.closed, *markers)
+        return splice(rollout.context, position, branch)
+
+
+def interleaved(engine: Engine, model: LanguageModel, config: Config) -> Engine:
+    """The engine, or what `placement.interleaved` makes of it."""
+    if not config.placement.interleaved:
+        return engine
+    return InterleavedEngine(engine, model, config.run.seed)
+
+
+def splice(context: Context, position: int, branch: Tensor) -> Context:
+    """The context with a thought before the token at a position of the page.
+
+    branch: int64 [n], with both markers. Thoughts are spliced in from left to right. Labels are of
+    the bare page and left out.
+    """
+    at = position + context.inserted
+    ids = context.token_ids
+    return replace(
+        context,
+        token_ids=torch.cat([ids[:at], branch, ids[at:]]),
+        labels=None,
+        seen=(*context.seen, Seen(position, branch)),
+    )
+
+
+def on_pages(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """One rollout a page, with positions of the bare page, thoughts in the same order.
+
+    For what looks at where a page was thought at; isolated rollouts come back as they are.
+    """
+    pages: list[Rollout] = []
+    for rollout in rollouts:
+        if not rollout.context.seen:
+            pages.append(rollout)
+            continue
+        page = pages[-1]
+        pages[-1] = replace(
+            page,
+            positions=(*page.positions, *rollout.page_positions),
+            thoughts=(*page.thoughts, *rollout.thoughts),
+            entropy=torch.cat([page.entropy, rollout.entropy]),
+            nll=torch.cat([page.nll, rollout.nll]),
+        )
+    return pages

@@ -1,0 +1,117 @@
+"""The benches: what they time, and that they refuse to time what computes something else."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rntp import cli
+from rntp.bench.agreement import relative_difference
+from rntp.bench.clock import interleaved
+from rntp.bench.command import check, table
+from rntp.bench.job import Job
+from rntp.bench.run import run, step_work
+from rntp.bench.sizes import Sizes
+from rntp.bench.unshared import Unshared
+from rntp.errors import ConfigError
+from rntp.estimate import Shape
+from rntp.model import LanguageModel, load_model
+
+SIZES = Sizes(context=40, positions=2, thoughts=3, budget=4, horizon=3, docs=2)
+
+
+@pytest.fixture(scope="module")
+def model(model_folders: dict[str, Path]) -> LanguageModel:
+    return load_model(str(model_folders["llama"]))
+
+
+def test_providers_take_turns_and_warm_up_is_not_counted() -> None:
+    order: list[str] = []
+    found = interleaved(
+        {name: lambda name=name: order.append(name) for name in "abc"}, repeats=2, warm_up=1
+    )
+    assert "".join(order) == "abcbcacab"
+    assert all(len(timing.seconds) == 2 for timing in found.values())
+    with pytest.raises(ValueError, match="at least 1"):
+        interleaved({}, repeats=0)
+
+
+def test_relative_difference_in_closed_form() -> None:
+    three, four = {"a": torch.tensor([3.0])}, {"a": torch.tensor([4.0])}
+    assert relative_difference(three, four) == pytest.approx(0.25)
+    assert relative_difference({}, four) == 1.0  # a gradient that is missing
+
+
+def test_tree_and_unshared_loop_have_one_loss_and_one_gradient(model: LanguageModel) -> None:
+    job = Job(model, SIZES)
+    rollouts = job.sample()
+    assert len(rollouts) == SIZES.docs
+    found = run("tree", model, SIZES, repeats=1)
+    assert found["agreement"]["rntp"] < 1e-4
+    assert set(found["providers"]) == {"rntp", "unshared loop (transformers)"}
+    drawn = sum(len(t.sampled_ids) for r in rollouts for g in r.thoughts for t in g)
+    assert found["facts"]["sampled tokens"] == drawn
+    assert found["facts"]["token ratio"] > 1
+    assert "reference" in table({**found, "command": ""})
+
+
+def test_a_provider_that_computes_something_else_gets_no_time(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Job.backward
+
+    def doubled(job: Job, rollouts: list) -> float:
+        loss = honest(job, rollouts)
+        for parameter in job.model.hf.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= 2
+        return loss
+
+    monkeypatch.setattr(Job, "backward", doubled)
+    with pytest.raises(ConfigError, match="do not compute the same"):
+        run("tree", model, SIZES, repeats=1)
+
+
+def test_generate_draws_as_many_tokens_and_leaves_the_model_as_it_was(
+    model: LanguageModel,
+) -> None:
+    job = Job(model, SIZES)
+    before = job.backward(job.sample())
+    assert Unshared(job).sample().shape == (SIZES.branches, SIZES.budget)
+    assert job.backward(job.sample()) == before
+    model.hf.zero_grad(set_to_none=True)
+
+
+def test_work_of_a_step_in_closed_form() -> None:
+    shape = Shape(parameters=0, trunk=10, hidden=2, intermediate=0, layers=1, vocabulary=5)
+    sizes = Sizes(context=7, positions=1, thoughts=2, budget=3, horizon=4)
+    work = step_work(shape, sizes, {"tokens in the tree": 100})
+    sampling = (7 + 2 * 3) * (20 + 20)
+    assert work == sampling + 3 * (100 * 20 + (2 * 7 + 4) * 20)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "repeats", "message"),
+    [
+        (Sizes(budget=0), 1, "--budget must be at least 1"),
+        (Sizes(thoughts=1), 1, "no advantage"),
+        (Sizes(context=16), 1, "no room"),
+        (Sizes(), 0, "--repeats"),
+    ],
+)
+def test_sizes_that_cannot_be_say_what_to_change(sizes: Sizes, repeats: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(sizes, repeats)
+
+
+def test_the_command_prints_and_keeps_the_same_numbers(
+    model_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["bench", "head", "--model", str(model_folders["llama"]), "--dtype", "float32"]
+    sizes = ["--context", "40", "--positions", "2", "--thoughts", "2", "--repeats", "1"]
+    cli.main([*arguments, *sizes, "--out", str(tmp_path), "--json"])
+    printed = json.loads(capsys.readouterr().out)[0]
+    assert printed == json.loads((tmp_path / "head.json").read_text())
+    assert printed["agreement"]["rntp"] < 1e-4
+    assert printed["facts"]["rows"] == 4 * (24 + 16)
