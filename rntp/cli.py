@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         arguments.run(arguments)
     except RntpError as error:
-        print(f"rntp: {error}", file=sys.stderr)
+        if not error.agreed or os.environ.get("RANK", "0") == "0":
+            print(f"rntp: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         print(f"rntp: {error}; check the path, its permissions and the free space", file=sys.stderr)
@@ -275,12 +276,17 @@ def _train(arguments: argparse.Namespace) -> None:
 
     with StopRequest() as stop:  # before the seconds that the imports and the model take
         from rntp.memory import keep_freed_memory
+        from rntp.ranks import open_ranks
         from rntp.report import build_report
         from rntp.show import before_after
         from rntp.trainer import Trainer
 
         keep_freed_memory()
-        comparison = Trainer(config, resume=arguments.resume, stop=stop).fit()
+        with open_ranks(config) as ranks:
+            trainer = Trainer(config, resume=arguments.resume, stop=stop, ranks=ranks)
+            comparison = trainer.fit()
+    if not ranks.is_first:
+        return
     report = build_report([config.run.dir], config.run.dir / "report.html")
     if comparison is not None:
         print(before_after(comparison))
@@ -484,11 +490,11 @@ def _data_stats(arguments: argparse.Namespace) -> None:
 
 
 def _ckpt_ls(arguments: argparse.Namespace) -> None:
-    from rntp.checkpoint import folders, glance
+    from rntp.checkpoint import folders, glance, num_bytes
 
     facts = []
     for step, path in folders(arguments.run_dir / "checkpoints"):
-        size, wrong = sum(p.stat().st_size for p in path.iterdir()), glance(path)
+        size, wrong = num_bytes(path), glance(path)
         facts.append({"step": step, "path": str(path), "bytes": size, "problems": wrong})
         if not arguments.json:
             damaged = f"  DAMAGED: {'; '.join(wrong)}" if wrong else ""

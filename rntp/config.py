@@ -37,9 +37,10 @@ class Run(Section):
     """Optimizer steps to have done when the run ends."""
     dir: Path
     """Run folder. It belongs to one config; starting again with the same config resumes it."""
-    hang_timeout_s: Weight = 1800.0
-    """End the run, with its stacks in stacks/, after so many seconds without a sign of life. More
-    than one forward or one save may take; 0 watches nothing and writes no heartbeat."""
+    hang_timeout_s: Weight = 300.0
+    """End a rank, with its stacks in stacks/, after so many seconds without a sign of life. More
+    than one forward or one save takes, less than parallel.timeout_s, after which the others give
+    up; 0 watches nothing and writes no heartbeat."""
     max_rollbacks: NonNegative = 2
     """So often a streak of optim.max_skipped_steps non-finite steps sends the run back to the last
     checkpoint before it, with the streak's ordinals set aside; the next one is exit code 6."""
@@ -278,6 +279,10 @@ class Checkpoint(Section):
     """Steps between checkpoints. The last step and a stop request are always saved."""
     keep: Positive = 2
     """Newest checkpoints to keep."""
+    asynchronous: bool = False
+    """Write while training goes on: a step waits only until its tensors are copied to buffers in
+    the host's memory, which take as much as a checkpoint does. The last step and a stop request
+    wait for the disk."""
 
 
 class Evaluation(Section):
@@ -318,6 +323,12 @@ class Parallel(Section):
     tokens_per_microbatch: Annotated[int, Field(ge=16)] = 4096
     """Tree tokens of one forward. A context with its branches is never split; lower it when
     memory runs out. The gradient does not depend on it."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of layers for the backward and compute the rest again: less memory for
+    about a third more compute. The gradient does not depend on it."""
+    timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """Longest that a rank waits for the others, seconds; then the run ends and says for whom it
+    waited. Raise it where one rank's share of a step or an evaluation takes longer."""
 
 
 class Config(Section):

@@ -25,6 +25,7 @@ from typing import Literal, NoReturn
 from torch import Tensor
 
 from rntp.errors import ConfigError
+from rntp.signals import SAME_REQUEST_S
 
 ARMED_BY = "RNTP_FAULT"
 PROOF_IN = "RNTP_FAULT_PROOF"
@@ -44,7 +45,8 @@ POINTS = {
     "restored": Point("the checkpoint is taken over, the logs are rewound to it"),
     "rollout": Point("the thoughts of a step are sampled"),
     "forward": Point("a microbatch has its loss, no gradient yet", "tensors"),
-    "backward": Point("a microbatch has added its gradients", "tensors"),
+    "gradient": Point("the gradient of a microbatch's loss, 1, is about to go back", "tensors"),
+    "backward": Point("a microbatch has added its gradients"),
     "update.before": Point("all gradients of a step are there"),
     "update.after": Point("weights and moments have moved"),
     "metrics.before": Point("before a step's line in metrics.jsonl"),
@@ -72,6 +74,7 @@ ACTIONS = {
     "stuck": "sleep for ever in C code that keeps the interpreter's lock",
     "sigterm": "SIGTERM to the own process",
     "sigint": "SIGINT to the own process",
+    "insist": "SIGTERM to the own process, so late that it is another request",
     "enospc": "OSError: no space left on device",
     "note": "nothing but the line of proof",
     "nan": "fill the tensors with NaN",
@@ -178,6 +181,9 @@ def _fire(
         os.kill(os.getpid(), signal.SIGKILL)
     elif fault.action in ("sigterm", "sigint"):
         os.kill(os.getpid(), getattr(signal, fault.action.upper()))
+    elif fault.action == "insist":
+        time.sleep(SAME_REQUEST_S)
+        os.kill(os.getpid(), signal.SIGTERM)
     elif fault.action == "raise":
         raise InjectedFault(f"injected at {fault.point}")
     elif fault.action == "enospc":

@@ -208,15 +208,18 @@ class RunLog:
                 if number > step:
                     file.unlink()
 
-    def write_manifest(self, facts: Mapping[str, object]) -> None:
+    def write_manifest(
+        self, facts: Mapping[str, object], start: Mapping[str, object] | None = None
+    ) -> None:
         """Write manifest.json: `facts` beside the versions, source, machine and command.
 
         A manifest that is there keeps its content, and its `segments` gain an entry for this
         start, which says after which step of metrics.jsonl it goes on: call `rewind` before.
+        start: what else is true of this start only.
         """
         path = self._dir / "manifest.json"
         now = _now()
-        here = environment(self._config.model.device)
+        here = {**environment(self._config.model.device), **(start or {})}
         if path.exists():
             manifest = read_manifest(self._dir)
             segment = {"started": now, "from_step": self._last_step(), **here}
@@ -251,6 +254,28 @@ class RunLog:
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
+
+
+class NoLog:
+    """What a rank other than the first has in place of a RunLog: it says and writes nothing."""
+
+    def message(self, text: str, level: Level = "info") -> None: ...
+
+    def begin(self, done_steps: int, total_steps: int) -> None: ...
+
+    def phase(self, name: str, done: int, total: int) -> None: ...
+
+    def step(self, metrics: Metrics) -> None: ...
+
+    def rollouts(self, step: int, rows: Iterable[dict]) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
+
+    def write_manifest(
+        self, facts: Mapping[str, object], start: Mapping[str, object] | None = None
+    ) -> None: ...
 
 
 def step_line(metrics: Metrics, total_steps: int) -> str:

@@ -23,6 +23,7 @@ from rntp.config import Config
 from rntp.data.corpus import Corpus
 from rntp.data.order import ordinals_without
 from rntp.placement import weighted_sample
+from rntp.ranks import ALONE, Ranks
 from rntp.types import Context, Rollout
 
 CAPACITY = 4096  # contexts; the least useful one makes room
@@ -119,14 +120,22 @@ class Replay:
 
 
 def step_contexts(
-    config: Config, corpus: Corpus, replay: Replay | None, step: int, aside: Collection[int] = ()
+    config: Config,
+    corpus: Corpus,
+    replay: Replay | None,
+    step: int,
+    aside: Collection[int] = (),
+    ranks: Ranks = ALONE,
 ) -> list[Context]:
-    """The contexts of step 1, 2, …: the next fresh ordinals, and those that come back.
+    """The contexts of step 1, 2, …: the next fresh ordinals, and those that come back; of many
+    ranks, this one's share of them.
 
     aside: ordinals that the run has set aside; the stream is then the one without them.
     """
-    fresh = [corpus.train[n] for n in step_ordinals(config, step, aside)]
-    return [*fresh, *replay.contexts(corpus, step)] if replay else fresh
+    again = replay.contexts(corpus, step) if replay else []
+    # Only the fresh ones of the share are read.
+    mine: Sequence[int | Context] = ranks.share([*step_ordinals(config, step, aside), *again])
+    return [corpus.train[one] if isinstance(one, int) else one for one in mine]
 
 
 def step_ordinals(config: Config, step: int, aside: Collection[int] = ()) -> list[int]:

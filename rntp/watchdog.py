@@ -1,9 +1,10 @@
 """A second process that notices when this one does nothing any more, and ends it with a reason.
 
 The training process tells it over a pipe what it does; the watchdog writes that to
-heartbeat/rank_R.json, for people and other programs. If nothing comes for `run.hang_timeout_s`, it
-has the stacks of all threads written to stacks/rank_R.txt, names rank and phase on the console and
-kills the process. A thread could not: code that keeps the interpreter's lock stops it as well.
+heartbeat/rank_R.json, for people and other programs. If nothing comes for NOTICE_S seconds, it has
+the stacks of all threads written to stacks/rank_R.txt and names rank and phase on the console, once
+a phase; after `run.hang_timeout_s` it does so again and kills the process. A thread could not: code
+that keeps the interpreter's lock stops it as well. A rank that waits for others is not silent.
 """
 
 import faulthandler
@@ -13,12 +14,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
 from rntp import watchdog_process
 
+NOTICE_S = 45.0
 _SIGNAL = signal.SIGUSR2
 
 
@@ -29,7 +33,7 @@ class Watchdog:
         self._folder = run_dir
         self._timeout_s = timeout_s
         self._rank = rank
-        self._now: dict[str, object] = {"phase": "start", "step": 0, "ordinal": 0}
+        self._now: dict[str, object] = {"phase": "start", "step": 0, "ordinal": 0, "waits": False}
         self._sent_s = -1.0
         self._process: subprocess.Popen | None = None
         self._stacks: TextIO | None = None
@@ -46,6 +50,7 @@ class Watchdog:
         faulthandler.register(_SIGNAL, self._stacks, all_threads=True)
         facts = {
             "rank": self._rank,
+            "notice_s": min(NOTICE_S, self._timeout_s / 2),
             "timeout_s": self._timeout_s,
             "heartbeat": str(heartbeat),
             "stacks": str(stacks),
@@ -92,6 +97,22 @@ class Watchdog:
             return
         self._now |= changed
         self._sent_s = now_s
+        self._send()
+
+    @contextmanager
+    def waiting(self, phase: str) -> Iterator[None]:
+        """While open, this rank waits for others, which has a deadline of its own."""
+        self._now["waits"] = True
+        self._send()
+        try:
+            yield
+        finally:
+            self._now["waits"] = False
+            self._send()
+
+    def _send(self) -> None:
+        if self._process is None:
+            return
         line = json.dumps({**self._now, "time": round(time.time(), 3), "pid": os.getpid()}) + "\n"
         assert self._process.stdin is not None
         try:

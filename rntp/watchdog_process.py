@@ -19,13 +19,14 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     poll_s = min(1.0, facts["timeout_s"] / 10)
-    silent_s, last, pending = 0.0, {"phase": "start", "step": 0, "ordinal": 0}, b""
+    last = {"phase": "start", "step": 0, "ordinal": 0, "waits": False}
+    silent_s, pending, noticed = 0.0, b"", set()
     before = time.monotonic()
     while True:
         ready = select.select([0], [], [], poll_s)[0]
         # Capped: where both processes were stopped for an hour, that hour is not silence.
         now = time.monotonic()
-        silent_s += min(now - before, 2 * poll_s)
+        silent_s = 0.0 if last["waits"] else silent_s + min(now - before, 2 * poll_s)
         before = now
         if ready:
             read = os.read(0, 1 << 16)
@@ -39,6 +40,10 @@ def main() -> None:
         if silent_s >= facts["timeout_s"]:
             _end(watched, facts, last)
             return
+        if silent_s >= facts["notice_s"] and last["phase"] not in noticed:
+            noticed.add(last["phase"])
+            what = _stacks(watched, facts, last, facts["notice_s"])
+            _say(f"{what}. Its stacks are in {facts['stacks']}")
 
 
 def _write(path: str, beat: dict) -> None:
@@ -49,31 +54,39 @@ def _write(path: str, beat: dict) -> None:
             file.write(json.dumps(beat) + "\n")
         os.replace(temporary, path)
     except OSError as error:
-        print(f"rntp: {path} cannot be written: {error}", file=sys.stderr, flush=True)
+        _say(f"{path} cannot be written: {error}")
 
 
 def _end(watched: int, facts: dict, last: dict) -> None:
+    what = _stacks(watched, facts, last, facts["timeout_s"])
+    _say(
+        f"{what}. Its stacks are in {facts['stacks']}. The run is ended; the same command resumes "
+        "it. If the phase may take that long, raise run.hang_timeout_s"
+    )
+    os.kill(watched, signal.SIGKILL)
+
+
+def _stacks(watched: int, facts: dict, last: dict, silent_s: float) -> str:
+    """Have the stacks written, and say what the rank does."""
+    before = size = os.path.getsize(facts["stacks"])
     os.kill(watched, facts["signal"])
-    size = -1
-    for _ in range(50):  # until the stacks are written, 5 s at most
+    for _ in range(50):  # until they are there, 5 s at most
         time.sleep(0.1)
         grown = os.path.getsize(facts["stacks"])
-        if grown == size > 0:
+        if grown == size > before:
             break
         size = grown
     what = (
         f"rank {facts['rank']} hangs in phase {last['phase']} of step {last['step']} (ordinal "
-        f"{last['ordinal']}): no sign of life for {facts['timeout_s']:g} s"
-    )
-    print(
-        f"rntp: {what}. Its stacks are in {facts['stacks']}. The run is ended; the same command "
-        "resumes it. If the phase may take that long, raise run.hang_timeout_s",
-        file=sys.stderr,
-        flush=True,
+        f"{last['ordinal']}): no sign of life for {silent_s:g} s"
     )
     with open(facts["stacks"], "a", encoding="utf-8") as file:
-        file.write(f"\n{what}\n")
-    os.kill(watched, signal.SIGKILL)
+        file.write(f"\n{what}\n\n")
+    return what
+
+
+def _say(text: str) -> None:
+    print(f"rntp: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

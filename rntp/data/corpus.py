@@ -1,6 +1,5 @@
 """The corpus of a run: its manifest and the two streams that a config asks for."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -8,7 +7,6 @@ from transformers import PreTrainedTokenizerBase
 
 from rntp.config import Config
 from rntp.data.manifest import Manifest
-from rntp.data.order import ordinals_without
 from rntp.data.stream import ContextStream, Split, check_tokenizer
 from rntp.data.token_ids import Markers
 from rntp.errors import ConfigError
@@ -27,15 +25,10 @@ class Corpus:
     train: ContextStream
     heldout: ContextStream | None
 
-    def step_contexts(
-        self, step: int, docs_per_step: int, aside: Collection[int] = ()
-    ) -> list[Context]:
-        """The contexts of step 1, 2, …: the next `docs_per_step` ordinals of the stream.
-
-        aside: ordinals that the run has set aside; the stream is then the one without them.
-        """
+    def step_contexts(self, step: int, docs_per_step: int) -> list[Context]:
+        """The contexts of step 1, 2, …: the next `docs_per_step` ordinals of the stream."""
         first = (step - 1) * docs_per_step
-        return [self.train[n] for n in ordinals_without(aside, first, docs_per_step)]
+        return [self.train[n] for n in range(first, first + docs_per_step)]
 
     def heldout_contexts(self, count: int) -> list[Context]:
         """Held-out contexts, at most one a document, the same for every evaluation of a run."""

@@ -1,7 +1,8 @@
 """The fault matrix: every case, and what has to come of it.
 
 A run has 6 steps of 3 contexts, each a microbatch of its own, is saved after steps 2, 4 and 6
-(three files each) and evaluated before the first step and after steps 4 and 6.
+(three
+kinds of files each) and evaluated before the first step and after steps 4 and 6.
 """
 
 import json
@@ -71,8 +72,8 @@ SIGNALS = [
     Case("save.file#5=sigterm", 5, 4, "the same command resumes"),
     Case("evaluate.inside#3=sigterm", 5, 4, "the same command resumes"),
     # The second one ends the run where it is, and costs nothing that was committed.
-    Case("update.before#3=sigterm;update.after#3=sigterm", 143, 2),
-    Case("save.file#4=sigterm;save.file#5=sigterm", 143, 2),
+    Case("update.before#3=sigterm;update.after#3=insist", 143, 2),
+    Case("save.file#5=sigterm;save.file#6=insist", 143, 2),
 ]
 
 ERRORS = [
@@ -84,8 +85,8 @@ ERRORS = [
     Case("metrics.before#3=enospc", 0, None, "wait in memory"),
     Case("rollouts.before#3=enospc", 0, None, "wait in memory"),
     # A checkpoint is damaged once it is there; nobody knows until it is read, or pruned by.
-    Case("save.rename.after#2=flip:weights*;step.end#5=kill", -9, 2),
-    Case("save.rename.after#2=truncate:weights*;prune.after#3=kill", -9, 6),
+    Case("save.rename.after#2=flip:weights/*;step.end#5=kill", -9, 2),
+    Case("save.rename.after#2=truncate:weights/*;prune.after#3=kill", -9, 6),
 ]
 
 HANGS = [
@@ -102,13 +103,18 @@ def _newest(how: Callable[[Path], None]) -> Callable[[Path], None]:
 def _edit_commit(checkpoint: Path) -> None:
     path = checkpoint / "COMMIT.json"
     facts = json.loads(path.read_text())
-    del facts["files"]["moments.safetensors"]
+    del facts["files"][next(name for name in facts["files"] if name.startswith("moments/"))]
     path.write_text(json.dumps(facts))
 
 
 def _all_flipped(checkpoints: Path) -> None:
-    for path in checkpoints.glob("step_*/weights.safetensors"):
-        damage(path, "flip")
+    for checkpoint in checkpoints.glob("step_*"):
+        damage(_file(checkpoint, "weights"), "flip")
+
+
+def _file(checkpoint: Path, stem: str) -> Path:
+    """Its last shard."""
+    return sorted((checkpoint / stem).iterdir())[-1]
 
 
 def _through_an_archive(checkpoints: Path) -> None:
@@ -123,28 +129,28 @@ def _through_an_archive(checkpoints: Path) -> None:
 # Name → what is done to a finished run's checkpoints, what the next start says, where it goes on.
 DAMAGE: dict[str, tuple[Callable[[Path], None], str, int | None]] = {
     "bit flipped": (
-        _newest(lambda p: damage(p / "weights.safetensors", "flip")),
-        "weights.safetensors: its bytes have changed",
+        _newest(lambda p: damage(_file(p, "weights"), "flip")),
+        ".safetensors: its bytes have changed",
         4,
     ),
     "page zeroed": (
-        _newest(lambda p: damage(p / "moments.safetensors", "zero")),
-        "moments.safetensors: its bytes have changed",
+        _newest(lambda p: damage(_file(p, "moments"), "zero")),
+        ".safetensors: its bytes have changed",
         4,
     ),
     "truncated": (
-        _newest(lambda p: damage(p / "weights.safetensors", "truncate")),
-        "weights.safetensors:",
+        _newest(lambda p: damage(_file(p, "weights"), "truncate")),
+        " bytes, ",
         4,
     ),
     "file missing": (
-        _newest(lambda p: (p / "moments.safetensors").unlink()),
-        "moments.safetensors: missing",
+        _newest(lambda p: _file(p, "moments").unlink()),
+        ".safetensors: missing",
         4,
     ),
     "file added": (
         _newest(lambda p: (p / "more.bin").write_bytes(b"x") and None),
-        "more.bin: not among the committed files",
+        "more.bin: not of this checkpoint",
         4,
     ),
     "COMMIT missing": (
@@ -152,7 +158,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str, int | None]] = {
         "COMMIT.json: missing",
         4,
     ),
-    "COMMIT edited": (_newest(_edit_commit), "COMMIT.json: edited since the commit", 4),
+    "COMMIT edited": (_newest(_edit_commit), "COMMIT.json: it has been edited", 4),
     "all flipped": (_all_flipped, "none of the 2 checkpoints", None),
     "archived and unpacked": (_through_an_archive, "resuming from", 4),
 }
@@ -161,7 +167,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str, int | None]] = {
 def killed_in_a_second_save(lab: Lab) -> Row:
     """C2: the save of step 4, done again over its damaged self, is killed half way."""
     name = "C2"
-    lab.train(name, "save.rename.after#2=flip:weights*;step.end#5=kill")
+    lab.train(name, "save.rename.after#2=flip:weights/*;step.end#5=kill")
     _, proofs = lab.train(name, "save.rename.before=kill")
     return _finish(lab, name, "save.rename.before", "kill, second save of a step", len(proofs), 2)
 
