@@ -126,8 +126,44 @@ def test_without_it_the_step_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (scene.saver.saved, scene.done) == (1, [1])
     assert scene.saver._buffers == {}
     scene.full = True
-    with pytest.raises(CheckpointError):
-        scene.save(2)
+    scene.save(2)
+    assert scene.said[-1][0] == "error"
+    assert scene.saver.saved == 1
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_three_failures_in_a_row_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+) -> None:
+    scene = Scene(tmp_path / "checkpoints", monkeypatch, asynchronous)
+    scene.free.set()
+    for step, full in enumerate((True, True, False, True, True), 1):
+        scene.full = full
+        scene.save(step)
+        scene.saver.wait()
+    assert (scene.saver.saved, scene.done) == (3, [3])
+    if asynchronous:  # the next save is where all ranks have heard of it
+        scene.save(6)
+        scene.saver.wait()
+    with pytest.raises(CheckpointError, match="no space left"):
+        scene.save(7)
+    assert [level for level, _ in scene.said].count("error") == (5 if asynchronous else 4)
+
+
+def test_a_record_that_cannot_be_written_is_a_save_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resume cuts the record to the checkpoint: one beyond the record would lose some of it."""
+    scene = Scene(tmp_path / "checkpoints", monkeypatch, asynchronous=False)
+    scene.free.set()
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    scene.sync = full
+    scene.save(1)
+    assert scene.done == []
+    assert "the record up to step 1 could not be written" in scene.said[-1][1]
 
 
 def test_a_run_saves_the_same_either_way(

@@ -37,6 +37,7 @@ KILLED_AT = {
     "restored": 0,
     "rollout#3": 2,
     "forward#8": 2,
+    "gradient#8": 2,
     "backward#8": 2,
     "update.before#3": 2,
     "update.after#3": 2,
@@ -196,14 +197,27 @@ def _finish(
     if resumed(again) != resumed_at:
         problems.append(f"resumed at {resumed(again)}, expected {resumed_at}")
     return Row(
-        point, action, 0, "resumed", -9, resumed(again), equal, once, fired > 0, tuple(problems)
+        point,
+        action,
+        lab.named(),
+        "resumed",
+        -9,
+        resumed(again),
+        equal,
+        once,
+        fired > 0,
+        tuple(problems),
     )
 
 
 def one_step_not_finite(lab: Lab) -> Row:
-    """R5: a NaN in the loss and an infinite gradient leave the same weights: those of no update."""
+    """R5: a NaN in the loss and an infinite gradient, both on the last rank alone, leave the same
+    weights: those of no update.
+    """
     problems, found = [], []
-    for name, fault in (("R5 nan", "forward#7=nan"), ("R5 inf", "backward#7=inf")):
+    rank, nth = lab.ranks - 1, {1: 7, 2: 5}[lab.ranks]
+    for name, point in (("R5 nan", "forward"), ("R5 inf", "gradient")):
+        fault = f"{point}@{rank}#{nth}={name.split()[1]}"
         ended, proofs = lab.train(name, fault)
         folder = lab.folder / name
         found.append(weights_digest(folder))
@@ -216,17 +230,20 @@ def one_step_not_finite(lab: Lab) -> Row:
             problems.append(f"{fault}: {note}")
     if found[0] != found[1] or found[0] == weights_digest(lab.reference):
         problems.append("the skipped steps did not leave equal weights, other than the reference's")
-    said = "step 3 skipped"
-    return Row("forward, backward", "nan, inf", 0, said, 0, None, None, None, True, tuple(problems))
+    said, where = "step 3 skipped by all", "forward, gradient"
+    return Row(where, "nan, inf", lab.named(rank), said, 0, None, None, None, True, tuple(problems))
 
 
-STREAK = "forward#7-12=nan"
+# Both steps 3 and 4, on the last rank alone.
+STREAK = {1: "forward#7-12=nan", 2: "forward@1#5-8=nan"}
+FIRED = {1: 6, 2: 4}
 STREAK_OPTIONS = ("optim.max_skipped_steps=2",)
 
 
 def streak_rolls_back(lab: Lab) -> Row:
     """R5: two steps without a finite loss: back to step 2, on without their ordinals."""
-    ended, proofs = lab.train("streak", STREAK, STREAK_OPTIONS)
+    ended, proofs = lab.train("streak", STREAK[lab.ranks], STREAK_OPTIONS)
+    rank = lab.ranks - 1
     folder = lab.folder / "streak"
     problems = []
     if ended.exit_code != 0 or "going back to step 2 without ordinals 6 … 11" not in ended.output:
@@ -245,9 +262,11 @@ def streak_rolls_back(lab: Lab) -> Row:
     kept = sorted(p.name for p in (folder / "quarantine" / "rollback_1").iterdir())
     if kept != ["step_00000003.jsonl", "step_00000004.jsonl"]:
         problems.append(f"thoughts kept: {kept}")
-    fired = len(proofs) == 6
+    fired = len(proofs) == FIRED[lab.ranks]
     said = "back to step 2"
-    return Row("forward", "nan, a streak", 0, said, 0, 2, None, once, fired, tuple(problems))
+    return Row(
+        "forward", "nan, a streak", lab.named(rank), said, 0, 2, None, once, fired, tuple(problems)
+    )
 
 
 def streak_then_killed(lab: Lab, time: int, resumed_at: int) -> Row:
@@ -255,7 +274,7 @@ def streak_then_killed(lab: Lab, time: int, resumed_at: int) -> Row:
     if not (lab.folder / "streak").exists():
         streak_rolls_back(lab)
     name = f"streak killed {time}"
-    _, proofs = lab.train(name, f"{STREAK};step.end#{time}=kill", STREAK_OPTIONS)
+    _, proofs = lab.train(name, f"{STREAK[lab.ranks]};step.end@0#{time}=kill", STREAK_OPTIONS)
     again, _ = lab.train(name, "", STREAK_OPTIONS)
     one, other = lab.folder / "streak", lab.folder / name
     equal = comparable(one) == comparable(other)
@@ -268,13 +287,13 @@ def streak_then_killed(lab: Lab, time: int, resumed_at: int) -> Row:
     return Row(
         "step.end",
         "kill after a rollback",
-        0,
+        lab.named(),
         "resumed",
         -9,
         resumed(again),
         equal,
         once,
-        len(proofs) == 7,
+        len(proofs) == FIRED[lab.ranks] + 1,
         tuple(problems),
     )
 
@@ -282,19 +301,19 @@ def streak_then_killed(lab: Lab, time: int, resumed_at: int) -> Row:
 def streak_without_rollbacks(lab: Lab) -> Row:
     """Where no rollback is left, the run ends with exit code 6 and says why."""
     options = (*STREAK_OPTIONS, "run.max_rollbacks=0")
-    ended, proofs = lab.train("diverged", STREAK, options)
+    ended, proofs = lab.train("diverged", STREAK[lab.ranks], options)
     told = "has gone back 0 times" in ended.output.replace("\n", " ")
     problems = [] if ended.exit_code == 6 and told else [f"{ended.exit_code}:\n{ended.output}"]
     return Row(
         "forward",
         "nan, a streak, no rollbacks",
-        0,
+        lab.named(),
         "diverged",
         ended.exit_code,
         None,
         None,
         None,
-        len(proofs) == 6,
+        len(proofs) == FIRED[lab.ranks],
         tuple(problems),
     )
 
@@ -320,7 +339,16 @@ def secret_stays_out(lab: Lab) -> Row:
     said = "no leak"
     code = ended.exit_code
     return Row(
-        "environment", "secret", 0, said, code, None, None, None, bool(proofs), tuple(problems)
+        "environment",
+        "secret",
+        lab.named(),
+        said,
+        code,
+        None,
+        None,
+        None,
+        bool(proofs),
+        tuple(problems),
     )
 
 

@@ -29,7 +29,7 @@ class Row:
 
     point: str
     action: str
-    rank: int
+    rank: str
     happened: str
     exit_code: int
     resumed_at: int | None
@@ -49,6 +49,7 @@ class Lab:
     def __init__(self, folder: Path, ranks: int = 1) -> None:
         self.folder = folder
         self.ranks = ranks
+        folder.mkdir(exist_ok=True)
         model, corpus = folder / "model", folder / "corpus"
         tiny_model("llama").save_pretrained(model)
         tiny_tokenizer().save_pretrained(model)
@@ -58,6 +59,7 @@ class Lab:
         raw["data"]["docs_per_step"] = DOCS
         raw["checkpoint"] = {"every_steps": EVERY, "keep": 2}
         raw["evaluation"] = {"docs": 2, "every_steps": 4}
+        raw["parallel"] = {**raw.get("parallel", {}), "timeout_s": 120}
         (folder / "config.yaml").write_text(yaml.safe_dump(raw))
 
     @cached_property
@@ -73,8 +75,12 @@ class Lab:
         fault: str = "",
         options: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        ranks: int | None = None,
     ) -> tuple[Ended, list[dict]]:
-        """Run to its end; how it ended, and the lines of proof of the faults that fired."""
+        """Run to its end; how it ended, and the lines of proof of the faults that fired.
+
+        ranks: the lab's unless given.
+        """
         proof = self.folder / f"{name}.proof"
         proof.unlink(missing_ok=True)
         armed = {"RNTP_FAULT": fault, "RNTP_FAULT_PROOF": str(proof)} if fault else {}
@@ -83,7 +89,7 @@ class Lab:
             ["train", f"{self.folder}/config.yaml", f"--run-dir={self.folder / name}", *sets],
             {**armed, **(environment or {})},
             self.folder / f"{name}.out",
-            ranks=self.ranks,
+            ranks=ranks or self.ranks,
         )
         lines = proof.read_text().splitlines() if proof.exists() else []
         return ended, [json.loads(line) for line in lines]
@@ -91,6 +97,10 @@ class Lab:
     def finished(self, name: str) -> Path:
         """A copy of the reference's folder, to be damaged."""
         return Path(shutil.copytree(self.reference, self.folder / name))
+
+    def named(self, rank: int = 0) -> str:
+        """A rank for the table."""
+        return f"{rank} of {self.ranks}"
 
     def compare(self, name: str) -> tuple[bool, bool, list[str]]:
         """Metrics equal to the reference's, every ordinal trained once, and all that differs."""
@@ -115,17 +125,20 @@ class Lab:
 
 @dataclass(frozen=True)
 class Case:
-    """A fault in the first of two starts of one command. told: what its output has to say."""
+    """A fault in the first of two starts of one command. told: what its output has to say, and
+    not_told what it must not.
+    """
 
     fault: str
     exit_code: int
     resumed_at: int | None
     told: str = ""
     options: tuple[str, ...] = ()
+    not_told: str = ""
 
     @property
     def name(self) -> str:
-        return re.sub(r"[^\w.#-]+", "_", self.fault)
+        return re.sub(r"[^\w.#-]+", "_", " ".join([self.fault, *self.options]))
 
 
 def interrupt(lab: Lab, case: Case) -> Row:
@@ -138,6 +151,8 @@ def interrupt(lab: Lab, case: Case) -> Row:
         problems.append(f"exit code {first.exit_code}, expected {case.exit_code}:\n{first.output}")
     if case.told not in first.output:
         problems.append(f"{case.told!r} was not said:\n{first.output}")
+    if case.not_told and case.not_told in first.output:
+        problems.append(f"{case.not_told!r} was said:\n{first.output}")
     happened = case.told or "ended"
     resumed_at = None
     if first.exit_code != 0:
@@ -148,11 +163,13 @@ def interrupt(lab: Lab, case: Case) -> Row:
         if resumed_at != case.resumed_at:
             problems.append(f"resumed at {resumed_at}, expected {case.resumed_at}")
     equal, once, different = lab.compare(case.name)
-    point, _, action = case.fault.partition("=")
+    if case.exit_code == 5 and set(first.exit_codes) != {5}:
+        problems.append(f"exit codes {first.exit_codes}: not all ranks were stopped together")
+    point, _, action = re.sub(r"@\d+", "", case.fault).partition("=")
     return Row(
         point,
         action,
-        int(proofs[0]["rank"]) if proofs else 0,
+        lab.named(int(proofs[0]["rank"]) if proofs else 0),
         happened,
         first.exit_code,
         resumed_at,
@@ -190,7 +207,7 @@ def damage_and_resume(
     return Row(
         "checkpoint",
         name,
-        0,
+        lab.named(),
         told,
         again.exit_code,
         resumed_at,

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +27,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from faults.cases import MATRIX  # noqa: E402
 from faults.lab import Lab, Row  # noqa: E402
+from faults.rank_cases import RANK_MATRIX, RANKS  # noqa: E402
 
 from rntp.log import duration  # noqa: E402
 
@@ -35,13 +37,14 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="WORD")
     parser.add_argument("--out", type=Path, default=ROOT / "experiments/faults/RESULTS.md")
     arguments = parser.parse_args()
-    names = [n for n in MATRIX if not arguments.words or any(w in n for w in arguments.words)]
+    cases = {**MATRIX, **RANK_MATRIX}
+    names = [n for n in cases if not arguments.words or any(w in n for w in arguments.words)]
     start = time.monotonic()
     rows: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as folder:
-        lab = Lab(Path(folder))
+        alone, together = Lab(Path(folder) / "alone"), Lab(Path(folder) / "together", RANKS)
         for done, name in enumerate(names):
-            rows[name] = _run(lab, name)
+            rows[name] = _run(cases[name], together if name in RANK_MATRIX else alone, name)
             took = time.monotonic() - start
             left = duration(took / (done + 1) * (len(names) - done - 1))
             verdict = "ok" if _good(rows[name]) else "FAILED"
@@ -57,13 +60,13 @@ def main() -> None:
     sys.exit(1 if failed else 0)
 
 
-def _run(lab: Lab, name: str) -> Row:
+def _run(case: Callable[[Lab], Row], lab: Lab, name: str) -> Row:
     try:
-        return MATRIX[name](lab)
+        return case(lab)
     except Exception:
         # One broken case is a line of the table; the others still have something to say.
         trace = traceback.format_exc()
-        return Row(name, "", 0, "the case itself broke", 0, None, None, None, False, (trace,))
+        return Row(name, "", "", "the case itself broke", 0, None, None, None, False, (trace,))
 
 
 def _good(row: Row) -> bool:
@@ -85,7 +88,7 @@ def report(rows: dict[str, Row], seconds: float) -> str:
         "the fault left its proof. A dash: the case has no say in it.",
         "",
         f"Command `make faults`, commit {_commit()}, {datetime.now(UTC):%Y-%m-%d}, Python "
-        f"{platform.python_version()}, {versions}, one rank, {duration(seconds)}.",
+        f"{platform.python_version()}, {versions}, CPU ranks over gloo, {duration(seconds)}.",
         "",
         "| point | action | rank | what happened | exit code | resumed at | metrics equal | once "
         "| fired | as it has to |",

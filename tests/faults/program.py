@@ -5,10 +5,11 @@ command line's `main`. What a run does from there on is what it would do in a fr
 """
 
 import os
+import signal
 import socket
-import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -18,6 +19,9 @@ _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
         "rntp.trainer",
+        "rntp.ranks",
+        "torch.distributed.fsdp",
+        "torch.distributed.launcher.api",
         "rntp.report",
         "rntp.show",
         "rntp.cli",
@@ -29,11 +33,19 @@ _CONTEXT.set_forkserver_preload(
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended. exit_code: negative for the signal that killed it."""
+    """How a run ended. exit_codes: by rank, negative for the signal that killed it."""
 
-    exit_code: int
+    exit_codes: tuple[int, ...]
     output: str
     seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        """Of the rank that had most to say: one that was killed, or else that of all of them.
+
+        1, which a rank says when it has lost another, counts only if nobody says anything else.
+        """
+        return min(self.exit_codes) if min(self.exit_codes) < 0 else max(self.exit_codes)
 
 
 def run(
@@ -42,50 +54,50 @@ def run(
     output: Path,
     *,
     ranks: int = 1,
-    timeout_s: float = 300,
+    timeout_s: float = 600,
 ) -> Ended:
-    """Run `rntp ARGUMENTS` to its end, under torchrun where there are several ranks.
+    """Run `rntp ARGUMENTS` to its end, under torchrun's agent where there are several ranks.
 
     environment: in addition to this process's. A run that outlasts `timeout_s` is killed, and
     RuntimeError shows what it said.
     """
     start = time.monotonic()
-    whole = {**os.environ, **environment}
-    if ranks > 1:
-        code = _torchrun(arguments, whole, output, ranks, timeout_s)
-    else:
-        code = _fork(arguments, whole, output, timeout_s)
-    text = output.read_text(errors="replace")
-    if code is None:
-        raise RuntimeError(f"rntp {' '.join(arguments)} had not ended after {timeout_s} s:\n{text}")
-    return Ended(code, text, time.monotonic() - start)
-
-
-def _fork(
-    arguments: Sequence[str], environment: Mapping[str, str], output: Path, timeout_s: float
-) -> int | None:
+    for rank in range(ranks):
+        _code_path(output, rank).unlink(missing_ok=True)
     process = _CONTEXT.Process(
-        target=_child, args=(list(arguments), dict(environment), str(output))
+        target=_launch if ranks > 1 else _child,
+        args=(list(arguments), {**os.environ, **environment}, str(output), ranks),
     )
     process.start()
     process.join(timeout_s)
     if process.exitcode is None:
+        # torchrun's agent takes its ranks along on SIGTERM, after 30 s at the latest.
+        process.terminate()
+        process.join(45)
         process.kill()
         process.join()
-        return None
-    return process.exitcode
+        text = output.read_text(errors="replace")
+        raise RuntimeError(f"rntp {' '.join(arguments)} had not ended after {timeout_s} s:\n{text}")
+    codes = (process.exitcode,)
+    if ranks > 1:
+        paths = [_code_path(output, rank) for rank in range(ranks)]
+        codes = tuple(int(p.read_text()) if p.exists() else -signal.SIGKILL for p in paths)
+    return Ended(codes, output.read_text(errors="replace"), time.monotonic() - start)
 
 
-def _child(arguments: list[str], environment: dict[str, str], output: str) -> None:
+def _child(arguments: list[str], environment: dict[str, str], output: str, ranks: int) -> None:
+    """The program, as it would run in a fresh interpreter."""
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    for stream in (1, 2):
-        os.dup2(file, stream)
+    _redirect(output, os.O_TRUNC)
+    _program(arguments)
+
+
+def _program(arguments: list[str]) -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     sys.argv = ["rntp", *arguments]
-    if jump_s := float(environment.get("TEST_CLOCK_JUMP_S", "0")):
+    if jump_s := float(os.environ.get("TEST_CLOCK_JUMP_S", "0")):
         clock = time.time
         time.time = lambda: clock() + jump_s
         socket.gethostname = lambda: "another-host"
@@ -94,20 +106,48 @@ def _child(arguments: list[str], environment: dict[str, str], output: str) -> No
     main(arguments)
 
 
-def _torchrun(
-    arguments: Sequence[str],
-    environment: Mapping[str, str],
-    output: Path,
-    ranks: int,
-    timeout_s: float,
-) -> int | None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, f"--nproc-per-node={ranks}", "-m", "rntp.cli", *arguments]
-    with output.open("wb") as file:
-        try:
-            done = subprocess.run(
-                command, env=environment, stdout=file, stderr=file, timeout=timeout_s
-            )
-        except subprocess.TimeoutExpired:
-            return None
-    return done.returncode
+def _launch(arguments: list[str], environment: dict[str, str], output: str, ranks: int) -> None:
+    """What `torchrun --standalone --nproc-per-node RANKS` does, with forks for its processes."""
+    os.environ.clear()
+    os.environ.update(environment)
+    _redirect(output, os.O_TRUNC)
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        start_method="fork",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, _rank)(arguments, output)
+    except ChildFailedError:
+        sys.exit(1)
+
+
+def _rank(arguments: list[str], output: str) -> None:
+    """One rank: it leaves its exit code behind, unless it is killed."""
+    code = 0
+    try:
+        _program(arguments)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    _code_path(Path(output), int(os.environ["RANK"])).write_text(str(code))
+    sys.exit(code)
+
+
+def _redirect(output: str, how: int) -> None:
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | how, 0o644)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+
+
+def _code_path(output: Path, rank: int) -> Path:
+    return output.with_suffix(f".code.{rank}")
