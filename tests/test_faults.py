@@ -36,7 +36,7 @@ def test_a_specification_is_read() -> None:
         ("rollout", "is not point"),
         ("rollout#0=kill", "count from 1"),
         ("rollout#3-2=kill", "the earlier first"),
-        ("rollout=nan", "nan works on tensors, and only forward, backward have any"),
+        ("rollout=nan", "nan works on tensors, and only forward, gradient have any"),
         ("rollout=flip:*", "flip works on files, and only save.file"),
         ("save.file=flip", r"write save.file=flip:\*.safetensors"),
         ("save.file=kill:*", "write save.file=kill"),
@@ -71,10 +71,10 @@ def test_it_fires_at_its_time_and_rank_and_proves_it(tmp_path, monkeypatch) -> N
 
 def test_tensors_and_files_are_damaged(tmp_path: Path) -> None:
     tensor = torch.ones(3, requires_grad=True)
-    faults.arm({faults.ARMED_BY: "forward=nan;backward=inf;save.file#1-3=zero:a*"})
+    faults.arm({faults.ARMED_BY: "forward=nan;gradient=inf;save.file#1-3=zero:a*"})
     fault_point("forward", tensor)
     assert tensor.isnan().all()
-    fault_point("backward", tensor)
+    fault_point("gradient", tensor)
     assert tensor.isinf().all()
     (tmp_path / "a.bin").write_bytes(b"\xff" * 10_000)
     (tmp_path / "b.bin").write_bytes(b"\xff" * 10_000)

@@ -29,6 +29,7 @@ def test_it_writes_what_goes_on_and_leaves_no_stacks(tmp_path: Path) -> None:
             "phase": "rollout",
             "step": 7,
             "ordinal": 21,
+            "waits": False,
             "pid": os.getpid(),
         }
         watchdog.beat("save")
@@ -43,6 +44,28 @@ def test_life_keeps_it_calm_beyond_the_timeout(tmp_path: Path) -> None:
         for _ in range(60):
             watchdog.beat()
             time.sleep(0.1)
+    assert not (tmp_path / "stacks").exists()
+
+
+def test_silence_is_told_before_it_is_ended(tmp_path: Path, capfd) -> None:
+    """After half of the time (45 s at most): stacks and a line, once a phase; life goes on."""
+    with Watchdog(tmp_path, 4, rank=1) as watchdog:
+        watchdog.beat("rollout", step=7, ordinal=21)
+        time.sleep(3)
+        watchdog.beat("forward")
+    told = "rank 1 hangs in phase rollout of step 7 (ordinal 21): no sign of life for 2 s"
+    stacks = (tmp_path / "stacks" / "rank_1.txt").read_text()
+    assert stacks.count(told) == 1
+    assert "test_silence_is_told_before_it_is_ended" in stacks
+    assert capfd.readouterr().err.count(told) == 1
+
+
+def test_who_waits_for_others_is_not_silent(tmp_path: Path) -> None:
+    with Watchdog(tmp_path, 2, rank=3) as watchdog:
+        watchdog.beat("rollout")
+        with watchdog.waiting("rollout"):
+            time.sleep(3)
+            assert heartbeat(tmp_path, "rollout")["waits"]
     assert not (tmp_path / "stacks").exists()
 
 
