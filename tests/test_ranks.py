@@ -347,7 +347,7 @@ def test_the_program_under_torchrun(raw: dict, tmp_path: Path) -> None:
             [*launcher, "--standalone", "-m", "rntp.cli", "train", str(path), *arguments],
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=600,
         )
 
     done = torchrun("--set=evaluation.enabled=false", f"--run-dir={tmp_path / 'run'}")
