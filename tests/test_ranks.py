@@ -365,7 +365,7 @@ def test_the_program_under_torchrun(raw: dict, tmp_path: Path) -> None:
 def test_more_ranks_than_documents_are_refused(raw: dict, tmp_path: Path) -> None:
     config = Config.parse(raw)
     check_size(config, 3)
-    with pytest.raises(ConfigError, match=r"docs_per_step is 3, for 4 ranks.*raise it by 1 or more"):
+    with pytest.raises(ConfigError, match=r"docs_per_step is 3, for 4 ranks.*raise it by 1"):
         check_size(config, 4)
     with pytest.raises(ConfigError, match=r"docs_per_step less data.replay_docs is 2, for 3 ranks"):
         check_size(Config.parse(raw, ["data.replay_docs=1"]), 3)

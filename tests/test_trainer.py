@@ -555,7 +555,7 @@ def test_non_finite_steps_change_nothing_and_a_streak_ends_the_run(
         assert caught.value.exit_code == 6
         for name, master in trainer.optimizer.masters.items():
             assert torch.equal(master, before[name])
-        assert trainer.optimizer.moments() == {}
+        assert not any(moment.any() for moment in trainer.optimizer.moments().values())
         assert [row["skipped"] for row in read_metrics(trainer.config.run.dir)] == [1, 1, 1]
         assert "ordinals 0 … 2 were not trained" in (trainer.config.run.dir / "log.txt").read_text()
     finally:
