@@ -32,7 +32,7 @@ class Outcome:
 
 
 def run_ranks(
-    size: int, folder: Path, work: Callable[..., Any], *args: Any, timeout_s: float = 240
+    size: int, folder: Path, work: Callable[..., Any], *args: Any, timeout_s: float = 600
 ) -> list[Outcome]:
     """`work(*args)` on every rank, by rank. work: of a module, so that it can be pickled.
 

@@ -347,7 +347,7 @@ def test_the_program_under_torchrun(raw: dict, tmp_path: Path) -> None:
             [*launcher, "--standalone", "-m", "rntp.cli", "train", str(path), *arguments],
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=600,
         )
 
     done = torchrun("--set=evaluation.enabled=false", f"--run-dir={tmp_path / 'run'}")
@@ -365,8 +365,10 @@ def test_the_program_under_torchrun(raw: dict, tmp_path: Path) -> None:
 def test_more_ranks_than_documents_are_refused(raw: dict, tmp_path: Path) -> None:
     config = Config.parse(raw)
     check_size(config, 3)
-    with pytest.raises(ConfigError, match=r"docs_per_step 3 is less than 4 ranks.*raise it to 4"):
+    with pytest.raises(ConfigError, match=r"docs_per_step is 3, for 4 ranks.*raise it by 1"):
         check_size(config, 4)
+    with pytest.raises(ConfigError, match=r"docs_per_step less data.replay_docs is 2, for 3 ranks"):
+        check_size(Config.parse(raw, ["data.replay_docs=1"]), 3)
     outcomes = run_ranks(4, tmp_path / "ranks", command, raw, [])
     assert [o.exit_code for o in outcomes] == [2] * 4
     assert not (tmp_path / "run").exists()
