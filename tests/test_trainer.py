@@ -223,7 +223,7 @@ def test_stopping_and_starting_again_changes_nothing(raw: dict, tmp_path: Path, 
     assert comparable(folder) == comparable(whole)
     assert read_rollouts(folder, 4) == read_rollouts(whole, 4)
     one, other = (d / "checkpoints" / "step_00000004" for d in (whole, folder))
-    assert same_shards(one, other) == {"weights", "moments"}
+    assert same_shards(one, other) == {"weights", "moments", "alarms"}
 
 
 @pytest.mark.parametrize(
@@ -566,20 +566,23 @@ def test_an_alarm_is_said_once_over_a_resume_and_stops_if_asked(
     raw: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rntp.alarms.STREAK", 2)
-    monkeypatch.setitem(
-        rewards.REGISTRY._entries if hasattr(rewards.REGISTRY, "_entries") else rewards.REGISTRY,
-        "constant",
-        lambda inputs: torch.zeros(inputs.logp_think_PGH.shape[:2]),
-    )
+
+    @rewards.register("constant")
+    def constant(inputs):
+        return torch.zeros(inputs.logp_think_PGH.shape[:2])
+
     raw["evaluation"] = {"enabled": False}
     options = ["reward.scheme=constant", "checkpoint.every_steps=1"]
-    with pytest.raises(Diverged, match=r"after step 2 .*the policy learns nothing") as caught:
-        fit(raw, *options, "run.stop_on_alarm=true")
-    assert caught.value.exit_code == 6
     folder = Path(raw["run"]["dir"])
-    assert [step for step, _ in committed(folder / "checkpoints")] == [1]
-    fit(raw, *options, "run.steps=3")
-    fit(raw, *options)
+    try:
+        with pytest.raises(Diverged, match=r"after step 2 .*the policy learns nothing") as caught:
+            fit(raw, *options, "run.stop_on_alarm=true")
+        assert caught.value.exit_code == 6
+        assert [step for step, _ in committed(folder / "checkpoints")] == [1]
+        fit(raw, *options, "run.steps=3")
+        fit(raw, *options)
+    finally:
+        del rewards.REGISTRY["constant"]
     said = (folder / "log.txt").read_text().count("learns nothing")
     assert said == 2  # at step 2 of the first start, and of the second; not at 3 and 4
 
