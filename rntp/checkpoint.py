@@ -15,6 +15,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,12 +56,10 @@ def save(
     final = folder / f"step_{step:08d}"
     staging = folder / f"{_WRITING}{final.name}"
 
-    def write() -> dict[str, dict[str, Any]]:
-        own = []
-        for stem, group in tensors.items():
-            own += shards.write(staging / stem, group, ranks)
-            fault_point("save.file", files=staging)
-        return _table(staging, own)
+    def write(stem: str) -> dict[str, dict[str, Any]]:
+        table = _table(staging, shards.write(staging / stem, tensors[stem], ranks))
+        fault_point("save.file", files=staging)
+        return table
 
     def attempt(work: Callable[[], T]) -> T:
         try:
@@ -73,9 +72,10 @@ def save(
 
     try:
         ranks.decide(lambda: attempt(lambda: _make(staging, tensors)), "save")
-        files = {
-            k: v for table in ranks.gather(lambda: attempt(write), "save") for k, v in table.items()
-        }
+        files: dict[str, dict[str, Any]] = {}
+        for stem in tensors:  # one after the other, so that no rank begins what another has missed
+            of_ranks = ranks.gather(partial(attempt, partial(write, stem)), "save")
+            files |= {name: facts for table in of_ranks for name, facts in table.items()}
         facts = {**state, "step": step, "world_size": ranks.size}
         ranks.decide(lambda: attempt(lambda: _publish(staging, final, facts, files)), "save")
     except CheckpointError:

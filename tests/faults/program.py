@@ -125,7 +125,10 @@ def _launch(arguments: list[str], environment: dict[str, str], output: str, rank
     )
     try:
         elastic_launch(config, _rank)(arguments, output)
-    except ChildFailedError:
+    except ChildFailedError as error:
+        for rank, failure in error.failures.items():
+            if not _code_path(Path(output), rank).exists():  # it ended without a word
+                _code_path(Path(output), rank).write_text(str(failure.exitcode))
         sys.exit(1)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from faults.cases import KILLS, MATRIX
 from faults.lab import Lab
+from faults.rank_cases import KILLS as KILLS_OF_RANKS
+from faults.rank_cases import RANK_MATRIX, RANKS
 
 from rntp.faults import POINTS
 
@@ -23,14 +25,33 @@ FAST = [
 ]
 
 
+FAST_OF_RANKS = [
+    "2 ranks: save.file@1#5=kill",
+    "2 ranks: update.after@1#3=sigint",
+    "2 ranks: one step not finite",
+]
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return Lab(tmp_path_factory.mktemp("lab"))
 
 
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return Lab(tmp_path_factory.mktemp("together"), RANKS)
+
+
 @pytest.mark.parametrize("name", FAST)
 def test_a_fault_changes_nothing_that_counts(lab: Lab, name: str) -> None:
     row = MATRIX[name](lab)
+    assert row.fired
+    assert row.passed, "\n".join(row.problems)
+
+
+@pytest.mark.parametrize("name", FAST_OF_RANKS)
+def test_a_fault_of_one_rank_changes_nothing_that_counts(together: Lab, name: str) -> None:
+    row = RANK_MATRIX[name](together)
     assert row.fired
     assert row.passed, "\n".join(row.problems)
 
@@ -56,6 +77,16 @@ def test_every_point_is_reached_by_a_run_and_killed_at(lab: Lab) -> None:
     assert {p["point"] for p in proofs} == set(POINTS)
     assert "this run is made to fail" in ended.output
     assert {re.split("[#=]", case.fault)[0] for case in KILLS} == set(POINTS)
+
+
+def test_every_point_of_each_rank_is_killed_at(together: Lab) -> None:
+    notes = ";".join(f"{point}@{rank}=note" for point in POINTS for rank in (0, 1))
+    ended, proofs = together.train("noted", notes)
+    assert ended.exit_codes == (0, 0), ended.output
+    reached = {(p["point"], p["rank"]) for p in proofs}
+    assert {point for point, rank in reached if rank == 0} == set(POINTS)
+    killed = [re.match(r"([\w.]+)@(\d)", case.fault) for case in KILLS_OF_RANKS]
+    assert {(match[1], int(match[2])) for match in killed} == reached
 
 
 def test_the_lab_can_tell(lab: Lab, tmp_path: Path) -> None:
