@@ -5,7 +5,10 @@ A run has 6 steps of 3 contexts, each a microbatch of its own, is saved after st
 kinds of files each) and evaluated before the first step and after steps 4 and 6.
 """
 
+import hashlib
 import json
+import os
+import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -163,6 +166,53 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str, int | None]] = {
     "all flipped": (_all_flipped, "none of the 2 checkpoints", None),
     "archived and unpacked": (_through_an_archive, "resuming from", 4),
 }
+
+
+class _Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.folder),)
+
+
+def pickle_is_not_read(lab: Lab) -> Row:
+    """A pickle in the place where torch.distributed.checkpoint would have one: refused by name;
+    and with a forged commit that knows it, left alone.
+    """
+    sprung = lab.folder / "sprung"
+    trap = pickle.dumps(_Trap(sprung))
+    pickle.loads(pickle.dumps(_Trap(lab.folder / "armed")))
+    problems = [] if (lab.folder / "armed").is_dir() else ["the trap does not work"]
+    found = []
+    for name in ("pickle", "pickle, forged"):
+        newest = lab.finished(name) / "checkpoints" / f"step_{STEPS:08d}"
+        (newest / "weights" / ".metadata").write_bytes(trap)
+        if name == "pickle, forged":
+            commit = json.loads((newest / "COMMIT.json").read_text())
+            del commit["sha256"]
+            digest = hashlib.sha256(trap).hexdigest()
+            commit["files"]["weights/.metadata"] = {"bytes": len(trap), "sha256": digest}
+            whole = hashlib.sha256(json.dumps(commit, sort_keys=True).encode()).hexdigest()
+            (newest / "COMMIT.json").write_text(json.dumps({**commit, "sha256": whole}))
+        again, _ = lab.train(name)
+        found.append(resumed(again))
+        if again.exit_code != 0:
+            problems.append(f"{name}: exit code {again.exit_code}:\n{again.output}")
+        if name == "pickle" and "weights/.metadata: not of this checkpoint" not in again.output:
+            problems.append(f"the pickle was not named:\n{again.output}")
+    if found != [4, STEPS]:
+        problems.append(f"resumed at {found}")
+    if sprung.exists():
+        problems.append("the pickle was read")
+    equal, once, different = lab.compare("pickle")
+    action, happened = "malicious pickle added", "refused by name; never read, not even if forged"
+    everything = tuple(problems + different)
+    return Row(
+        "checkpoint", action, lab.named(), happened, 0, found[0], equal, once, True, everything
+    )
 
 
 def killed_in_a_second_save(lab: Lab) -> Row:
@@ -364,6 +414,7 @@ def _damage(name: str) -> Callable[[Lab], Row]:
 MATRIX: dict[str, Callable[[Lab], Row]] = {
     **{case.fault: _interrupt(case) for case in [*KILLS, *SIGNALS, *ERRORS, *HANGS]},
     **{name: _damage(name) for name in DAMAGE},
+    "malicious pickle": pickle_is_not_read,
     "second save of a step": killed_in_a_second_save,
     "other clock and host": other_clock_and_host,
     "one step not finite": one_step_not_finite,

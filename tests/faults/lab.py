@@ -167,6 +167,8 @@ def interrupt(lab: Lab, case: Case) -> Row:
     if case.exit_code == 5 and set(first.exit_codes) != {5}:
         problems.append(f"exit codes {first.exit_codes}: not all ranks were stopped together")
     point, _, action = re.sub(r"@\d+", "", case.fault).partition("=")
+    if "checkpoint.asynchronous=true" in case.options:
+        action += ", asynchronous save"
     return Row(
         point,
         action,

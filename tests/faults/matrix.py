@@ -85,7 +85,8 @@ def report(rows: dict[str, Row], seconds: float) -> str:
         "that nothing happened to. *Metrics equal*: `metrics.jsonl` to the bit, but for times and "
         "memory; with it rollouts, evaluations, weights and moments were compared. *Once*: every "
         "ordinal was trained exactly once (after a rollback: but for those set aside). *Fired*: "
-        "the fault left its proof. A dash: the case has no say in it.",
+        "the fault left its proof. *Exit code*: of the rank it fired on; torchrun itself says 1. A "
+        "dash: the case has no say in it.",
         "",
         f"Command `make faults`, commit {_commit()}, {datetime.now(UTC):%Y-%m-%d}, Python "
         f"{platform.python_version()}, {versions}, CPU ranks over gloo, {duration(seconds)}.",

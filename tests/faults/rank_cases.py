@@ -4,8 +4,15 @@ Of the three contexts of a step rank 0 has one and rank 1 two; both evaluate one
 """
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 from faults.cases import (
     WATCHED,
@@ -15,8 +22,9 @@ from faults.cases import (
     streak_without_rollbacks,
 )
 from faults.lab import ANYWHERE, Case, Lab, Row, comparable, interrupt, ordinals, resumed
+from faults.program import Ended
 
-from rntp.log import read_rollouts
+from rntp.log import read_metrics, read_rollouts
 
 RANKS = 2
 
@@ -142,6 +150,111 @@ def elastic(lab: Lab) -> Row:
     )
 
 
+def torchrun_is_stopped(lab: Lab) -> Row:
+    """As a scheduler does it: SIGTERM to every process of the job, of which torchrun hands its own
+    on to ranks that already have it.
+    """
+    folder, output = lab.folder / "torchrun", lab.folder / "torchrun.out"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    program = ["-m", "rntp.cli", "train", f"{lab.folder}/config.yaml", f"--run-dir={folder}"]
+    command = [*torchrun, *program]
+    with output.open("wb") as out:
+        first = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        while first.poll() is None and not read_metrics(folder):
+            time.sleep(0.01)
+        os.killpg(first.pid, signal.SIGTERM)
+        first.wait(120)
+        text = output.read_text(errors="replace")
+        again = subprocess.run(command, stdout=out, stderr=out, timeout=300)
+    problems = []
+    if (first.returncode, again.returncode) != (1, 0):  # torchrun's own
+        problems.append(f"exit codes {first.returncode}, {again.returncode}:\n{text}")
+    fired = "stopped by SIGTERM" in text
+    if text.count("the same command resumes") != 1:
+        problems.append(f"not one coordinated save:\n{text}")
+    ended = Ended((again.returncode,), output.read_text(errors="replace"), 0)
+    equal, once, different = lab.compare("torchrun")
+    return Row(
+        "wherever it is",
+        "SIGTERM to torchrun and its ranks",
+        lab.named(),
+        "one save; torchrun says 1",
+        first.returncode,
+        resumed(ended),
+        equal,
+        once,
+        fired,
+        tuple(problems + different),
+    )
+
+
+STAND_INS = {
+    "scontrol": """
+        case $1 in
+            show) echo localhost ;;
+            requeue) echo "requeued $2" ;;
+        esac
+    """,
+    # Starts every task, and ends with the highest exit code.
+    "srun": """
+        shift
+        for n in $(seq 0 $((SLURM_NTASKS - 1))); do
+            SLURM_PROCID=$n SLURM_LOCALID=$n "$@" & tasks="$tasks $!"
+        done
+        for task in $tasks; do wait $task; code=$?; [ $code -gt ${most:-0} ] && most=$code; done
+        exit ${most:-0}
+    """,
+    "rntp": """exec "$TEST_PYTHON" -m rntp.cli "$@" """,
+}
+
+
+def slurm_requeues(lab: Lab) -> Row:
+    """experiments/cluster/slurm.sh with stand-ins for SLURM's commands: the same job, twice."""
+    folder, stand_ins = lab.folder / "slurm", lab.folder / "bin"
+    stand_ins.mkdir()
+    for name, text in STAND_INS.items():
+        (stand_ins / name).write_text(f"#!/bin/bash\n{textwrap.dedent(text)}\n")
+        (stand_ins / name).chmod(0o755)
+    proof = lab.folder / "slurm.proof"
+    job = {
+        **os.environ,
+        "PATH": f"{stand_ins}:{os.environ['PATH']}",
+        "TEST_PYTHON": sys.executable,
+        "CONFIG": f"{lab.folder}/config.yaml",
+        "RNTP_ARGS": f"--run-dir {folder}",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+    }
+    fault = {"RNTP_FAULT": "update.after@1#3=sigterm", "RNTP_FAULT_PROOF": str(proof)}
+    script = str(Path(__file__).parents[2] / "experiments/cluster/slurm.sh")
+    first, again = (
+        subprocess.run(
+            ["bash", script], env=job | more, capture_output=True, text=True, timeout=300
+        )
+        for more in (fault, {"SLURM_RESTART_COUNT": "1"})
+    )
+    problems = []
+    if first.returncode != 0 or "requeued 7" not in first.stdout:
+        problems.append(f"not requeued: {first.returncode}\n{first.stdout}{first.stderr}")
+    if again.returncode != 0 or "requeued" in again.stdout:
+        problems.append(f"not done: {again.returncode}\n{again.stdout}{again.stderr}")
+    equal, once, different = lab.compare("slurm")
+    return Row(
+        "update.after#3",
+        "sigterm, experiments/cluster/slurm.sh",
+        lab.named(1),
+        "requeued (stand-ins for srun and scontrol)",
+        first.returncode,
+        resumed(Ended((0,), again.stdout, 0)),
+        equal,
+        once,
+        proof.exists(),
+        tuple(problems + different),
+    )
+
+
 def _alike(rows: list[dict], others: list[dict], tolerance: float) -> bool:
     """The same metrics; digests to the letter, numbers to a tolerance."""
 
@@ -169,4 +282,6 @@ RANK_MATRIX: dict[str, Callable[[Lab], Row]] = {
     "2 ranks: streak, killed before the next commit": lambda lab: streak_then_killed(lab, 5, 2),
     "2 ranks: streak, no rollbacks": streak_without_rollbacks,
     "4 → 2 → 1 → 2 ranks": elastic,
+    "torchrun is stopped": torchrun_is_stopped,
+    "slurm script": slurm_requeues,
 }
