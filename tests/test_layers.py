@@ -45,11 +45,14 @@ def files(*patterns: str) -> list[Path]:
         (["rntp/tree.py"], {"rntp_kernels", "rntp.model", *CORE}),
         (["rntp/reference.py"], {"rntp.config", "rntp.model", "rntp.sharding", "rntp.tree", *CORE}),
         (["rntp/ranks.py"], {"rntp.config", *CORE}),
-        (["rntp/sharding.py"], CORE),
+        (["rntp/sharding.py", "rntp/signals.py", "rntp/alarm_maths.py"], CORE),
+        (["rntp/faults.py"], {"rntp.signals", *CORE}),
+        (["rntp/alarms.py"], {"rntp.alarm_maths", *CORE}),
+        (["rntp/watchdog_process.py"], set()),
         (["rntp/shards.py"], {"rntp.ranks", *CORE}),
         (
             ["rntp/checkpoint.py"],
-            {"rntp.files", "rntp.ranks", "rntp.sharding", "rntp.shards", *CORE},
+            {"rntp.faults", "rntp.files", "rntp.ranks", "rntp.sharding", "rntp.shards", *CORE},
         ),
         (
             ["rntp/step.py"],
