@@ -194,6 +194,7 @@ class Trainer:
             clock.lap("time/backward_s")
             mine.add(scores, judged, elsewhere, part)
         tally = Tally.joined(self.ranks.gather(lambda: mine, "update"))
+        self.saver.let_change()
         update = self.optimizer.step(step, loss_is_finite=tally.loss_is_finite)
         clock.lap("time/update_s")
         for _ in range(1, config.objective.epochs_per_rollout):
