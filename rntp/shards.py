@@ -40,6 +40,8 @@ _TYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+# What DCP raises for files that are not there, not whole or of other tensors.
+_OF_THE_DISK = (OSError, RuntimeError, ValueError, KeyError, AssertionError)
 _Part = tuple[str, torch.Size, Tensor]  # name, where it lies in the whole tensor, numbers
 
 
@@ -202,7 +204,7 @@ def _errors_of_the_disk() -> Iterator[None]:
             yield
     except CheckpointException as error:
         rank, (first, _) = min(error.failures.items(), key=lambda item: item[0])
-        if not isinstance(first, OSError | SafetensorError | RuntimeError | ValueError | KeyError):
+        if not isinstance(first, (*_OF_THE_DISK, SafetensorError)):
             raise
         raise OSError(f"rank {rank}: {first}") from error
     except SafetensorError as error:
