@@ -176,7 +176,8 @@ def _write_all(file: RawIOBase, content: bytes | memoryview) -> None:
 
 
 def _facts(folder: Path) -> Iterator[tuple[str, TensorStorageMetadata]]:
-    found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    with _errors_of_the_disk():
+        found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     for name, facts in found.items():
         assert isinstance(facts, TensorStorageMetadata)
         yield name, facts
