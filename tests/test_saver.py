@@ -128,7 +128,7 @@ def test_a_copy_that_fails_does_not_hold_the_update_up(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: Saver, tensors: checkpoint.Tensors) -> checkpoint.Tensors:
-        raise RuntimeError("no memory")
+        raise CheckpointError("no memory")
 
     monkeypatch.setattr(Saver, "_stage", broken)
     scene.save(1)
