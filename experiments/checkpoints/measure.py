@@ -52,7 +52,7 @@ SMOLLM2_135M = LlamaConfig(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Plain)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--repeats", type=int, default=5, help="saves of each kind")
+    parser.add_argument("--repeats", type=int, default=6, help="saves of each kind")
     arguments = parser.parse_args()
     keep_freed_memory()
     found = measure(SMOLLM2_135M, arguments.repeats, arguments.out.parent)
