@@ -280,9 +280,9 @@ class Checkpoint(Section):
     keep: Positive = 2
     """Newest checkpoints to keep."""
     asynchronous: bool = False
-    """Write while training goes on: a step waits only until its tensors are copied to buffers in
-    the host's memory, which take as much as a checkpoint does. The last step and a stop request
-    wait for the disk."""
+    """Write while training goes on: only the next update waits until weights and moments are copied
+    to buffers in the host's memory, which take as much as a checkpoint does. The last step and a
+    stop request wait for the disk."""
 
 
 class Evaluation(Section):

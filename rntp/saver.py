@@ -1,16 +1,17 @@
 """Saving checkpoints, at once or while the training goes on.
 
-Asynchronous: the step waits until tensors are copied to buffers in the host's memory, no longer; a
-thread writes, hashes and commits them. There is one set of buffers, so a save waits for the one
-before it. What the thread says to other ranks goes through a process group of its own: messages of
-two threads in one group would meet in any order.
+Asynchronous: a thread copies the tensors to buffers in the host's memory, writes, hashes and
+commits them. Training goes on at once, since sampling, forward and backward change nothing that is
+saved; only the next update waits until the copies are there. There is one set of buffers, so a save
+waits for the one before it. What the thread says to other ranks goes through a process group of its
+own: messages of two threads in one group would meet in any order.
 """
 
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, TypeVar
 
 import torch
@@ -50,6 +51,9 @@ class Saver:
         self._asynchronous = asynchronous
         self._buffers: dict[tuple[str, str], Tensor] = {}
         self._thread: Thread | None = None
+        self._copied = Event()
+        self._copied.set()
+        self._stall_s = 0.0  # of the save in flight
         self._report: Callable[[], None] = lambda: None
         self._failed: list[CheckpointError] = []  # in a row
 
@@ -68,8 +72,9 @@ class Saver:
     ) -> None:
         """Save a step; see `rntp.checkpoint.save`.
 
-        wait: until it is on the disk. Raises CheckpointError if it cannot be and either `wait` or
-        FAILED_SAVES say so; all ranks together.
+        wait: until it is on the disk; otherwise the tensors must not change before `let_change`.
+        Raises CheckpointError if it cannot be and either `wait` or FAILED_SAVES say so; all ranks
+        together.
         """
         start = time.perf_counter()
         self.wait()
@@ -89,12 +94,18 @@ class Saver:
             stall = time.perf_counter() - start
             self._log.message(f"saved {path} (training stood still for {stall:.2f} s)")
             return
-        staged = self._stage(tensors)
-        stall = time.perf_counter() - start
+        self._copied.clear()
         self._thread = Thread(
-            target=self._write_behind, args=(step, staged, state, start, stall), name="checkpoint"
+            target=self._write_behind, args=(step, tensors, state, start), name="checkpoint"
         )
         self._thread.start()
+        self._stall_s = time.perf_counter() - start
+
+    def let_change(self) -> None:
+        """Wait until what is being saved is copied: before it is changed."""
+        start = time.perf_counter()
+        self._copied.wait()
+        self._stall_s += time.perf_counter() - start
 
     def poll(self) -> None:
         """Tell how a save went that has come to its end."""
@@ -143,13 +154,16 @@ class Saver:
     def _write_behind(
         self,
         step: int,
-        staged: checkpoint.Tensors,
+        tensors: checkpoint.Tensors,
         state: Mapping[str, Any],
         start: float,
-        stall: float,
     ) -> None:
         """In the thread, which leaves the telling to the one that trains."""
         try:
+            try:
+                staged = self._stage(tensors)
+            finally:
+                self._copied.set()
             path = self._write(step, staged, state)
         except CheckpointError as error:
             failure = error
@@ -159,8 +173,9 @@ class Saver:
             self._report = partial(_raise, error)
             return
         took = time.perf_counter() - start
-        text = f"saved {path} (training stood still for {stall:.2f} s of {took:.2f} s)"
-        self._report = lambda: self._log.message(text)
+        self._report = lambda: self._log.message(
+            f"saved {path} (training stood still for {self._stall_s:.2f} s of {took:.2f} s)"
+        )
 
     @torch.no_grad()
     def _stage(self, tensors: checkpoint.Tensors) -> checkpoint.Tensors:

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import os
+import pickle
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from rntp import checkpoint, shards
 from rntp.errors import CheckpointError
@@ -17,7 +20,7 @@ MOMENTS = "moments/shard-00001-model-00001-of-00001.safetensors"
 
 
 def write(folder: Path, step: int, keep: int = 2, value: float = 1.0) -> Path:
-    tensors = {"weights": {"w": torch.full((4, 3), value)}, "moments": {"m": torch.arange(5.0)}}
+    tensors = {"weights": {"w": torch.full((4, 3), value)}, "moments": {"m": torch.arange(2000.0)}}
     return checkpoint.save(folder, step, tensors, {"next_ordinal": step * 3}, keep)
 
 
@@ -57,7 +60,9 @@ def test_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     ("damage", "told"),
     [
         (lambda p: flip(p / WEIGHTS), f"{WEIGHTS}: its bytes have changed"),
+        (lambda p: zero_a_page(p / MOMENTS), f"{MOMENTS}: its bytes have changed"),
         (lambda p: (p / MOMENTS).unlink(), f"{MOMENTS}: missing"),
+        (lambda p: os.truncate(p / MOMENTS, 4096), f"{MOMENTS}: 4096 bytes, "),
         (lambda p: (p / "state.json").write_text("{}"), "state.json: 2 bytes"),
         (lambda p: (p / "COMMIT.json").write_text("{"), "COMMIT.json: unreadable"),
         (lambda p: (p / "COMMIT.json").write_text("[]"), "COMMIT.json: unreadable"),
@@ -94,6 +99,51 @@ def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-3] ^= 0x10
     path.write_bytes(content)
+
+
+def zero_a_page(path: Path) -> None:
+    """Of the disk: 4 KiB of a file whose size stays."""
+    with path.open("r+b") as file:
+        file.seek(2048)
+        assert any(file.read(4096))
+        file.seek(2048)
+        file.write(bytes(4096))
+
+
+class Bomb:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_never_read(tmp_path: Path) -> None:
+    """As DCP's own `.metadata`, or in place of a file that is read, with hashes that fit."""
+    older, newer, ran = write(tmp_path / "c", 1), write(tmp_path / "c", 2), tmp_path / "ran"
+    pickled = pickle.dumps(Bomb(ran))
+    (newer / "weights" / ".metadata").write_bytes(pickled)
+    said: list[str] = []
+    assert checkpoint.newest_valid(tmp_path / "c", said.append) == older
+    assert "weights/.metadata: not of this checkpoint" in said[0]
+
+    (newer / "weights" / ".metadata").unlink()
+    (newer / WEIGHTS).write_bytes(pickled)
+    commit = json.loads((newer / "COMMIT.json").read_text())
+    sha256 = hashlib.sha256(pickled).hexdigest()
+    commit["files"][WEIGHTS] = {"bytes": len(pickled), "sha256": sha256}
+    commit["sha256"] = checkpoint._digest({k: v for k, v in commit.items() if k != "sha256"})
+    (newer / "COMMIT.json").write_text(json.dumps(commit))
+    assert checkpoint.problems(newer) == []
+    with pytest.raises(CheckpointError, match="are not those of this run's model"):
+        checkpoint.load_into(newer, "weights", {"w": torch.zeros(4, 3)})
+    with pytest.raises(OSError, match=r"(?i)header"):
+        checkpoint.load(newer, "weights")
+    assert not ran.exists()
+    pickle.loads(pickled)
+    assert ran.exists()  # it would have been seen
 
 
 def test_without_a_commit_it_is_damaged(tmp_path: Path) -> None:
@@ -201,6 +251,28 @@ def test_other_tensors_are_refused(tmp_path: Path) -> None:
     for wanted in ({"v": torch.zeros(4, 3)}, {"w": torch.zeros(3, 3)}):
         with pytest.raises(CheckpointError, match="are not those of this run's model"):
             checkpoint.load_into(path, "weights", wanted)
+
+
+def test_every_type_and_shape_is_read_back_and_by_others(tmp_path: Path) -> None:
+    """No element, no dimension, parts of others; also by the library whose format it is."""
+    tensors = {
+        "empty": torch.zeros(0, 3),
+        "number": torch.tensor(2.5),
+        "columns": torch.arange(12.0).view(3, 4).T,
+        "odd": torch.tensor([1, 2, 3], dtype=torch.uint8),
+        "flags": torch.tensor([True, False, True]),
+        "long": torch.tensor([2**60]),
+        "half": torch.full((3,), 1.5, dtype=torch.bfloat16),
+        "double": torch.full((2, 2), 0.1, dtype=torch.float64),
+    }
+    path = checkpoint.save(tmp_path / "a", 1, {"weights": tensors}, {}, 1)
+    for found in (checkpoint.load(path, "weights"), load_file(path / WEIGHTS)):
+        assert found.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert found[name].dtype == tensor.dtype
+            assert torch.equal(found[name], tensor), name
+    again = checkpoint.save(tmp_path / "b", 1, {"weights": tensors}, {}, 1)
+    assert (again / WEIGHTS).read_bytes() == (path / WEIGHTS).read_bytes()
 
 
 def test_many_small_files_where_one_would_be_large(

@@ -37,6 +37,8 @@ OPTIONS = [
     "baseline.weights=ema",
     "baseline.decay=0.9",
     "placement.policy=learnability",
+    "placement.interleaved=true",
+    "data.replay_docs=1",
 ]
 
 
@@ -155,7 +157,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(raw: dict, tmp_path: Path) -
     raw["model"]["dtype"] = "float64"
     one, moved, two, again = (tmp_path / name for name in ("one", "moved", "two", "again"))
     fit(raw, one, [])
-    for size, steps in ((3, 1), (1, 2), (2, 4)):
+    for size, steps in ((4, 1), (2, 2), (1, 3), (2, 4)):
         fit(raw, moved, [f"run.steps={steps}"], size)
     same_metrics(one, moved, 1e-9)
     same_thoughts(one, moved, range(1, 5))
@@ -164,7 +166,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(raw: dict, tmp_path: Path) -
     assert sorted(set(trained)) == list(range(20))  # every ordinal …
     assert len(trained) == 20 * 2 * 3  # … once
     segments = json.loads((moved / "manifest.json").read_text())["segments"]
-    assert [segment["world_size"] for segment in segments] == [1, 2]
+    assert [segment["world_size"] for segment in segments] == [2, 1, 2]
 
     # On as many ranks as before, to the bit.
     raw["model"]["dtype"] = "bfloat16"

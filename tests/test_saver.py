@@ -55,6 +55,7 @@ class Scene:
         """Of weights that are all `step`, and move on at once."""
         self.tensors["weights"]["w"].fill_(step)
         self.saver.save(step, self.tensors, {}, **more)
+        self.saver.let_change()
         self.tensors["weights"]["w"].fill_(-1)
 
 
@@ -100,6 +101,45 @@ def test_a_save_waits_for_the_one_before_in_the_same_buffers(scene: Scene, tmp_p
     assert scene.done == [1, 2]
     assert [weight(p) for _, p in checkpoint.committed(tmp_path / "checkpoints")] == [{1.0}, {2.0}]
     assert {key: b.data_ptr() for key, b in scene.saver._buffers.items()} == places
+
+
+def test_an_update_waits_for_the_copies_and_a_rollout_does_not(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.free.set()
+    go = threading.Event()
+    copy = torch.Tensor.copy_
+
+    def slowly(self: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
+        assert go.wait(20)
+        return copy(self, *more, **named)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", slowly)
+    scene.tensors["weights"]["w"].fill_(1)
+    scene.saver.save(1, scene.tensors, {})  # returns, although nothing is copied
+    update = threading.Thread(target=scene.saver.let_change)
+    update.start()
+    update.join(0.3)
+    assert update.is_alive()
+    go.set()
+    update.join(20)
+    assert not update.is_alive()
+    scene.tensors["weights"]["w"].fill_(-1)
+    scene.saver.wait()
+    assert weight(tmp_path / "checkpoints" / "step_00000001") == {1.0}
+    assert "training stood still for 0.3" in scene.said[0][1]
+
+
+def test_a_copy_that_fails_does_not_hold_the_update_up(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Saver, tensors: checkpoint.Tensors) -> checkpoint.Tensors:
+        raise CheckpointError("no memory")
+
+    monkeypatch.setattr(Saver, "_stage", broken)
+    scene.save(1)
+    scene.saver.wait()
+    assert (scene.saver.saved, scene.said[0][0]) == (0, "error")
 
 
 def test_a_failure_is_loud_and_training_goes_on(scene: Scene) -> None:
