@@ -37,10 +37,10 @@ class Run(Section):
     """Optimizer steps to have done when the run ends."""
     dir: Path
     """Run folder. It belongs to one config; starting again with the same config resumes it."""
-    hang_timeout_s: Weight = 300.0
-    """End a rank, with its stacks in stacks/, after so many seconds without a sign of life. More
-    than one forward or one save takes, less than parallel.timeout_s, after which the others give
-    up; 0 watches nothing and writes no heartbeat."""
+    hang_timeout_s: Weight = 1800.0
+    """End a rank, with its stacks in stacks/, after so many seconds without a sign of life: more
+    than one forward or one save takes. It is told after 45 s, and of many ranks the others give up
+    after parallel.timeout_s. 0 watches nothing and writes no heartbeat."""
     max_rollbacks: NonNegative = 2
     """So often a streak of optim.max_skipped_steps non-finite steps sends the run back to the last
     checkpoint before it, with the streak's ordinals set aside; the next one is exit code 6."""

@@ -51,6 +51,7 @@ from rntp.ranks import ALONE, Ranks, on_device
 from rntp.records import Record, open_record
 from rntp.reference import Reference, open_reference
 from rntp.replay import Replay, next_ordinal, step_contexts
+from rntp.rollout import Check, no_check
 from rntp.rollout.inprocess import open_engine
 from rntp.rollout.interleaved import interleaved
 from rntp.rollout.place import placer
@@ -206,7 +207,7 @@ class Trainer:
             part = loss(scores, tree, judged, mine.counts, config, elsewhere)
             clock.lap("time/forward_s")
             fault_point("forward", part.total)
-            self._backward(part.total, last=i + 1 == len(batches))
+            self._backward(part.total, last=i + 1 == len(batches), check=self.stop.check)
             fault_point("backward")
             clock.lap("time/backward_s")
             mine.add(scores, judged, elsewhere, part)
@@ -252,13 +253,13 @@ class Trainer:
         self._phase("rollout")
         return self.engine.sample(contexts, self.place, self._poll, step - 1)
 
-    def _backward(self, total: Tensor, *, last: bool) -> None:
+    def _backward(self, total: Tensor, *, last: bool, check: Check) -> None:
         """Add a microbatch's gradient; with the last of a rank's, ranks add up theirs.
 
         They meet before: in what is theirs together nobody can tell who lets the others wait.
         """
         if last or self.ranks.alone:
-            self.ranks.agree(self.stop.check, "backward")
+            self.ranks.agree(check, "backward")
         self._phase("backward")
         self.optimizer.backward(total, last=last)
 
@@ -331,12 +332,13 @@ class Trainer:
         """
         finite = True
         for i, batch in enumerate(batches):
+            self._phase("another epoch", i, len(batches))
             tree = plant(self.model, batch, self.config.reward.horizon)
             elsewhere = replace(mine.elsewhere[i], old_logp_M=mine.scores[i].thought_logp_M)
             judged = mine.judgements[i]
             part = loss(self._score(tree), tree, judged, mine.counts, self.config, elsewhere)
             clock.lap("time/forward_s")
-            self.optimizer.backward(part.total, last=i + 1 == len(batches))
+            self._backward(part.total, last=i + 1 == len(batches), check=no_check)
             clock.lap("time/backward_s")
             mine.clipped_tokens += float(part.clipped_tokens)
             finite = finite and bool(torch.isfinite(part.total))

@@ -42,8 +42,11 @@ def main() -> None:
             return
         if silent_s >= facts["notice_s"] and last["phase"] not in noticed:
             noticed.add(last["phase"])
-            what = _stacks(watched, facts, last, facts["notice_s"])
-            _say(f"{what}. Its stacks are in {facts['stacks']}")
+            what = _stacks(watched, facts, f"may hang {_where(facts, last, facts['notice_s'])}")
+            _say(
+                f"{what}. Its stacks are in {facts['stacks']}; it is ended after "
+                f"{facts['timeout_s']:g} s (run.hang_timeout_s)"
+            )
 
 
 def _write(path: str, beat: dict) -> None:
@@ -58,7 +61,7 @@ def _write(path: str, beat: dict) -> None:
 
 
 def _end(watched: int, facts: dict, last: dict) -> None:
-    what = _stacks(watched, facts, last, facts["timeout_s"])
+    what = _stacks(watched, facts, f"hangs {_where(facts, last, facts['timeout_s'])}")
     _say(
         f"{what}. Its stacks are in {facts['stacks']}. The run is ended; the same command resumes "
         "it. If the phase may take that long, raise run.hang_timeout_s"
@@ -66,8 +69,16 @@ def _end(watched: int, facts: dict, last: dict) -> None:
     os.kill(watched, signal.SIGKILL)
 
 
-def _stacks(watched: int, facts: dict, last: dict, silent_s: float) -> str:
-    """Have the stacks written, and say what the rank does."""
+def _where(facts: dict, last: dict, silent_s: float) -> str:
+    return (
+        f"in phase {last['phase']} of step {last['step']} (ordinal {last['ordinal']}): no sign of "
+        f"life for {silent_s:g} s"
+    )
+
+
+def _stacks(watched: int, facts: dict, what: str) -> str:
+    """Have the stacks written and what the rank does below them, and give that back."""
+    what = f"rank {facts['rank']} {what}"
     before = size = os.path.getsize(facts["stacks"])
     os.kill(watched, facts["signal"])
     for _ in range(50):  # until they are there, 5 s at most
@@ -76,10 +87,6 @@ def _stacks(watched: int, facts: dict, last: dict, silent_s: float) -> str:
         if grown == size > before:
             break
         size = grown
-    what = (
-        f"rank {facts['rank']} hangs in phase {last['phase']} of step {last['step']} (ordinal "
-        f"{last['ordinal']}): no sign of life for {silent_s:g} s"
-    )
     with open(facts["stacks"], "a", encoding="utf-8") as file:
         file.write(f"\n{what}\n\n")
     return what
