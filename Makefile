@@ -3,6 +3,8 @@
 # make ablations    its curves: rewards, placement, group size and more (an hour)
 # make ablations-text  the rewards on real text, SmolLM2-135M (two hours and a half)
 # make methods      every published method on it, with the controls (63 runs, three quarters of an hour)
+# make faults       every injected fault: kills, damage, hangs, signals → experiments/faults/RESULTS.md
+# make save-stall   how long training stands still for a checkpoint (two minutes)
 # make install      only the environment, in .venv
 # make test         the same environment with the test extras; lint, types, tests
 #
@@ -19,7 +21,8 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/config.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.enabled=false
 
-.PHONY: install quickstart planted ablations ablations-text methods test lint types clean
+.PHONY: install quickstart planted ablations ablations-text methods faults save-stall test lint \
+	types clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -32,6 +35,10 @@ quickstart: install
 planted: build/planted/manifest.json
 	$(VENV)/bin/rntp train experiments/planted/config.yaml
 	$(VENV)/bin/rntp eval runs/planted
+
+# Saves of a 135M-parameter model with random weights, at once and asynchronous.
+save-stall: install
+	$(VENV)/bin/python experiments/checkpoints/measure.py --out experiments/checkpoints/results/stall.json
 
 # Every curve of experiments/planted/results. About an hour on 2 cores; resumes.
 ablations: build/planted/manifest.json
@@ -64,6 +71,10 @@ build/planted-mixed/manifest.json: | build/planted-thoughts/manifest.json
 
 build/planted/manifest.json: | install
 	$(VENV)/bin/python experiments/planted/make_corpus.py --out build/planted
+
+# The program is killed, damaged, stopped and hung, and compared with the run that was not.
+faults: $(VENV)/.installed-dev
+	$(VENV)/bin/python tests/faults/matrix.py
 
 test: lint types
 	$(VENV)/bin/python -m pytest

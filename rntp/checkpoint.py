@@ -1,7 +1,13 @@
-"""Checkpoints that are whole or absent: tensors in safetensors, facts in JSON, COMMIT.json last.
+"""Checkpoints that are whole or absent: shards of all ranks, facts in JSON, COMMIT.json last.
 
-A checkpoint is written into a temporary folder, synced, hashed and renamed. Without its
-COMMIT.json it does not exist; with it, every file is checked against its hash before it is read.
+    step_00000010/weights/shard-00001-….safetensors   float32 masters; one file a rank at least
+                  moments/…  and what else the run keeps, a folder each
+                  state.json, COMMIT.json
+
+A checkpoint is written into a temporary folder, synced, hashed and renamed. A folder without its
+COMMIT.json counts as damaged; with it, every file is checked against its hash before it is read.
+Names that begin with a dot are of no checkpoint: what is being written, replaced or removed.
+Any number of ranks reads what any number has written; they share one file system.
 """
 
 import hashlib
@@ -9,92 +15,229 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from rntp import shards
 from rntp.errors import CheckpointError
+from rntp.faults import fault_point
 from rntp.files import sync, write_json
+from rntp.ranks import ALONE, Ranks
+from rntp.sharding import split_like
 
 COMMIT = "COMMIT.json"
 STATE = "state.json"
+FORMAT = 2  # 1 had one file for all weights and one for all moments
 _NAME = re.compile(r"step_(\d{8})")
+_WRITING, _REPLACED, _REMOVED = ".tmp-", ".old-", ".del-"
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
+T = TypeVar("T")
 
 
-def save(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any], keep: int) -> Path:
-    """Write `step_<step>` and drop all but the newest `keep` committed checkpoints.
+def save(
+    folder: Path,
+    step: int,
+    tensors: Tensors,
+    state: Mapping[str, Any],
+    keep: int,
+    ranks: Ranks = ALONE,
+) -> Path:
+    """Write `step_<step>`, and `prune` to the newest `keep`; a collective.
 
-    tensors: by file stem, by name. state: JSON facts. What lies under the name of the step, a
-    damaged checkpoint that a resume passed over, is replaced. Raises CheckpointError if the disk
-    does not take it; the other checkpoints are untouched.
+    tensors: by stem, by name; shards (DTensor) or, alike on all ranks, whole. state: JSON facts.
+    What lies under the name of the step, a damaged checkpoint that a resume passed over, is
+    replaced. Raises CheckpointError if the disk does not take it; the others are untouched.
     """
     final = folder / f"step_{step:08d}"
-    staging = folder / f".tmp-{final.name}"
+    staging = folder / f"{_WRITING}{final.name}"
+
+    def write(stem: str) -> dict[str, dict[str, Any]]:
+        table = _table(staging, shards.write(staging / stem, tensors[stem], ranks))
+        fault_point("save.file", files=staging)
+        return table
+
+    def attempt(work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except OSError as error:  # of a full disk, mostly
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be written to {folder}: {error}. Free "
+                "some space and start again with the same command"
+            ) from error
+
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        for stem, group in tensors.items():
-            contiguous = {name: tensor.detach().contiguous() for name, tensor in group.items()}
-            save_file(contiguous, staging / f"{stem}.safetensors")
-        write_json(staging / STATE, {**state, "step": step})
-        files = {}
-        for path in sorted(staging.iterdir()):
-            sync(path)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        write_json(staging / COMMIT, {"step": step, "files": files})
-        shutil.rmtree(final, ignore_errors=True)
-        staging.replace(final)
-        sync(folder)
-    except (OSError, SafetensorError) as error:  # the latter for a full disk, too
-        shutil.rmtree(staging, ignore_errors=True)
-        raise CheckpointError(
-            f"the checkpoint of step {step} could not be written to {folder}: {error}. Free some "
-            "space and start again with the same command"
-        ) from error
-    for _, old in committed(folder)[:-keep]:
-        (old / COMMIT).unlink()  # first, so that a half-removed checkpoint does not count
-        shutil.rmtree(old)
+        ranks.decide(lambda: attempt(lambda: _make(staging, tensors)), "save")
+        files: dict[str, dict[str, Any]] = {}
+        for stem in tensors:  # one after the other, so that no rank begins what another has missed
+            of_ranks = ranks.gather(partial(attempt, partial(write, stem)), "save")
+            files |= {name: facts for table in of_ranks for name, facts in table.items()}
+        facts = {**state, "step": step, "world_size": ranks.size}
+        ranks.decide(lambda: attempt(lambda: _publish(staging, final, facts, files)), "save")
+    except CheckpointError:
+        if ranks.is_first:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
+    ranks.decide(lambda: _drop_old(folder, keep, step), "save")
     return final
+
+
+def _make(staging: Path, tensors: Tensors) -> None:
+    shutil.rmtree(staging, ignore_errors=True)
+    for stem in tensors:
+        (staging / stem).mkdir(parents=True)
+    fault_point("save.before")
+
+
+def _table(staging: Path, paths: list[Path]) -> dict[str, dict[str, Any]]:
+    """Size and hash of files by their path inside the checkpoint, once they are on the disk."""
+    found = {}
+    for path in paths:
+        sync(path)
+        name = path.relative_to(staging).as_posix()
+        found[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return found
+
+
+def _publish(
+    staging: Path, final: Path, state: dict[str, Any], files: dict[str, dict[str, Any]]
+) -> None:
+    """Facts, then the commit, then the name."""
+    write_json(staging / STATE, state)
+    facts: dict[str, Any] = {
+        "format": FORMAT,
+        "step": state["step"],
+        "world_size": state["world_size"],
+        "files": dict(sorted({**files, **_table(staging, [staging / STATE])}.items())),
+    }
+    for path in staging.iterdir():
+        sync(path)
+    fault_point("save.commit.before", files=staging)
+    write_json(staging / COMMIT, {**facts, "sha256": _digest(facts)})
+    fault_point("save.commit.after", files=staging)
+    replaced = final.with_name(f"{_REPLACED}{final.name}")
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.replace(replaced)
+    fault_point("save.rename.before", files=staging)
+    staging.replace(final)
+    sync(final.parent)
+    fault_point("save.rename.after", files=final)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _drop_old(folder: Path, keep: int, step: int) -> None:
+    """Checkpoints later than the one just saved, and those beyond `keep`."""
+    fault_point("prune.before")
+    for number, path in folders(folder):
+        # The run has gone back behind it: it was damaged, or what came after was set aside.
+        if number > step:
+            remove(path)
+    prune(folder, keep, glance)
+    fault_point("prune.after")
+
+
+def prune(folder: Path, keep: int, wrong: Callable[[Path], list[str]]) -> list[Path]:
+    """Remove all but the newest `keep` good checkpoints, and say what went.
+
+    wrong: what tells a good one, `problems` (reads everything) or `glance`. The last good one stays
+    however many newer ones are damaged; where there is no good one, nothing goes.
+    """
+    there = [path for _, path in folders(folder)]
+    good = [path for path in there if not wrong(path)]
+    removed = [path for path in there if path not in good[-keep:]] if good else []
+    for path in removed:
+        remove(path)
+    return removed
+
+
+def remove(checkpoint: Path) -> None:
+    """Take a checkpoint away in one move, so that a kill leaves all of it or nothing."""
+    leaving = checkpoint.with_name(f"{_REMOVED}{checkpoint.name}")
+    shutil.rmtree(leaving, ignore_errors=True)
+    checkpoint.replace(leaving)
+    fault_point("prune.inside")
+    # Network file systems may hold on to a file; the next start clears what is left.
+    shutil.rmtree(leaving, ignore_errors=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a kill left half-written or half-removed; call it where nobody writes.
+
+    A checkpoint that was moved away for one which never took its place gets its name back.
+    """
+    if not folder.is_dir():
+        return
+    for path in folder.glob(f"{_REPLACED}step_*"):
+        final = folder / path.name.removeprefix(_REPLACED)
+        if not final.exists():
+            path.replace(final)
+    for prefix in (_WRITING, _REPLACED, _REMOVED):
+        for path in folder.glob(f"{prefix}step_*"):
+            shutil.rmtree(path)
+
+
+def folders(folder: Path) -> list[tuple[int, Path]]:
+    """(step, path) of every folder with the name of a checkpoint, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [(m, p) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name))]
+    return sorted((int(m[1]), p) for m, p in found if p.is_dir())
 
 
 def committed(folder: Path) -> list[tuple[int, Path]]:
     """(step, path) of every checkpoint with a COMMIT.json, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [(m, p) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name))]
-    return sorted((int(m[1]), p) for m, p in found if (p / COMMIT).is_file())
+    return [(step, path) for step, path in folders(folder) if (path / COMMIT).is_file()]
 
 
 def problems(checkpoint: Path) -> list[str]:
-    """What is wrong with a committed checkpoint, by file; an empty list if every hash fits."""
+    """What is wrong with a checkpoint, by file; an empty list if every hash fits."""
+    if found := glance(checkpoint):
+        return found
+    return [
+        f"{name}: its bytes have changed since the commit"
+        for name, facts in _commit_of(checkpoint)["files"].items()
+        if _sha256(checkpoint / name) != facts["sha256"]
+    ]
+
+
+def glance(checkpoint: Path) -> list[str]:
+    """What is wrong at first sight: the commit itself, files too few, too many, too short."""
+    if not (checkpoint / COMMIT).exists():
+        return [f"{COMMIT}: missing"]
     try:
-        files = json.loads((checkpoint / COMMIT).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        commit = _commit_of(checkpoint)
+        files = {name: int(facts["bytes"]) for name, facts in commit["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{COMMIT}: unreadable ({error})"]
+    facts = {key: value for key, value in commit.items() if key != "sha256"}
+    if commit.get("format", 1) > 1 and commit.get("sha256") != _digest(facts):
+        return [f"{COMMIT}: it has been edited"]
     found = []
-    for name, facts in files.items():
+    for name, size in files.items():
         path = checkpoint / name
         if not path.is_file():
             found.append(f"{name}: missing")
-        elif path.stat().st_size != facts["bytes"]:
-            found.append(f"{name}: {path.stat().st_size} bytes, {facts['bytes']} were committed")
-        elif _sha256(path) != facts["sha256"]:
-            found.append(f"{name}: its bytes have changed since the commit")
-    return found
+        elif path.stat().st_size != size:
+            found.append(f"{name}: {path.stat().st_size} bytes, {size} were committed")
+    there = {p.relative_to(checkpoint).as_posix() for p in checkpoint.rglob("*") if not p.is_dir()}
+    return found + [f"{name}: not of this checkpoint" for name in sorted(there - {COMMIT, *files})]
 
 
-def newest_valid(folder: Path, say: Callable[[str], None]) -> Path | None:
+def newest_valid(
+    folder: Path, say: Callable[[str], None], before: int | None = None
+) -> Path | None:
     """The newest checkpoint whose hashes all fit, or None if there never was one.
 
-    Damaged ones are named through `say` and passed over. Raises CheckpointError if there are
-    checkpoints but none is whole: starting over would throw the run away.
+    before: only those of an earlier step than this. Damaged ones are named through `say` and passed
+    over. Raises CheckpointError if there are checkpoints but none is whole: starting over would
+    throw the run away.
     """
-    candidates = committed(folder)
+    candidates = [(step, path) for step, path in folders(folder) if before is None or step < before]
     for _, path in reversed(candidates):
         found = problems(path)
         if not found:
@@ -124,9 +267,42 @@ def choose(folder: Path, step: int | None, say: Callable[[str], None]) -> Path:
     return found[step]
 
 
+def has(checkpoint: Path, stem: str) -> bool:
+    """There are tensors of that stem."""
+    return (checkpoint / stem).is_dir() or _old_file(checkpoint, stem).is_file()
+
+
 def load(checkpoint: Path, stem: str) -> dict[str, Tensor]:
-    """The tensors of one file, on the CPU. The caller has checked the hashes."""
-    return load_file(checkpoint / f"{stem}.safetensors")
+    """The tensors of one stem in full, on the CPU. The caller has checked the hashes."""
+    old = _old_file(checkpoint, stem)
+    return load_file(old) if old.is_file() else shards.read(checkpoint / stem)
+
+
+def load_into(checkpoint: Path, stem: str, tensors: Mapping[str, Tensor]) -> None:
+    """Fill tensors, whole or shards, in place. The caller has checked the hashes.
+
+    Raises CheckpointError if the checkpoint does not have them.
+    """
+    old = _old_file(checkpoint, stem)
+    try:
+        if not old.is_file():
+            shards.read_into(checkpoint / stem, tensors)
+            return
+        full = load_file(old)
+        for name, tensor in tensors.items():
+            tensor.detach().copy_(split_like(tensor, full[name]))
+    except (OSError, KeyError) as error:
+        raise CheckpointError(
+            f"the {stem} of {checkpoint} are not those of this run's model: {error}; take the "
+            "model that it was trained with, or start a new run with --run-dir"
+        ) from error
+
+
+def shapes(checkpoint: Path, stem: str) -> dict[str, list[int]]:
+    """By name of the tensor; from the files' headers, nothing is loaded."""
+    if _old_file(checkpoint, stem).is_file():
+        return {name: list(tensor.shape) for name, tensor in load(checkpoint, stem).items()}
+    return shards.shapes(checkpoint / stem)
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
@@ -134,6 +310,27 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     assert isinstance(state, dict)
     return state
+
+
+def num_bytes(checkpoint: Path) -> int:
+    """Of all its files."""
+    return sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+
+
+def _old_file(checkpoint: Path, stem: str) -> Path:
+    """Where format 1 has a stem."""
+    return checkpoint / f"{stem}.safetensors"
+
+
+def _commit_of(checkpoint: Path) -> dict[str, Any]:
+    commit = json.loads((checkpoint / COMMIT).read_text(encoding="utf-8"))
+    if not isinstance(commit, dict):
+        raise ValueError("it holds no JSON object")
+    return commit
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

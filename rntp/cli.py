@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         arguments.run(arguments)
     except RntpError as error:
-        print(f"rntp: {error}", file=sys.stderr)
+        if not error.agreed or os.environ.get("RANK", "0") == "0":
+            print(f"rntp: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         print(f"rntp: {error}; check the path, its permissions and the free space", file=sys.stderr)
@@ -197,10 +198,10 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true")
         command.set_defaults(run=run)
 
-    checkpoints = commands.add_parser("ckpt", help="list, verify and export checkpoints")
+    checkpoints = commands.add_parser("ckpt", help="list, verify, export and prune checkpoints")
     checkpoint_commands = checkpoints.add_subparsers(metavar="COMMAND", required=True)
     for name, text, run in (
-        ("ls", "list committed checkpoints", _ckpt_ls),
+        ("ls", "list checkpoints", _ckpt_ls),
         ("verify", "check every hash", _ckpt_verify),
     ):
         command = checkpoint_commands.add_parser(name, help=text)
@@ -214,6 +215,16 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--checkpoint", type=int, help="step; default: the newest")
     export.set_defaults(run=_ckpt_export)
 
+    prune = checkpoint_commands.add_parser("prune", help="remove all but the newest whole ones")
+    prune.add_argument("run_dir", type=Path)
+    prune.add_argument(
+        "--keep",
+        type=int,
+        metavar="N",
+        help="whole checkpoints to keep, every hash checked; default: checkpoint.keep of the run",
+    )
+    prune.add_argument("--json", action="store_true")
+    prune.set_defaults(run=_ckpt_prune)
     bench = commands.add_parser("bench", help="what sharing is worth here, beside the usual loop")
     _bench_arguments(bench)
     bench.set_defaults(run=_bench)
@@ -261,14 +272,21 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         _dry_run(config, arguments.json)
         return
-    from rntp.memory import keep_freed_memory
-    from rntp.report import build_report
-    from rntp.show import before_after
-    from rntp.trainer import Trainer
+    from rntp.signals import StopRequest
 
-    keep_freed_memory()
-    trainer = Trainer(config, resume=arguments.resume)
-    comparison = trainer.fit()
+    with StopRequest() as stop:  # before the seconds that the imports and the model take
+        from rntp.memory import keep_freed_memory
+        from rntp.ranks import open_ranks
+        from rntp.report import build_report
+        from rntp.show import before_after
+        from rntp.trainer import Trainer
+
+        keep_freed_memory()
+        with open_ranks(config) as ranks:
+            trainer = Trainer(config, resume=arguments.resume, stop=stop, ranks=ranks)
+            comparison = trainer.fit()
+    if not ranks.is_first:
+        return
     report = build_report([config.run.dir], config.run.dir / "report.html")
     if comparison is not None:
         print(before_after(comparison))
@@ -472,24 +490,26 @@ def _data_stats(arguments: argparse.Namespace) -> None:
 
 
 def _ckpt_ls(arguments: argparse.Namespace) -> None:
-    from rntp.checkpoint import committed
+    from rntp.checkpoint import folders, glance, num_bytes
 
-    found = committed(arguments.run_dir / "checkpoints")
+    facts = []
+    for step, path in folders(arguments.run_dir / "checkpoints"):
+        size, wrong = num_bytes(path), glance(path)
+        facts.append({"step": step, "path": str(path), "bytes": size, "problems": wrong})
+        if not arguments.json:
+            damaged = f"  DAMAGED: {'; '.join(wrong)}" if wrong else ""
+            print(f"step {step:>8}  {size / 1e9:6.2f} GB  {path}{damaged}")
     if arguments.json:
-        print(json.dumps([{"step": step, "path": str(path)} for step, path in found], indent=2))
-        return
-    for step, path in found:
-        size = sum(p.stat().st_size for p in path.iterdir())
-        print(f"step {step:>8}  {size / 1e9:6.2f} GB  {path}")
-    if not found:
-        print(f"no committed checkpoint in {arguments.run_dir / 'checkpoints'}")
+        print(json.dumps(facts, indent=2))
+    elif not facts:
+        print(f"no checkpoint in {arguments.run_dir / 'checkpoints'}")
 
 
 def _ckpt_verify(arguments: argparse.Namespace) -> None:
-    from rntp.checkpoint import committed, problems
+    from rntp.checkpoint import folders, problems
     from rntp.errors import CheckpointError
 
-    result = {p.name: problems(p) for _, p in committed(arguments.run_dir / "checkpoints")}
+    result = {p.name: problems(p) for _, p in folders(arguments.run_dir / "checkpoints")}
     if arguments.json:
         print(json.dumps(result, indent=2))
     damaged = [f"{name}: {'; '.join(found)}" for name, found in result.items() if found]
@@ -504,6 +524,25 @@ def _ckpt_export(arguments: argparse.Namespace) -> None:
 
     out = export(arguments.run_dir, arguments.out, arguments.checkpoint, say=_say)
     print(f"exported to {out}; its logits are the checkpoint's")
+
+
+def _ckpt_prune(arguments: argparse.Namespace) -> None:
+    from rntp.checkpoint import folders, problems, prune
+    from rntp.run_folder import load_config, lock
+
+    keep = load_config(arguments.run_dir).checkpoint.keep
+    if arguments.keep is not None:
+        keep = arguments.keep
+    if keep < 1:
+        raise ConfigError("--keep counts whole checkpoints and the last one stays; give 1 or more")
+    folder = arguments.run_dir / "checkpoints"
+    with lock(arguments.run_dir):
+        removed = [path.name for path in prune(folder, keep, problems)]
+    kept = [path.name for _, path in folders(folder)]
+    if arguments.json:
+        print(json.dumps({"removed": removed, "kept": kept}, indent=2))
+    else:
+        print(f"removed: {', '.join(removed) or 'nothing'}; there are: {', '.join(kept) or 'none'}")
 
 
 def _bench(arguments: argparse.Namespace) -> None:

@@ -37,6 +37,16 @@ class Run(Section):
     """Optimizer steps to have done when the run ends."""
     dir: Path
     """Run folder. It belongs to one config; starting again with the same config resumes it."""
+    hang_timeout_s: Weight = 1800.0
+    """End a rank, with its stacks in stacks/, after so many seconds without a sign of life: more
+    than one forward or one save takes. It is told after 45 s, and of many ranks the others give up
+    after parallel.timeout_s. 0 watches nothing and writes no heartbeat."""
+    max_rollbacks: NonNegative = 2
+    """So often a streak of optim.max_skipped_steps non-finite steps sends the run back to the last
+    checkpoint before it, with the streak's ordinals set aside; the next one is exit code 6."""
+    stop_on_alarm: bool = False
+    """End the run with exit code 6 at an alarm: a jump of loss or gradient, groups without signal,
+    empty thoughts, a falling gain. They are said on the console in any case."""
 
 
 class Model(Section):
@@ -254,7 +264,7 @@ class Optim(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Global gradient norm is clipped to this."""
     max_skipped_steps: Positive = 5
-    """So many non-finite steps in a row end the run with exit code 6."""
+    """So many non-finite steps in a row send the run back (run.max_rollbacks)."""
 
 
 class RolloutSection(Section):
@@ -269,6 +279,10 @@ class Checkpoint(Section):
     """Steps between checkpoints. The last step and a stop request are always saved."""
     keep: Positive = 2
     """Newest checkpoints to keep."""
+    asynchronous: bool = False
+    """Write while training goes on: only the next update waits until weights and moments are copied
+    to buffers in the host's memory, which take as much as a checkpoint does. The last step and a
+    stop request wait for the disk."""
 
 
 class Evaluation(Section):
@@ -309,6 +323,12 @@ class Parallel(Section):
     tokens_per_microbatch: Annotated[int, Field(ge=16)] = 4096
     """Tree tokens of one forward. A context with its branches is never split; lower it when
     memory runs out. The gradient does not depend on it."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of layers for the backward and compute the rest again: less memory for
+    about a third more compute. The gradient does not depend on it."""
+    timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """Longest that a rank waits for the others, seconds; then the run ends and says for whom it
+    waited. Raise it where one rank's share of a step or an evaluation takes longer."""
 
 
 class Config(Section):
@@ -576,7 +596,8 @@ class Config(Section):
         where it lies, how long it goes on, and how it saves, logs and cuts its work.
         """
         facts = self.model_dump(mode="json", exclude={"checkpoint", "log", "parallel", "rollout"})
-        for name in ("name", "dir", "steps"):
+        of_the_start = ("name", "dir", "steps", "hang_timeout_s", "max_rollbacks", "stop_on_alarm")
+        for name in of_the_start:
             del facts["run"][name]
         # A manifest's digest is a corpus' identity, not its path.
         del facts["data"]["source"]

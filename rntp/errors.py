@@ -2,9 +2,13 @@
 
 
 class RntpError(Exception):
-    """An error for the user: says what is wrong and what to do. `exit_code` is the program's."""
+    """An error for the user: says what is wrong and what to do. `exit_code` is the program's.
+
+    agreed: every rank of the run raises it, so that one has to say it (see `rntp.ranks`).
+    """
 
     exit_code = 1
+    agreed = False
 
 
 class ConfigError(RntpError):
@@ -32,6 +36,12 @@ class Preempted(RntpError):
 
 
 class Diverged(RntpError):
-    """Too many non-finite steps in a row."""
+    """Too many non-finite steps in a row, or an alarm with `run.stop_on_alarm`."""
 
     exit_code = 6
+
+
+class RanksLost(RntpError):
+    """A rank of the run failed, or did not come where the others waited for it."""
+
+    exit_code = 1

@@ -105,13 +105,20 @@ class Tokens:
         )
 
 
-def peak_memory(config: Config, shape: Shape) -> float:
-    """Most bytes that training takes: weights, moments, gradients, one microbatch's activations."""
+def peak_memory(config: Config, shape: Shape, ranks: int = 1) -> float:
+    """Most bytes that training takes: weights, moments, gradients, one microbatch's activations.
+
+    Of each of `ranks` processes: masters and moments are split over them, the copy that computes
+    and the gradients that add up during a step are not.
+    """
     tokens, docs = Tokens.of(config), config.data.docs_per_step
     wide, narrow = _widths(config)
     copy = narrow if narrow < wide else 0
     # Master, gradient, two moments, compute copy.
-    weights = shape.parameters * (4 * wide + copy + _reference_bytes(config)[0])
+    own = 4 * wide + copy if ranks == 1 else 4 * wide / ranks + wide + narrow
+    weights = shape.parameters * (own + _reference_bytes(config)[0])
+    if config.checkpoint.asynchronous and not torch.cuda.is_available():
+        weights += checkpoint_bytes(config, shape.parameters) / ranks  # the buffers
     whole = tokens.tree / docs  # what is never split
     if config.placement.interleaved:
         branches = config.thought.thoughts_per_position * config.branch_tokens

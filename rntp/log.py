@@ -4,15 +4,18 @@ Console and log.txt for people; metrics.jsonl, rollouts/ and manifest.json for p
 from the environment are cut out of all of them.
 """
 
+import contextlib
 import json
+import os
 import re
 import statistics
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Literal, Self, TextIO
+from typing import Literal, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -20,6 +23,7 @@ from rich.text import Text
 
 from rntp.config import Config
 from rntp.errors import ConfigError
+from rntp.faults import fault_point
 from rntp.files import (
     complete_lines,
     json_line,
@@ -36,6 +40,8 @@ Metrics = Mapping[str, float | int | str]
 Level = Literal["info", "warning", "error"]
 
 _RECENT_STEPS = 20
+# Bytes of metrics and rollouts that wait in memory for a disk that takes nothing.
+_MOST_WAITING = 1 << 28
 _STYLES = {"info": "", "warning": "yellow", "error": "bold red"}
 # Texts of a corpus may carry terminal escapes; a tab and a line feed are the harmless ones.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -55,7 +61,9 @@ class RunLog:
         self._secrets = secret_values()
         (run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
         self._text: TextIO = (run_dir / "log.txt").open("a", encoding="utf-8", errors="replace")
-        self._metrics: BinaryIO | None = None
+        self._metrics: FileIO | None = None
+        self._waiting = b""  # of metrics.jsonl
+        self._waiting_rollouts: dict[int, bytes] = {}
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._total_steps = config.run.steps
@@ -83,8 +91,11 @@ class RunLog:
         if self._wandb is not None:
             self._wandb.close(exit_code)
             self._wandb = None
+        self._try(self._write_metrics)
+        self._try(self._write_rollouts)
         self._close_metrics()
-        self._text.close()
+        with contextlib.suppress(OSError):  # what waits for the disk has been printed
+            self._text.close()
 
     def message(self, text: str, level: Level = "info") -> None:
         """Say a line on the console and keep it in log.txt with the UTC time."""
@@ -116,14 +127,13 @@ class RunLog:
     def step(self, metrics: Metrics) -> None:
         """Append one object to metrics.jsonl and print one line. `metrics` must hold `step`.
 
-        Raises OSError when the file cannot grow.
+        What the disk does not take waits in memory for the next call and for `sync`, and the
+        console says so. Raises OSError when too much of it waits.
         """
         step = int(metrics["step"])
         clean = redact(dict(metrics), self._secrets)
-        if self._metrics is None:
-            self._metrics = (self._dir / "metrics.jsonl").open("ab")
-        self._metrics.write(json_line(clean))
-        self._metrics.flush()
+        self._waiting += json_line(clean)
+        self._try(self._write_metrics)
         if "time/step_s" in metrics:
             self._recent_s.append(float(metrics["time/step_s"]))
         eta = self._eta(step)
@@ -134,36 +144,82 @@ class RunLog:
             self._wandb.log(clean)
 
     def rollouts(self, step: int, rows: Iterable[dict]) -> None:
-        """Write the thoughts of one step, one object each; the file is whole or absent."""
-        path = _rollouts_path(self._dir, step)
-        write_bytes_atomic(path, json_lines(redact(row, self._secrets) for row in rows))
+        """Write the thoughts of one step, one object each; the file is whole or absent.
+
+        As with `step`, a disk that is full for a while loses nothing.
+        """
+        self._waiting_rollouts[step] = json_lines(redact(row, self._secrets) for row in rows)
+        self._try(self._write_rollouts)
+
+    def sync(self) -> None:
+        """All metrics and rollouts are on the disk: call it before what relies on them.
+
+        Raises OSError when the disk does not take them.
+        """
+        self._write_metrics()
+        self._write_rollouts()
+        if self._metrics is not None:
+            os.fsync(self._metrics.fileno())
+
+    def _try(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            waiting = len(self._waiting) + sum(map(len, self._waiting_rollouts.values()))
+            if waiting > _MOST_WAITING:
+                raise
+            self._say(
+                f"the record of the run cannot be written ({error}); {waiting} bytes wait in "
+                f"memory and are tried again; free some space in {self._dir}",
+                "error",
+            )
+
+    def _write_metrics(self) -> None:
+        if not self._waiting:
+            return
+        fault_point("metrics.before")
+        if self._metrics is None:
+            self._metrics = FileIO(self._dir / "metrics.jsonl", "a")
+        while self._waiting:
+            # Part of a line may get in before the disk is full; the rest of it follows later.
+            self._waiting = self._waiting[self._metrics.write(self._waiting) :]
+
+    def _write_rollouts(self) -> None:
+        for step, data in list(self._waiting_rollouts.items()):
+            fault_point("rollouts.before")
+            write_bytes_atomic(_rollouts_path(self._dir, step), data)
+            del self._waiting_rollouts[step]
 
     def rewind(self, step: int) -> None:
-        """Forget everything after `step` done steps: metrics, rollouts and evaluations.
+        """Forget everything after `step` done steps: metrics, rollouts, evaluations, skips.
 
         A last line of metrics.jsonl that a kill left half-written goes too. Raises ConfigError
         when a line before it is damaged.
         """
         self._close_metrics()
+        self._waiting, self._waiting_rollouts = b"", {}
         path = self._dir / "metrics.jsonl"
         if path.exists():
             lines = complete_lines(path)
             kept = [line for line, n in zip(lines, _steps(path, lines), strict=True) if n <= step]
             write_bytes_atomic(path, b"".join(kept))
-        for folder, ending in (("rollouts", "jsonl"), ("eval", "json")):
+        for folder, ending in (("rollouts", "jsonl"), ("eval", "json"), ("quarantine", "json")):
             for number, file in numbered_files(self._dir / folder, ending):
                 if number > step:
                     file.unlink()
 
-    def write_manifest(self, facts: Mapping[str, object]) -> None:
+    def write_manifest(
+        self, facts: Mapping[str, object], start: Mapping[str, object] | None = None
+    ) -> None:
         """Write manifest.json: `facts` beside the versions, source, machine and command.
 
         A manifest that is there keeps its content, and its `segments` gain an entry for this
         start, which says after which step of metrics.jsonl it goes on: call `rewind` before.
+        start: what else is true of this start only.
         """
         path = self._dir / "manifest.json"
         now = _now()
-        here = environment(self._config.model.device)
+        here = {**environment(self._config.model.device), **(start or {})}
         if path.exists():
             manifest = read_manifest(self._dir)
             segment = {"started": now, "from_step": self._last_step(), **here}
@@ -178,8 +234,11 @@ class RunLog:
             text = f"{level}: {text}"
         # An indented second line cannot pass for an entry of its own.
         indented = text.replace("\n", "\n    ")
-        self._text.write(f"{_now()} {indented}\n")
-        self._text.flush()
+        # A full disk must not end the run for its log: the console still says it, and the text
+        # stays in the buffer for the next line.
+        with contextlib.suppress(OSError):
+            self._text.write(f"{_now()} {indented}\n")
+            self._text.flush()
         self._console.print(Text(text, style=_STYLES[level]), soft_wrap=True)
 
     def _eta(self, step: int) -> str:
@@ -195,6 +254,28 @@ class RunLog:
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
+
+
+class NoLog:
+    """What a rank other than the first has in place of a RunLog: it says and writes nothing."""
+
+    def message(self, text: str, level: Level = "info") -> None: ...
+
+    def begin(self, done_steps: int, total_steps: int) -> None: ...
+
+    def phase(self, name: str, done: int, total: int) -> None: ...
+
+    def step(self, metrics: Metrics) -> None: ...
+
+    def rollouts(self, step: int, rows: Iterable[dict]) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
+
+    def write_manifest(
+        self, facts: Mapping[str, object], start: Mapping[str, object] | None = None
+    ) -> None: ...
 
 
 def step_line(metrics: Metrics, total_steps: int) -> str:

@@ -36,6 +36,17 @@ class Tally:
     # Of the epochs over old thoughts, where the policy has moved away from them.
     clipped_tokens: float = 0.0
 
+    @classmethod
+    def joined(cls, parts: Sequence["Tally"]) -> "Tally":
+        """The tallies of all ranks, in the order of the ordinals, as that of the whole step."""
+        whole = cls(parts[0].config, [r for part in parts for r in part.rollouts], parts[0].counts)
+        for part in parts:
+            whole.scores += part.scores
+            whole.judgements += part.judgements
+            whole.elsewhere += part.elsewhere
+            whole.losses += part.losses
+        return whole
+
     def add(self, scores: Scores, judgement: Judgement, elsewhere: Elsewhere, loss: Loss) -> None:
         """The outcome of one microbatch of the first epoch."""
         self.scores.append(scores.detached())

@@ -172,7 +172,9 @@ def _trunk(
     attention: Attention,
     **more: object,
 ) -> Tensor:
-    output = hf.base_model(
+    # Of a model that lies over many ranks, the trunk has hooks: see rntp.sharding.
+    run = getattr(hf, "rntp_trunk", hf.base_model)
+    output = run(
         input_ids=input_ids[None],
         position_ids=position_ids[None],
         use_cache=False,

@@ -1,13 +1,16 @@
 """Master weights, AdamW, schedule, clipping and the non-finite guard."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from rntp.config import Optim
+from rntp.faults import fault_point
+from rntp.sharding import gather_weights, whole
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class Optimizer:
     float32 master as soon as it exists (so microbatches add up in float32 and only one parameter's
     gradient is held twice), and the copy is refreshed after the update. Otherwise the parameters
     are the masters.
+
+    Over many ranks (`rntp.sharding`) the shards are the masters, and FSDP keeps the copy: every
+    rank updates its own share, and all take every step together.
     """
 
     def __init__(
@@ -44,11 +50,12 @@ class Optimizer:
     ) -> None:
         self.config = config
         self.total_steps = total_steps
+        self._model = model
         self._parameters = dict(model.named_parameters())
         self.masters: dict[str, Tensor] = {}
         for name, parameter in self._parameters.items():
             self.masters[name] = parameter
-            if dtype == torch.bfloat16:
+            if dtype == torch.bfloat16 and not isinstance(model, FSDPModule):
                 self.masters[name] = parameter.detach().float().clone()
                 parameter.data = parameter.data.to(dtype)
                 parameter.register_post_accumulate_grad_hook(self._collector(name))
@@ -64,6 +71,15 @@ class Optimizer:
             eps=config.eps,
             fused=True,
         )
+        self._refresh()
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add a microbatch's gradient to the step's. last: of this rank's; there ranks add up."""
+        if isinstance(self._model, FSDPModule):
+            self._model.set_requires_gradient_sync(last)
+        gradient = torch.ones_like(loss)
+        fault_point("gradient", gradient)
+        loss.backward(gradient)
 
     def step(self, step: int, *, loss_is_finite: bool) -> Update:
         """Update with the collected gradients, and drop them.
@@ -71,7 +87,9 @@ class Optimizer:
         A loss or gradient that is not finite leaves weights and moments bit-unchanged.
         """
         rate = learning_rate(self.config, step, self.total_steps)
-        norm = nn.utils.clip_grad_norm_(self.masters.values(), self.config.max_grad_norm)
+        gradients = [m.grad for m in self.masters.values() if m.grad is not None]
+        norm = whole(nn.utils.get_total_norm(gradients))
+        nn.utils.clip_grads_with_norm_(self.masters.values(), self.config.max_grad_norm, norm)
         skipped = not (loss_is_finite and bool(torch.isfinite(norm)))
         if not skipped:
             for group in self._adamw.param_groups:
@@ -82,25 +100,29 @@ class Optimizer:
         return Update(float(norm), rate, skipped)
 
     def moments(self) -> dict[str, Tensor]:
-        """First and second moments and step count of every master, by name."""
+        """First and second moments and step count of every master, by name; zeros at first."""
         found = {}
         for name, master in self.masters.items():
-            for key, value in self._adamw.state.get(master, {}).items():
+            state = self._adamw.state[master]
+            if not state:  # what AdamW itself would begin with
+                state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+                state["exp_avg"] = torch.zeros_like(master.detach())
+                state["exp_avg_sq"] = torch.zeros_like(master.detach())
+            for key, value in state.items():
                 found[f"{key}.{name}"] = value
         return found
 
-    @torch.no_grad()
-    def restore(self, masters: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
-        """Take back what `masters` and `moments` gave. Raises KeyError if names do not fit."""
-        for name, master in self.masters.items():
-            master.copy_(masters[name])
-        for key, value in moments.items():
-            kind, _, name = key.partition(".")
-            self._adamw.state[self.masters[name]][kind] = value.clone()
+    def restore(self, fill: Callable[[str, Mapping[str, Tensor]], None]) -> None:
+        """Take back masters and moments: `fill("weights", …)` and `fill("moments", …)` write them
+        in place; see `rntp.checkpoint.load_into`.
+        """
+        fill("weights", self.masters)
+        fill("moments", self.moments())
         self._refresh()
 
     @torch.no_grad()
     def _refresh(self) -> None:
+        gather_weights(self._model)
         for name, parameter in self._parameters.items():
             if self.masters[name] is not parameter:
                 parameter.copy_(self.masters[name])

@@ -12,6 +12,7 @@ from rntp.errors import CheckpointError, ConfigError
 from rntp.estimate import Shape, checkpoint_bytes, peak_memory
 from rntp.memory import total_bytes
 from rntp.model import LanguageModel, load_model, pick_device
+from rntp.ranks import ALONE, Ranks
 from rntp.records import RECORDS
 from rntp.rollout import Place
 
@@ -117,9 +118,12 @@ def check_disk(config: Config, num_parameters: int) -> None:
         )
 
 
-def check_memory(config: Config, model: LanguageModel) -> None:
+def check_memory(config: Config, model: LanguageModel, ranks: Ranks = ALONE) -> None:
     """Refuse what cannot fit, instead of being killed for it in the first step."""
-    needed, there = peak_memory(config, Shape.of(model.hf)), total_bytes(model.device)
+    needed = peak_memory(config, Shape.of(model.hf), ranks.size)
+    there = total_bytes(model.device)
+    if model.device.type == "cpu":
+        there //= ranks.on_this_machine
     if needed > there:
         raise ConfigError(
             f"a step would take about {needed / 1e9:.0f} GB of memory and there are "

@@ -62,7 +62,7 @@ def environment(device: str) -> dict[str, object]:
         "versions": _versions(),
         "git": _git(Path(rntp.__file__).resolve().parent.parent),
         "platform": platform.platform(),
-        "device": _device_name(device),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "command": sys.argv,
     }
@@ -100,7 +100,8 @@ def _run_git(checkout: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """What computes for this process."""
     if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"cpu ({_processor()}, {os.cpu_count()} cores)"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rntp.config import Config
 from rntp.model import LanguageModel
+from rntp.sharding import whole
 from rntp.tree import ThoughtTree, TokenTree
 from rntp.types import Rollout
 
@@ -20,22 +21,22 @@ from rntp.types import Rollout
 class Reference:
     """A module of its own, so that nothing which happens here can change the live weights.
 
-    masters: the policy's, at the start. decay: of the average, a step (RLP, 2510.01265); None keeps
-    the weights of the start. The average has the masters' precision: in bfloat16 nearly every
-    move of 1 − decay would be lost to rounding.
+    model: the policy at the start, in the masters' type. dtype: that this one computes in. decay:
+    of the average, a step (RLP, 2510.01265); None keeps the weights of the start. The average has
+    the masters' precision: in bfloat16 nearly every move of 1 − decay would be lost to rounding.
+    Where many ranks train, every one of them has all of these weights.
     """
 
-    def __init__(
-        self, model: LanguageModel, masters: Mapping[str, Tensor], decay: float | None
-    ) -> None:
+    def __init__(self, model: LanguageModel, dtype: torch.dtype, decay: float | None) -> None:
         self.decay = decay
         self._model = replace(model, hf=copy.deepcopy(model.hf))
         self._parameters = dict(self._model.hf.named_parameters())
         self._kept: dict[str, Tensor] = {}
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(False)
-            lower = decay is not None and parameter.dtype != masters[name].dtype
-            self._kept[name] = masters[name].detach().clone() if lower else parameter
+            master = parameter.detach()
+            parameter.data = master.to(dtype)
+            self._kept[name] = parameter if decay is None or dtype == master.dtype else master
 
     @property
     def model(self) -> LanguageModel:
@@ -76,7 +77,7 @@ class Reference:
         if self.decay is None:
             return
         for name, average in self._kept.items():
-            average.lerp_(masters[name], 1 - self.decay)
+            average.lerp_(whole(masters[name]), 1 - self.decay)
         self._refresh()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -96,11 +97,9 @@ class Reference:
                 parameter.copy_(self._kept[name])
 
 
-def open_reference(
-    model: LanguageModel, masters: Mapping[str, Tensor], config: Config
-) -> Reference | None:
-    """The second set of weights that a config asks for, or None."""
+def open_reference(model: LanguageModel, config: Config, dtype: torch.dtype) -> Reference | None:
+    """The second set of weights that a config asks for, of the model at the start, or None."""
     weights = config.reference_weights
     if weights is None:
         return None
-    return Reference(model, masters, config.baseline.decay if weights == "ema" else None)
+    return Reference(model, dtype, config.baseline.decay if weights == "ema" else None)

@@ -12,7 +12,7 @@ The stream of fresh contexts stays what it is without replay, each ordinal once:
 of them. Step 1 has nothing to draw from and is all fresh.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,7 +21,9 @@ from torch import Tensor
 from rntp.chance import uniform
 from rntp.config import Config
 from rntp.data.corpus import Corpus
+from rntp.data.order import ordinals_without
 from rntp.placement import weighted_sample
+from rntp.ranks import ALONE, Ranks
 from rntp.types import Context, Rollout
 
 CAPACITY = 4096  # contexts; the least useful one makes room
@@ -90,6 +92,10 @@ class Replay:
         ):
             self._take_in(rollout.context, float(spread_K.mean()))
 
+    def forget(self, ordinals: Collection[int]) -> None:
+        """Contexts that are not to come back, by the ordinals of their first visits."""
+        self._ordinals[torch.isin(self._ordinals, torch.tensor(sorted(ordinals)))] = -1
+
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""
         return {"ordinals": self._ordinals, "useful": self._useful, "visits": self._visits}
@@ -114,10 +120,30 @@ class Replay:
 
 
 def step_contexts(
-    config: Config, corpus: Corpus, replay: Replay | None, step: int
+    config: Config,
+    corpus: Corpus,
+    replay: Replay | None,
+    step: int,
+    aside: Collection[int] = (),
+    ranks: Ranks = ALONE,
 ) -> list[Context]:
-    """The contexts of step 1, 2, …: the next fresh ordinals, and those that come back."""
-    if replay is None:
-        return corpus.step_contexts(step, config.data.docs_per_step)
-    fresh = range(fresh_contexts(config, step - 1), fresh_contexts(config, step))
-    return [*(corpus.train[n] for n in fresh), *replay.contexts(corpus, step)]
+    """The contexts of step 1, 2, …: the next fresh ordinals, and those that come back; of many
+    ranks, this one's share of them.
+
+    aside: ordinals that the run has set aside; the stream is then the one without them.
+    """
+    again = replay.contexts(corpus, step) if replay else []
+    # Only the fresh ones of the share are read.
+    mine: Sequence[int | Context] = ranks.share([*step_ordinals(config, step, aside), *again])
+    return [corpus.train[one] if isinstance(one, int) else one for one in mine]
+
+
+def step_ordinals(config: Config, step: int, aside: Collection[int] = ()) -> list[int]:
+    """The fresh ordinals of step 1, 2, …"""
+    first, end = fresh_contexts(config, step - 1), fresh_contexts(config, step)
+    return ordinals_without(aside, first, end - first)
+
+
+def next_ordinal(config: Config, steps: int, aside: Collection[int] = ()) -> int:
+    """The first fresh ordinal that so many steps have not come to."""
+    return ordinals_without(aside, fresh_contexts(config, steps), 1)[0]

@@ -60,6 +60,17 @@ def check(config: Config, resume: str) -> None:
 
 
 @contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run folder. Raises ConfigError if one works in it."""
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another process is running in run.dir {folder}") from error
+        yield
+
+
+@contextmanager
 def claim(config: Config) -> Iterator[Path]:
     """Create the folder, write the resolved config, and keep other processes out.
 
@@ -68,14 +79,10 @@ def claim(config: Config) -> Iterator[Path]:
     folder = config.run.dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w")
+        (folder / LOCK).touch()
     except OSError as error:
         raise ConfigError(f"run.dir {folder} cannot be written: {error}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"another process is running in run.dir {folder}") from error
+    with lock(folder):
         try:
             write_text_atomic(folder / CONFIG, config.to_yaml())
         except OSError as error:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from rntp import __version__, checkpoint, run_folder
@@ -45,9 +44,8 @@ class Ingredient:
 
     @property
     def shapes(self) -> dict[str, list[int]]:
-        """By name of the tensor; from the file's header, nothing is loaded."""
-        with safe_open(self.path / "weights.safetensors", "pt") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        """By name of the tensor."""
+        return checkpoint.shapes(self.path, "weights")
 
 
 def soup(targets: Sequence[Path], out: Path, *, greedy: bool, say: Say) -> dict[str, Any]:

@@ -6,7 +6,7 @@ or saves.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,6 +54,11 @@ class Counts:
             counted_tokens=sum(t.num_drawn for group in counted for t in group),
             counted_thoughts=sum(map(len, counted)),
         )
+
+    @classmethod
+    def total(cls, parts: Sequence["Counts"]) -> "Counts":
+        """Of the shares of a step that ranks have, those of the step."""
+        return cls(*(sum(numbers) for numbers in zip(*map(astuple, parts), strict=True)))
 
     def head_rows(self, config: Config) -> int:
         """Rows of the step that go through the output embedding."""

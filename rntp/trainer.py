@@ -6,7 +6,10 @@
 """
 
 import json
+import os
 import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,18 +19,21 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from rntp import checkpoint, rewards, run_folder
+from rntp import checkpoint, faults, rewards, run_folder
+from rntp.alarms import Alarms
 from rntp.config import Config
 from rntp.data import Manifest, data_digest
 from rntp.data.corpus import open_corpus
-from rntp.errors import CheckpointError, Diverged, Preempted
+from rntp.errors import CheckpointError, Preempted
 from rntp.estimate import Shape, step_flop
 from rntp.evaluation import compare, evaluate
 from rntp.evaluation.third import check_third
+from rntp.faults import fault_point
 from rntp.files import write_json
 from rntp.group_spread import GroupSpread
+from rntp.guards import Guards
 from rntp.judging import open_judge
-from rntp.log import RunLog
+from rntp.log import NoLog, RunLog
 from rntp.memory import peak_bytes
 from rntp.metrics import Tally
 from rntp.objective import Elsewhere, loss
@@ -40,18 +46,24 @@ from rntp.preflight import (
     check_placement,
     open_model,
 )
+from rntp.provenance import device_name
+from rntp.ranks import ALONE, Ranks, on_device
 from rntp.records import Record, open_record
 from rntp.reference import Reference, open_reference
-from rntp.replay import Replay, fresh_contexts, step_contexts
+from rntp.replay import Replay, next_ordinal, step_contexts
+from rntp.rollout import Check, no_check
 from rntp.rollout.inprocess import open_engine
 from rntp.rollout.interleaved import interleaved
 from rntp.rollout.place import placer
+from rntp.saver import Saver
+from rntp.sharding import forget_activations, shard
 from rntp.signals import StopRequest
 from rntp.step import Counts, Judgement, Scores, judge, over_step, plant, sampler_logp, score
 from rntp.tokenizer import decode, tokenizer_digest
 from rntp.tree import ThoughtTree, tree_tokens
-from rntp.types import Context, Rollout
+from rntp.types import Rollout
 from rntp.wandb_mirror import import_wandb
+from rntp.watchdog import Watchdog
 
 Resume = Literal["auto", "never", "must"]
 
@@ -62,29 +74,48 @@ class Trainer:
     """A run: `Trainer(config).fit()`, once.
 
     The constructor checks everything that can be checked before the first costly second, and
-    writes nothing. Raises ConfigError, DataError or CheckpointError, each with the remedy.
+    writes nothing. Raises ConfigError, DataError or CheckpointError, each with the remedy, and
+    Preempted.
+
+    stop: where the caller has been listening for signals already.
+
+    ranks: the processes that train together (`rntp.ranks.open_ranks`). Every one of them makes a
+    Trainer of the same config and fits it; rank 0 speaks and writes.
     """
 
     def __init__(
-        self, config: Config, *, resume: Resume = "auto", console: Console | None = None
+        self,
+        config: Config,
+        *,
+        resume: Resume = "auto",
+        console: Console | None = None,
+        stop: StopRequest | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config = config
         self.console = console
+        self.stop = stop or StopRequest()
+        self.ranks = ranks
+        self.faults = faults.arm(os.environ)
+        fault_point("start")
         check_names(config)
         import_wandb(config)
-        run_folder.check(config, resume)
+        ranks.decide(lambda: run_folder.check(config, resume), "start")
         manifest = Manifest.load(config.data.source)
         self.model = open_model(config)
         self.corpus = open_corpus(config, manifest, self.model.tokenizer)
         check_third(config, self.model.tokenizer)
         check_disk(config, self.model.num_parameters)
-        check_memory(config, self.model)
+        check_memory(config, self.model, ranks)
         self.shape = Shape.of(self.model.hf)
+        dtype = getattr(torch, config.model.dtype)
+        self.reference = open_reference(self.model, config, dtype)
+        if config.parallel.activation_checkpointing:
+            forget_activations(self.model.hf)
+        if ranks.mesh is not None:
+            shard(self.model.hf, ranks.mesh, dtype)
         self.optimizer = Optimizer(
-            self.model.hf,
-            config.optim,
-            dtype=getattr(torch, config.model.dtype),
-            total_steps=config.run.steps,
+            self.model.hf, config.optim, dtype=dtype, total_steps=config.run.steps
         )
         engine = open_engine(
             self.model,
@@ -93,7 +124,6 @@ class Trainer:
             answer_tokens=config.thought.answer_tokens,
         )
         self.engine = interleaved(engine, self.model, config)
-        self.reference = open_reference(self.model, self.optimizer.masters, config)
         self.ask = open_judge(self.model, config, self.reference.model if self.reference else None)
         self.decode = partial(decode, self.model.tokenizer)
         self.group_spread = GroupSpread() if config.objective.min_group_std > 0 else None
@@ -104,8 +134,8 @@ class Trainer:
             config, policy, "placement", record=self.record, tokenizer=self.model.tokenizer
         )
         check_placement(self.place, self.corpus)
-        self.stop = StopRequest()
-        self.skipped_in_a_row = 0
+        self.guards = Guards(config, ranks)
+        ranks.agree(self.stop.check, "start")
 
     def fit(self) -> dict[str, Any] | None:
         """Train to `run.steps`, resuming where the folder's checkpoints end.
@@ -114,28 +144,40 @@ class Trainer:
         evaluation. Raises Preempted after saving, if a signal asks the run to stop, and Diverged.
         """
         config = self.config
-        with (
-            run_folder.claim(config) as folder,
-            RunLog(folder, config, console=self.console) as log,
-        ):
+        with ExitStack() as open_:
+            folder = self.ranks.decide(
+                lambda: open_.enter_context(run_folder.claim(config)), "start"
+            )
+            log: RunLog | NoLog = NoLog()
+            if self.ranks.is_first:
+                log = open_.enter_context(RunLog(folder, config, console=self.console))
             self.log = log
+            timeout_s = config.run.hang_timeout_s
+            self.watchdog = open_.enter_context(Watchdog(folder, timeout_s, self.ranks.rank))
+            self.ranks.waiting = self.watchdog.waiting
             with self.stop:
-                done = saved = self._restore()
-                log.write_manifest(self._facts())
+                fault_point("claimed")
+                done = self._restore()
+                saver = self.saver = self._open_saver(done)
+                open_.callback(saver.wait)
+                log.write_manifest(self._facts(), self._ranks_facts())
                 self._greet(done)
+                fault_point("restored")
                 try:
                     self._evaluate_if_due(done)
-                    for step in range(done + 1, config.run.steps + 1):
-                        self.train_step(step)
-                        done = step
-                        if step % config.checkpoint.every_steps == 0 or step == config.run.steps:
-                            self._save(step)
-                            saved = step
-                        self._evaluate_if_due(step)
-                        self.stop.check()
+                    while done < config.run.steps:
+                        self.train_step(done + 1)
+                        done += 1
+                        if self.guards.streak:
+                            done = self._go_back(done)
+                        else:
+                            self._save_if_due(done)
+                        self._evaluate_if_due(done)
+                        self.ranks.agree(self.stop.check, "step")
                 except Preempted:
-                    if done > saved:
-                        self._save(done)
+                    saver.wait()
+                    if done > saver.saved:
+                        self._save(done, wait=True)
                     log.message(
                         f"{done} of {config.run.steps} steps done; the same command resumes"
                     )
@@ -147,51 +189,79 @@ class Trainer:
         config, horizon = self.config, self.config.reward.horizon
         clock = Stopwatch()
 
-        contexts = step_contexts(config, self.corpus, self.replay, step)
-        rollouts = self.engine.sample(contexts, self.place, self.stop.check, step - 1)
+        rollouts = self.ranks.agree(lambda: self._sample(step), "rollout")
+        fault_point("rollout")
         clock.lap("time/rollout_s")
 
         batches = microbatches(
             rollouts, tokens=config.parallel.tokens_per_microbatch, horizon=horizon
         )
         ahead, counted_P = self._judge_ahead(batches)
-        tally = Tally(config, rollouts, Counts.of(rollouts, horizon, counted_P))
+        counts = self.ranks.gather(lambda: Counts.of(rollouts, horizon, counted_P), "count")
+        mine = Tally(config, rollouts, Counts.total(counts))
         for i, batch in enumerate(batches):
-            self.stop.check()
-            self.log.phase("forward", i, len(batches))
+            self._phase("forward", i, len(batches))
             tree = plant(self.model, batch, horizon)
             scores = self._score(tree)
             judged, elsewhere = ahead[i] if ahead else self._judge(scores, tree, batch)
-            part = loss(scores, tree, judged, tally.counts, config, elsewhere)
+            part = loss(scores, tree, judged, mine.counts, config, elsewhere)
             clock.lap("time/forward_s")
-            part.total.backward()
+            fault_point("forward", part.total)
+            self._backward(part.total, last=i + 1 == len(batches), check=self.stop.check)
+            fault_point("backward")
             clock.lap("time/backward_s")
-            tally.add(scores, judged, elsewhere, part)
+            mine.add(scores, judged, elsewhere, part)
+        tally = Tally.joined(self.ranks.gather(lambda: mine, "update"))
+        self.saver.let_change()
+        fault_point("update.before")
         update = self.optimizer.step(step, loss_is_finite=tally.loss_is_finite)
+        fault_point("update.after")
         clock.lap("time/update_s")
         for _ in range(1, config.objective.epochs_per_rollout):
-            update = self._another_epoch(step, batches, tally, clock)
+            update = self._another_epoch(step, batches, mine, clock)
+        if config.objective.epochs_per_rollout > 1:
+            tally.clipped_tokens = sum(self.ranks.gather(lambda: mine.clipped_tokens, "update"))
         if not update.skipped:
             self._follow(tally)
 
-        self.log.step(
-            {
-                "step": step,
-                **tally.metrics(),
-                "grad_norm": update.grad_norm,
-                "lr": update.lr,
-                "skipped": int(update.skipped),
-                "compute/tflop": self._flop(tally) / 1e12,
-                **clock.laps,
-                "time/step_s": clock.total,
-                "memory/peak_gb": peak_bytes() / 1e9,
-                "data/ordinal_first": contexts[0].ordinal,
-                "data/visits_max": max(c.visit for c in contexts),
-                "data/digest": data_digest(contexts, [r.positions for r in tally.pages]),
-            }
-        )
+        self._phase("record")
+        contexts = [page.context for page in tally.pages]
+        metrics = {
+            "step": step,
+            **tally.metrics(),
+            "grad_norm": update.grad_norm,
+            "lr": update.lr,
+            "skipped": int(update.skipped),
+            "compute/tflop": self._flop(tally) / 1e12,
+            **clock.laps,
+            "time/step_s": clock.total,
+            "memory/peak_gb": peak_bytes() / 1e9,
+            "data/ordinal_first": contexts[0].ordinal,
+            "data/visits_max": max(c.visit for c in contexts),
+        }
+        digest = data_digest(contexts, [page.positions for page in tally.pages])
+        self.log.step({**metrics, "data/digest": digest})
         self.log.rollouts(step, tally.rows(self.model))
-        self._guard(update.skipped, contexts)
+        fault_point("step.end")
+        self.guards.watch(update, contexts, metrics, self.log)
+
+    def _sample(self, step: int) -> list[Rollout]:
+        """The rollouts of this rank's share of the step's ordinals."""
+        aside = self.guards.aside
+        contexts = step_contexts(self.config, self.corpus, self.replay, step, aside, self.ranks)
+        self.watchdog.beat(step=step, ordinal=contexts[0].ordinal)
+        self._phase("rollout")
+        return self.engine.sample(contexts, self.place, self._poll, step - 1)
+
+    def _backward(self, total: Tensor, *, last: bool, check: Check) -> None:
+        """Add a microbatch's gradient; with the last of a rank's, ranks add up theirs.
+
+        They meet before: in what is theirs together nobody can tell who lets the others wait.
+        """
+        if last or self.ranks.alone:
+            self.ranks.agree(check, "backward")
+        self._phase("backward")
+        self.optimizer.backward(total, last=last)
 
     def _score(self, tree: ThoughtTree) -> Scores:
         with_context = self.config.objective.ntp_weight > 0
@@ -236,18 +306,25 @@ class Trainer:
         if not self.config.objective.needs_whole_step:
             return [], None
         found = []
-        for i, batch in enumerate(batches):
-            self.stop.check()
-            self.log.phase("score", i, len(batches))
-            tree = plant(self.model, batch, self.config.reward.horizon)
-            found.append(self._judge(self._score(tree), tree, batch))
+
+        def judge_mine() -> list[Judgement]:
+            for i, batch in enumerate(batches):
+                self._poll()
+                self._phase("score", i, len(batches))
+                tree = plant(self.model, batch, self.config.reward.horizon)
+                found.append(self._judge(self._score(tree), tree, batch))
+            return [judged for judged, _ in found]
+
+        of_ranks = self.ranks.gather(judge_mine, "score")
         usual_std = self.group_spread.mean if self.group_spread else 0.0
-        judgements = over_step([judged for judged, _ in found], self.config, usual_std)
-        counted_P = torch.cat([judged.counted_P for judged in judgements])
-        return list(zip(judgements, [e for _, e in found], strict=True)), counted_P
+        judgements = over_step([j for part in of_ranks for j in part], self.config, usual_std)
+        before = sum(map(len, of_ranks[: self.ranks.rank]))
+        mine = on_device(judgements[before:][: len(found)], self.model.device)
+        counted_P = torch.cat([judged.counted_P for judged in mine])
+        return list(zip(mine, [e for _, e in found], strict=True)), counted_P
 
     def _another_epoch(
-        self, step: int, batches: list[tuple[Rollout, ...]], tally: Tally, clock: "Stopwatch"
+        self, step: int, batches: list[tuple[Rollout, ...]], mine: Tally, clock: "Stopwatch"
     ) -> Update:
         """One more update over the same thoughts and advantages, at the clipped ratio.
 
@@ -255,16 +332,18 @@ class Trainer:
         """
         finite = True
         for i, batch in enumerate(batches):
+            self._phase("another epoch", i, len(batches))
             tree = plant(self.model, batch, self.config.reward.horizon)
-            elsewhere = replace(tally.elsewhere[i], old_logp_M=tally.scores[i].thought_logp_M)
-            judged = tally.judgements[i]
-            part = loss(self._score(tree), tree, judged, tally.counts, self.config, elsewhere)
+            elsewhere = replace(mine.elsewhere[i], old_logp_M=mine.scores[i].thought_logp_M)
+            judged = mine.judgements[i]
+            part = loss(self._score(tree), tree, judged, mine.counts, self.config, elsewhere)
             clock.lap("time/forward_s")
-            part.total.backward()
+            self._backward(part.total, last=i + 1 == len(batches), check=no_check)
             clock.lap("time/backward_s")
-            tally.clipped_tokens += float(part.clipped_tokens)
+            mine.clipped_tokens += float(part.clipped_tokens)
             finite = finite and bool(torch.isfinite(part.total))
-        update = self.optimizer.step(step, loss_is_finite=finite)
+        everywhere = all(self.ranks.gather(lambda: finite, "update"))
+        update = self.optimizer.step(step, loss_is_finite=everywhere)
         clock.lap("time/update_s")
         return update
 
@@ -296,30 +375,24 @@ class Trainer:
         before, after = (_read_evaluation(self.config, n) for n in (0, self.config.run.steps))
         return compare(before, after, self.config.run.seed) if before and after else None
 
-    def _guard(self, skipped: bool, contexts: list[Context]) -> None:
-        """Say which ordinals a non-finite step lost; stop after a streak of them."""
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        if not skipped:
-            return
-        fresh = [c.ordinal for c in contexts if c.replay_of is None]
-        ordinals = f"{fresh[0]} … {fresh[-1]}"
-        self.log.message(
-            f"loss or gradient is not finite; weights and moments are unchanged, ordinals "
-            f"{ordinals} were not trained",
-            "warning",
-        )
-        if self.skipped_in_a_row >= self.config.optim.max_skipped_steps:
-            raise Diverged(
-                f"{self.skipped_in_a_row} steps in a row were not finite; lower optim.lr or look "
-                f"at the rollouts of the last steps in {self.config.run.dir / 'rollouts'}"
-            )
+    def _poll(self) -> None:
+        """What lasts calls it often: a sign of life, and the end if one is asked for.
+
+        Only inside of what ranks agree on. Raises Preempted.
+        """
+        self.watchdog.beat()
+        self.stop.check()
+
+    def _phase(self, name: str, done: int = 0, total: int = 1) -> None:
+        self.watchdog.beat(name)
+        self.log.phase(name, done, total)
 
     def _evaluate_if_due(self, step: int) -> None:
         """Before and after training, and every so often; an existing result is kept."""
         section, last = self.config.evaluation, self.config.run.steps
         regular = section.every_steps > 0 and step % section.every_steps == 0
         due = section.enabled and (regular or step in (0, last))
-        if not due or _read_evaluation(self.config, step) is not None:
+        if not due or self._read_evaluation(step) is not None:
             return
         assert self.corpus.heldout is not None
         self.log.message(f"evaluating on held-out pages, after step {step}")
@@ -327,9 +400,10 @@ class Trainer:
             self.model,
             self.corpus.heldout_contexts(self.config.evaluation.docs),
             self.config,
-            reference=_read_evaluation(self.config, 0),
-            check=self.stop.check,
-            progress=self.log.phase,
+            reference=self._read_evaluation(0),
+            check=self._poll,
+            progress=self._in_evaluation,
+            ranks=self.ranks,
         )
         if self.config.evaluation.reused_docs:
             result["reused"] = self._evaluate_reused(result)
@@ -340,9 +414,7 @@ class Trainer:
             "data_digest": self.corpus.manifest.digest,
             "heldout_digest": self.corpus.heldout.manifest.digest,
         }
-        path = evaluation_path(self.config, step)
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, {**facts, **result})
+        self.ranks.decide(lambda: _write_evaluation(self.config, step, {**facts, **result}), "save")
         low, high = result["gain/ci95"]
         self.log.message(
             f"held-out: nll {result['nll/no_think']:.3f} → {result['nll/think']:.3f} with "
@@ -353,10 +425,15 @@ class Trainer:
         """The same on contexts that are trained on, and how much more thinking is worth there."""
         contexts = self.corpus.reused_contexts(self.config.evaluation.reused_docs)
         found = evaluate(
-            self.model, contexts, self.config, check=self.stop.check, progress=self.log.phase
+            self.model,
+            contexts,
+            self.config,
+            check=self._poll,
+            progress=self._in_evaluation,
+            ranks=self.ranks,
         )
         del found["pages"]
-        before = _read_evaluation(self.config, 0)
+        before = self._read_evaluation(0)
         learnt = memorised(found, fresh, before)
         if learnt > MEMORISED:
             self.log.message(
@@ -368,32 +445,68 @@ class Trainer:
         gap = found["gain/mean"] - fresh["gain/mean"]
         return {**found, "gain_over_fresh": gap, "memorised": learnt}
 
-    def _save(self, step: int) -> None:
-        self.log.phase("save", 0, 1)
-        path = checkpoint.save(
+    def _in_evaluation(self, name: str, done: int, total: int) -> None:
+        self._phase(name, done, total)
+        fault_point("evaluate.inside")
+
+    def _read_evaluation(self, step: int) -> dict[str, Any] | None:
+        """As rank 0 finds it, so that no rank has it where another has not."""
+        return self.ranks.decide(lambda: _read_evaluation(self.config, step), "evaluate")
+
+    def _open_saver(self, done: int) -> Saver:
+        section = self.config.checkpoint
+        saver = Saver(
             self.config.run.dir / "checkpoints",
-            step,
-            {
-                "weights": self.optimizer.masters,
-                "moments": self.optimizer.moments(),
-                **{stem: part.tensors() for stem, part in self._companions().items()},
-            },
-            {
-                "next_ordinal": fresh_contexts(self.config, step),
-                "skipped_in_a_row": self.skipped_in_a_row,
-                "config_digest": self.config.digest(),
-                "data_digest": self.corpus.manifest.digest,
-                "tokenizer_digest": tokenizer_digest(self.model.tokenizer),
-                "torch": torch.__version__,
-            },
-            self.config.checkpoint.keep,
+            section.keep,
+            self.ranks,
+            asynchronous=section.asynchronous,
+            log=self.log,
+            saved=done,
         )
-        self.log.message(f"saved {path}")
+        saver.prepare(self._tensors())
+        return saver
+
+    def _tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """What a checkpoint keeps, by stem and by name."""
+        companions = {stem: part.tensors() for stem, part in self._companions().items()}
+        moments = self.optimizer.moments()
+        return {"weights": self.optimizer.masters, "moments": moments, **companions}
+
+    def _save_if_due(self, step: int) -> None:
+        """Save after the last step, and every so often but not within a streak of skipped steps."""
+        last = step == self.config.run.steps
+        due = step % self.config.checkpoint.every_steps == 0
+        if last or (due and not self.guards.skipped_in_a_row):
+            self._save(step, wait=last)
+        self.saver.poll()
+
+    def _save(self, step: int, *, wait: bool) -> None:
+        self._phase("save")
+        state = {
+            # Between two steps nothing is in flight: all ordinals before this one are done.
+            "next_ordinal": next_ordinal(self.config, step, self.guards.aside),
+            **self.guards.state(),
+            "config_digest": self.config.digest(),
+            "data_digest": self.corpus.manifest.digest,
+            "tokenizer_digest": tokenizer_digest(self.model.tokenizer),
+            "reference": self.config.reference_weights,
+            "torch": torch.__version__,
+        }
+        self.saver.save(step, self._tensors(), state, wait=wait)
+
+    def _go_back(self, step: int) -> int:
+        """Steps done once the streak that ends with `step` is set aside. Raises Diverged."""
+        self.saver.wait()
+        self.guards.give_up_streak(step, self.log)
+        done = self.saver.saved = self._restore()
+        return done
 
     def _restore(self) -> int:
         """Steps done: those of the newest whole checkpoint, whose state is taken over."""
         folder = self.config.run.dir / "checkpoints"
-        newest = checkpoint.newest_valid(folder, lambda text: self.log.message(text, "warning"))
+        self.ranks.decide(lambda: checkpoint.clear_leftovers(folder), "start")
+        self.guards.take_in()
+        newest = self.ranks.decide(lambda: checkpoint.newest_valid(folder, self._warn), "start")
         if newest is None:
             self.log.rewind(0)
             return 0
@@ -405,23 +518,35 @@ class Trainer:
                 "corpus, or start a new run with --run-dir"
             )
         step = int(state["step"])
-        if state["next_ordinal"] != fresh_contexts(self.config, step):
+        if state["next_ordinal"] != next_ordinal(self.config, step, state.get("set_aside", [])):
             raise CheckpointError(
                 f"{newest} was trained with another data.docs_per_step or data.replay_docs"
             )
         self.optimizer.restore(
-            checkpoint.load(newest, "weights"), checkpoint.load(newest, "moments")
+            lambda stem, tensors: self.ranks.agree(
+                lambda: checkpoint.load_into(newest, stem, tensors), "start"
+            )
         )
         for stem, part in self._companions().items():
+            if stem == "alarms" and not checkpoint.has(newest, stem):
+                self.log.message("the checkpoint is older than the alarms: they start anew")
+                continue
             part.restore(checkpoint.load(newest, stem))
-        self.skipped_in_a_row = int(state["skipped_in_a_row"])
+        self.guards.restore(state)
+        if self.replay:
+            self.replay.forget(self.guards.no_replay)
         self.log.rewind(step)
         self.log.message(f"resuming from {newest}: {step} of {self.config.run.steps} steps done")
         return step
 
-    def _companions(self) -> dict[str, Reference | Record | Replay | GroupSpread]:
-        """What a checkpoint holds besides weights and moments, where the config asks for it."""
-        found: dict[str, Reference | Record | Replay | GroupSpread] = {}
+    def _warn(self, text: str) -> None:
+        self.log.message(text, "warning")
+
+    def _companions(self) -> dict[str, Reference | Record | Replay | GroupSpread | Alarms]:
+        """What a checkpoint holds besides weights and moments."""
+        found: dict[str, Reference | Record | Replay | GroupSpread | Alarms] = {
+            "alarms": self.guards.alarms
+        }
         if self.reference:
             found["reference"] = self.reference
         if self.record:
@@ -446,7 +571,17 @@ class Trainer:
             if done < config.run.steps
             else f"{config.run.name}: all {done} steps are done; raise run.steps to go on"
         )
+        if self.guards.aside:
+            where = config.run.dir / "quarantine"
+            self.log.message(f"{len(self.guards.aside)} ordinals are set aside, see {where}")
+        if self.faults:
+            self.log.message(f"{faults.ARMED_BY} is set: this run is made to fail", "warning")
         self.log.begin(done, config.run.steps)
+
+    def _ranks_facts(self) -> dict[str, object]:
+        """Of this start, which the next may do without."""
+        devices = self.ranks.gather(lambda: device_name(self.config.model.device), "start")
+        return {"world_size": self.ranks.size, "devices": devices}
 
     def _facts(self) -> dict[str, object]:
         return {
@@ -503,3 +638,10 @@ def _read_evaluation(config: Config, step: int) -> dict[str, Any] | None:
     result = json.loads(path.read_text(encoding="utf-8"))
     assert isinstance(result, dict)
     return result
+
+
+def _write_evaluation(config: Config, step: int, result: dict[str, Any]) -> None:
+    path = evaluation_path(config, step)
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, result)
+    fault_point("evaluate.written")

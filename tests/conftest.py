@@ -112,6 +112,16 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in ARCHITECTURES}
 
 
+def same_shards(one: Path, other: Path) -> set[str]:
+    """Assert that two checkpoints hold the same tensors, to the byte; their stems."""
+    names = {p.relative_to(one) for p in one.rglob("*.safetensors")}
+    assert {"weights", "moments"} <= {name.parent.name for name in names}
+    assert names == {p.relative_to(other) for p in other.rglob("*.safetensors")}
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    return {name.parent.name for name in names}
+
+
 def write_corpus(
     folder: Path,
     documents: int = 24,

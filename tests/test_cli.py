@@ -1,5 +1,6 @@
 """The program as people call it: exit codes, messages, and nothing heavy where it is not needed."""
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rntp import checkpoint
 from rntp.cli import main
+from rntp.faults import damage
+from rntp.trained import open_trained
 
 
 @pytest.fixture
@@ -93,6 +96,12 @@ def test_train_report_eval_and_checkpoints(
     assert tokenizer.encode("<think></think>", add_special_tokens=False) == [318, 319]
     assert "step 4 of 4" in (tmp_path / "hf" / "README.md").read_text()
     assert len(hf.generate(torch.tensor([[5, 318]]), max_new_tokens=4, do_sample=False)[0]) == 6
+    assert hf.generation_config.eos_token_id == 0
+    _, ours, _ = open_trained(tmp_path / "run", 4, print)
+    ours.hf.set_attn_implementation("sdpa")
+    ids = torch.arange(20, 60)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(hf(ids).logits, ours.hf(ids).logits, rtol=0, atol=1e-6)
     capsys.readouterr()
 
     assert call("report", tmp_path / "run", "--out", tmp_path / "again.html") == 0
@@ -103,6 +112,34 @@ def test_train_report_eval_and_checkpoints(
     (tmp_path / "run" / "checkpoints" / "step_00000002" / "state.json").write_text("{}")
     assert call("ckpt", "verify", tmp_path / "run") == 4
     assert "step_00000002: state.json" in capsys.readouterr().err
+    assert call("ckpt", "ls", tmp_path / "run") == 0
+    assert "DAMAGED: state.json" in capsys.readouterr().out
+
+
+def test_pruning_by_command_keeps_the_last_whole_one(tmp_path: Path, capsys) -> None:
+    raw = {
+        "run": {"steps": 9, "dir": str(tmp_path)},
+        "model": {"spec": "m"},
+        "data": {"source": "d", "context_tokens": 99, "docs_per_step": 1},
+        "placement": {"positions_per_doc": 1},
+        "thought": {"thoughts_per_position": 2, "thought_tokens": 4},
+        "reward": {"horizon": 4},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
+    for step in range(1, 6):
+        checkpoint.save(tmp_path / "checkpoints", step, {"w": {"w": torch.ones(9)}}, {}, keep=9)
+    (shard,) = (tmp_path / "checkpoints" / "step_00000005" / "w").iterdir()
+    damage(shard, "flip")
+    assert call("ckpt", "prune", tmp_path, "--json") == 0  # checkpoint.keep is 2
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["removed"] == ["step_00000001", "step_00000002", "step_00000005"]
+    assert call("ckpt", "prune", tmp_path, "--keep", 1) == 0
+    assert "there are: step_00000004" in capsys.readouterr().out
+    assert call("ckpt", "prune", tmp_path, "--keep", 0) == 2
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert call("ckpt", "prune", tmp_path) == 2
+        assert "another process is running" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

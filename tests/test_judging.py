@@ -142,7 +142,7 @@ def test_a_frozen_judge_does_not_follow_the_policy(model_folders: dict[str, Path
     overrides = ["thought.answer_tokens=4", "reward.scheme=judge_gold", "data.context_tokens=64"]
     own = open_judge(policy, Config.parse(minimal(), overrides))
     config = Config.parse(minimal(), [*overrides, "reward.judge=frozen"])
-    reference = open_reference(policy, masters, config)
+    reference = open_reference(policy, config, torch.float64)
     assert reference is not None
     frozen, rollouts = open_judge(policy, config, reference.model), make_rollouts()
     start = frozen(rollouts)["gold"]

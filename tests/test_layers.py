@@ -43,7 +43,17 @@ def files(*patterns: str) -> list[Path]:
         (["rntp/credit.py"], {"rntp.advantages", "rntp.baselines", "rntp.config", *CORE}),
         (["rntp/data/manifest.py", "rntp/data/order.py"], {"rntp.files", *CORE}),
         (["rntp/tree.py"], {"rntp_kernels", "rntp.model", *CORE}),
-        (["rntp/reference.py"], {"rntp.config", "rntp.model", "rntp.tree", *CORE}),
+        (["rntp/reference.py"], {"rntp.config", "rntp.model", "rntp.sharding", "rntp.tree", *CORE}),
+        (["rntp/ranks.py"], {"rntp.config", *CORE}),
+        (["rntp/sharding.py", "rntp/signals.py", "rntp/alarm_maths.py"], CORE),
+        (["rntp/faults.py"], {"rntp.signals", *CORE}),
+        (["rntp/alarms.py"], {"rntp.alarm_maths", *CORE}),
+        (["rntp/watchdog_process.py"], set()),
+        (["rntp/shards.py"], {"rntp.ranks", *CORE}),
+        (
+            ["rntp/checkpoint.py"],
+            {"rntp.faults", "rntp.files", "rntp.ranks", "rntp.sharding", "rntp.shards", *CORE},
+        ),
         (
             ["rntp/step.py"],
             {"rntp.losses", "rntp.rewards", "rntp.credit", "rntp.baselines", "rntp.evidence"}

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import types
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -333,15 +334,60 @@ def test_missing_wandb_names_the_remedy(tmp_path: Path, monkeypatch: pytest.Monk
         RunLog(tmp_path, config(tmp_path, "offline"), console=quiet())
 
 
-def test_a_full_disk_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_and_what_it_missed_follows(tmp_path: Path, monkeypatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    with open_log(tmp_path) as log:
+    console = quiet()
+    with open_log(tmp_path, console=console) as log:
         monkeypatch.setattr(os, "fsync", full)
+        log.step({"step": 1})
+        log.rollouts(1, [{"a": 1}])
+        assert list((tmp_path / "rollouts").iterdir()) == []
+        assert "No space left on device); 9 bytes wait in memory" in printed(console)
         with pytest.raises(OSError, match="No space left"):
-            log.rollouts(1, [{"a": 1}])
-    assert list((tmp_path / "rollouts").iterdir()) == []
+            log.sync()
+        monkeypatch.undo()
+        log.rollouts(2, [{"a": 2}])
+        log.sync()
+    assert read_rollouts(tmp_path, 1) == [{"a": 1}]
+    assert read_rollouts(tmp_path, 2) == [{"a": 2}]
+
+
+def test_half_a_line_is_finished_when_there_is_room(tmp_path: Path, monkeypatch) -> None:
+    """The disk takes some bytes of a line and then none."""
+    room = [5]
+
+    class Small(FileIO):
+        def write(self, data: bytes) -> int:
+            taken = min(len(data), room[0])
+            room[0] -= taken
+            if data and not taken:
+                raise OSError(28, "No space left on device")
+            return super().write(data[:taken])
+
+    monkeypatch.setattr("rntp.log.FileIO", Small)
+    with open_log(tmp_path) as log:
+        log.step({"step": 1})
+        assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"ste'
+        log.step({"step": 2})
+        room[0] = 1000
+        log.step({"step": 3})
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_not_everything_waits_for_a_disk(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("rntp.log._MOST_WAITING", 100)
+    with open_log(tmp_path) as log:
+        monkeypatch.setattr("rntp.log.write_bytes_atomic", _refused)
+        log.rollouts(1, [{"a": "x" * 60}])
+        with pytest.raises(OSError, match="read-only"):
+            log.rollouts(2, [{"a": "x" * 60}])
+        monkeypatch.undo()
+
+
+def _refused(path: Path, data: bytes) -> None:
+    raise OSError(30, "read-only")
 
 
 def test_the_line_of_a_made_corpus_tells_the_gain_of_each_class() -> None:

@@ -267,7 +267,7 @@ def test_the_reference_reads_the_whole_tree_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tree = plant(model, rollouts, HORIZON)
-    own = Reference(model, dict(model.hf.named_parameters()), None)
+    own = Reference(model, next(model.hf.parameters()).dtype, None)
     scores = score(model, tree, temperature=0.7, with_context=False)
     calls = []
     trunk = own._model.hf.base_model.forward
@@ -302,7 +302,7 @@ def test_a_divergence_in_the_loss(
     wanted = {n: p.grad.clone() for n, p in model.hf.named_parameters()}
     assert distance(grads, wanted) < 1e-10
     # Against the weights themselves there is nothing to hold on to, unless the estimator is k1.
-    same = Reference(model, dict(model.hf.named_parameters()), None)
+    same = Reference(model, next(model.hf.parameters()).dtype, None)
     total, grads, _ = run(model, rollouts, config, reference=same)
     assert total == pytest.approx(0, abs=1e-12)
     size = max(float(g.abs().max()) for g in grads.values())

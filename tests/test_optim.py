@@ -20,6 +20,15 @@ def backward(net: nn.Module, scale: float = 1.0) -> None:
     (net(x).square().sum() * scale).backward()
 
 
+def filled_from(saved: dict[str, dict[str, torch.Tensor]]):
+    @torch.no_grad()
+    def fill(stem: str, tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            tensor.copy_(saved[stem][name])
+
+    return fill
+
+
 def test_schedules() -> None:
     constant = Optim(lr=1.0, warmup_steps=3)
     assert [learning_rate(constant, s, 10) for s in (1, 2, 3, 4, 10)] == [0.25, 0.5, 0.75, 1, 1]
@@ -124,11 +133,11 @@ def test_restore_continues_bit_for_bit(dtype: torch.dtype) -> None:
     moments = {name: m.clone() for name, m in optimizer.moments().items()}
     second = model()
     restored = Optimizer(second, Optim(lr=1e-2), dtype=dtype, total_steps=9)
-    restored.restore(masters, moments)
+    restored.restore(filled_from({"weights": masters, "moments": moments}))
     for net, it in ((first, optimizer), (second, restored)):
         backward(net)
         it.step(3, loss_is_finite=True)
     for mine, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(mine, other)
     with pytest.raises(KeyError):
-        restored.restore({}, {})
+        restored.restore(filled_from({"weights": {}, "moments": {}}))

@@ -41,7 +41,7 @@ def test_the_same_weights_predict_the_same(
     model = loaded(model_folders, architecture, dtype=torch.float64)
     compute_norms_in_float64(model.hf)
     rollouts = rollouts_of(model)
-    reference = Reference(model, dict(model.hf.named_parameters()), None)
+    reference = Reference(model, torch.float64, None)
     scores = score(model, plant(model, rollouts, HORIZON), temperature=1.0, with_context=False)
     found = reference.no_think(rollouts, HORIZON)
     torch.testing.assert_close(found, scores.empty_logp_PH, rtol=1e-12, atol=1e-12)
@@ -54,9 +54,9 @@ def test_frozen_weights_stay_and_live_ones_are_never_touched(
 ) -> None:
     model = loaded(model_folders)
     rollouts = rollouts_of(model)
+    frozen = Reference(model, torch.float32, None)
+    average = Reference(model, torch.float32, 0.5)
     optimizer = optimizer_of(model, torch.float32)
-    frozen = Reference(model, optimizer.masters, None)
-    average = Reference(model, optimizer.masters, 0.5)
     before = frozen.no_think(rollouts, HORIZON)
     with torch.no_grad():
         for parameter in model.hf.parameters():
@@ -77,12 +77,11 @@ def test_the_average_is_of_the_masters_and_goes_on_from_a_checkpoint(
     model_folders: dict[str, Path], dtype: torch.dtype
 ) -> None:
     model = loaded(model_folders)
-    optimizer = optimizer_of(model, dtype)
     decay = 0.9
-    reference = Reference(model, optimizer.masters, decay)
+    reference, other = Reference(model, dtype, decay), Reference(model, dtype, decay)
+    optimizer = optimizer_of(model, dtype)
     expected = {name: m.detach().double() for name, m in optimizer.masters.items()}
     start = {name: m.clone() for name, m in expected.items()}
-    other = Reference(model, optimizer.masters, decay)
     for step in range(4):
         with torch.no_grad():  # far below what bfloat16 resolves: 1e-4 of a weight
             for name, master in optimizer.masters.items():
@@ -147,15 +146,14 @@ def test_second_forwards_are_counted() -> None:
 
 def test_only_two_baselines_and_a_divergence_need_it(model_folders: dict[str, Path]) -> None:
     model = loaded(model_folders)
-    masters = dict(model.hf.named_parameters())
 
     def opened(weights: str) -> Reference | None:
         config = Config.parse(minimal(), [f"baseline.weights={weights}", "baseline.decay=0.99"])
-        return open_reference(model, masters, config)
+        return open_reference(model, config, torch.bfloat16)
 
     def kept(*options: str) -> Reference | None:
         config = Config.parse(minimal(), [f"objective.{option}" for option in options])
-        return open_reference(model, masters, config)
+        return open_reference(model, config, torch.bfloat16)
 
     assert opened("current") is opened("none") is None
     assert kept("kl_reference=ema") is None  # of weight 0

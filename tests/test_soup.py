@@ -1,6 +1,7 @@
 """Soups: the average by hand, what is refused, and a soup of two real runs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -160,10 +161,7 @@ def test_another_start_is_warned_about_and_damage_refused(runs: list[Path], tmp_
     other = soup.Ingredient(two.path, Config.parse(raw, ["model.spec=elsewhere"]), two.state)
     soup.check_alike([one, other], said.append)
     assert "seldom average to anything" in said[0]
-    broken = tmp_path / "checkpoints" / "step_00000002"
-    broken.mkdir(parents=True)
-    for file in two.path.iterdir():
-        (broken / file.name).write_bytes(file.read_bytes())
+    broken = shutil.copytree(two.path, tmp_path / "checkpoints" / "step_00000002")
     (broken / "state.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"damaged: state\.json"):
         soup.open_ingredient(broken, silent)

@@ -188,7 +188,7 @@ ONLY_POLICY = ["objective.continuation_weight=0", "objective.ntp_weight=0"]
 @pytest.fixture(scope="module")
 def elsewhere(model: LanguageModel) -> Reference:
     """Weights that predict otherwise: nats away, as after long training."""
-    reference = Reference(model, dict(model.hf.named_parameters()), None)
+    reference = Reference(model, next(model.hf.parameters()).dtype, None)
     generator = torch.Generator().manual_seed(2)
     reference.restore(
         {

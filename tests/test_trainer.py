@@ -13,7 +13,7 @@ import pytest
 import sacrebleu
 import torch
 import yaml
-from conftest import tiny_run, write_corpus
+from conftest import same_shards, tiny_run, write_corpus
 
 from rntp import rewards, run_folder
 from rntp.checkpoint import committed
@@ -223,8 +223,7 @@ def test_stopping_and_starting_again_changes_nothing(raw: dict, tmp_path: Path, 
     assert comparable(folder) == comparable(whole)
     assert read_rollouts(folder, 4) == read_rollouts(whole, 4)
     one, other = (d / "checkpoints" / "step_00000004" for d in (whole, folder))
-    for name in ("weights.safetensors", "moments.safetensors"):
-        assert (one / name).read_bytes() == (other / name).read_bytes()
+    assert same_shards(one, other) == {"weights", "moments", "alarms"}
 
 
 @pytest.mark.parametrize(
@@ -270,13 +269,10 @@ def test_options_run_and_resume(raw: dict, tmp_path: Path, options: list[str]) -
     resumed = fit(raw, *options, "run.steps=2", f"run.dir={copy}").config.run.dir
     assert comparable(resumed) == metrics
     one, other = (d / "checkpoints" / "step_00000002" for d in (whole, resumed))
-    stems = {path.stem for path in one.glob("*.safetensors")}
+    stems = same_shards(one, other)
     assert ("reference" in stems) == any("=ema" in o or "=frozen" in o for o in options)
     assert ("replay" in stems) == ("data.replay_docs=1" in options)
     assert ("placement" in stems) == ("placement.policy=learnability" in options)
-    for stem in stems:
-        name = f"{stem}.safetensors"
-        assert (one / name).read_bytes() == (other / name).read_bytes(), stem
     last = "eval/step_00000002.json"
     assert json.loads((copy / last).read_text()) == json.loads((whole / last).read_text())
 
@@ -559,11 +555,52 @@ def test_non_finite_steps_change_nothing_and_a_streak_ends_the_run(
         assert caught.value.exit_code == 6
         for name, master in trainer.optimizer.masters.items():
             assert torch.equal(master, before[name])
-        assert trainer.optimizer.moments() == {}
+        assert not any(moment.any() for moment in trainer.optimizer.moments().values())
         assert [row["skipped"] for row in read_metrics(trainer.config.run.dir)] == [1, 1, 1]
         assert "ordinals 0 … 2 were not trained" in (trainer.config.run.dir / "log.txt").read_text()
     finally:
         del rewards.REGISTRY["broken"]
+
+
+def test_an_alarm_is_said_once_over_a_resume_and_stops_if_asked(
+    raw: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rntp.alarms.STREAK", 2)
+
+    @rewards.register("constant")
+    def constant(inputs):
+        return torch.zeros(inputs.logp_think_PGH.shape[:2])
+
+    raw["evaluation"] = {"enabled": False}
+    options = ["reward.scheme=constant", "checkpoint.every_steps=1"]
+    folder = Path(raw["run"]["dir"])
+    try:
+        with pytest.raises(Diverged, match=r"after step 2 .*the policy learns nothing") as caught:
+            fit(raw, *options, "run.stop_on_alarm=true")
+        assert caught.value.exit_code == 6
+        assert [step for step, _ in committed(folder / "checkpoints")] == [1]
+        fit(raw, *options, "run.steps=3")
+        fit(raw, *options)
+    finally:
+        del rewards.REGISTRY["constant"]
+    said = (folder / "log.txt").read_text().count("learns nothing")
+    assert said == 2  # at step 2 of the first start, and of the second; not at 3 and 4
+
+
+def test_a_checkpoint_from_before_the_alarms_resumes(raw: dict) -> None:
+    raw["evaluation"] = {"enabled": False}
+    folder = fit(raw, "run.steps=2").config.run.dir
+    saved = folder / "checkpoints" / "step_00000002"
+    commit = json.loads((saved / "COMMIT.json").read_text())
+    kept = {k: v for k, v in commit["files"].items() if not k.startswith("alarms/")}
+    assert len(kept) == len(commit["files"]) - 1
+    del commit["sha256"]
+    (saved / "COMMIT.json").write_text(json.dumps({**commit, "format": 1, "files": kept}))
+    shutil.rmtree(saved / "alarms")
+    state = json.loads((saved / "state.json").read_text())
+    assert state["set_aside"] == []
+    assert len(read_metrics(fit(raw).config.run.dir)) == 4
+    assert "older than the alarms" in (folder / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(
@@ -653,16 +690,16 @@ def test_other_data_under_the_same_name_is_refused(raw: dict, tmp_path: Path) ->
 def test_damaged_checkpoints(raw: dict) -> None:
     folder = fit(raw, "evaluation.enabled=false").config.run.dir
     good = comparable(folder)
-    newest = folder / "checkpoints" / "step_00000004" / "weights.safetensors"
+    [newest] = (folder / "checkpoints" / "step_00000004" / "weights").iterdir()
     flipped = bytearray(newest.read_bytes())
     flipped[-5] ^= 1
     newest.write_bytes(flipped)
     fit(raw, "evaluation.enabled=false")  # falls back to step 2 and repeats 3 and 4
     assert "step_00000004 is damaged" in (folder / "log.txt").read_text()
-    assert "weights.safetensors: its bytes have changed" in (folder / "log.txt").read_text()
+    assert f"weights/{newest.name}: its bytes have changed" in (folder / "log.txt").read_text()
     assert comparable(folder) == good
     for _, path in committed(folder / "checkpoints"):
-        (path / "moments.safetensors").unlink()
+        next((path / "moments").iterdir()).unlink()
     with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
         fit(raw, "evaluation.enabled=false")
 
@@ -672,7 +709,7 @@ def test_a_full_disk_during_a_save(raw: dict, monkeypatch: pytest.MonkeyPatch) -
         raise OSError(28, "No space left on device")
 
     trainer = Trainer(Config.parse(raw, ["evaluation.enabled=false", "checkpoint.every_steps=1"]))
-    monkeypatch.setattr("rntp.checkpoint.save_file", full)
+    monkeypatch.setattr("rntp.checkpoint.shards.write", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         trainer.fit()
     assert list((trainer.config.run.dir / "checkpoints").iterdir()) == []

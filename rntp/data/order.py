@@ -7,6 +7,7 @@ memory, so a resume at any ordinal, on any number of ranks, sees the same order.
 """
 
 import hashlib
+from collections.abc import Collection
 
 _ROUNDS = 8
 _MASK = (1 << 64) - 1
@@ -50,6 +51,20 @@ class Order:
             mixed = _mix((key + round_number * 0x9E3779B97F4A7C15 + right) & _MASK)
             left, right = right, left ^ (mixed & mask)
         return (left << self._half_bits) | right
+
+
+def ordinals_without(aside: Collection[int], start: int, count: int) -> list[int]:
+    """`count` ordinals of 0, 1, 2, … without those set aside, from the `start`-th of them on."""
+    here = start
+    for ordinal in sorted(aside):
+        if ordinal <= here:
+            here += 1
+    found: list[int] = []
+    while len(found) < count:
+        if here not in aside:
+            found.append(here)
+        here += 1
+    return found
 
 
 def _mix(value: int) -> int:

@@ -17,6 +17,7 @@ from rntp.evaluation.third import third_losses
 from rntp.evaluation.thoughts import describe_thoughts
 from rntp.evaluation.value import bits_per_byte, bounds_by_thoughts, net_gain
 from rntp.model import LanguageModel
+from rntp.ranks import ALONE, Ranks
 from rntp.resampling import interval
 from rntp.rollout import Check, no_check
 from rntp.rollout.inprocess import open_engine
@@ -39,15 +40,16 @@ def evaluate(
     reference: dict[str, Any] | None = None,
     check: Check = no_check,
     progress: Progress = _silent,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Think and no-think loss of the same continuations, in nats per token.
 
     Positions are those of `evaluation.placement`, random ones by default, whatever placement
     trains. Deciles are those of the no-think loss of `evaluation.decile_model`; or of `reference`,
     an earlier result on the same contexts (so that a token stays in its decile); or of this one.
+    Many ranks share the contexts, and each returns the result of all.
     Returns the content of eval/step_N.json, less the facts of the run.
     """
-    rollouts: list[Rollout] = []
     engine = open_engine(
         model,
         config,
@@ -62,20 +64,29 @@ def evaluate(
         count=section.positions_per_doc or config.placement.positions_per_doc,
         tokenizer=model.tokenizer,
     )
-    for first in range(0, len(contexts), engine.docs_per_batch):
-        progress("evaluate", first, len(contexts))
-        batch = contexts[first : first + engine.docs_per_batch]
-        rollouts += engine.sample(batch, place, check)
-    progress("evaluate", len(contexts), len(contexts))
-    pages = score_pages(model, rollouts, config, check)
+
+    def sample() -> list[Rollout]:
+        mine = ranks.share(contexts)
+        found: list[Rollout] = []
+        for first in range(0, len(mine), engine.docs_per_batch):
+            progress("evaluate", first, len(mine))
+            found += engine.sample(mine[first : first + engine.docs_per_batch], place, check)
+        progress("evaluate", len(mine), len(mine))
+        return found
+
+    def scored(rollouts: Sequence[Rollout]) -> list[Page]:
+        mine = ranks.share(rollouts)
+        return ranks.join(lambda: score_pages(model, mine, config, check), "evaluate")
+
+    rollouts = ranks.join(sample, "evaluate")
+    pages = scored(rollouts)
     for name in section.controls:
-        replaced = CONTROLS[name](rollouts, model.tokenizer)
-        note_control(name, pages, score_pages(model, replaced, config, check))
+        note_control(name, pages, scored(CONTROLS[name](rollouts, model.tokenizer)))
 
     no_think, think, documents = arrays(pages)
     before = _by_place(reference["pages"]) if reference else {}
     if section.decile_model:
-        _note_third(pages, before, config, rollouts, model.device, check)
+        _note_third(pages, before, config, rollouts, model.device, check, ranks)
     bins, bins_of = _difficulty(pages, reference, config)
     if bins.shape != no_think.shape:
         raise ValueError("the reference evaluation is of other continuations")
@@ -96,7 +107,7 @@ def evaluate(
         "thought/tokens_mean": float(np.mean([t["num_tokens"] for t in thoughts])),
         "thought/closed_frac": float(np.mean([t["closed"] for t in thoughts])),
         "reading": read_plainly(
-            model, contexts, config, check, reference and reference.get("reading")
+            model, contexts, config, check, reference and reference.get("reading"), ranks
         ),
         "controls": controls_table(pages, seed),
         "classes": class_table(pages, seed),
@@ -130,6 +141,7 @@ def _note_third(
     rollouts: Sequence[Rollout],
     device: torch.device,
     check: Check,
+    ranks: Ranks,
 ) -> None:
     """Write the third model's losses into the positions; those it had in `before` are the same."""
     here = _by_place(pages)
@@ -138,7 +150,8 @@ def _note_third(
     if all(found and found["model"] == spec for found in known.values()):
         losses = [found["nll"] for found in known.values() if found]
     else:
-        losses = third_losses(config, rollouts, device, check)
+        mine = ranks.share(rollouts)
+        losses = ranks.join(lambda: third_losses(config, mine, device, check), "evaluate")
     for at, nll in zip(here.values(), losses, strict=True):
         at["third"] = {"model": spec, "nll": nll}
 

@@ -1,6 +1,6 @@
 """Plain next-token loss on whole held-out contexts: the drift guard."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.parallel import microbatches
+from rntp.ranks import ALONE, Ranks
 from rntp.rollout import Check
 from rntp.rollout.inprocess import unthought
 from rntp.step import plant, score
@@ -20,23 +21,17 @@ def read_plainly(
     config: Config,
     check: Check,
     before: dict[str, Any] | None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Plain next-token loss on every token of the contexts, nats: what training may have spoilt.
 
     before: the same of the reference evaluation; then with the change of each class since.
     """
-    found: list[tuple[str, float]] = []
-    plain = [unthought(context) for context in contexts]
-    for piece in microbatches(plain, tokens=config.parallel.tokens_per_microbatch, horizon=1):
-        check()
-        scores = score(model, plant(model, piece, 1), temperature=1.0, with_context=True)
-        assert scores.context_logp is not None
-        nll = iter((-scores.context_logp).tolist())
-        for rollout in piece:
-            labels = rollout.context.labels
-            for index in range(1, len(rollout.context)):
-                name = labels.names.get(labels.classes[index], "") if labels else ""
-                found.append((name, next(nll)))
+
+    def read() -> list[tuple[str, float]]:
+        return list(_losses(model, ranks.share(contexts), config, check))
+
+    found = ranks.join(read, "evaluate")
     groups: dict[str, list[float]] = {}
     for name, value in found:
         # A class, and its kinds: "thinkable" and "thinkable, 2 hops".
@@ -52,3 +47,19 @@ def read_plainly(
         result["change"] = result["nll"] - before["nll"]
         result["class_changes"] = {key: classes[key] - before["classes"][key] for key in classes}
     return result
+
+
+def _losses(
+    model: LanguageModel, contexts: Sequence[Context], config: Config, check: Check
+) -> Iterator[tuple[str, float]]:
+    """Class and loss (nats) of every token but the first of each context."""
+    plain = [unthought(context) for context in contexts]
+    for piece in microbatches(plain, tokens=config.parallel.tokens_per_microbatch, horizon=1):
+        check()
+        scores = score(model, plant(model, piece, 1), temperature=1.0, with_context=True)
+        assert scores.context_logp is not None
+        nll = iter((-scores.context_logp).tolist())
+        for rollout in piece:
+            labels = rollout.context.labels
+            for index in range(1, len(rollout.context)):
+                yield labels.names.get(labels.classes[index], "") if labels else "", next(nll)

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from rntp.data.order import Order
+from rntp.data.order import Order, ordinals_without
 
 # A change here is a change of every run's data order: a resumed run would see other documents.
 GOLDEN = [
@@ -71,3 +71,20 @@ def test_nonsense_is_refused() -> None:
         Order(0, seed=0)
     with pytest.raises(ValueError, match="counts from 0"):
         Order(3, seed=0)[-1]
+
+
+@pytest.mark.parametrize(
+    ("aside", "start", "expected"),
+    [
+        (set(), 3, [3, 4, 5]),
+        ({3, 4}, 0, [0, 1, 2]),
+        ({3, 4}, 2, [2, 5, 6]),
+        ({3, 4}, 3, [5, 6, 7]),
+        ({0, 1, 5}, 3, [6, 7, 8]),
+        ({0, 2, 4, 6}, 2, [5, 7, 8]),
+    ],
+)
+def test_the_stream_without_what_is_set_aside(aside: set, start: int, expected: list) -> None:
+    assert ordinals_without(aside, start, 3) == expected
+    rest = [n for n in range(50) if n not in aside]
+    assert expected == rest[start : start + 3]

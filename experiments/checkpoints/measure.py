@@ -1,0 +1,145 @@
+"""How long training stands still for a checkpoint: written at once, and behind its back.
+
+    python experiments/checkpoints/measure.py --out experiments/checkpoints/results/stall.json
+
+A model of SmolLM2-135M's shape with random weights, and AdamW's moments of it, 1.6 GB in float32,
+saved by `rntp.saver.Saver` into a new folder beside `--out`. Saves take turns:
+
+at_once      written while training waits
+stall        asynchronous: what `save` and, after a piece of work in place of the next step's
+             rollout, `let_change` take together
+stall_worst  the same without the work: the update comes at once
+behind       until the asynchronous save of `stall` is on the disk
+work_alone, work_beside   that piece of work (matrix products) by itself, and while a checkpoint is
+             written, which takes computing and memory bandwidth from it
+"""
+
+import argparse
+import json
+import re
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rntp import checkpoint
+from rntp.bench.clock import load_average
+from rntp.config import Optim
+from rntp.memory import keep_freed_memory, peak_bytes
+from rntp.optim import Optimizer
+from rntp.provenance import device_name
+from rntp.ranks import ALONE
+from rntp.saver import Saver
+
+STALL = re.compile(r"stood still for ([\d.]+) s")
+SMOLLM2_135M = LlamaConfig(
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    tie_word_embeddings=True,
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Plain)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--repeats", type=int, default=6, help="saves of each kind")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    found = measure(SMOLLM2_135M, arguments.repeats, arguments.out.parent)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found, indent=2))
+
+
+def measure(shape: LlamaConfig, repeats: int, beside: Path) -> dict[str, Any]:
+    """Seconds of every save, in the order they were taken, and what follows from them."""
+    model = LlamaForCausalLM(shape).to(torch.float32)
+    optimizer = Optimizer(model, Optim(), dtype=torch.bfloat16, total_steps=10)
+    tensors = {"weights": optimizer.masters, "moments": optimizer.moments()}
+    seconds: dict[str, list[float]] = {
+        name: []
+        for name in ("at_once", "stall", "stall_worst", "behind", "work_alone", "work_beside")
+    }
+    load = [load_average()]
+    beside.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".saves-", dir=beside))
+    try:
+        savers = {
+            asynchronous: Saver(
+                folder,
+                1,
+                ALONE,
+                asynchronous=asynchronous,
+                say=lambda text, level="info": said.append(text),
+                saved=0,
+            )
+            for asynchronous in (False, True)
+        }
+        said: list[str] = []
+        savers[True].prepare(tensors)
+        memory = peak_bytes()
+        behind = savers[True]
+        for first in range(1, 3 * repeats, 3):
+            seconds["at_once"].append(_seconds(savers[False].save, first, tensors, {}))
+            seconds["work_alone"].append(_seconds(_work))
+            start = time.perf_counter()
+            stall = _seconds(behind.save, first + 1, tensors, {})
+            seconds["work_beside"].append(_seconds(_work))
+            seconds["stall"].append(stall + _seconds(behind.let_change))
+            behind.wait()
+            seconds["behind"].append(time.perf_counter() - start)
+            stall = _seconds(behind.save, first + 2, tensors, {})
+            seconds["stall_worst"].append(stall + _seconds(behind.let_change))
+            behind.wait()
+        assert len(said) == 3 * repeats, said
+        assert all(STALL.search(text) for text in said), said
+        size = checkpoint.num_bytes(checkpoint.committed(folder)[-1][1])
+    finally:
+        shutil.rmtree(folder)
+    best = {name: min(values) for name, values in seconds.items()}
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "checkpoint_gb": size / 1e9,
+        "best_s": best,
+        "median_s": {name: statistics.median(values) for name, values in seconds.items()},
+        "stall_share": best["stall"] / best["at_once"],
+        "stall_worst_share": best["stall_worst"] / best["at_once"],
+        "seconds": seconds,
+        "peak_gb": {"before the first save": memory / 1e9, "in the end": peak_bytes() / 1e9},
+        "load_average": {"before": load[0], "after": load_average()},
+        "device": device_name("cpu"),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "command": "make save-stall",
+    }
+
+
+def _work(size: int = 1024, times: int = 40) -> None:
+    """Less than a step of such a model takes."""
+    a = torch.ones(size, size)
+    for _ in range(times):
+        a @ a
+
+
+def _seconds(work: Callable[..., object], *arguments: object) -> float:
+    start = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - start
+
+
+class _Plain(argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+if __name__ == "__main__":
+    main()
