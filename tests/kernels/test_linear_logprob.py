@@ -234,3 +234,13 @@ def test_a_large_slope_of_the_entropy_meets_a_probability_of_zero(implementation
         d_hidden, 100 * torch.autograd.grad(exact, h)[0], rtol=1e-4, atol=1e-4
     )
     assert torch.equal(d_weight[9:], torch.zeros(2, 8))
+
+
+def test_a_second_backward_through_the_same_forward_is_the_first() -> None:
+    """The first one writes its gradient over the logits that the forward kept."""
+    h, w, targets = make(11, 8, 40, torch.float64)
+    logp, entropy = linear_logprob(h, w, targets, chunk_rows=4)
+    loss = (logp * torch.linspace(-1, 2, 11) + 0.7 * entropy).sum()
+    first = torch.autograd.grad(loss, (h, w), retain_graph=True)
+    for one, other in zip(first, torch.autograd.grad(loss, (h, w)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)

@@ -69,9 +69,9 @@ def linear_logprob_top1(
     hidden: [N, H]. weight: [V, H], same float type. targets: int64 [N], each in [0, V), or the
     ignored one. temperature: one number, or a float tensor [N]. shaping: soft cap (before the
     temperature), padding of the vocabulary, ignored rows.
-    chunk_rows: rows whose logits are held at a time, by default 1,024 (CUDA: 4,096).
-    implementation: see `rntp_kernels.linear_logprob.selection`. All but `reference` compute logits
-    again in the backward and hold those of one chunk.
+    chunk_rows: rows whose logits are held at a time, by default 2,048 (CUDA: 4,096).
+    implementation: see `rntp_kernels.linear_logprob.selection`. All but `reference` hold the logits
+    of two chunks at most, and compute those of all chunks but the last again in the backward.
 
     The operands' matmul runs at library speed with float32 accumulation; statistics, outputs and
     the accumulation of the weight's gradient over chunks are float32 or better.
@@ -102,7 +102,8 @@ def linear_logprob_loss(
     called once a chunk. Whatever else it needs (advantages, masks) it takes by `rows`. It may not
     depend on parameters in another way. Ignored rows come as zeros, and pass no gradient.
 
-    6·N·H·V FLOP for forward and backward, against 8 of `linear_logprob`; same gradients.
+    6·N·H·V FLOP for forward and backward, against 8 of `linear_logprob` for many chunks; same
+    gradients.
     Raises as `linear_logprob_top1`; ValueError, too, for a loss that is not one value a row.
     """
     inverse = _inverse_temperature(hidden, weight, targets, temperature)
@@ -133,4 +134,4 @@ def _inverse_temperature(
 def _chunk_rows(hidden: Tensor, chunk_rows: int | None) -> int:
     if chunk_rows is not None:
         return chunk_rows
-    return 4096 if hidden.is_cuda else 1024
+    return 4096 if hidden.is_cuda else 2048

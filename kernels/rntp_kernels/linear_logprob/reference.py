@@ -1,8 +1,9 @@
 """The specification: logits in full, plain autograd, any float type."""
 
+import torch
 from torch import Tensor
 
-from rntp_kernels.linear_logprob.rows import Shaping, statistics
+from rntp_kernels.linear_logprob.rows import NEVER, Shaping, scaled_logits, wide
 
 _PLAIN = Shaping()
 
@@ -18,7 +19,10 @@ def linear_logprob_reference(
     kept = None if shaping.ignored is None else targets != shaping.ignored
     if kept is not None:
         targets = targets.where(kept, 0)
-    logprob, entropy, _, top1 = statistics(hidden @ weight.T, targets, inverse_temperature, shaping)
+    logits = scaled_logits(wide(hidden @ weight.T), inverse_temperature, shaping)
+    logp = torch.log_softmax(logits, dim=-1)
+    logprob = logp.gather(1, targets[:, None])[:, 0]
+    entropy = -(logp.exp() * logp.clamp_min(NEVER)).sum(dim=-1)
     if kept is not None:
         logprob, entropy = logprob.where(kept, 0.0), entropy.where(kept, 0.0)
-    return logprob, entropy, top1
+    return logprob, entropy, logp.argmax(dim=-1)

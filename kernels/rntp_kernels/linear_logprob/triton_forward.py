@@ -109,6 +109,7 @@ class TritonLinearLogprob(ChunkedLinearLogprob):
     ) -> tuple[Tensor, Tensor, Tensor]:
         kept, targets = without_ignored(targets, shaping)
         logprob, entropy, lse, top1 = forward(hidden, weight, targets, inverse_temperature, shaping)
+        ctx.last_logits = None
         ctx.save_for_backward(hidden, weight, targets, inverse_temperature, entropy, lse, kept)
         ctx.mark_non_differentiable(top1)
         ctx.shaping, ctx.chunk_rows, ctx.kernels = shaping, chunk_rows, kernels
