@@ -212,6 +212,7 @@ class Trainer:
             clock.lap("time/backward_s")
             mine.add(scores, judged, elsewhere, part)
         tally = Tally.joined(self.ranks.gather(lambda: mine, "update"))
+        self._phase("update")
         self.saver.let_change()
         fault_point("update.before")
         update = self.optimizer.step(step, loss_is_finite=tally.loss_is_finite)

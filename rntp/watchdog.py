@@ -72,7 +72,10 @@ class Watchdog:
         if self._process is not None:
             assert self._process.stdin is not None
             self._process.stdin.close()  # which ends it
-            self._process.wait(timeout=60)
+            try:
+                self._process.wait(timeout=60)
+            except subprocess.TimeoutExpired:  # no run fails for a guard that is slow to leave
+                self._process.kill()
             self._process = None
         if self._stacks is None:
             return
