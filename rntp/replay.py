@@ -119,5 +119,6 @@ def step_contexts(
     """The contexts of step 1, 2, …: the next fresh ordinals, and those that come back."""
     if replay is None:
         return corpus.step_contexts(step, config.data.docs_per_step)
-    fresh = range(fresh_contexts(config, step - 1), fresh_contexts(config, step))
-    return [*(corpus.train[n] for n in fresh), *replay.contexts(corpus, step)]
+    first, end, later = (fresh_contexts(config, n) for n in (step - 1, step, step + 1))
+    fresh = corpus.train.take(range(first, end), ahead=range(end, later))
+    return [*fresh, *replay.contexts(corpus, step)]

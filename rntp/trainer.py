@@ -7,6 +7,7 @@
 
 import json
 import time
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from rntp import checkpoint, rewards, run_folder
 from rntp.config import Config
-from rntp.data import Manifest, data_digest
-from rntp.data.corpus import open_corpus
+from rntp.data import data_digest
+from rntp.data.corpus import open_corpus, open_data
+from rntp.data.state import DataState, Segment, known_damage, segments
 from rntp.errors import CheckpointError, Diverged, Preempted
 from rntp.estimate import Shape, step_flop
 from rntp.evaluation import compare, evaluate
@@ -63,17 +65,26 @@ class Trainer:
 
     The constructor checks everything that can be checked before the first costly second, and
     writes nothing. Raises ConfigError, DataError or CheckpointError, each with the remedy.
+    accept_data_change: go on where the corpus is another than that of the checkpoint.
     """
 
     def __init__(
-        self, config: Config, *, resume: Resume = "auto", console: Console | None = None
+        self,
+        config: Config,
+        *,
+        resume: Resume = "auto",
+        console: Console | None = None,
+        accept_data_change: bool = False,
     ) -> None:
         self.config = config
         self.console = console
+        self.accept_data_change = accept_data_change
+        self.segments: list[Segment] = []
+        self.damage_told = 0
         check_names(config)
         import_wandb(config)
         run_folder.check(config, resume)
-        manifest = Manifest.load(config.data.source)
+        manifest = open_data(config, tolerant=True)
         self.model = open_model(config)
         self.corpus = open_corpus(config, manifest, self.model.tokenizer)
         check_third(config, self.model.tokenizer)
@@ -115,6 +126,7 @@ class Trainer:
         """
         config = self.config
         with (
+            closing(self.corpus),
             run_folder.claim(config) as folder,
             RunLog(folder, config, console=self.console) as log,
         ):
@@ -188,8 +200,10 @@ class Trainer:
                 "data/ordinal_first": contexts[0].ordinal,
                 "data/visits_max": max(c.visit for c in contexts),
                 "data/digest": data_digest(contexts, [r.positions for r in tally.pages]),
+                "data/damaged": len(self.corpus.train.damaged),
             }
         )
+        self._tell_damage()
         self.log.rollouts(step, tally.rows(self.model))
         self._guard(update.skipped, contexts)
 
@@ -314,6 +328,12 @@ class Trainer:
                 f"at the rollouts of the last steps in {self.config.run.dir / 'rollouts'}"
             )
 
+    def _tell_damage(self) -> None:
+        damaged = self.corpus.train.damaged
+        for _, damage in damaged[self.damage_told :]:
+            self.log.message(f"set aside and replaced: {damage}", "warning")
+        self.damage_told = len(damaged)
+
     def _evaluate_if_due(self, step: int) -> None:
         """Before and after training, and every so often; an existing result is kept."""
         section, last = self.config.evaluation, self.config.run.steps
@@ -338,7 +358,7 @@ class Trainer:
             "seed": self.config.run.seed,
             "config_digest": self.config.digest(),
             "data_digest": self.corpus.manifest.digest,
-            "heldout_digest": self.corpus.heldout.manifest.digest,
+            "heldout_digest": self.corpus.heldout_digest,
         }
         path = evaluation_path(self.config, step)
         path.parent.mkdir(exist_ok=True)
@@ -384,6 +404,8 @@ class Trainer:
                 "config_digest": self.config.digest(),
                 "data_digest": self.corpus.manifest.digest,
                 "tokenizer_digest": tokenizer_digest(self.model.tokenizer),
+                "data": self._data_state(step).as_dict(),
+                "segments": self.segments,
                 "torch": torch.__version__,
             },
             self.config.checkpoint.keep,
@@ -396,15 +418,13 @@ class Trainer:
         newest = checkpoint.newest_valid(folder, lambda text: self.log.message(text, "warning"))
         if newest is None:
             self.log.rewind(0)
+            self.segments = segments({}, self._data_state(0), 0, newest, accept=True)
             return 0
         state = checkpoint.load_state(newest)
-        if state["data_digest"] != self.corpus.manifest.digest:
-            raise CheckpointError(
-                f"{newest} was trained on other data (corpus {state['data_digest'][:16]} there, "
-                f"{self.corpus.manifest.digest[:16]} at {self.config.data.source}); restore that "
-                "corpus, or start a new run with --run-dir"
-            )
         step = int(state["step"])
+        now = self._data_state(step)
+        self.segments = segments(state, now, step, newest, accept=self.accept_data_change)
+        self.corpus.train.know(known_damage(state))
         if state["next_ordinal"] != fresh_contexts(self.config, step):
             raise CheckpointError(
                 f"{newest} was trained with another data.docs_per_step or data.replay_docs"
@@ -418,6 +438,13 @@ class Trainer:
         self.log.rewind(step)
         self.log.message(f"resuming from {newest}: {step} of {self.config.run.steps} steps done")
         return step
+
+    def _data_state(self, step: int) -> DataState:
+        return self.corpus.state(
+            tokenizer_digest(self.model.tokenizer),
+            self.config.run.seed,
+            fresh_contexts(self.config, step),
+        )
 
     def _companions(self) -> dict[str, Reference | Record | Replay | GroupSpread]:
         """What a checkpoint holds besides weights and moments, where the config asks for it."""
@@ -455,6 +482,7 @@ class Trainer:
             "config_digest": self.config.digest(),
             "data_digest": self.corpus.manifest.digest,
             "tokenizer_digest": tokenizer_digest(self.model.tokenizer),
+            "segments": self.segments,
             "model": self.config.model.spec,
             "num_parameters": self.model.num_parameters,
         }
