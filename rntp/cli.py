@@ -57,6 +57,11 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto: go on where the run folder ends (default)",
     )
+    train.add_argument(
+        "--accept-data-change",
+        action="store_true",
+        help="resume on another corpus than the checkpoint's, as a new segment of the run",
+    )
     train.add_argument("--dry-run", action="store_true", help="print derived sizes and stop")
     train.add_argument("--json", action="store_true", help="print the dry run as JSON")
     train.set_defaults(run=_train)
@@ -197,6 +202,16 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true")
         command.set_defaults(run=run)
 
+    simulate = data_commands.add_parser(
+        "simulate", help="which contexts which rank would read, without the model"
+    )
+    _config_arguments(simulate)
+    simulate.add_argument("--world", type=int, default=1, metavar="N", help="ranks (default 1)")
+    simulate.add_argument("--step", type=int, default=1, metavar="N", help="first step (default 1)")
+    simulate.add_argument("--steps", type=int, default=1, metavar="N", help="steps (default 1)")
+    simulate.add_argument("--json", action="store_true")
+    simulate.set_defaults(run=_data_simulate)
+
     checkpoints = commands.add_parser("ckpt", help="list, verify and export checkpoints")
     checkpoint_commands = checkpoints.add_subparsers(metavar="COMMAND", required=True)
     for name, text, run in (
@@ -267,7 +282,9 @@ def _train(arguments: argparse.Namespace) -> None:
     from rntp.trainer import Trainer
 
     keep_freed_memory()
-    trainer = Trainer(config, resume=arguments.resume)
+    trainer = Trainer(
+        config, resume=arguments.resume, accept_data_change=arguments.accept_data_change
+    )
     comparison = trainer.fit()
     report = build_report([config.run.dir], config.run.dir / "report.html")
     if comparison is not None:
@@ -469,6 +486,17 @@ def _data_stats(arguments: argparse.Namespace) -> None:
     funnel = {f"pages: {reason}": count for reason, count in manifest.funnel.items()}
     facts |= funnel
     print(json.dumps(facts, indent=2) if arguments.json else facts_table(facts))
+
+
+def _data_simulate(arguments: argparse.Namespace) -> None:
+    from rntp.data.simulate import simulate
+    from rntp.show import simulation_table
+
+    if min(arguments.world, arguments.step, arguments.steps) < 1:
+        raise ConfigError("--world, --step and --steps count from 1")
+    steps = range(arguments.step, arguments.step + arguments.steps)
+    facts = simulate(_load(arguments), steps, arguments.world)
+    print(json.dumps(facts, indent=2) if arguments.json else simulation_table(facts))
 
 
 def _ckpt_ls(arguments: argparse.Namespace) -> None:

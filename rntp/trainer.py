@@ -424,7 +424,7 @@ class Trainer:
         step = int(state["step"])
         now = self._data_state(step)
         self.segments = segments(state, now, step, newest, accept=self.accept_data_change)
-        self.corpus.train.know(known_damage(state))
+        self.corpus.train.stream.know(known_damage(state))
         if state["next_ordinal"] != fresh_contexts(self.config, step):
             raise CheckpointError(
                 f"{newest} was trained with another data.docs_per_step or data.replay_docs"

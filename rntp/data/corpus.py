@@ -122,7 +122,7 @@ def open_corpus(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase) 
         if not isinstance(data, Mixture):
             return stream(split, data, seed)
         parts = [stream(split, m, stream_seed(seed, m)) for m in data.manifests]
-        return MixedStream(parts, data.shares, seed)
+        return MixedStream(parts, data.shares)
 
     train = Reader(
         whole("train", data),

@@ -5,7 +5,7 @@ would have given it give another document, the same on every rank and after ever
 document is lost uncounted; past a budget the run stops with the list.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,6 +38,14 @@ class DamagedDocument(DataError):
         self.damage = damage
 
 
+def listed(found: Sequence[Damage]) -> str:
+    """One line each, indented; the first of many."""
+    lines = [f"  {damage}" for damage in found[:_LISTED]]
+    if len(found) > _LISTED:
+        lines.append(f"  and {len(found) - _LISTED} more")
+    return "\n".join(lines)
+
+
 class SetAside:
     """The damaged documents of one corpus, by number; most: so many are allowed."""
 
@@ -46,20 +54,17 @@ class SetAside:
         self._most = most
         self._found: dict[int, Damage] = {}
 
-    def add(self, damage: Damage) -> None:
+    def add(self, found: Iterable[Damage]) -> None:
         """Raises DataError with the list when there are more than the budget allows."""
-        # setdefault alone is one atomic step: readers in other threads see it whole.
-        self._found.setdefault(damage.number, damage)
-        if len(self._found) <= self._most:
-            return
-        listed = [str(damage) for damage in list(self._found.values())[:_LISTED]]
-        if len(self._found) > _LISTED:
-            listed.append(f"and {len(self._found) - _LISTED} more")
-        raise DataError(
-            f"{len(self._found)} documents of {self._where} are damaged and {self._most} are "
-            "allowed (data.max_damaged); restore the shards from a copy, or run `rntp data prep` "
-            "again:\n" + "\n".join(f"  {line}" for line in listed)
-        )
+        for damage in found:
+            # One atomic step: readers in other threads see it whole.
+            self._found.setdefault(damage.number, damage)
+        if len(self._found) > self._most:
+            raise DataError(
+                f"{len(self._found)} documents of {self._where} are damaged and {self._most} are "
+                "allowed (data.max_damaged); restore the shards from a copy, or run `rntp data "
+                f"prep` again:\n{listed(list(self._found.values()))}"
+            )
 
     def __contains__(self, number: int) -> bool:
         return number in self._found

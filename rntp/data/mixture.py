@@ -1,20 +1,19 @@
 """Several corpora by weight, as one stream with the guarantees of each.
 
-Ordinals come in blocks of SLOTS. A keyed permutation of the block's places (see `rntp.data.order`)
-deals every corpus its exact share of each block, and its own ordinals go up by that share from one
-block to the next. So every ordinal of every corpus comes exactly once, shares are exact after every
-block, and any ordinal is answered in O(1): nothing is drawn, and there is nothing to save.
+Ordinals come in blocks of SLOTS. A table deals the places of a block, each to the corpus that is
+furthest behind its share, and the corpora's own ordinals go up from one block to the next. So every
+ordinal of every corpus comes exactly once and in order, shares are exact after every block and
+within one context all along, and any ordinal is answered in O(1): there is nothing to save. Nothing
+is drawn: each corpus is shuffled in itself.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
 
 from rntp.data.damage import Damage
 from rntp.data.manifest import Manifest
-from rntp.data.order import Order
 from rntp.data.stream import Read, Stream
 from rntp.errors import ConfigError
 from rntp.types import Context
@@ -45,21 +44,23 @@ def shares(weights: Mapping[str, float]) -> list[int]:
 class Deal:
     """`deal[ordinal]` is (corpus, ordinal within the corpus)."""
 
-    def __init__(self, shares: Sequence[int], seed: int) -> None:
+    def __init__(self, shares: Sequence[int]) -> None:
         """shares: of each corpus, in places of a block; they add up to SLOTS."""
         assert sum(shares) == SLOTS
         self._shares = shares
-        self._ends = list(accumulate(shares))
-        # The corpus of every place; and a place's number within its corpus.
-        self._corpus = [c for c, share in enumerate(shares) for _ in range(share)]
-        # Another seed than that of the corpora, or a mixture would go through both in step.
-        self._order = Order(SLOTS, int.from_bytes(_hash(f"{seed}/mixture"), "little"))
+        dealt = [0] * len(shares)
+        self._places = []
+        for place in range(1, SLOTS + 1):
+            # Who is furthest behind its share of the places so far; the first of equals.
+            owed = [share * place - SLOTS * n for share, n in zip(shares, dealt, strict=True)]
+            corpus = owed.index(max(owed))
+            self._places.append((corpus, dealt[corpus]))
+            dealt[corpus] += 1
 
     def __getitem__(self, ordinal: int) -> tuple[int, int]:
-        place, block = self._order[ordinal]
-        corpus = self._corpus[place]
-        share = self._shares[corpus]
-        return corpus, block * share + place - (self._ends[corpus] - share)
+        block, place = divmod(ordinal, SLOTS)
+        corpus, before = self._places[place]
+        return corpus, block * self._shares[corpus] + before
 
 
 class Mixture:
@@ -81,9 +82,9 @@ class MixedStream:
     num_documents: ordinals before some corpus begins its second pass. num_too_short: of all.
     """
 
-    def __init__(self, streams: Sequence[Stream], shares: Sequence[int], seed: int) -> None:
+    def __init__(self, streams: Sequence[Stream], shares: Sequence[int]) -> None:
         self._streams = list(streams)
-        self._deal = Deal(shares, seed)
+        self._deal = Deal(shares)
         blocks = min(s.num_documents // share for s, share in zip(streams, shares, strict=True))
         self.num_documents = blocks * SLOTS
         while all(

@@ -70,7 +70,10 @@ class Reader:
         wanted = dict.fromkeys([*ordinals, *ahead])
         for n in [n for n in self._pending if n not in wanted]:
             self._pending.pop(n)[0].cancel()
-        self._begin([n for n in wanted if n not in self._pending])
+        try:
+            self._begin([n for n in wanted if n not in self._pending])
+        except BrokenProcessPool:  # a worker died since the last call
+            self._start_anew(wanted)
         contexts = []
         for n in ordinals:
             read = self._result(n)
@@ -118,7 +121,7 @@ class Reader:
                         f"({error}); lower data.workers if memory ran out, or set it to 0 to see "
                         "the error itself"
                     ) from error
-                self._start_anew()
+                self._start_anew(list(self._pending))
                 continue
             except BaseException:
                 self.close()
@@ -126,11 +129,10 @@ class Reader:
             del self._pending[ordinal]
             return _with_tensor(read)
 
-    def _start_anew(self) -> None:
+    def _start_anew(self, wanted: Iterable[int]) -> None:
         self.restarts += 1
-        lost = list(self._pending)
         self.close()
-        self._begin(lost)
+        self._begin(list(wanted))
 
     def _open_pool(self) -> Executor:
         if self._kind == "thread":
@@ -167,7 +169,7 @@ def _read_chunk(stream: Stream, ordinals: list[int]) -> list[Read]:
 # an array goes through the pipe as bytes.
 def _with_array(read: Read) -> Read:
     ids = read.context.token_ids.numpy()
-    return replace(read, context=replace(read.context, token_ids=ids))
+    return replace(read, context=replace(read.context, token_ids=ids))  # type: ignore[arg-type]
 
 
 def _with_tensor(read: Read) -> Read:

@@ -1,25 +1,54 @@
-"""Which ordinals which rank reads: the order of a run without its model."""
+"""Which contexts which rank reads: the data of a run without its model."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+from rntp.config import Config
+from rntp.data.corpus import open_corpus, open_data
+from rntp.replay import fresh_contexts
+from rntp.tokenizer import add_marker, load_tokenizer
+
+T = TypeVar("T")
 
 
-def rank_share(ordinals: Sequence[int], rank: int, world: int) -> Sequence[int]:
+def rank_share(items: Sequence[T], rank: int, world: int) -> Sequence[T]:
     """A rank's contiguous piece of a step; those of all ranks, in order, are the whole."""
-    first, end = (len(ordinals) * n // world for n in (rank, rank + 1))
-    return ordinals[first:end]
+    first, end = (len(items) * n // world for n in (rank, rank + 1))
+    return items[first:end]
 
 
-def step_ordinals(step: int, docs_per_step: int) -> range:
-    """The ordinals of step 1, 2, …: the same for any number of ranks."""
-    return range((step - 1) * docs_per_step, step * docs_per_step)
+def simulate(config: Config, steps: Sequence[int], world: int) -> dict[str, Any]:
+    """What `world` ranks read in `steps`: facts of the corpus, and a row a context.
 
-
-def simulate(steps: Sequence[int], docs_per_step: int, world: int) -> list[dict[str, Any]]:
-    """One row a step and rank: step, rank, ordinals."""
-    return [
-        {"step": step, "rank": rank, "ordinals": list(rank_share(ordinals, rank, world))}
-        for step in steps
-        for ordinals in [step_ordinals(step, docs_per_step)]
-        for rank in range(world)
-    ]
+    Replayed contexts are left out: which come back depends on the training. Raises DataError and
+    ConfigError as opening the corpus does.
+    """
+    data = open_data(config, tolerant=True)
+    tokenizer = load_tokenizer(config.model.spec)
+    for marker in (config.model.think_open, config.model.think_close):
+        add_marker(tokenizer, marker)
+    corpus = open_corpus(config, data, tokenizer)
+    rows = []
+    for step in steps:
+        ordinals = range(fresh_contexts(config, step - 1), fresh_contexts(config, step))
+        for rank in range(world):
+            for context in corpus.train.take(rank_share(ordinals, rank, world)):
+                rows.append(
+                    {
+                        "step": step,
+                        "rank": rank,
+                        "ordinal": context.ordinal,
+                        "document": context.document_id,
+                        "start": context.start,
+                        "tokens": len(context),
+                        "visit": context.visit,
+                    }
+                )
+    corpus.close()
+    return {
+        "corpus": data.digest,
+        "documents": corpus.train.num_documents,
+        "world": world,
+        "contexts": rows,
+        "damaged": [str(damage) for _, damage in corpus.train.damaged],
+    }

@@ -111,7 +111,9 @@ class RemoteStorage:
             if self._scheme in ("http", "https"):
                 import aiohttp
 
-                timeout = aiohttp.ClientTimeout(sock_connect=_SOCKET_S, sock_read=_SOCKET_S)
+                timeout = aiohttp.ClientTimeout(
+                    total=self._deadline_s, sock_connect=_SOCKET_S, sock_read=_SOCKET_S
+                )
                 options = {
                     "client_kwargs": {"timeout": timeout, "raise_for_status": _check_answer},
                     "allow_redirects": False,
@@ -145,7 +147,7 @@ class RemoteStorage:
         if isinstance(error, FileNotFoundError | PermissionError):
             return
         if isinstance(error, TimeoutError):
-            raise Transient(f"no byte for {_SOCKET_S:g} s") from error
+            raise Transient("the server is silent or too slow") from error
         # Refused and reset connections are OSErrors; cut or malformed answers are aiohttp's own.
         if isinstance(error, OSError) or type(error).__module__.startswith("aiohttp"):
             raise Transient(f"{type(error).__name__} {error}".strip()) from error

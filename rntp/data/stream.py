@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rntp import chance
-from rntp.data.damage import Damage, DamagedDocument, SetAside
+from rntp.data.damage import Damage, DamagedDocument, SetAside, listed
 from rntp.data.manifest import Document, Manifest
 from rntp.data.order import Order
 from rntp.data.token_ids import Markers, from_codes
@@ -138,8 +138,7 @@ class ContextStream:
             self._order = Order(self.num_documents, seed)
         most = int(max_damaged * manifest.num_docs)
         self._aside = SetAside(manifest.folder, most)
-        for damage in manifest.lost:
-            self._aside.add(damage)
+        self._aside.add(manifest.lost)
 
     def __getitem__(self, ordinal: int) -> Context:
         """The context, damage set aside and counted. Raises DataError past the budget for damage,
@@ -151,14 +150,11 @@ class ContextStream:
 
     def set_aside(self, read: Read) -> None:
         """Count the damage that a read met. Raises DataError with the list past the budget."""
-        for damage in read.damaged:
-            self._aside.add(damage)
+        self._aside.add(read.damaged)
 
     def know(self, damaged: Iterable[tuple[str, Damage]]) -> None:
         """Take over what `damaged` gave in an earlier part of the run."""
-        for digest, damage in damaged:
-            if digest == self.manifest.digest:
-                self._aside.add(damage)
+        self._aside.add(d for digest, d in damaged if digest == self.manifest.digest)
 
     @property
     def damaged(self) -> list[tuple[str, Damage]]:
@@ -187,8 +183,9 @@ class ContextStream:
             context = self._context(ordinal, visit, number, document, place)
             return Read(context, tuple(met.values()), attempt > 0)
         raise DataError(
-            f"ordinal {ordinal} of {self.manifest.folder}: {_MAX_SUBSTITUTES} documents in a row "
-            "are damaged; restore the shards from a copy, or run `rntp data prep` again"
+            f"ordinal {ordinal} of {self.manifest.folder}: the document and all that could replace "
+            "it are damaged; restore the shards from a copy, or run `rntp data prep` again:\n"
+            + listed(list(met.values()))
         )
 
     def _substitute(self, ordinal: int, attempt: int) -> int:
