@@ -5,7 +5,8 @@ SIGKILL in the middle.
 
 WARC_FOLDER: files of about the same size, ten or a multiple of ten are used (`pack_html.py`).
 Memory is the sum of the resident sets of all processes of the command, so shared pages count once
-for each of them: an upper bound.
+for each of them: an upper bound. CPU seconds hardly depend on what else the machine is doing;
+seconds do, and the load average is noted.
 """
 
 import argparse
@@ -35,19 +36,21 @@ FINEWEB = {
 }
 
 
-def resident_bytes(group: int) -> int:
-    """Resident memory of all processes of a process group."""
-    total = 0
+def processes(group: int) -> dict[int, tuple[int, float]]:
+    """Resident bytes and CPU seconds of every process of a group, by its id."""
+    found = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         try:
             if os.getpgid(int(folder.name)) == group:
                 pages = int((folder / "statm").read_text().split()[1])
-                total += pages * os.sysconf("SC_PAGE_SIZE")
+                ticks = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
+                seconds = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+                found[int(folder.name)] = (pages * os.sysconf("SC_PAGE_SIZE"), seconds)
         except (OSError, IndexError):
             continue
-    return total
+    return found
 
 
 def start(folder: Path, sources: list[Path], settings: dict[str, Any]) -> subprocess.Popen[bytes]:
@@ -64,25 +67,30 @@ def start(folder: Path, sources: list[Path], settings: dict[str, Any]) -> subpro
     return subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
-def watch(process: subprocess.Popen[bytes]) -> tuple[float, int]:
-    """Seconds until the command ends, and its peak memory."""
+def watch(process: subprocess.Popen[bytes]) -> tuple[float, float, int]:
+    """Seconds until the command ends, CPU seconds of all its processes, and its peak memory."""
     begin, peak = time.perf_counter(), 0
+    cpu: dict[int, float] = {}
     while process.poll() is None:
-        peak = max(peak, resident_bytes(process.pid))
+        found = processes(process.pid)
+        peak = max(peak, sum(size for size, _ in found.values()))
+        cpu |= {pid: seconds for pid, (_, seconds) in found.items()}
         time.sleep(0.1)
     assert process.returncode == 0, "rntp data prep failed; run it by hand to see why"
-    return time.perf_counter() - begin, peak
+    return time.perf_counter() - begin, sum(cpu.values()), peak
 
 
 def measure(
-    work: Path, name: str, sources: list[Path], settings: dict[str, Any], html_bytes: int
+    folder: Path, sources: list[Path], settings: dict[str, Any], html_bytes: int
 ) -> dict[str, Any]:
-    seconds, peak = watch(start(work / name, sources, settings))
-    corpus = Manifest.load(work / name / "shards")
+    seconds, cpu, peak = watch(start(folder, sources, settings))
+    corpus = Manifest.load(folder / "shards")
     pages = corpus.funnel["pages"]
     return {
         "html_mb": html_bytes / 1e6,
         "seconds": seconds,
+        "cpu_seconds": cpu,
+        "html_mb_per_cpu_s": html_bytes / 1e6 / cpu,
         "html_mb_per_s": html_bytes / 1e6 / seconds,
         "pages_per_s": pages / seconds,
         "peak_memory_mb": peak / 1e6,
@@ -104,11 +112,12 @@ def killed(work: Path, sources: list[Path]) -> dict[str, Any]:
     done = len(list(parts.glob("*/record.json")))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    seconds, _ = watch(start(folder, sources, PLAIN))
+    seconds, cpu, _ = watch(start(folder, sources, PLAIN))
     return {
         "sources_prepared_when_killed": done,
         "sources": len(sources),
         "seconds_after": seconds,
+        "cpu_seconds_after": cpu,
         "digest": Manifest.load(folder / "shards").digest,
     }
 
@@ -141,21 +150,20 @@ def main() -> None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(facts, indent=1) + "\n")
 
-    plan = [
-        ("plain, 1x", tenth, PLAIN),
-        ("plain, 10x", sources, PLAIN),
-        ("fineweb filters and minhash, 1x", tenth, FINEWEB),
-    ]
-    runs = facts["runs"]
-    for name, chosen, settings in plan:
-        folder = name.replace(", ", "-").replace(" ", "-")
-        runs[name] = measure(arguments.work, folder, chosen, settings, sum(html[: len(chosen)]))
+    def run(name: str, chosen: list[Path], settings: dict[str, Any]) -> None:
+        folder = arguments.work / name.replace(", ", "-").replace(" ", "-")
+        runs[name] = measure(folder, chosen, settings, sum(html[: len(chosen)]))
         runs[name]["load_at_end"] = os.getloadavg()[0]
         note()
+
+    runs = facts["runs"]
+    run("plain, 1x", tenth, PLAIN)
+    run("plain, 10x", sources, PLAIN)
     small, large = (runs[f"plain, {size}x"]["peak_memory_mb"] for size in (1, 10))
     note(memory_10x_over_1x=large / small)
     resumed = killed(arguments.work, sources)
     note(killed={**resumed, "same_digest": resumed["digest"] == runs["plain, 10x"]["digest"]})
+    run("fineweb filters and minhash, 1x", tenth, FINEWEB)
 
 
 if __name__ == "__main__":
