@@ -193,6 +193,11 @@ def build_parser() -> argparse.ArgumentParser:
     prep = data_commands.add_parser("prep", help="raw web pages to verified shards")
     prep.add_argument("config", type=Path)
     prep.set_defaults(run=_data_prep)
+    preview = data_commands.add_parser("preview", help="a few pages, and what prep makes of them")
+    preview.add_argument("config", type=Path)
+    preview.add_argument("--docs", type=int, default=3, metavar="N", help="a source (default 3)")
+    preview.add_argument("--json", action="store_true")
+    preview.set_defaults(run=_data_preview)
     for name, text, run in (
         ("verify", "check every hash of a corpus", _data_verify),
         ("stats", "what a corpus holds, and what was rejected", _data_stats),
@@ -200,6 +205,8 @@ def build_parser() -> argparse.ArgumentParser:
         command = data_commands.add_parser(name, help=text)
         command.add_argument("folder", type=Path)
         command.add_argument("--json", action="store_true")
+        if name == "stats":
+            command.add_argument("--plot", type=Path, metavar="FILE", help="picture of the lengths")
         command.set_defaults(run=run)
 
     simulate = data_commands.add_parser(
@@ -454,6 +461,19 @@ def _data_prep(arguments: argparse.Namespace) -> None:
     prepare(config, partial(encode, tokenizer), tokenizer_digest(tokenizer), _say)
 
 
+def _data_preview(arguments: argparse.Namespace) -> None:
+    from functools import partial
+
+    from rntp_data_prep.config import PrepConfig
+    from rntp_data_prep.preview import as_text, preview
+
+    from rntp.tokenizer import encode, load_tokenizer
+
+    config = PrepConfig.load(arguments.config)
+    rows = preview(config, partial(encode, load_tokenizer(config.tokenizer)), arguments.docs)
+    print(json.dumps(rows, indent=2, ensure_ascii=False) if arguments.json else as_text(rows))
+
+
 def _data_verify(arguments: argparse.Namespace) -> None:
     from rntp.data import Manifest
     from rntp.errors import DataError
@@ -469,7 +489,7 @@ def _data_verify(arguments: argparse.Namespace) -> None:
 
 
 def _data_stats(arguments: argparse.Namespace) -> None:
-    from rntp.data import Manifest
+    from rntp.data import Manifest, histogram
     from rntp.show import facts_table
 
     manifest = Manifest.load(arguments.folder)
@@ -485,7 +505,13 @@ def _data_stats(arguments: argparse.Namespace) -> None:
     }
     funnel = {f"pages: {reason}": count for reason, count in manifest.funnel.items()}
     facts |= funnel
-    print(json.dumps(facts, indent=2) if arguments.json else facts_table(facts))
+    lengths = histogram.bins(tokens)
+    if arguments.plot:
+        histogram.plot(lengths, arguments.plot)
+    if arguments.json:
+        print(json.dumps({**facts, "lengths": lengths}, indent=2))
+    else:
+        print(f"{facts_table(facts)}\n{histogram.as_text(lengths)}")
 
 
 def _data_simulate(arguments: argparse.Namespace) -> None:

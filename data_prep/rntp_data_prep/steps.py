@@ -210,7 +210,13 @@ def pipeline(
 ) -> list[Any]:
     """What every page goes through on its own; task n prepares sources[n] into folders[n]."""
     books = Books(Path())
-    steps: list[Any] = [ReadPages(books, sources)]
+    between = page_steps(config, encode, books)
+    return [ReadPages(books, sources), *between, WritePart(books, folders, keys)]
+
+
+def page_steps(config: PrepConfig, encode: Encode, books: Books) -> list[Any]:
+    """The steps from a page as it was read to a document, whose drops go into `books`."""
+    steps: list[Any] = []
     if "url" in config.filters:
         steps.append(datatrove_filter("url", books))
     steps.append(Extract(books, config.extractor))
@@ -219,7 +225,7 @@ def pipeline(
     steps += [datatrove_filter(name, books) for name in config.filters if name != "url"]
     if config.mask_pii:
         steps.append(MaskPii(books))
-    return [*steps, Limits(books, config, encode), WritePart(books, folders, keys)]
+    return [*steps, Limits(books, config, encode)]
 
 
 class ReadParts(PipelineStep):
