@@ -142,16 +142,24 @@ def mds(folder: Path, to_ids: Callable[[str], torch.Tensor] | None) -> Iterator[
 
 
 def timed(rows: Iterator[int], seconds: float) -> dict[str, float]:
-    """Contexts and tokens a second, after the first two steps, for so many seconds at most."""
+    """Contexts and tokens a second, after the first two steps, for so many seconds at most.
+
+    Also contexts a second of this process' CPU, which hardly depends on what else is running.
+    """
     for _ in range(2 * STEP):
         next(rows)
     begin, contexts, tokens = time.perf_counter(), 0, 0
+    cpu = time.process_time()
     for length in rows:
         contexts, tokens = contexts + 1, tokens + length
         if time.perf_counter() - begin > seconds:
             break
     elapsed = time.perf_counter() - begin
-    return {"contexts_per_s": contexts / elapsed, "tokens_per_s": tokens / elapsed}
+    return {
+        "contexts_per_s": contexts / elapsed,
+        "tokens_per_s": tokens / elapsed,
+        "contexts_per_cpu_s": contexts / (time.process_time() - cpu),
+    }
 
 
 def main() -> None:
@@ -204,6 +212,8 @@ def main() -> None:
     for name in results:
         if name.endswith("raw") and not name.startswith("rntp"):
             del results[name]["tokens_per_s"]  # nothing was counted
+        if name.endswith("processes"):
+            del results[name]["contexts_per_cpu_s"]  # theirs is not in it
     packages = ("torch", "webdataset", "datasets", "litdata", "mosaicml-streaming", "tokenizers")
     versions = {}
     for package in packages:
@@ -229,7 +239,9 @@ def main() -> None:
     width = max(map(len, results))
     for name, row in results.items():
         tokens = f"{row['tokens_per_s']:>12,.0f} tokens/s" if "tokens_per_s" in row else ""
-        print(f"{name:<{width}}  {row['contexts_per_s']:>9,.0f} contexts/s {tokens}")
+        cpu = row.get("contexts_per_cpu_s", float("nan"))
+        each = f"{row['contexts_per_s']:>9,.0f} contexts/s {cpu:>9,.0f} a CPU second"
+        print(f"{name:<{width}}  {each} {tokens}")
     for name, reason in missing.items():
         print(f"{name}: not measured ({reason})")
 

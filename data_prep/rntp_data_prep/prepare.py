@@ -85,6 +85,7 @@ def prepare(
     """
     sources = config.source_files()
     version = extractor_version()
+    module("datatrove")
     workers = config.workers or os.cpu_count() or 1
     with _claimed(config.output) as work:
         paths = [_fetched(source, work, progress) for source in sources]

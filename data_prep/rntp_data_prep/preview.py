@@ -35,7 +35,11 @@ def preview(config: PrepConfig, encode: Encode, docs: int) -> list[dict[str, Any
         for page in islice(pages(source), docs):
             raw = page.html if page.html is not None else page.text
             books.reason = page.reason
-            row = {"source": page.source, "url": page.url, "read_chars": len(raw or "")}
+            row: dict[str, Any] = {
+                "source": page.source,
+                "url": page.url,
+                "read_chars": len(raw or ""),
+            }
             row["read"] = (raw or "")[:_SHOWN_CHARS]
             if raw is not None:
                 facts = {"url": page.url, "source": page.source, "title": page.title}
