@@ -190,7 +190,12 @@ def datatrove_filter(name: Filter, books: Books) -> BaseFilter:
     ledger: Any = Ledger(books, name)
     try:
         if name == "url":
-            return filters.URLFilter(exclusion_writer=ledger)
+            from tldextract import TLDExtract
+
+            step = filters.URLFilter(exclusion_writer=ledger)
+            # The suffix list of the wheel: nothing is fetched, and every machine decides alike.
+            step.tldextractor = TLDExtract(cache_dir=None, suffix_list_urls=())
+            return step
         if name == "gopher_repetition":
             return filters.GopherRepetitionFilter(exclusion_writer=ledger)
         if name == "gopher_quality":

@@ -27,7 +27,7 @@ _MAX_RESTARTS = 3  # in a row, without a context in between
 
 
 class Reader:
-    """`reader[ordinal]` is `stream[ordinal]`; `take` also begins what comes next.
+    """`reader[ordinal]` is `stream[ordinal]`; `take` has workers read, and begins what comes next.
 
     workers: threads or processes; 0 reads in the caller, when asked. deadline_s: of one read; where
     a worker says nothing for twice as long, all of them are started anew.
@@ -52,7 +52,7 @@ class Reader:
         self._pending: dict[int, tuple[Future[list[Read]], int]] = {}
 
     def __getitem__(self, ordinal: int) -> Context:
-        return self.take([ordinal])[0]
+        return self.stream[ordinal]
 
     @property
     def damaged(self) -> list[tuple[str, Damage]]:

@@ -143,6 +143,18 @@ def test_languages_filters_and_masks(tmp_path: Path) -> None:
     assert corpus.read(0).metadata["language"] == "en"
 
 
+def test_urls_are_filtered_offline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("ahocorasick", reason="extra `filters`")
+    urls = ["https://en.wikipedia.org/wiki/Tree", "https://playboy.com/x", ""]
+    rows = [{"url": url, "text": prose(n)} for n, url in enumerate(urls)]
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = prepare(settings(tmp_path, source, filters=["url"]), words, DIGEST, silent)
+    assert ledger(tmp_path) == {"https://playboy.com/x": "url/domain"}
+    assert [corpus.read(n).metadata["url"] for n in range(2)] == [urls[0], "a.jsonl#3"]
+    assert "Public Suffix List" not in caplog.text
+
+
 def test_near_duplicates_are_dropped_and_counted(tmp_path: Path) -> None:
     pytest.importorskip("spacy", reason="extra `filters`")
     base = [prose(n, sentences=30) for n in range(12)]
