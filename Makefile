@@ -21,7 +21,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/config.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.enabled=false
 
-.PHONY: install quickstart planted ablations ablations-text methods faults save-stall test lint \
+.PHONY: bench-data install quickstart planted ablations ablations-text methods faults save-stall test lint \
 	types clean
 .DELETE_ON_ERROR:
 
@@ -86,6 +86,12 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 
+# Loader throughput and damage beside webdataset, datasets, litdata and mosaicml-streaming, where they
+# are installed: a few minutes. The preparation's figures need WARC files, see data_prep/benchmarks.
+bench-data: $(VENV)/.installed-dev
+	$(VENV)/bin/python data_prep/benchmarks/damage.py --out data_prep/benchmarks/results/damage.json
+	$(VENV)/bin/python data_prep/benchmarks/loader.py --out data_prep/benchmarks/results/loader.json
+
 clean:
 	rm -rf $(VENV) build runs
 
@@ -109,5 +115,5 @@ endif
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install --editable '.[demo,prep,dev]'
+	$(PIP) install --editable '.[demo,prep,filters,parquet,dev]'
 	@touch $@

@@ -59,6 +59,18 @@ def uniform(
     return ((a >> 5) * 67108864 + (b >> 6)).to(torch.float64) / 9007199254740992.0
 
 
+def one(seed: int, purpose: str, ordinal: int) -> float:
+    """`uniform(seed, purpose, ordinal).item()`, fifty times as fast: for one draw a context."""
+    c0, c1, c2, c3 = ordinal & _MASK, (ordinal >> 32) & _MASK, 0, 0
+    k0, k1 = _key(seed, purpose)
+    for _ in range(_ROUNDS):
+        p0, p1 = c0 * _MULTIPLIER[0], c2 * _MULTIPLIER[1]
+        c0, c1 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK
+        c2, c3 = ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return ((c0 >> 5) * 67108864 + (c1 >> 6)) / 9007199254740992.0
+
+
 def fraction(text: str, purpose: str) -> float:
     """A fixed number in [0, 1) for a name, the same in every run: for splits by document id."""
     digest = hashlib.blake2b(text.encode(), digest_size=8, person=purpose.encode()[:16]).digest()

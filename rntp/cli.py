@@ -58,6 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto: go on where the run folder ends (default)",
     )
+    train.add_argument(
+        "--accept-data-change",
+        action="store_true",
+        help="resume on another corpus than the checkpoint's, as a new segment of the run",
+    )
     train.add_argument("--dry-run", action="store_true", help="print derived sizes and stop")
     train.add_argument("--json", action="store_true", help="print the dry run as JSON")
     train.set_defaults(run=_train)
@@ -189,6 +194,11 @@ def build_parser() -> argparse.ArgumentParser:
     prep = data_commands.add_parser("prep", help="raw web pages to verified shards")
     prep.add_argument("config", type=Path)
     prep.set_defaults(run=_data_prep)
+    preview = data_commands.add_parser("preview", help="a few pages, and what prep makes of them")
+    preview.add_argument("config", type=Path)
+    preview.add_argument("--docs", type=int, default=3, metavar="N", help="a source (default 3)")
+    preview.add_argument("--json", action="store_true")
+    preview.set_defaults(run=_data_preview)
     for name, text, run in (
         ("verify", "check every hash of a corpus", _data_verify),
         ("stats", "what a corpus holds, and what was rejected", _data_stats),
@@ -196,7 +206,19 @@ def build_parser() -> argparse.ArgumentParser:
         command = data_commands.add_parser(name, help=text)
         command.add_argument("folder", type=Path)
         command.add_argument("--json", action="store_true")
+        if name == "stats":
+            command.add_argument("--plot", type=Path, metavar="FILE", help="picture of the lengths")
         command.set_defaults(run=run)
+
+    simulate = data_commands.add_parser(
+        "simulate", help="which contexts which rank would read, without the model"
+    )
+    _config_arguments(simulate)
+    simulate.add_argument("--world", type=int, default=1, metavar="N", help="ranks (default 1)")
+    simulate.add_argument("--step", type=int, default=1, metavar="N", help="first step (default 1)")
+    simulate.add_argument("--steps", type=int, default=1, metavar="N", help="steps (default 1)")
+    simulate.add_argument("--json", action="store_true")
+    simulate.set_defaults(run=_data_simulate)
 
     checkpoints = commands.add_parser("ckpt", help="list, verify, export and prune checkpoints")
     checkpoint_commands = checkpoints.add_subparsers(metavar="COMMAND", required=True)
@@ -283,7 +305,13 @@ def _train(arguments: argparse.Namespace) -> None:
 
         keep_freed_memory()
         with open_ranks(config) as ranks:
-            trainer = Trainer(config, resume=arguments.resume, stop=stop, ranks=ranks)
+            trainer = Trainer(
+                config,
+                resume=arguments.resume,
+                accept_data_change=arguments.accept_data_change,
+                stop=stop,
+                ranks=ranks,
+            )
             comparison = trainer.fit()
     if not ranks.is_first:
         return
@@ -455,6 +483,19 @@ def _data_prep(arguments: argparse.Namespace) -> None:
     prepare(config, partial(encode, tokenizer), tokenizer_digest(tokenizer), _say)
 
 
+def _data_preview(arguments: argparse.Namespace) -> None:
+    from functools import partial
+
+    from rntp_data_prep.config import PrepConfig
+    from rntp_data_prep.preview import as_text, preview
+
+    from rntp.tokenizer import encode, load_tokenizer
+
+    config = PrepConfig.load(arguments.config)
+    rows = preview(config, partial(encode, load_tokenizer(config.tokenizer)), arguments.docs)
+    print(json.dumps(rows, indent=2, ensure_ascii=False) if arguments.json else as_text(rows))
+
+
 def _data_verify(arguments: argparse.Namespace) -> None:
     from rntp.data import Manifest
     from rntp.errors import DataError
@@ -470,7 +511,7 @@ def _data_verify(arguments: argparse.Namespace) -> None:
 
 
 def _data_stats(arguments: argparse.Namespace) -> None:
-    from rntp.data import Manifest
+    from rntp.data import Manifest, histogram
     from rntp.show import facts_table
 
     manifest = Manifest.load(arguments.folder)
@@ -486,7 +527,24 @@ def _data_stats(arguments: argparse.Namespace) -> None:
     }
     funnel = {f"pages: {reason}": count for reason, count in manifest.funnel.items()}
     facts |= funnel
-    print(json.dumps(facts, indent=2) if arguments.json else facts_table(facts))
+    lengths = histogram.bins(tokens)
+    if arguments.plot:
+        histogram.plot(lengths, arguments.plot)
+    if arguments.json:
+        print(json.dumps({**facts, "lengths": lengths}, indent=2))
+    else:
+        print(f"{facts_table(facts)}\n{histogram.as_text(lengths)}")
+
+
+def _data_simulate(arguments: argparse.Namespace) -> None:
+    from rntp.data.simulate import simulate
+    from rntp.show import simulation_table
+
+    if min(arguments.world, arguments.step, arguments.steps) < 1:
+        raise ConfigError("--world, --step and --steps count from 1")
+    steps = range(arguments.step, arguments.step + arguments.steps)
+    facts = simulate(_load(arguments), steps, arguments.world)
+    print(json.dumps(facts, indent=2) if arguments.json else simulation_table(facts))
 
 
 def _ckpt_ls(arguments: argparse.Namespace) -> None:

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 
 from rntp import config_file
 from rntp.errors import ConfigError
@@ -22,6 +30,16 @@ Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _folder_or_url(value: object) -> object:
+    return Path(value) if isinstance(value, str) and "://" not in value else value
+
+
+Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Source = Annotated[
+    Path | str | Annotated[dict[str, Share], Field(min_length=1)], BeforeValidator(_folder_or_url)
+]
 
 
 class Section(BaseModel):
@@ -63,8 +81,9 @@ class Model(Section):
 
 
 class Data(Section):
-    source: Path
-    """Folder of shards with a manifest.json, as `rntp data prep` writes it."""
+    source: Source
+    """Folder of shards with a manifest.json, as `rntp data prep` writes it, or its URL; several
+    with their weights are a mixture (`{build/web: 3, build/books: 1}`)."""
     context_tokens: Annotated[int, Field(ge=8)]
     """Longest window of a document that one step sees, tokens (L)."""
     docs_per_step: Positive
@@ -76,6 +95,19 @@ class Data(Section):
     """Share of the documents, chosen by a hash of their id, that only evaluation reads."""
     max_documents: NonNegative = 0
     """Train on so many documents only, drawn by the seed, again and again; 0 is on all."""
+    windows: Literal["one", "all"] = "one"
+    """one: a pass reads a window of each document, at a start drawn anew. all: long documents are
+    cut into even pieces, and a pass reads every token once."""
+    max_damaged: Fraction = 0.001
+    """Share of a corpus' documents that may be damaged, rounded down: they are replaced, counted
+    and listed. More end the run with exit code 3."""
+    workers: NonNegative = 0
+    """Threads or processes that read the next step's contexts ahead; 0 reads when they are needed.
+    The contexts are the same."""
+    worker_kind: Literal["thread", "process"] = "thread"
+    """Processes pay where tokenising takes longer than a step's own work leaves time for."""
+    deadline_s: Annotated[float, Field(gt=0)] = 300.0
+    """Longest that a read from a URL may take, seconds, tries and waits included; then exit 3."""
 
 
 class Placement(Section):
@@ -601,6 +633,10 @@ class Config(Section):
             del facts["run"][name]
         # A manifest's digest is a corpus' identity, not its path.
         del facts["data"]["source"]
+        for name in ("max_damaged", "workers", "worker_kind", "deadline_s"):
+            del facts["data"][name]
+        if isinstance(self.data.source, dict):
+            facts["data"]["weights"] = list(self.data.source.values())
         facts["evaluation"]["source"] = self.evaluation.source is not None
         if self.optim.schedule == "cosine":
             facts["optim"]["steps"] = self.run.steps

@@ -49,7 +49,7 @@ def diagnose(config_path: Path | None) -> tuple[dict[str, object], list[str]]:
 
 def _config_problems(config: Config) -> list[str]:
     from rntp import run_folder
-    from rntp.data import Manifest
+    from rntp.data.corpus import open_data
     from rntp.preflight import check_names
     from rntp.sources import localize
 
@@ -57,7 +57,7 @@ def _config_problems(config: Config) -> list[str]:
     for check in (
         lambda: check_names(config),
         lambda: run_folder.check(config, "auto"),
-        lambda: Manifest.load(config.data.source),
+        lambda: open_data(config),
         lambda: localize(config.model.spec),
     ):
         try:

@@ -24,6 +24,12 @@ from rntp.errors import ConfigError, Preempted, RanksLost, RntpError
 T = TypeVar("T")
 
 
+def rank_share(items: Sequence[T], rank: int, size: int) -> Sequence[T]:
+    """A rank's contiguous piece of a step; those of all ranks, in order, are the whole."""
+    first, end = (len(items) * n // size for n in (rank, rank + 1))
+    return items[first:end]
+
+
 class Ranks:
     """The one process of a run on one device: it agrees with itself at once. See `Group`."""
 
@@ -59,8 +65,7 @@ class Ranks:
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """This rank's contiguous piece; those of all ranks, in order, are the whole."""
-        first, last = (len(items) * n // self.size for n in (self.rank, self.rank + 1))
-        return items[first:last]
+        return rank_share(items, self.rank, self.size)
 
     def gather(self, work: Callable[[], T], phase: str) -> list[T]:
         """What `work` gives on every rank, in order; tensors on the CPU where there are many.

@@ -133,9 +133,15 @@ def step_contexts(
     aside: ordinals that the run has set aside; the stream is then the one without them.
     """
     again = replay.contexts(corpus, step) if replay else []
-    # Only the fresh ones of the share are read.
-    mine: Sequence[int | Context] = ranks.share([*step_ordinals(config, step, aside), *again])
-    return [corpus.train[one] if isinstance(one, int) else one for one in mine]
+
+    def share(step: int) -> Sequence[int | Context]:
+        return ranks.share([*step_ordinals(config, step, aside), *again])
+
+    # Only the fresh ones of the share are read, and those of the next step begun.
+    mine = share(step)
+    ahead = [one for one in share(step + 1) if isinstance(one, int)]
+    fresh = corpus.train.take([one for one in mine if isinstance(one, int)], ahead=ahead)
+    return [*fresh, *(one for one in mine if not isinstance(one, int))]
 
 
 def step_ordinals(config: Config, step: int, aside: Collection[int] = ()) -> list[int]:

@@ -20,6 +20,18 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+def simulation_table(facts: Mapping[str, Any]) -> str:
+    """What each rank reads, a line a context, and what is damaged."""
+    names = ("step", "rank", "ordinal", "document", "start", "tokens", "visit")
+    rows = [[str(row[name]) for name in names] for row in facts["contexts"]]
+    lines = [
+        f"corpus {facts['corpus'][:16]}, {facts['documents']} in a pass, {facts['world']} ranks",
+        columns([list(names), *rows]),
+        *(f"set aside and replaced: {damage}" for damage in facts["damaged"]),
+    ]
+    return "\n".join(lines)
+
+
 def before_after(comparison: Mapping[str, Any]) -> str:
     """The four cells, before and after training, with the paired change of each."""
     header = (

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from rntp import __version__, checkpoint, run_folder
 from rntp.config import Config
-from rntp.data import Manifest
-from rntp.data.corpus import open_corpus
+from rntp.data.corpus import open_corpus, open_data
 from rntp.errors import CheckpointError, ConfigError, DataError
 from rntp.evaluation import compare, evaluate
 from rntp.export import write_folder
@@ -176,7 +175,7 @@ class _Kitchen:
         plain = config.evaluation.model_copy(update={"controls": (), "decile_model": ""})
         self.config = config.model_copy(update={"evaluation": plain})
         self.model = open_model(config)
-        manifest = Manifest.load(config.data.source)
+        manifest = open_data(config)
         corpus = open_corpus(config, manifest, self.model.tokenizer)
         self.contexts = corpus.heldout_contexts(config.evaluation.docs)
         cast_parameters(self.model.hf, getattr(torch, config.model.dtype))

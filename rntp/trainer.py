@@ -8,7 +8,7 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -22,8 +22,9 @@ from torch import Tensor
 from rntp import checkpoint, faults, rewards, run_folder
 from rntp.alarms import Alarms
 from rntp.config import Config
-from rntp.data import Manifest, data_digest
-from rntp.data.corpus import open_corpus
+from rntp.data import data_digest
+from rntp.data.corpus import open_corpus, open_data
+from rntp.data.state import DataState, Segment, known_damage, segments
 from rntp.errors import CheckpointError, Preempted
 from rntp.estimate import Shape, step_flop
 from rntp.evaluation import compare, evaluate
@@ -81,6 +82,7 @@ class Trainer:
 
     ranks: the processes that train together (`rntp.ranks.open_ranks`). Every one of them makes a
     Trainer of the same config and fits it; rank 0 speaks and writes.
+    accept_data_change: go on where the corpus is another than that of the checkpoint.
     """
 
     def __init__(
@@ -91,17 +93,21 @@ class Trainer:
         console: Console | None = None,
         stop: StopRequest | None = None,
         ranks: Ranks = ALONE,
+        accept_data_change: bool = False,
     ) -> None:
         self.config = config
         self.console = console
         self.stop = stop or StopRequest()
         self.ranks = ranks
+        self.accept_data_change = accept_data_change
+        self.segments: list[Segment] = []
+        self.damage_told = 0
         self.faults = faults.arm(os.environ)
         fault_point("start")
         check_names(config)
         import_wandb(config)
         ranks.decide(lambda: run_folder.check(config, resume), "start")
-        manifest = Manifest.load(config.data.source)
+        manifest = open_data(config, tolerant=True)
         self.model = open_model(config)
         self.corpus = open_corpus(config, manifest, self.model.tokenizer)
         check_third(config, self.model.tokenizer)
@@ -145,6 +151,7 @@ class Trainer:
         """
         config = self.config
         with ExitStack() as open_:
+            open_.callback(self.corpus.close)
             folder = self.ranks.decide(
                 lambda: open_.enter_context(run_folder.claim(config)), "start"
             )
@@ -239,6 +246,7 @@ class Trainer:
             "memory/peak_gb": peak_bytes() / 1e9,
             "data/ordinal_first": contexts[0].ordinal,
             "data/visits_max": max(c.visit for c in contexts),
+            "data/damaged": self._share_damage(),
         }
         digest = data_digest(contexts, [page.positions for page in tally.pages])
         self.log.step({**metrics, "data/digest": digest})
@@ -388,6 +396,16 @@ class Trainer:
         self.watchdog.beat(name)
         self.log.phase(name, done, total)
 
+    def _share_damage(self) -> int:
+        """Documents set aside so far, by whichever rank; every rank then knows of them."""
+        damaged = self.ranks.join(lambda: self.corpus.train.damaged, "record")
+        self.corpus.train.stream.know(damaged)
+        damaged = self.corpus.train.damaged
+        for _, damage in damaged[self.damage_told :]:
+            self._warn(f"set aside and replaced: {damage}")
+        self.damage_told = len(damaged)
+        return self.damage_told
+
     def _evaluate_if_due(self, step: int) -> None:
         """Before and after training, and every so often; an existing result is kept."""
         section, last = self.config.evaluation, self.config.run.steps
@@ -413,7 +431,7 @@ class Trainer:
             "seed": self.config.run.seed,
             "config_digest": self.config.digest(),
             "data_digest": self.corpus.manifest.digest,
-            "heldout_digest": self.corpus.heldout.manifest.digest,
+            "heldout_digest": self.corpus.heldout_digest,
         }
         self.ranks.decide(lambda: _write_evaluation(self.config, step, {**facts, **result}), "save")
         low, high = result["gain/ci95"]
@@ -490,6 +508,8 @@ class Trainer:
             "config_digest": self.config.digest(),
             "data_digest": self.corpus.manifest.digest,
             "tokenizer_digest": tokenizer_digest(self.model.tokenizer),
+            "data": self._data_state(step, self.guards.aside).as_dict(),
+            "segments": self.segments,
             "reference": self.config.reference_weights,
             "torch": torch.__version__,
         }
@@ -510,15 +530,13 @@ class Trainer:
         newest = self.ranks.decide(lambda: checkpoint.newest_valid(folder, self._warn), "start")
         if newest is None:
             self.log.rewind(0)
+            self.segments = segments({}, self._data_state(0, ()), 0, newest, accept=True)
             return 0
         state = checkpoint.load_state(newest)
-        if state["data_digest"] != self.corpus.manifest.digest:
-            raise CheckpointError(
-                f"{newest} was trained on other data (corpus {state['data_digest'][:16]} there, "
-                f"{self.corpus.manifest.digest[:16]} at {self.config.data.source}); restore that "
-                "corpus, or start a new run with --run-dir"
-            )
         step = int(state["step"])
+        now = self._data_state(step, state.get("set_aside", []))
+        self.segments = segments(state, now, step, newest, accept=self.accept_data_change)
+        self.corpus.train.stream.know(known_damage(state))
         if state["next_ordinal"] != next_ordinal(self.config, step, state.get("set_aside", [])):
             raise CheckpointError(
                 f"{newest} was trained with another data.docs_per_step or data.replay_docs"
@@ -539,6 +557,13 @@ class Trainer:
         self.log.rewind(step)
         self.log.message(f"resuming from {newest}: {step} of {self.config.run.steps} steps done")
         return step
+
+    def _data_state(self, step: int, aside: Collection[int]) -> DataState:
+        return self.corpus.state(
+            tokenizer_digest(self.model.tokenizer),
+            self.config.run.seed,
+            next_ordinal(self.config, step, aside),
+        )
 
     def _warn(self, text: str) -> None:
         self.log.message(text, "warning")
@@ -591,6 +616,7 @@ class Trainer:
             "config_digest": self.config.digest(),
             "data_digest": self.corpus.manifest.digest,
             "tokenizer_digest": tokenizer_digest(self.model.tokenizer),
+            "segments": self.segments,
             "model": self.config.model.spec,
             "num_parameters": self.model.num_parameters,
         }

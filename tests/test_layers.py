@@ -41,7 +41,16 @@ def files(*patterns: str) -> list[Path]:
         (["rntp/config.py"], {"rntp.config_file", *CORE}),
         (["rntp/weighting.py", "rntp/group_spread.py"], CORE),
         (["rntp/credit.py"], {"rntp.advantages", "rntp.baselines", "rntp.config", *CORE}),
-        (["rntp/data/manifest.py", "rntp/data/order.py"], {"rntp.files", *CORE}),
+        (
+            ["rntp/data/manifest.py", "rntp/data/order.py"],
+            {"rntp.files", "rntp.data.damage", "rntp.data.storage", *CORE},
+        ),
+        (
+            ["rntp/data/damage.py", "rntp/data/retry.py", "rntp/data/windows.py"],
+            CORE,
+        ),
+        (["rntp/data/storage.py"], {"rntp.data.retry", *CORE}),
+        (["rntp/data/state.py"], {"rntp.data.damage", *CORE}),
         (["rntp/tree.py"], {"rntp_kernels", "rntp.model", *CORE}),
         (["rntp/reference.py"], {"rntp.config", "rntp.model", "rntp.sharding", "rntp.tree", *CORE}),
         (["rntp/ranks.py"], {"rntp.config", *CORE}),

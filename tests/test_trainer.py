@@ -683,7 +683,7 @@ def test_the_run_folder_belongs_to_one_config(raw: dict, tmp_path: Path) -> None
 def test_other_data_under_the_same_name_is_refused(raw: dict, tmp_path: Path) -> None:
     fit(raw, "run.steps=1", "evaluation.enabled=false")
     raw["data"]["source"] = str(write_corpus(tmp_path / "other", 23))
-    with pytest.raises(CheckpointError, match="trained on other data"):
+    with pytest.raises(CheckpointError, match="trained on other data than"):
         fit(raw, "evaluation.enabled=false")
 
 

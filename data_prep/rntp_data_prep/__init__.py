@@ -1,6 +1,8 @@
-"""Raw web archives to verified shards. Knows nothing of training.
+"""Raw web data to verified shards. Knows nothing of training.
 
-read (WARC) → extract (main content) → clean → exact dedupe → eligibility → shards
+read → extract (main content) → clean → filter → deduplicate → decontaminate → shards
+
+`steps` are datatrove pipeline steps; `prepare` puts them together.
 """
 
 from rntp_data_prep.config import PrepConfig

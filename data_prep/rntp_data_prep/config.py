@@ -3,7 +3,7 @@
 import difflib
 import glob
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -12,7 +12,15 @@ from rntp.errors import ConfigError, DataError
 
 Positive = Annotated[int, Field(ge=1)]
 
-_SUFFIXES = (".warc", ".warc.gz")
+HF = "hf:"
+WARC, WET = (".warc", ".warc.gz"), (".wet", ".wet.gz")
+LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+SUFFIXES = (*WARC, *WET, *LINES, ".parquet", ".tar", ".html", ".htm", ".txt", ".md")
+
+# Always part of a preparation's identity, as when there were no others.
+_FIRST_SETTINGS = ("min_tokens", "min_chars", "max_chars", "shard_bytes")
+
+Filter = Literal["url", "gopher_repetition", "gopher_quality", "c4_quality", "fineweb_quality"]
 
 
 class PrepConfig(BaseModel):
@@ -24,7 +32,9 @@ class PrepConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     sources: Annotated[tuple[str, ...], Field(min_length=1)]
-    """WARC files (.warc, .warc.gz), as paths or globs such as `crawl/*.warc.gz`; read in order."""
+    """Files as paths, globs such as `crawl/*.warc.gz`, or URLs, and `hf:NAME` for what `datasets`
+    streams; read in order. Kinds: .warc(.gz), .wet(.gz), .jsonl(.gz, .zst), .parquet, .tar
+    (webdataset), .html, .txt. Rows hold `html` or `text`, and maybe `url` and `title`."""
     output: Path
     """Folder to write the corpus to. It appears when the corpus is complete and verified."""
     tokenizer: str
@@ -35,6 +45,22 @@ class PrepConfig(BaseModel):
     """Fewest characters of a cleaned text; checked before the tokenizer runs."""
     max_chars: Positive = 1_000_000
     """Most characters of a cleaned text: longer ones are mostly dumps and indexes."""
+    extractor: Literal["resiliparse", "trafilatura"] = "resiliparse"
+    """trafilatura is cleaner and some twenty times slower (extra `prep-hq`)."""
+    languages: tuple[str, ...] = ()
+    """Keep texts of these languages (ISO 639-1, as `en`); empty keeps all."""
+    filters: tuple[Filter, ...] = ()
+    """datatrove's filters, in this order, as FineWeb sets them (extra `filters`)."""
+    mask_pii: bool = False
+    """Put addresses that nobody has in place of mail and public IP addresses."""
+    dedup: Literal["exact", "minhash"] = "exact"
+    """exact: of the same texts, the first stays. minhash: also one of near-duplicates (5-grams, 14
+    buckets of 8 hashes: similarity about 0.72 and above; extra `filters`)."""
+    decontaminate: dict[str, Path] = {}
+    """Benchmarks by name: .jsonl files with `text`, or `question` and `answer`. A document that
+    holds 12 words of one in a row, with words of the answer among them, is dropped."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Sources prepared at a time; 0 is one a core. The corpus does not depend on it."""
     shard_bytes: Annotated[int, Field(ge=1 << 16)] = 256 << 20
     """Largest shard, bytes. A single larger document gets a shard of its own."""
 
@@ -65,26 +91,41 @@ class PrepConfig(BaseModel):
             lines = [_explain(problem["type"], problem) for problem in error.errors()]
             raise ConfigError("\n".join([f"{path} cannot be used:", *lines])) from error
 
-    def source_files(self) -> list[Path]:
-        """The files of `sources` in order, globs sorted, each file once.
+    def source_files(self) -> list[str]:
+        """The sources in order, globs sorted, each once. URLs and `hf:` names as they are.
 
         Raises DataError for a path or glob without a file, and for a kind that is not read.
         """
-        found: dict[Path, None] = {}
+        found: dict[str, None] = {}
         for source in self.sources:
-            matches = sorted(glob.glob(source, recursive=True)) or [source]
-            for path in map(Path, matches):
-                if not path.is_file():
+            if source.startswith(HF):
+                found[source] = None
+                continue
+            matches = [source] if "://" in source else sorted(glob.glob(source, recursive=True))
+            for path in matches or [source]:
+                if "://" not in path and not Path(path).is_file():
                     raise DataError(
                         f"there is no source {source} (from {Path.cwd()}); correct `sources`, or "
                         "start in the folder that its paths are relative to"
                     )
-                if not path.name.endswith(_SUFFIXES):
+                if not path.endswith(SUFFIXES):
                     raise DataError(
-                        f"{path} is not a {' or '.join(_SUFFIXES)} file; leave it out of `sources`"
+                        f"{path} is none of {', '.join(SUFFIXES)}; leave it out of `sources`"
                     )
                 found[path] = None
         return list(found)
+
+    def decisions(self) -> dict[str, Any]:
+        """The settings that decide what becomes of a page; newer ones only where they are set."""
+        facts = self.model_dump(
+            mode="json", exclude={"sources", "output", "tokenizer", "workers", "decontaminate"}
+        )
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in facts.items()
+            if name in _FIRST_SETTINGS or getattr(self, name) != fields[name].default
+        }
 
 
 def _explain(kind: str, problem: object) -> str:

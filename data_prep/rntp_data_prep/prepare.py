@@ -1,86 +1,124 @@
-"""The preparation, top to bottom: sources in, a verified corpus and a ledger of rejects out."""
+"""The preparation, top to bottom: sources in, a verified corpus and a ledger of drops out.
 
+    1. every source, in parallel     read → extract → clean → filter → mask → count tokens
+    2. near-duplicates, if asked     signatures → buckets → clusters (datatrove's MinHash)
+    3. all parts, in order           exact duplicates → decontamination → shards
+
+Parts lie in a hidden folder beside the output until the corpus is published. A part is whole or
+does not exist (`rntp_data_prep.books`), so a preparation that was killed goes on with the same
+command, and gives the corpus that an undisturbed one gives.
+"""
+
+import fcntl
 import hashlib
 import json
+import os
+import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sized
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from rntp.data.manifest import MANIFEST_NAME, Manifest, ShardWriter
 from rntp.errors import DataError
-from rntp_data_prep.clean import clean, normalise
 from rntp_data_prep.config import PrepConfig
-from rntp_data_prep.extract import Page, check_source, extract, extractor_version, read_pages
+from rntp_data_prep.decontaminate import Benchmarks
+from rntp_data_prep.extract import extractor_version, module
 
 LEDGER_NAME = "rejects.jsonl"
+REPORT_NAME = "decontamination.json"
 
 # Part of the preparation's identity: raise it with any change of what a page becomes, so that a
 # corpus of older rules is not taken for finished.
 RULES_VERSION = 1
 
-_PAGES_PER_REPORT = 1000
+_SECONDS_PER_REPORT = 5.0
+_BUCKETS = 14
+
+Encode = Callable[[str], Sized]
+Execute = Callable[[list[Any], int, Path], None]
+"""Runs a datatrove pipeline: (steps, tasks, folder for logs)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """What became of a page: a text with its facts, or the reason why it is left out."""
+def local(workers: int) -> Execute:
+    """datatrove's executor for this machine; workers: tasks at a time."""
 
-    text: str = ""
-    title: str = ""
-    num_tokens: int = 0
-    num_neutralised: int = 0
-    reason: str = ""
+    def execute(steps: list[Any], tasks: int, logs: Path) -> None:
+        from datatrove.executor import LocalPipelineExecutor
 
-    @property
-    def document_id(self) -> str:
-        """Hash of the text: the same text has the same id, and split, in every corpus."""
-        return hashlib.blake2b(self.text.encode("utf-8"), digest_size=16).hexdigest()
+        # Parts have records of their own, which say more than datatrove's empty marker files.
+        LocalPipelineExecutor(
+            pipeline=steps,
+            tasks=tasks,
+            workers=min(workers, tasks),
+            logging_dir=str(logs),
+            skip_completed=False,
+        ).run()
+
+    return execute
 
 
 def prepare(
     config: PrepConfig,
-    encode: Callable[[str], Sized],
+    encode: Encode,
     tokenizer_digest: str,
     progress: Callable[[str], None],
+    execute: Execute | None = None,
 ) -> Manifest:
     """Write the corpus of `config` to its output folder; returns it opened.
 
     encode: text to token ids without special tokens; only their number is used. progress: is given
-    lines for people. Where the output already holds the corpus of these sources, settings and
-    tokenizer, nothing is read but the sources' hashes. The same input gives the same manifest
-    digest.
+    lines for people. execute: another of datatrove's executors, such as Slurm's; where it returns
+    before its tasks have run, the same call later goes on with what is there. Where the output
+    already holds the corpus of these sources, settings and tokenizer, nothing is read but the
+    sources' hashes. The same input gives the same manifest digest, with any number of workers.
 
     The funnel of the manifest counts: `pages` read, `kept`, `rejected/REASON`, and
     `neutralised_markers`, the special-token strings that were made ordinary text. The output
     folder's rejects.jsonl names every page that was left out, with the reason.
 
     Raises DataError for a source that is missing, damaged or without a page, for an empty corpus,
-    and for an output folder that holds something else; nothing half-written is left behind.
+    and for an output folder that holds something else; ConfigError for a package that is missing.
     """
-    paths = config.source_files()
+    sources = config.source_files()
     version = extractor_version()
-    source_digests = []
-    for path in paths:
-        progress(f"checking {path}")
-        source_digests.append(check_source(path))
-    prep_digest = _prep_digest(config, paths, source_digests, version)
-    if (config.output / MANIFEST_NAME).is_file():
-        return _finished(config, prep_digest, tokenizer_digest, progress)
-    with ShardWriter(
-        config.output,
-        shard_bytes=config.shard_bytes,
-        tokenizer_digest=tokenizer_digest,
-        tokenizer_spec=config.tokenizer,
-        prep_digest=prep_digest,
-    ) as writer:
-        funnel = _write_documents(config, paths, encode, writer, progress)
-        if funnel["kept"] == 0:
-            raise DataError(
-                f"no page of {len(paths)} sources was kept ({_summary(funnel)}); lower min_chars "
-                "or min_tokens, or add sources"
-            )
-        manifest = writer.finish(funnel)
+    module("datatrove")
+    workers = config.workers or os.cpu_count() or 1
+    with _claimed(config.output) as work:
+        paths = [_fetched(source, work, progress) for source in sources]
+        source_digests = _check(paths, workers, progress)
+        benchmarks = Benchmarks(config.decontaminate)
+        names = [path if path.startswith("hf:") else Path(path).name for path in paths]
+        prep_digest = _prep_digest(config, names, source_digests, version, benchmarks)
+        if (config.output / MANIFEST_NAME).is_file():
+            return _finished(config, prep_digest, tokenizer_digest, progress)
+        keys = [
+            _digest([prep_digest, name, digest, tokenizer_digest])
+            for name, digest in zip(names, source_digests, strict=True)
+        ]
+        execute = execute or local(workers)
+        folders = _prepare_parts(config, encode, paths, keys, work, execute, progress)
+        removed = None
+        if config.dedup == "minhash":
+            removed = _near_duplicates(folders, work, execute, progress)
+        with ShardWriter(
+            config.output,
+            shard_bytes=config.shard_bytes,
+            tokenizer_digest=tokenizer_digest,
+            tokenizer_spec=config.tokenizer,
+            prep_digest=prep_digest,
+        ) as writer:
+            funnel = _write_documents(folders, removed, benchmarks, writer, keys)
+            if funnel["kept"] == 0:
+                raise DataError(
+                    f"no page of {len(paths)} sources was kept ({_summary(funnel)}); lower "
+                    "min_chars or min_tokens, or add sources"
+                )
+            manifest = writer.finish(funnel)
+        shutil.rmtree(work)
     progress(
         f"wrote {manifest.num_docs} documents, {manifest.num_tokens.sum()} tokens to "
         f"{config.output} ({_summary(funnel)})"
@@ -88,73 +126,208 @@ def prepare(
     return manifest
 
 
-def judge(page: Page, config: PrepConfig, encode: Callable[[str], Sized]) -> Candidate:
-    """One page through extraction, cleaning and the limits; knows nothing of other pages."""
-    if page.html is None:
-        return Candidate(reason=page.reason)
-    title, raw_text = extract(page.html)
-    text, num_neutralised = clean(raw_text, title)
-    if not text:
-        return Candidate(reason="no_text")
-    if len(text) < config.min_chars:
-        return Candidate(reason="too_few_chars")
-    if len(text) > config.max_chars:
-        return Candidate(reason="too_many_chars")
-    num_tokens = len(encode(text))
-    if num_tokens < config.min_tokens:
-        return Candidate(reason="too_few_tokens")
-    return Candidate(text, normalise(title), num_tokens, num_neutralised)
+def _prepare_parts(
+    config: PrepConfig,
+    encode: Encode,
+    paths: list[str],
+    keys: list[str],
+    work: Path,
+    execute: Execute,
+    progress: Callable[[str], None],
+) -> list[Path]:
+    """The folders of all parts, in order, those of an earlier start among them."""
+    from rntp_data_prep.books import RECORD, finished
+    from rntp_data_prep.steps import pipeline
+
+    folders = [work / "parts" / f"{n:06d}-{key[:16]}" for n, key in enumerate(keys)]
+    missing = [n for n, key in enumerate(keys) if finished(folders[n], key) is None]
+    if len(missing) < len(keys):
+        progress(f"{len(keys) - len(missing)} of {len(keys)} sources are prepared already")
+    if missing:
+        for n in missing:
+            shutil.rmtree(folders[n], ignore_errors=True)
+        chosen = [[items[n] for n in missing] for items in (paths, folders, keys)]
+        steps = pipeline(config, encode, *chosen)  # type: ignore[arg-type]
+        with _told(lambda: sum((f / RECORD).is_file() for f in folders), len(keys), progress):
+            execute(steps, len(missing), work / "logs")
+    left = sum(finished(folder, key) is None for folder, key in zip(folders, keys, strict=True))
+    if left:
+        raise DataError(
+            f"{left} of {len(keys)} sources are not prepared yet; when their tasks have run, the "
+            "same command goes on"
+        )
+    return folders
+
+
+def _near_duplicates(
+    folders: list[Path], work: Path, execute: Execute, progress: Callable[[str], None]
+) -> Path:
+    """datatrove's MinHash over all parts; the folder that says which documents are to go."""
+    module("spacy")
+    from datatrove.pipeline.dedup import (
+        MinhashDedupBuckets,
+        MinhashDedupCluster,
+        MinhashDedupSignature,
+    )
+    from datatrove.pipeline.dedup.minhash import MinhashConfig
+
+    from rntp_data_prep.steps import ReadParts
+
+    progress("looking for near-duplicates")
+    config = MinhashConfig(num_buckets=_BUCKETS, hashes_per_bucket=8, n_grams=5)
+    here = work / "minhash"
+    shutil.rmtree(here, ignore_errors=True)
+    signatures, pairs, removed = (str(here / name) for name in ("signatures", "pairs", "removed"))
+    signing: list[Any] = [ReadParts(folders), MinhashDedupSignature(signatures, config)]
+    execute(signing, len(folders), here / "logs-1")
+    execute([MinhashDedupBuckets(signatures, pairs, config=config)], _BUCKETS, here / "logs-2")
+    execute([MinhashDedupCluster(pairs, removed, config=config)], 1, here / "logs-3")
+    return Path(removed)
 
 
 def _write_documents(
-    config: PrepConfig,
-    paths: list[Path],
-    encode: Callable[[str], Sized],
+    folders: list[Path],
+    removed: Path | None,
+    benchmarks: Benchmarks,
     writer: ShardWriter,
-    progress: Callable[[str], None],
+    keys: list[str],
 ) -> dict[str, int]:
+    from rntp_data_prep.books import DROPPED, finished, kept_documents, ledger_line
+
     rejected: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     num_pages = num_neutralised = 0
     # Exact duplicates are found by id, so memory is one id a document: about 100 bytes.
     seen: set[str] = set()
-    with open(writer.partial_folder / LEDGER_NAME, "w", encoding="utf-8") as ledger:
-        for page in _pages(paths, progress):
-            num_pages += 1
-            if num_pages % _PAGES_PER_REPORT == 0:
-                progress(f"{num_pages} pages, {len(seen)} kept")
-            candidate = judge(page, config, encode)
-            reason = candidate.reason
-            if not reason and candidate.document_id in seen:
-                reason = "duplicate"
-            if reason:
-                rejected[reason] += 1
-                entry = {"url": page.url, "source": page.source, "reason": reason}
-                ledger.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                continue
-            seen.add(candidate.document_id)
-            num_neutralised += candidate.num_neutralised
-            metadata = {"url": page.url, "title": candidate.title, "source": page.source}
-            writer.add(candidate.document_id, candidate.text, metadata, candidate.num_tokens)
-    assert num_pages == len(seen) + rejected.total()
+    with open(writer.partial_folder / LEDGER_NAME, "w", encoding="utf-8", newline="\n") as ledger:
+        for rank, (folder, key) in enumerate(zip(folders, keys, strict=True)):
+            record = finished(folder, key)
+            assert record is not None
+            num_pages += record["pages"]
+            rejected.update(record["dropped"])
+            notes.update(record["notes"])
+            _append(folder / DROPPED, ledger)
+            gone = _removed_numbers(removed, rank)
+            for number, document in enumerate(kept_documents(folder)):
+                facts = document.metadata
+                reason = ""
+                if document.id in seen:
+                    reason = "duplicate"
+                elif number in gone:
+                    reason = "near_duplicate"
+                elif name := benchmarks.match(document.text):
+                    reason = f"contaminated/{name}"
+                if reason:
+                    rejected[reason] += 1
+                    ledger.write(ledger_line(facts["url"], facts["source"], reason))
+                    continue
+                seen.add(document.id)
+                num_neutralised += facts.pop("neutralised")
+                num_tokens = facts.pop("num_tokens")
+                writer.add(document.id, document.text, facts, num_tokens)
+    if num_pages != len(seen) + rejected.total():
+        raise DataError(
+            f"{num_pages} pages came in, {len(seen)} were kept and {rejected.total()} dropped; "
+            "this is a fault of rntp, please report it"
+        )
+    if report := benchmarks.report():
+        text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+        (writer.partial_folder / REPORT_NAME).write_text(text, encoding="utf-8")
     return {
         "pages": num_pages,
         "kept": len(seen),
         **{f"rejected/{reason}": count for reason, count in sorted(rejected.items())},
         "neutralised_markers": num_neutralised,
+        **dict(sorted(notes.items())),
     }
 
 
-def _pages(paths: list[Path], progress: Callable[[str], None]) -> Iterator[Page]:
-    for path in paths:
-        progress(f"reading {path}")
-        num_usable = 0
-        for page in read_pages(path):
-            num_usable += page.html is not None
-            yield page
-        if num_usable == 0:
+def _removed_numbers(removed: Path | None, rank: int) -> set[int]:
+    """Numbers, within a part, of the documents that datatrove's clusters leave out."""
+    import numpy as np
+
+    path = removed / f"{rank:06d}.remove" if removed else None
+    if path is None or not path.is_file():
+        return set()
+    return set(np.fromfile(path, dtype="<u4").tolist())
+
+
+def _append(path: Path, file: IO[str]) -> None:
+    with open(path, encoding="utf-8", newline="\n") as part:
+        shutil.copyfileobj(part, file)
+
+
+def _check(paths: list[str], workers: int, progress: Callable[[str], None]) -> list[str]:
+    from rntp_data_prep.sources import check
+
+    progress(f"checking {len(paths)} sources")
+    with ThreadPoolExecutor(workers) as pool:  # hashing and unpacking run beside each other
+        return list(pool.map(check, paths))
+
+
+def _fetched(source: str, work: Path, progress: Callable[[str], None]) -> str:
+    """A local file: a URL's is fetched into the work folder, once."""
+    if "://" not in source:
+        return source
+    import fsspec
+
+    path = work / "fetched" / hashlib.sha256(source.encode()).hexdigest()[:16] / Path(source).name
+    if not path.is_file():
+        progress(f"fetching {source}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial_path = path.with_name(f".{path.name}")
+        try:
+            with fsspec.open(source, "rb") as there, open(partial_path, "wb") as here:
+                shutil.copyfileobj(there, here, 1 << 20)
+        except (OSError, ImportError) as error:
             raise DataError(
-                f"{path} holds no HTML page (HTTP response, status 200); leave it out of `sources`"
-            )
+                f"{source} cannot be fetched ({error}); check the address and the network, then "
+                "give the same command again"
+            ) from error
+        os.replace(partial_path, path)
+    return str(path)
+
+
+@contextmanager
+def _claimed(output: Path) -> Iterator[Path]:
+    """The work folder of an output, for one process at a time; left-overs of a kill are removed."""
+    work = output.parent / f".{output.name}.work"
+    existed = work.exists()
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"another process is preparing {output}; wait for it") from error
+        for stale in output.parent.glob(f".{output.name}.*.partial"):
+            shutil.rmtree(stale, ignore_errors=True)
+        try:
+            yield work
+        finally:
+            # Parts are kept for the next start; nothing else is worth a folder.
+            if not existed and work.exists() and not (work / "parts").exists():
+                shutil.rmtree(work)
+
+
+@contextmanager
+def _told(done: Callable[[], int], total: int, progress: Callable[[str], None]) -> Iterator[None]:
+    """Says now and then how many sources are prepared."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        said = -1
+        while not ended.wait(_SECONDS_PER_REPORT):
+            if (now := done()) != said:
+                said = now
+                progress(f"{now} of {total} sources are prepared")
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _finished(
@@ -177,15 +350,25 @@ def _finished(
 
 
 def _prep_digest(
-    config: PrepConfig, paths: list[Path], source_digests: list[str], version: str
+    config: PrepConfig,
+    names: list[str],
+    source_digests: list[str],
+    version: str,
+    benchmarks: Benchmarks,
 ) -> str:
-    """Identity of a preparation: contents and file names of the sources, limits and rules."""
-    facts = {
+    """Identity of a preparation: contents and file names of the sources, settings and rules."""
+    facts: dict[str, Any] = {
         "rules": RULES_VERSION,
         "extractor": version,
-        "sources": [[path.name, d] for path, d in zip(paths, source_digests, strict=True)],
-        "settings": config.model_dump(mode="json", exclude={"sources", "output", "tokenizer"}),
+        "sources": [[name, d] for name, d in zip(names, source_digests, strict=True)],
+        "settings": config.decisions(),
     }
+    if benchmarks.digests:
+        facts["benchmarks"] = benchmarks.digests
+    return _digest(facts)
+
+
+def _digest(facts: object) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

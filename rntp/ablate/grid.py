@@ -15,7 +15,7 @@ from rntp import run_folder
 from rntp.ablate.experiment import Experiment, nearest, slug_of
 from rntp.ablate.matching import match_facts, matched_steps, refuse_other_steps, step_cost
 from rntp.config import Config
-from rntp.data import Manifest
+from rntp.data.corpus import Data, open_data
 from rntp.errors import ConfigError, DataError, RntpError
 from rntp.log import numbered_files, read_manifest, read_metrics
 from rntp.preflight import check_names
@@ -109,13 +109,13 @@ def check_start(runs: Sequence[Run], resume: bool) -> None:
             "\n".join(["these runs exist; go on with --resume, or delete them:", *listed])
         )
     problems = _Problems()
-    manifests: dict[Path, Manifest] = {}
+    manifests: dict[str, Data] = {}
     for run in runs:
         with problems.of(run.arm):
             run_folder.check(run.config, "auto")
-            source = run.config.data.source
+            source = str(run.config.data.source)
             if source not in manifests:
-                manifests[source] = Manifest.load(source)
+                manifests[source] = open_data(run.config)
             if state(run) == "finished":
                 _check_corpus(run, manifests[source])
     problems.raise_any("the grid cannot start (its folders are set by `runs:` and `name:`):")
@@ -190,7 +190,7 @@ def _reached_the_end(run: Run) -> bool:
     return bool(metrics) and int(metrics[-1]["step"]) >= steps
 
 
-def _check_corpus(run: Run, manifest: Manifest) -> None:
+def _check_corpus(run: Run, manifest: Data) -> None:
     trained_on = read_manifest(run.folder).get("data_digest")
     if trained_on != manifest.digest:
         raise DataError(

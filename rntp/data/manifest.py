@@ -29,6 +29,8 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from rntp.data.damage import Damage, DamagedDocument
+from rntp.data.storage import DEADLINE_S, Location, Storage, open_storage
 from rntp.errors import DataError
 from rntp.files import sync
 
@@ -95,41 +97,54 @@ class Manifest:
     funnel: counts of pages read, kept, and rejected by reason.
     content: "text", which readers encode; or "token_ids", which the documents carry in their
         metadata (see `rntp.data.token_ids`), the text being for people.
+    lost: documents that lie beyond the end of a shard that is shorter than it was; none unless the
+        corpus was loaded with `tolerant`.
     """
 
-    def __init__(self, folder: Path, shards: list[ShardFacts], facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, storage: Storage, shards: list[ShardFacts], facts: Mapping[str, Any]
+    ) -> None:
         """Use `Manifest.load`."""
-        self.folder = folder
+        self.folder = storage.where
         self.shards = shards
+        self._storage = storage
         self.tokenizer_spec: str = facts["tokenizer"]["spec"]
         self.tokenizer_digest: str = facts["tokenizer"]["digest"]
         self.prep_digest: str = facts["prep_digest"]
         self.funnel: dict[str, int] = dict(facts["funnel"])
         self.content: Content = facts.get("content", "text")
         self.digest = _content_digest(shards, self.tokenizer_digest, self.content)
-        self._index = np.concatenate([_load_index(folder, shard) for shard in shards])
+        self._index = np.concatenate([_load_index(storage, shard) for shard in shards])
         self._shard_ends = np.cumsum([shard.num_docs for shard in shards])
         self.num_docs = len(self._index)
         self.num_tokens: np.ndarray = self._index["num_tokens"].astype(np.int64)
         self.num_tokens.setflags(write=False)
+        self.lost: list[Damage] = []
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """Open a corpus: reads the manifest and the indexes, and looks at the shards' sizes.
+    def load(
+        cls, folder: Location, *, tolerant: bool = False, deadline_s: float = DEADLINE_S
+    ) -> Self:
+        """Open a corpus: reads manifest and indexes, and looks at the sizes of local shards.
 
+        folder: also a URL; then deadline_s is the longest that one read may take, seconds.
+        tolerant: a shard of another size does not raise; see `lost`.
         Raises DataError with the remedy where something is missing, damaged or unknown.
         """
-        folder = Path(folder)
-        path = folder / MANIFEST_NAME
-        if not folder.is_dir():
+        storage = open_storage(folder, deadline_s)
+        folder = storage.where
+        path = f"{folder}/{MANIFEST_NAME}"
+        if isinstance(folder, Path) and not folder.is_dir():
             raise DataError(f"there is no corpus folder {folder}; write one with `rntp data prep`")
-        if not path.is_file():
+        try:
+            payload = storage.read_whole(MANIFEST_NAME)
+        except FileNotFoundError as error:
             raise DataError(
                 f"{folder} has no {MANIFEST_NAME}, so it is not a corpus; point data.source at the "
                 "output folder of `rntp data prep`"
-            )
+            ) from error
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
+            facts = json.loads(payload.decode("utf-8"))
             version = facts["format"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is damaged ({error!r}); {_RESTORE}") from error
@@ -147,16 +162,24 @@ class Manifest:
             shards = [_shard_facts(shard) for shard in facts["shards"]]
             if not shards:
                 raise DataError(f"{folder} holds no documents; run `rntp data prep` again")
-            for shard in shards:
-                _check_size(folder / shard.name, shard.bytes)
-            manifest = cls(folder, shards, facts)
+            if isinstance(folder, Path) and not tolerant:
+                for shard in shards:
+                    _check_size(folder / shard.name, shard.bytes)
+            manifest = cls(storage, shards, facts)
         except (KeyError, TypeError) as error:
             raise DataError(f"{path} is damaged ({error!r}); {_RESTORE}") from error
         except OSError as error:
             raise DataError(f"{folder} cannot be read: {error}; {_RESTORE}") from error
         if manifest.digest != facts.get("digest"):
             raise DataError(f"{path} was edited: its digest is not its content's; {_RESTORE}")
+        if isinstance(folder, Path) and tolerant:
+            manifest.lost = list(manifest._beyond_the_end(folder))
         return manifest
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of all documents, without special tokens."""
+        return int(self.num_tokens.sum())
 
     @property
     def document_ids(self) -> list[str]:
@@ -176,20 +199,44 @@ class Manifest:
         if not 0 <= index < self.num_docs:
             raise IndexError(f"document {index} of a corpus of {self.num_docs}")
         row = self._index[index]
-        shard = self.shards[int(np.searchsorted(self._shard_ends, index, side="right"))]
-        path = self.folder / shard.name
+        shard = self._shard_of(index)
+        reason = ""
         for _ in range(2):
-            text, metadata = _read_payloads(path, row)
+            try:
+                text, metadata = _read_payloads(self._storage, shard.name, row)
+            except OSError as error:
+                reason = f"cannot be read ({error.strerror or error})"
+                continue
             if _payload_hash(text, metadata) == int(row["hash"]):
                 name = row["id"].decode("ascii")
                 return Document(name, text.decode("utf-8"), json.loads(metadata))
-        raise DataError(
-            f"{path}: document {row['id'].decode('ascii')} (number {index}) does not match its "
-            f"hash; {_RESTORE}"
-        )
+            reason = "does not match its hash"
+        raise DamagedDocument(self._damage(index, reason), _RESTORE)
+
+    def _shard_of(self, index: int) -> ShardFacts:
+        return self.shards[int(np.searchsorted(self._shard_ends, index, side="right"))]
+
+    def _damage(self, index: int, reason: str) -> Damage:
+        name = self._index[index]["id"].decode("ascii")
+        return Damage(index, name, f"{self.folder}/{self._shard_of(index).name}", reason)
+
+    def _beyond_the_end(self, folder: Path) -> Iterator[Damage]:
+        ends = self._index["meta_offset"] + self._index["meta_bytes"]
+        for shard, end in zip(self.shards, self._shard_ends.tolist(), strict=True):
+            path = folder / shard.name
+            found = path.stat().st_size if path.is_file() else 0
+            first = end - shard.num_docs
+            for index in first + np.flatnonzero(ends[first:end] > found):
+                reason = f"lies beyond the end of the shard ({found} bytes of {shard.bytes})"
+                yield self._damage(int(index), reason)
 
     def verify(self) -> list[str]:
-        """Hash every byte of every shard and read every document; one line a problem, or none."""
+        """Hash every byte of every shard and read every document; one line a problem, or none.
+
+        Raises DataError for a URL: copy the corpus to a folder first.
+        """
+        if not isinstance(self.folder, Path):
+            raise DataError(f"{self.folder} is a URL; copy the corpus to a folder to verify it")
         problems = []
         for shard, end in zip(self.shards, self._shard_ends.tolist(), strict=True):
             path = self.folder / shard.name
@@ -197,7 +244,7 @@ class Manifest:
                 _check_size(path, shard.bytes)
                 if _file_sha256(path) != shard.sha256:
                     problems.append(f"{path}: the SHA-256 is not the manifest's; {_RESTORE}")
-                _load_index(self.folder, shard)
+                _load_index(self._storage, shard)
             except (DataError, OSError) as error:
                 problems.append(str(error))
                 continue
@@ -433,10 +480,12 @@ def _check_size(path: Path, num_bytes: int) -> None:
         raise DataError(f"{path} has {found} bytes and should have {num_bytes}; {_RESTORE}")
 
 
-def _load_index(folder: Path, shard: ShardFacts) -> np.ndarray:
-    path = folder / shard.index.name
-    _check_size(path, shard.index.bytes)
-    payload = path.read_bytes()
+def _load_index(storage: Storage, shard: ShardFacts) -> np.ndarray:
+    path = f"{storage.where}/{shard.index.name}"
+    try:
+        payload = storage.read(shard.index.name, 0, shard.index.bytes)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); {_RESTORE}") from error
     if hashlib.sha256(payload).hexdigest() != shard.index.sha256:
         raise DataError(f"{path}: the SHA-256 is not the manifest's; {_RESTORE}")
     index = np.load(io.BytesIO(payload), allow_pickle=False)
@@ -445,14 +494,12 @@ def _load_index(folder: Path, shard: ShardFacts) -> np.ndarray:
     return index
 
 
-def _read_payloads(path: Path, row: np.void) -> tuple[bytes, bytes]:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            text = os.pread(file.fileno(), int(row["text_bytes"]), int(row["text_offset"]))
-            metadata = os.pread(file.fileno(), int(row["meta_bytes"]), int(row["meta_offset"]))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); {_RESTORE}") from error
-    return text, metadata
+def _read_payloads(storage: Storage, name: str, row: np.void) -> tuple[bytes, bytes]:
+    # Adjacent members: one read, with the header of the second between them.
+    start, text_bytes = int(row["text_offset"]), int(row["text_bytes"])
+    between = int(row["meta_offset"]) - start
+    payload = storage.read(name, start, between + int(row["meta_bytes"]))
+    return payload[:text_bytes], payload[between:]
 
 
 def _payload_hash(text: bytes, metadata: bytes) -> int:

@@ -9,6 +9,9 @@ memory, so a resume at any ordinal, on any number of ranks, sees the same order.
 import hashlib
 from collections.abc import Collection
 
+VERSION = 1
+"""Part of a checkpoint: raise it with any change of what an ordinal gives."""
+
 _ROUNDS = 8
 _MASK = (1 << 64) - 1
 

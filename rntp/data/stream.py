@@ -5,21 +5,60 @@ after a resume and on any number of ranks, and there is no loader state to save.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rntp import chance
+from rntp.data.damage import Damage, DamagedDocument, SetAside, listed
 from rntp.data.manifest import Document, Manifest
 from rntp.data.order import Order
 from rntp.data.token_ids import Markers, from_codes
+from rntp.data.windows import Pieces
 from rntp.errors import DataError
 from rntp.types import Context, Labels, Oracle
 
 Split = Literal["train", "heldout"]
+Windows = Literal["one", "all"]
+
+_MAX_SUBSTITUTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What came of one ordinal: its context, and the damaged documents met on the way to it.
+
+    substituted: the context is of another document, since the one in turn is damaged. corpus: of
+    a mixture, whose documents these are.
+    """
+
+    context: Context
+    damaged: tuple[Damage, ...] = ()
+    substituted: bool = False
+    corpus: int = 0
+
+
+class Stream(Protocol):
+    """Contexts by ordinal. num_documents: ordinals from 0 on before one gives again what another
+    gave. num_too_short: documents that are left out."""
+
+    num_documents: int
+    num_too_short: int
+
+    def __getitem__(self, ordinal: int) -> Context: ...
+
+    def read(self, ordinal: int) -> Read: ...
+
+    def set_aside(self, read: Read) -> None: ...
+
+    def know(self, damaged: Iterable[tuple[str, Damage]]) -> None: ...
+
+    @property
+    def damaged(self) -> list[tuple[str, Damage]]: ...
 
 
 class ContextStream:
@@ -27,10 +66,14 @@ class ContextStream:
 
     Documents come in the order of `Order`, each once in a pass. A document longer than the window
     gives a window whose start is uniform over all possible starts, drawn anew at every ordinal; a
-    shorter one comes whole.
+    shorter one comes whole. With windows "all" a pass is over all pieces of all documents instead,
+    and gives every token once (see `rntp.data.windows`).
 
-    num_documents: documents of this split that are handed out. num_too_short: those of this split
-    that are left out because they have fewer than min_document_tokens tokens.
+    A document that is damaged is replaced by another: the first whole one among those that a
+    keyed draw from (ordinal, 1), (ordinal, 2), … names (see `rntp.data.damage`).
+
+    num_documents: documents, or pieces, of this split that are handed out in a pass. num_too_short:
+    documents of this split that are left out because they have fewer than min_document_tokens.
     """
 
     def __init__(
@@ -46,6 +89,8 @@ class ContextStream:
         split: Split,
         max_documents: int = 0,
         markers: Markers | None = None,
+        windows: Windows = "one",
+        max_damaged: float = 0.0,
     ) -> None:
         """encode: text to int64 token ids [n] on the CPU, without special tokens.
 
@@ -53,7 +98,9 @@ class ContextStream:
         heldout_fraction: share of the documents, by a hash of their id, in the split "heldout".
         max_documents: hand out only the first so many of the order, again and again; 0 is all.
         markers: ids of the think markers, for corpora that carry token ids.
-        Raises DataError when no document is left, saying what to change.
+        max_damaged: share of the corpus' documents that may be damaged, rounded down.
+        Raises DataError when no document is left, saying what to change, and for more damage than
+        allowed; ConfigError where pieces would be too short.
         """
         self.manifest = manifest
         self.seed = seed
@@ -83,15 +130,77 @@ class ContextStream:
             chosen = [self._order[n][0] for n in range(max_documents)]
             self._documents, self.num_documents = self._documents[chosen], max_documents
             self._order = Order(max_documents, seed)
+        self._pieces = None
+        if windows == "all":
+            chosen_tokens = manifest.num_tokens[self._documents]
+            self._pieces = Pieces(chosen_tokens, self._window_tokens, min_document_tokens)
+            self.num_documents = len(self._pieces)
+            self._order = Order(self.num_documents, seed)
+        most = int(max_damaged * manifest.num_docs)
+        self._aside = SetAside(manifest.folder, most)
+        self._aside.add(manifest.lost)
 
     def __getitem__(self, ordinal: int) -> Context:
-        """Read, check, tokenise and cut one document.
-
-        Raises DataError for a damaged document, and where the tokenizer is not the corpus'.
+        """The context, damage set aside and counted. Raises DataError past the budget for damage,
+        and as `read`.
         """
-        item, visit = self._order[ordinal]
-        number = int(self._documents[item])
-        document = self.manifest.read(number)
+        read = self.read(ordinal)
+        self.set_aside(read)
+        return read.context
+
+    def set_aside(self, read: Read) -> None:
+        """Count the damage that a read met. Raises DataError with the list past the budget."""
+        self._aside.add(read.damaged)
+
+    def know(self, damaged: Iterable[tuple[str, Damage]]) -> None:
+        """Take over what `damaged` gave in an earlier part of the run."""
+        self._aside.add(d for digest, d in damaged if digest == self.manifest.digest)
+
+    @property
+    def damaged(self) -> list[tuple[str, Damage]]:
+        """(corpus digest, document) of everything that was set aside."""
+        return [(self.manifest.digest, damage) for damage in self._aside]
+
+    def read(self, ordinal: int) -> Read:
+        """Read, check, tokenise and cut one document, whatever was set aside; pure.
+
+        Raises DataError where the tokenizer is not the corpus', where the network does not answer,
+        and where all substitutes are damaged, too.
+        """
+        first, visit = self._order[ordinal]
+        met: dict[int, Damage] = {}
+        for attempt in range(_MAX_SUBSTITUTES):
+            item = first if attempt == 0 else self._substitute(ordinal, attempt)
+            place = self._pieces[item] if self._pieces else (item, 0, 0)
+            number = int(self._documents[place[0]])
+            if number in self._aside or number in met:
+                continue
+            try:
+                document = self.manifest.read(number)
+            except DamagedDocument as error:
+                met[number] = error.damage
+                continue
+            context = self._context(ordinal, visit, number, document, place)
+            return Read(context, tuple(met.values()), attempt > 0)
+        raise DataError(
+            f"ordinal {ordinal} of {self.manifest.folder}: the document and all that could replace "
+            "it are damaged; restore the shards from a copy, or run `rntp data prep` again:\n"
+            + listed(list(met.values()))
+        )
+
+    def _substitute(self, ordinal: int, attempt: int) -> int:
+        key = f"{self.seed}/substitute/{ordinal}/{attempt}".encode()
+        draw = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+        return draw % self.num_documents
+
+    def _context(
+        self,
+        ordinal: int,
+        visit: int,
+        number: int,
+        document: Document,
+        place: tuple[int, int, int],
+    ) -> Context:
         token_ids = self._ids_of(document)
         expected = int(self.manifest.num_tokens[number])
         if token_ids.shape != (expected,):
@@ -101,12 +210,12 @@ class ContextStream:
                 f"corpus was prepared with another one ({self.manifest.tokenizer_spec}). Run "
                 "`rntp data prep` again with this tokenizer"
             )
-        start = 0
-        num_starts = expected - self._window_tokens + 1
-        if num_starts > 1:
-            draw = chance.uniform(self.seed, "window", ordinal).item()
-            start = int(draw * num_starts)
-        window = token_ids[start : start + self._window_tokens].to(torch.int64)
+        start, end = place[1:]
+        if self._pieces is None:
+            num_starts = max(1, expected - self._window_tokens + 1)
+            start = int(chance.one(self.seed, "window", ordinal) * num_starts)
+            end = start + self._window_tokens
+        window = token_ids[start:end].to(torch.int64)
         return Context(
             ordinal=ordinal,
             document_id=document.id,

@@ -9,8 +9,7 @@ import torch
 
 from rntp import checkpoint
 from rntp.config import Config
-from rntp.data import Manifest
-from rntp.data.corpus import open_corpus
+from rntp.data.corpus import open_corpus, open_data
 from rntp.errors import ConfigError, DataError
 from rntp.evaluation.measure import evaluate
 from rntp.evaluation.third import check_third
@@ -38,7 +37,7 @@ def evaluate_target(
         model, trained_on = open_model(config), None
     if not config.evaluation.enabled:
         raise ConfigError(f"{target}: evaluation.enabled is false, so no pages are held out")
-    manifest = Manifest.load(config.data.source)
+    manifest = open_data(config)
     if trained_on not in (None, manifest.digest):
         raise DataError(
             f"{config.data.source} is not the corpus that {target} was trained on, so its held-out "

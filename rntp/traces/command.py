@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rntp import __version__, run_folder
 from rntp.config import Config
-from rntp.data import Manifest
-from rntp.data.corpus import open_corpus
+from rntp.data.corpus import open_corpus, open_data
 from rntp.errors import ConfigError, DataError
 from rntp.files import json_lines, write_bytes_atomic, write_json
 from rntp.log import numbered_files, read_manifest, read_rollouts
@@ -100,7 +99,7 @@ def _write_corpus(
     tokenizer: PreTrainedTokenizerBase,
     facts: dict[str, Any],
 ) -> None:
-    manifest = Manifest.load(config.data.source)
+    manifest = open_data(config)
     if manifest.digest != facts["data_digest"]:
         raise DataError(
             f"{config.data.source} is not the corpus that the run read ({manifest.digest[:16]} "

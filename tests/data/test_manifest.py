@@ -5,6 +5,7 @@ import shutil
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,8 +111,8 @@ def test_a_read_that_fails_once_is_repeated(
     corpus = write_corpus(tmp_path / "c", [50])
     reads = []
 
-    def flaky(path: Path, row: np.void) -> tuple[bytes, bytes]:
-        text, metadata = _read_payloads(path, row)
+    def flaky(*place: Any) -> tuple[bytes, bytes]:
+        text, metadata = _read_payloads(*place)
         reads.append(text)
         return (b"?" + text[1:] if len(reads) == 1 else text), metadata
 

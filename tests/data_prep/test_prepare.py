@@ -204,7 +204,8 @@ def test_nothing_half_written_is_left(tmp_path: Path) -> None:
     cut.write_bytes(b"".join(good_records())[:-900] + b"\r\n\r\n")
     with pytest.raises(DataError, match="bytes; fetch the file again"):
         prepare(config(tmp_path, source, cut), words, DIGEST, silent)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.warc.gz", "b.warc"]
+    found = sorted(p.name for p in tmp_path.iterdir())
+    assert found == [".shards.work", "a.warc.gz", "b.warc"]  # finished parts, for the next start
 
 
 def test_a_corpus_that_would_be_empty_is_refused(tmp_path: Path) -> None:
@@ -218,9 +219,9 @@ def test_a_corpus_that_would_be_empty_is_refused(tmp_path: Path) -> None:
         prepare(config(tmp_path, source, images), words, DIGEST, silent)
     with pytest.raises(DataError, match=r"there is no source .*missing\.warc\.gz"):
         prepare(config(tmp_path, tmp_path / "missing.warc.gz"), words, DIGEST, silent)
-    text = tmp_path / "notes.txt"
+    text = tmp_path / "notes.pdf"
     text.write_text("hello")
-    with pytest.raises(DataError, match=r"not a \.warc or \.warc\.gz"):
+    with pytest.raises(DataError, match=r"notes\.pdf is none of \.warc, .*\.parquet"):
         prepare(config(tmp_path, text), words, DIGEST, silent)
     assert not (tmp_path / "shards").exists()
 
@@ -229,7 +230,8 @@ def test_sources_may_be_globs_and_count_once(tmp_path: Path) -> None:
     for name in ("b", "a"):
         write_warc(tmp_path / f"{name}.warc.gz", good_records(1))
     settings = config(tmp_path, tmp_path / "*.warc.gz", tmp_path / "a.warc.gz")
-    assert [path.name for path in settings.source_files()] == ["a.warc.gz", "b.warc.gz"]
+    names = [Path(path).name for path in settings.source_files()]
+    assert names == ["a.warc.gz", "b.warc.gz"]
 
 
 def test_config_is_strict(tmp_path: Path) -> None:

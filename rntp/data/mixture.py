@@ -1,0 +1,128 @@
+"""Several corpora by weight, as one stream with the guarantees of each.
+
+Ordinals come in blocks of SLOTS. A table deals the places of a block, each to the corpus that is
+furthest behind its share, and the corpora's own ordinals go up from one block to the next. So every
+ordinal of every corpus comes exactly once and in order, shares are exact after every block and
+within one context all along, and any ordinal is answered in O(1): there is nothing to save. Nothing
+is drawn: each corpus is shuffled in itself.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from rntp.data.damage import Damage
+from rntp.data.manifest import Manifest
+from rntp.data.stream import Read, Stream
+from rntp.errors import ConfigError
+from rntp.types import Context
+
+SLOTS = 1000
+
+
+def shares(weights: Mapping[str, float]) -> list[int]:
+    """Places of each corpus among SLOTS, by largest remainder; in the order of `weights`.
+
+    Raises ConfigError for a weight too small to get one.
+    """
+    total = sum(weights.values())
+    exact = [weight / total * SLOTS for weight in weights.values()]
+    found = [int(part) for part in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda n: (found[n] - exact[n], n))
+    for n in by_remainder[: SLOTS - sum(found)]:
+        found[n] += 1
+    for name, share in zip(weights, found, strict=True):
+        if share == 0:
+            raise ConfigError(
+                f"data.source: {name} has less than 1 context in {SLOTS}; raise its weight, or "
+                "leave it out"
+            )
+    return found
+
+
+class Deal:
+    """`deal[ordinal]` is (corpus, ordinal within the corpus)."""
+
+    def __init__(self, shares: Sequence[int]) -> None:
+        """shares: of each corpus, in places of a block; they add up to SLOTS."""
+        assert sum(shares) == SLOTS
+        self._shares = shares
+        dealt = [0] * len(shares)
+        self._places = []
+        for place in range(1, SLOTS + 1):
+            # Who is furthest behind its share of the places so far; the first of equals.
+            owed = [share * place - SLOTS * n for share, n in zip(shares, dealt, strict=True)]
+            corpus = owed.index(max(owed))
+            self._places.append((corpus, dealt[corpus]))
+            dealt[corpus] += 1
+
+    def __getitem__(self, ordinal: int) -> tuple[int, int]:
+        block, place = divmod(ordinal, SLOTS)
+        corpus, before = self._places[place]
+        return corpus, block * self._shares[corpus] + before
+
+
+class Mixture:
+    """The manifests of several corpora, for those who ask what the data of a run is."""
+
+    def __init__(self, manifests: Sequence[Manifest], shares: Sequence[int]) -> None:
+        """Manifests of one tokenizer, which the caller checks; see `shares`."""
+        self.manifests = list(manifests)
+        self.shares = list(shares)
+        parts = [[m.digest, share] for m, share in zip(manifests, shares, strict=True)]
+        self.digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        self.num_docs = sum(m.num_docs for m in manifests)
+        self.total_tokens = sum(m.total_tokens for m in manifests)
+
+
+class MixedStream:
+    """`stream[ordinal]` is a context of one of the corpora, as `Deal` deals them.
+
+    num_documents: ordinals before some corpus begins its second pass. num_too_short: of all.
+    """
+
+    def __init__(self, streams: Sequence[Stream], shares: Sequence[int]) -> None:
+        self._streams = list(streams)
+        self._deal = Deal(shares)
+        blocks = min(s.num_documents // share for s, share in zip(streams, shares, strict=True))
+        self.num_documents = blocks * SLOTS
+        while all(
+            inner < streams[corpus].num_documents
+            for corpus, inner in [self._deal[self.num_documents]]
+        ):
+            self.num_documents += 1
+        self.num_too_short = sum(s.num_too_short for s in streams)
+
+    def __getitem__(self, ordinal: int) -> Context:
+        read = self.read(ordinal)
+        self.set_aside(read)
+        return read.context
+
+    def read(self, ordinal: int) -> Read:
+        """As `ContextStream.read`; the context has the ordinal of the mixture."""
+        corpus, inner = self._deal[ordinal]
+        found = self._streams[corpus].read(inner)
+        return replace(found, context=replace(found.context, ordinal=ordinal), corpus=corpus)
+
+    def set_aside(self, read: Read) -> None:
+        """As `ContextStream.set_aside`; every corpus has its own budget."""
+        self._streams[read.corpus].set_aside(read)
+
+    def know(self, damaged: Iterable[tuple[str, Damage]]) -> None:
+        """As `ContextStream.know`."""
+        for stream in self._streams:
+            stream.know(damaged)
+
+    @property
+    def damaged(self) -> list[tuple[str, Damage]]:
+        return [found for stream in self._streams for found in stream.damaged]
+
+
+def stream_seed(seed: int, manifest: Manifest) -> int:
+    """Seed of one corpus of a mixture: two of the same size are not gone through in step."""
+    return int.from_bytes(_hash(f"{seed}/{manifest.digest}"), "little")
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=6).digest()

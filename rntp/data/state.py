@@ -1,0 +1,137 @@
+"""Where a run stands in its data: some 300 bytes of JSON, whatever the size of corpus and cluster.
+
+Contexts are functions of their ordinals, so the state is only which ordinals were trained, and what
+makes an ordinal mean what it does: the same file serves any number of ranks and workers.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rntp.data.damage import Damage
+from rntp.errors import CheckpointError
+
+
+class Frontier:
+    """Which ordinals are trained: all below `first`, and those in `beyond`.
+
+    Ordinals are committed with the update that used them, in any order. What was handed out and not
+    committed is handed out again by `next` after a resume, so none is lost and none comes twice.
+    """
+
+    def __init__(self, first: int = 0, beyond: Iterable[int] = ()) -> None:
+        self.first = first
+        self.beyond = set(beyond)
+        self._in_flight: set[int] = set()
+
+    def next(self, count: int) -> list[int]:
+        """The `count` lowest ordinals that are neither trained nor handed out."""
+        found: list[int] = []
+        ordinal = self.first
+        while len(found) < count:
+            if ordinal not in self.beyond and ordinal not in self._in_flight:
+                found.append(ordinal)
+            ordinal += 1
+        self._in_flight |= set(found)
+        return found
+
+    def commit(self, ordinals: Iterable[int]) -> None:
+        """Count as trained. Raises ValueError for one that was not handed out, or twice."""
+        for ordinal in ordinals:
+            if ordinal not in self._in_flight:
+                raise ValueError(f"ordinal {ordinal} is not in flight")
+            self._in_flight.remove(ordinal)
+            self.beyond.add(ordinal)
+        while self.first in self.beyond:
+            self.beyond.remove(self.first)
+            self.first += 1
+
+
+@dataclass(frozen=True)
+class DataState:
+    """What a checkpoint keeps of the data.
+
+    corpus, tokenizer: digests. documents, tokens: of the corpus, for people. order: version of the
+    rule from ordinal to document. frontier: lowest ordinal that is not trained. beyond: trained
+    ones above it. damaged: (corpus digest, document) of what was set aside.
+    """
+
+    corpus: str
+    documents: int
+    tokens: int
+    tokenizer: str
+    order: int
+    seed: int
+    frontier: int
+    beyond: tuple[int, ...] = ()
+    damaged: tuple[tuple[str, Damage], ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        found["damaged"] = [[digest, damage.as_dict()] for digest, damage in self.damaged]
+        return found
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any]) -> "DataState":
+        """What `as_dict` gave."""
+        damaged = tuple((digest, Damage(**damage)) for digest, damage in facts["damaged"])
+        return cls(**{**facts, "beyond": tuple(facts["beyond"]), "damaged": damaged})
+
+    def differences(self, now: "DataState") -> list[str]:
+        """What makes ordinals mean something else than when this was saved, one line each."""
+        names = {
+            "corpus": "corpus",
+            "documents": "documents",
+            "tokens": "tokens",
+            "tokenizer": "tokenizer",
+            "order": "version of the order",
+            "seed": "seed",
+        }
+        return [
+            f"{text}: {_short(getattr(self, name))} there, {_short(getattr(now, name))} here"
+            for name, text in names.items()
+            if getattr(self, name) != getattr(now, name)
+        ]
+
+
+Segment = dict[str, Any]
+"""Steps on the same data: step (after which it begins), corpus, tokenizer, order, frontier."""
+
+
+def segments(
+    state: dict[str, Any], now: DataState, step: int, checkpoint: object, *, accept: bool
+) -> list[Segment]:
+    """The segments of a run that goes on after `step`, from its checkpoint's state ({} for none).
+
+    Raises CheckpointError with the differences where the data is not the checkpoint's, unless it
+    is to be accepted: then a new segment begins.
+    """
+    known: list[Segment] = list(state.get("segments", ()))
+    here = {"step": step, "corpus": now.corpus, "tokenizer": now.tokenizer, "order": now.order}
+    if not state:
+        return [here]
+    if "data" in state:
+        different = DataState.from_dict(state["data"]).differences(now)
+    else:  # checkpoints from before there was a state of the data
+        same = state["data_digest"] == now.corpus
+        different = [] if same else [f"corpus: {_short(state['data_digest'])} there"]
+    if not different:
+        return known or [{**here, "step": 0}]
+    if accept:
+        return [*known, here]
+    raise CheckpointError(
+        f"{checkpoint} was trained on other data than data.source has now:\n"
+        + "\n".join(f"  {line}" for line in different)
+        + "\nRestore that corpus, start a new run with --run-dir, or go on with "
+        "--accept-data-change, which records it as a new segment of the run"
+    )
+
+
+def known_damage(state: dict[str, Any]) -> tuple[tuple[str, Damage], ...]:
+    """The documents that a checkpoint had set aside."""
+    return DataState.from_dict(state["data"]).damaged if "data" in state else ()
+
+
+def _short(value: object) -> str:
+    return value[:16] if isinstance(value, str) else str(value)
