@@ -120,7 +120,9 @@ def peak_memory(config: Config, shape: Shape) -> float:
     # Saved for the backward, in units of a layer's widths: fitted to the measured peak of the
     # quickstart at 608, 1216 and 2432 tokens. Norms, and attention on the CPU, work in `wide`.
     per_token = (16 * shape.hidden + 8 * shape.intermediate) * narrow + 14 * shape.hidden * wide
-    head_chunk = min(1024, tokens.head_rows) * shape.vocabulary * (2 * wide + narrow)
+    # Logits of two chunks of 2,048 rows at most, and the gradient of the weight.
+    logits = min(4096, tokens.head_rows) * shape.vocabulary * narrow
+    head_chunk = logits + shape.vocabulary * shape.hidden * wide
     return PROCESS + weights + shape.layers * per_token * microbatch + head_chunk
 
 

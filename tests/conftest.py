@@ -1,6 +1,12 @@
 """Tiny models and a tiny tokenizer, made on the spot: the suite needs no download and no GPU."""
 
 import os
+
+# Tiny models gain nothing from threads, and Triton's interpreter has to be chosen before anything
+# imports triton; subprocesses inherit both.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TRITON_INTERPRET"] = "1"
+
 from pathlib import Path
 from types import MethodType
 
@@ -24,8 +30,6 @@ from rntp.chance import uniform
 from rntp.data import ShardWriter
 from rntp.tokenizer import encode, tokenizer_digest
 
-# Tiny models gain nothing from threads; subprocesses inherit this.
-os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 VOCABULARY = 320

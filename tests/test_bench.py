@@ -16,7 +16,7 @@ from rntp.bench.sizes import Sizes
 from rntp.bench.unshared import Unshared
 from rntp.errors import ConfigError
 from rntp.estimate import Shape
-from rntp.model import LanguageModel, load_model
+from rntp.model import LanguageModel, cast_parameters, load_model
 
 SIZES = Sizes(context=40, positions=2, thoughts=3, budget=4, horizon=3, docs=2)
 
@@ -115,3 +115,32 @@ def test_the_command_prints_and_keeps_the_same_numbers(
     assert printed == json.loads((tmp_path / "head.json").read_text())
     assert printed["agreement"]["rntp"] < 1e-4
     assert printed["facts"]["rows"] == 4 * (24 + 16)
+
+
+def test_bfloat16_is_measured_against_the_exact_gradients(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = run("tree", model, SIZES, dtype=torch.bfloat16, repeats=1)
+    assert found["dtype"] == "bfloat16"
+    assert found["agreement"]["rntp"] < 1e-4  # in float32
+    # Rounding is there, and no worse with a tree than without.
+    own, usual = (found["rounding"][name] for name in ("rntp", "unshared loop (transformers)"))
+    assert 1e-4 < own < 2 * usual < 0.2
+
+    honest = Job.backward
+
+    def rough(job: Job, rollouts: list) -> float:
+        loss = honest(job, rollouts)
+        for parameter in job.model.hf.parameters():
+            if parameter.grad is not None and parameter.dtype == torch.bfloat16:
+                parameter.grad *= 1.2
+        return loss
+
+    monkeypatch.setattr(Job, "backward", rough)
+    with pytest.raises(ConfigError, match="in this type the gradients"):
+        run("tree", model, SIZES, dtype=torch.bfloat16, repeats=1)
+    cast_parameters(model.hf, torch.float32)
+
+
+def test_what_the_sampler_notes_is_what_a_scoring_forward_finds(model: LanguageModel) -> None:
+    assert run("rollout", model, SIZES, repeats=1)["agreement"]["rntp"] < 1e-5

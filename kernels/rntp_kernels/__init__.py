@@ -3,13 +3,20 @@
 Every kernel has a readable PyTorch reference beside it, and the reference is the specification.
 """
 
-from rntp_kernels.linear_logprob import linear_logprob, linear_logprob_top1
+from rntp_kernels.linear_logprob import (
+    Shaping,
+    linear_logprob,
+    linear_logprob_loss,
+    linear_logprob_top1,
+)
 from rntp_kernels.tree_attention import DecodeAttention, TreeAttention, TreeLayout
 
 __all__ = [
     "DecodeAttention",
+    "Shaping",
     "TreeAttention",
     "TreeLayout",
     "linear_logprob",
+    "linear_logprob_loss",
     "linear_logprob_top1",
 ]

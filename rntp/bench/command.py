@@ -13,7 +13,7 @@ from rntp.bench.sizes import CURVE, NAMES, Sizes
 from rntp.errors import ConfigError
 from rntp.files import write_json
 from rntp.memory import peak_bytes
-from rntp.model import cast_parameters, load_model, pick_device
+from rntp.model import load_model, pick_device
 from rntp.show import columns
 
 
@@ -23,7 +23,6 @@ def bench(arguments: argparse.Namespace) -> None:
     check(sizes, arguments.repeats)
     device = pick_device(arguments.device)
     model = load_model(arguments.model, device=device)
-    cast_parameters(model.hf, getattr(torch, arguments.dtype))
     if model.max_span < sizes.context + sizes.budget + sizes.horizon + 2:
         raise ConfigError(f"{arguments.model} sees {model.max_span} tokens; lower --context")
     names = list(NAMES) if arguments.name == "all" else [arguments.name]
@@ -31,7 +30,10 @@ def bench(arguments: argparse.Namespace) -> None:
     for name in names:
         _say(f"{name}: checking that all compute the same")
         curve = CURVE if arguments.curve and name == "step" else None
-        result = run(name, model, sizes, repeats=arguments.repeats, curve=curve, say=_say)
+        dtype = getattr(torch, arguments.dtype)
+        result = run(
+            name, model, sizes, dtype=dtype, repeats=arguments.repeats, curve=curve, say=_say
+        )
         result["command"] = command_line(sys.argv)
         result["peak_gb"] = peak_bytes() / 1e9
         results.append(result)
@@ -67,20 +69,16 @@ def command_line(argv: list[str]) -> str:
 
 def table(result: dict[str, Any]) -> str:
     """For people: providers, what was checked, the machine."""
-    rows = [["provider", "median", "spread", "times rntp", "gradients differ by"]]
+    rows = [["provider", "median", "spread", "times rntp", "differs by", "rounding"]]
     for name, found in result["providers"].items():
-        gap = result["agreement"].get(name)
         rows.append(
             [
                 name,
                 f"{found['median_s']:.3g} s",
                 f"{found['spread']:.0%}",
                 f"{found['times_rntp']:.2f}",
-                "reference"
-                if name == result["reference"] and result["agreement"]
-                else "–"
-                if gap is None
-                else f"{gap:.1e}",
+                "reference" if name == result["reference"] else _gap(result["agreement"], name),
+                _gap(result["rounding"], name),
             ]
         )
     sizes = ", ".join(f"{size} {value}" for size, value in result["sizes"].items())
@@ -92,6 +90,10 @@ def table(result: dict[str, Any]) -> str:
         f"{result['threads']} threads, matmul {result['matmul_gflops']:.0f} GFLOP/s, load average "
         f"{_load(load['before'])} before, {_load(load['after'])} after",
     ]
+    if result["agreement"]:
+        lines.insert(2, "differs by: relative, in float32, before anything is timed")
+    if result["rounding"]:
+        lines.insert(3, f"rounding: of the gradients, {result['dtype']} against float32")
     if "share_of_matmul_rate" in result:
         lines.append(f"matrix products of the step: {result['share_of_matmul_rate']:.0%} of that")
     lines += [f"not measured: {name}: {why}" for name, why in result["skipped"].items()]
@@ -110,6 +112,10 @@ def _point(size: str, point: dict[str, float]) -> list[str]:
         f"{point['predicted_s']:.3g}",
         f"{ratio:.2f}",
     ]
+
+
+def _gap(gaps: dict[str, float], name: str) -> str:
+    return f"{gaps[name]:.1e}" if name in gaps else "–"
 
 
 def _number(value: float) -> str:

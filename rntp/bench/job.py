@@ -69,6 +69,11 @@ class Job:
             1 + (2 * k + 1) * (last - 1) // (2 * sizes.positions) for k in range(sizes.positions)
         )
 
+    @cached_property
+    def rollouts(self) -> list[Rollout]:
+        """The thoughts that all providers train on; drawn once, in the type of the first use."""
+        return self.sample()
+
     def sample(self) -> list[Rollout]:
         """The rollouts of the step: pages read once, all branches in lock-step."""
         engine = open_engine(self.model, self.config, thoughts=self.sizes.thoughts)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from rntp_kernels import linear_logprob_top1
 from torch import Tensor
 
 from rntp.bench import peers
-from rntp.bench.agreement import gradients_of, relative_difference
+from rntp.bench.agreement import Outcome, difference, gradients_of, relative_difference
 from rntp.bench.clock import Progress, Timing, interleaved, load_average, matmul_rate
 from rntp.bench.job import Job
 from rntp.bench.sizes import NAMES, Sizes
@@ -17,10 +18,10 @@ from rntp.bench.unshared import Unshared
 from rntp.errors import ConfigError
 from rntp.estimate import Shape
 from rntp.memory import keep_freed_memory
-from rntp.model import LanguageModel
+from rntp.model import LanguageModel, cast_parameters
 from rntp.provenance import environment
+from rntp.step import sampler_logp
 from rntp.tree import tree_tokens, unshared_tokens
-from rntp.types import Rollout
 
 OURS = "rntp"
 UNSHARED = "unshared loop (transformers)"
@@ -28,15 +29,16 @@ UNSHARED = "unshared loop (transformers)"
 
 @dataclass(frozen=True)
 class Bench:
-    """What a bench found before its clock started. reference: the provider that speed-ups divide.
+    """What is timed, and what shows that all compute the same.
 
-    providers: by name. agreement: relative differences to the reference. facts: counts of work.
-    skipped: peers that did not run, with the reason.
+    providers: by name. reference: the one that speed-ups divide. outcomes: what a provider
+    computes, for those that can be compared. facts: counts of work. skipped: peers that did not
+    run, with the reason.
     """
 
     providers: Mapping[str, Callable[[], object]]
     reference: str
-    agreement: Mapping[str, float]
+    outcomes: Mapping[str, Callable[[], Outcome]]
     facts: Mapping[str, float]
     skipped: Mapping[str, str]
 
@@ -50,10 +52,10 @@ def head(job: Job) -> Bench:
     generator = torch.Generator().manual_seed(0)
     targets = torch.randint(vocabulary, (rows,), generator=generator).to(model.device)
     # Hidden states that lean to their targets: flat logits would flatter gradient filters.
-    noise = torch.randn(rows, width, generator=generator).to(weight)
-    lean = weight.detach()[targets]
-    scale = 3.0 / lean.float().square().sum(1, keepdim=True).sqrt().clamp_min(1e-6)
-    hidden = (lean * (scale * scale) + 0.5 * noise * lean.float().std()).to(weight.dtype)
+    noise = torch.randn(rows, width, generator=generator).to(model.device)
+    lean = weight.detach()[targets].float()
+    scale = 3.0 / lean.square().sum(1, keepdim=True).sqrt().clamp_min(1e-6)
+    hidden = (lean * (scale * scale) + 0.5 * noise * lean.std()).to(weight.dtype)
     hidden = hidden.detach().requires_grad_()
     signs = torch.randn(rows, generator=generator).to(model.device)
 
@@ -69,45 +71,49 @@ def head(job: Job) -> Bench:
 
         return work
 
-    def left(work: Callable[[], object]) -> dict[str, Tensor]:
-        work()
+    def outcome(work: Callable[[], float]) -> Outcome:
+        loss = work()
         assert hidden.grad is not None
         assert weight.grad is not None
-        return {"hidden": hidden.grad.float(), "weight": weight.grad.float()}
+        return Outcome(loss, {"hidden": hidden.grad.float(), "weight": weight.grad.float()})
 
-    providers = {OURS: of("auto"), "plain autograd": of("reference")}
+    own = {OURS: of("auto"), "plain autograd": of("reference")}
     found, skipped = peers.heads(hidden, weight, targets, signs)
-    reference = left(providers["plain autograd"])
-    agreement = {OURS: relative_difference(left(providers[OURS]), reference)}
+    outcomes = {name: partial(outcome, work) for name, work in own.items()}
     facts: dict[str, float] = {"rows": rows, "hidden": width, "vocabulary": vocabulary}
     facts["gigabytes of logits not kept"] = 4e-9 * rows * vocabulary
-    return Bench(providers | found, "plain autograd", agreement, facts, skipped)
+    return Bench(own | found, "plain autograd", outcomes, facts, skipped)
 
 
 def tree(job: Job) -> Bench:
     """Forward, rewards and backward on the same thoughts, shared and unshared."""
-    rollouts = job.sample()
     unshared = Unshared(job)
     providers = {
-        OURS: lambda: _cleared(job, lambda: job.backward(rollouts)),
-        UNSHARED: lambda: _cleared(job, lambda: unshared.backward(rollouts)),
+        OURS: lambda: _cleared(job, lambda: job.backward(job.rollouts)),
+        UNSHARED: lambda: _cleared(job, lambda: unshared.backward(job.rollouts)),
     }
-    agreement = {OURS: _agreement(job, unshared, rollouts)}
-    return Bench(providers, UNSHARED, agreement, _tokens(job, rollouts), {})
+    return Bench(providers, UNSHARED, _gradients(job, unshared), _tokens(job), {})
 
 
 def rollout(job: Job) -> Bench:
-    """Sampling: every branch of a page at once against one copy of its keys, or `generate`."""
+    """Sampling: every branch of a page at once against one copy of its keys, or `generate`.
+
+    The two draw different thoughts, so what is compared is the log-prob of ours: as the sampler
+    noted it, and as the usual scoring forward finds it.
+    """
     unshared = Unshared(job)
     sizes = job.sizes
     tokens = sizes.branches * sizes.budget
     facts = {"branches": sizes.branches, "sampled tokens": tokens}
-    return Bench({OURS: job.sample, UNSHARED: unshared.sample}, UNSHARED, {}, facts, {})
+    outcomes = {
+        OURS: lambda: _logp(sampler_logp(job.rollouts)),
+        UNSHARED: lambda: _logp(unshared.thought_logp(job.rollouts)),
+    }
+    return Bench({OURS: job.sample, UNSHARED: unshared.sample}, UNSHARED, outcomes, facts, {})
 
 
 def step(job: Job) -> Bench:
     """Sampling, forward, rewards, advantages, loss and backward."""
-    rollouts = job.sample()
     unshared = Unshared(job)
 
     def ours() -> None:
@@ -116,11 +122,10 @@ def step(job: Job) -> Bench:
     def usual() -> None:
         # Its own thoughts cost as much as ours; training on ours keeps the sizes equal.
         unshared.sample()
-        _cleared(job, lambda: unshared.backward(rollouts))
+        _cleared(job, lambda: unshared.backward(job.rollouts))
 
-    agreement = {OURS: _agreement(job, unshared, rollouts)}
     providers = {OURS: ours, UNSHARED: usual}
-    return Bench(providers, UNSHARED, agreement, _tokens(job, rollouts), {})
+    return Bench(providers, UNSHARED, _gradients(job, unshared), _tokens(job), {})
 
 
 BENCHES: dict[str, Callable[[Job], Bench]] = dict(
@@ -133,29 +138,40 @@ def run(
     model: LanguageModel,
     sizes: Sizes,
     *,
+    dtype: torch.dtype = torch.float32,
     repeats: int = 3,
     curve: Mapping[str, list[int]] | None = None,
     say: Progress = lambda text: None,
 ) -> dict[str, Any]:
     """One bench as a JSON-able dict; see `report` for its shape.
 
-    curve: also rntp alone at other values of one size each, {"thoughts": [2, 4, 8], …}.
+    All providers must first agree in float32. Then the model goes over to `dtype`, in which they
+    are timed, and must be as close to the float32 gradients of the reference as the reference
+    itself comes in that type (`rounding`).
+
+    model: in float32; in `dtype` afterwards. curve: also rntp alone at other values of one size
+    each, {"thoughts": [2, 4, 8], …}.
     Raises ConfigError if a provider computes something else than the reference.
     """
     keep_freed_memory()
+    cast_parameters(model.hf, torch.float32)
     job = Job(model, sizes)
     load = load_average()
     bench = BENCHES[name](job)
-    bound = 1e-3 if model.head.dtype == torch.float32 else 0.1
-    for provider, gap in bench.agreement.items():
-        if not gap <= bound:
-            raise ConfigError(
-                f"bench {name}: {provider} and {bench.reference} do not compute the same, their "
-                f"gradients differ by {gap:.2g} (bound {bound}); times of it would mean nothing"
-            )
+    exact = bench.outcomes[bench.reference]()
+    agreement = _checked(name, bench, exact, bound=1e-3)
+    rounding: dict[str, float] = {}
+    if dtype != torch.float32:
+        cast_parameters(model.hf, dtype)
+        bench = BENCHES[name](job)
+        if name != "rollout":  # in another type other thoughts are drawn
+            rounding = _rounding(name, bench, exact)
+    del exact
     timings = interleaved(bench.providers, repeats=repeats, say=say)
     rate = matmul_rate(model.head.dtype, model.device)
     result = report(name, bench, timings) | {
+        "agreement": agreement,
+        "rounding": rounding,
         "sizes": sizes.as_dict(),
         "model": model.spec,
         "dtype": str(model.head.dtype).removeprefix("torch."),
@@ -188,7 +204,6 @@ def report(name: str, bench: Bench, timings: Mapping[str, Timing]) -> dict[str, 
             }
             for provider, timing in timings.items()
         },
-        "agreement": dict(bench.agreement),
         "facts": dict(bench.facts),
         "skipped": dict(bench.skipped),
     }
@@ -245,15 +260,54 @@ def _curve(
     return found
 
 
-def _agreement(job: Job, unshared: Unshared, rollouts: list[Rollout]) -> float:
-    own_loss, own = gradients_of(job.model.hf, lambda: job.backward(rollouts))
-    other_loss, other = gradients_of(job.model.hf, lambda: unshared.backward(rollouts))
-    gap = abs(own_loss - other_loss) / max(abs(other_loss), 1e-9)
-    return max(relative_difference(own, other), gap)
+def _checked(name: str, bench: Bench, exact: Outcome, *, bound: float) -> dict[str, float]:
+    """Differences to the reference. Raises ConfigError for one beyond the bound."""
+    found = {
+        provider: difference(outcome(), exact)
+        for provider, outcome in bench.outcomes.items()
+        if provider != bench.reference
+    }
+    for provider, gap in found.items():
+        if not gap <= bound:
+            raise ConfigError(
+                f"bench {name}: {provider} and {bench.reference} do not compute the same in "
+                f"float32, they differ by {gap:.2g} (bound {bound}); times of it would mean nothing"
+            )
+    return found
 
 
-def _tokens(job: Job, rollouts: list[Rollout]) -> dict[str, float]:
-    horizon = job.sizes.horizon
+def _rounding(name: str, bench: Bench, exact: Outcome) -> dict[str, float]:
+    """How far each provider's gradients are from the exact ones in the type that is timed.
+
+    Raises ConfigError if one is twice as far as the reference.
+    """
+    found = {
+        provider: relative_difference(outcome().tensors, exact.tensors)
+        for provider, outcome in bench.outcomes.items()
+    }
+    for provider, gap in found.items():
+        if not gap <= 2 * found[bench.reference]:
+            raise ConfigError(
+                f"bench {name}: in this type the gradients of {provider} are {gap:.2g} from those "
+                f"in float32, and {bench.reference} is {found[bench.reference]:.2g} from them; "
+                "times of it would mean nothing"
+            )
+    return found
+
+
+def _gradients(job: Job, unshared: Unshared) -> dict[str, Callable[[], Outcome]]:
+    return {
+        OURS: lambda: gradients_of(job.model.hf, lambda: job.backward(job.rollouts)),
+        UNSHARED: lambda: gradients_of(job.model.hf, lambda: unshared.backward(job.rollouts)),
+    }
+
+
+def _logp(logp: Tensor) -> Outcome:
+    return Outcome(float(logp.sum()), {"logp": logp.float().cpu()})
+
+
+def _tokens(job: Job) -> dict[str, float]:
+    horizon, rollouts = job.sizes.horizon, job.rollouts
     shared = sum(tree_tokens(r, horizon) for r in rollouts)
     alone = sum(unshared_tokens(r, horizon) for r in rollouts)
     return {

@@ -74,6 +74,13 @@ class Unshared:
                 total += float(loss.detach())
         return total
 
+    @torch.no_grad()
+    def thought_logp(self, rollouts: Sequence[Rollout]) -> Tensor:
+        """Log-probs of all sampled tokens under the scoring forward, float32 nats [drawn]."""
+        sequences = _sequences(rollouts, self.job)
+        with own_attention(self.job):
+            return torch.cat([x for p in self._pieces(sequences) for x in self._logp(p)[0]])
+
     def _pieces(self, sequences: list["_Sequence"]) -> Iterator[list["_Sequence"]]:
         for first in range(0, len(sequences), self.rows):
             yield sequences[first : first + self.rows]

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from rntp_kernels import linear_logprob, linear_logprob_top1
+from rntp_kernels import Shaping, linear_logprob, linear_logprob_loss, linear_logprob_top1
+from rntp_kernels.linear_logprob.selection import choose
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def make(rows: int, hidden: int, vocabulary: int, dtype: torch.dtype, scale: float = 1.0):
@@ -110,3 +112,135 @@ def test_shapes_are_checked() -> None:
         linear_logprob(h, w, targets[:3])
     with pytest.raises(ValueError, match="bfloat16"):
         linear_logprob(h.bfloat16(), w, targets)
+
+
+def test_soft_cap_padding_and_ignored_rows_against_autograd() -> None:
+    h, w, targets = make(11, 8, 40, torch.float64, 3.0)
+    targets = targets % 36
+    targets[[2, 10]] = -100
+    shaping = Shaping(soft_cap=4.0, vocabulary=36, ignored=-100)
+    logits = 4.0 * torch.tanh(h @ w.T / 4.0) / 1.7
+    logp = torch.log_softmax(logits[:, :36], -1)
+    kept = targets >= 0
+    weights = torch.linspace(-1, 2, 11, dtype=torch.float64)
+    own = logp[kept].gather(1, targets[kept][:, None])[:, 0]
+    entropy = -(logp.exp() * logp).sum(-1)[kept]
+    true = torch.autograd.grad((own * weights[kept] + 0.7 * entropy).sum(), (h, w))
+    for implementation in ("chunked", "reference"):
+        ours, ent = linear_logprob(
+            h,
+            w,
+            targets,
+            temperature=1.7,
+            shaping=shaping,
+            chunk_rows=4,
+            implementation=implementation,
+        )
+        torch.testing.assert_close(ours[kept], own)
+        torch.testing.assert_close(ent[kept], entropy)
+        assert ours[~kept].tolist() == ent[~kept].tolist() == [0, 0]
+        found = torch.autograd.grad((ours * weights + 0.7 * ent).sum(), (h, w))
+        for mine, exact in zip(found, true, strict=True):
+            torch.testing.assert_close(mine, exact, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 4, 100])
+def test_a_loss_formed_in_the_chunks_in_float64(chunk_rows: int) -> None:
+    h, w, targets = make(11, 8, 40, torch.float64)
+    targets[3] = -100
+    shaping = Shaping(ignored=-100)
+    advantage = torch.linspace(-1, 2, 11, dtype=torch.float64)
+
+    def loss(rows, logprob, entropy):
+        return -advantage[rows] * (logprob - logprob.detach()).exp() - 0.1 * entropy.square()
+
+    total, logprob, entropy = linear_logprob_loss(
+        h, w, targets, loss, shaping=shaping, chunk_rows=chunk_rows, implementation="chunked"
+    )
+    plain, ent = linear_logprob(h, w, targets, shaping=shaping, implementation="reference")
+    whole = loss(slice(0, 11), plain, ent).sum()
+    torch.testing.assert_close(total, whole)
+    torch.testing.assert_close(logprob, plain)
+    torch.testing.assert_close(entropy, ent)
+    for mine, exact in zip(
+        torch.autograd.grad(2 * total, (h, w)), torch.autograd.grad(2 * whole, (h, w)), strict=True
+    ):
+        torch.testing.assert_close(mine, exact, rtol=1e-10, atol=1e-12)
+
+
+def test_a_loss_that_is_not_per_token_is_refused() -> None:
+    h, w, targets = make(4, 8, 11, torch.float32)
+    with pytest.raises(ValueError, match="one value a row"):
+        linear_logprob_loss(h, w, targets, lambda rows, logprob, entropy: logprob.sum())
+
+
+def test_a_loss_without_gradient_has_gradient_zero() -> None:
+    h, w, targets = make(4, 8, 11, torch.float32)
+    total, _, _ = linear_logprob_loss(h, w, targets, lambda rows, logp, ent: logp.detach() * 0)
+    for gradient in torch.autograd.grad(total, (h, w)):
+        assert float(gradient.abs().max()) == 0
+
+
+def test_names_of_implementations(monkeypatch: pytest.MonkeyPatch) -> None:
+    h, w, targets = make(4, 8, 11, torch.float32)
+    with pytest.raises(ValueError, match="no implementation 'fast'"):
+        linear_logprob(h, w, targets, implementation="fast")
+    monkeypatch.setenv("RNTP_LINEAR_LOGPROB", "nonsense")
+    with pytest.raises(ValueError, match="RNTP_LINEAR_LOGPROB"):
+        linear_logprob(h, w, targets)
+    monkeypatch.setenv("RNTP_LINEAR_LOGPROB", "reference")
+    assert choose(h, w, "auto") == "reference"
+    monkeypatch.delenv("RNTP_LINEAR_LOGPROB")
+    assert choose(h, w, "auto") == "chunked"
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match=r"CUDA tensors|needs triton"):
+        linear_logprob(h, w, targets, implementation="triton")
+    with pytest.raises(ValueError, match=r"no float64|needs triton"):
+        linear_logprob(h.double(), w.double(), targets, implementation="triton")
+
+
+@pytest.mark.parametrize("chunk_rows", [16, 64])
+def test_memory_is_that_of_one_chunk_whatever_the_rows(chunk_rows: int) -> None:
+    """Counted, not sampled: the largest tensor that forward and backward make."""
+
+    class Largest(TorchDispatchMode):
+        found = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple | list) else [out]:
+                if isinstance(tensor, torch.Tensor):
+                    self.found = max(self.found, tensor.numel())
+            return out
+
+    largest = []
+    for rows in (128, 512):
+        h, w, targets = make(rows, 8, 300, torch.float32)
+        with Largest() as mode:
+            logp, entropy = linear_logprob(h, w, targets, chunk_rows=chunk_rows)
+            (logp + entropy).sum().backward()
+        largest.append(mode.found)
+    assert largest == [chunk_rows * 300] * 2
+
+
+@pytest.mark.parametrize("implementation", ["chunked", "reference"])
+def test_a_large_slope_of_the_entropy_meets_a_probability_of_zero(implementation: str) -> None:
+    h, w, targets = make(3, 8, 11, torch.float32)
+    shaping = Shaping(vocabulary=9)
+    _, entropy = linear_logprob(h, w, targets % 9, shaping=shaping, implementation=implementation)
+    d_hidden, d_weight = torch.autograd.grad(100 * entropy.sum(), (h, w))
+    exact = torch.special.entr((h @ w[:9].T).softmax(-1)).sum()
+    torch.testing.assert_close(
+        d_hidden, 100 * torch.autograd.grad(exact, h)[0], rtol=1e-4, atol=1e-4
+    )
+    assert torch.equal(d_weight[9:], torch.zeros(2, 8))
+
+
+def test_a_second_backward_through_the_same_forward_is_the_first() -> None:
+    """The first one writes its gradient over the logits that the forward kept."""
+    h, w, targets = make(11, 8, 40, torch.float64)
+    logp, entropy = linear_logprob(h, w, targets, chunk_rows=4)
+    loss = (logp * torch.linspace(-1, 2, 11) + 0.7 * entropy).sum()
+    first = torch.autograd.grad(loss, (h, w), retain_graph=True)
+    for one, other in zip(first, torch.autograd.grad(loss, (h, w)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)

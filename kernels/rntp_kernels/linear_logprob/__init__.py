@@ -4,19 +4,31 @@
 
 Both outputs are differentiable and float32 (float64 for float64 operands), in nats. The boundary
 is deliberate: policy gradients, clipping, KL and entropy terms are plain PyTorch on [N] vectors.
-"""
+A loss that is a sum over rows can be handed in (`linear_logprob_loss`); then each chunk's gradient
+is formed while its logits are there, which saves a quarter of the matrix products.
 
-from typing import Literal
+No implementation uses atomics or filters gradients: equal inputs give equal bits.
+"""
 
 import torch
 from torch import Tensor
 
-from rntp_kernels.linear_logprob.chunked import ChunkedLinearLogprob
+from rntp_kernels.linear_logprob.chunked import ChunkedLoss, PerTokenLoss
 from rntp_kernels.linear_logprob.reference import linear_logprob_reference
+from rntp_kernels.linear_logprob.rows import Shaping
+from rntp_kernels.linear_logprob.selection import Implementation, choose, compute, row_kernels
 
-Implementation = Literal["auto", "reference", "chunked"]
+__all__ = [
+    "Implementation",
+    "PerTokenLoss",
+    "Shaping",
+    "linear_logprob",
+    "linear_logprob_loss",
+    "linear_logprob_reference",
+    "linear_logprob_top1",
+]
 
-__all__ = ["linear_logprob", "linear_logprob_reference", "linear_logprob_top1"]
+_PLAIN = Shaping()
 
 
 def linear_logprob(
@@ -25,7 +37,8 @@ def linear_logprob(
     targets: Tensor,
     *,
     temperature: float | Tensor = 1.0,
-    chunk_rows: int = 1024,
+    shaping: Shaping = _PLAIN,
+    chunk_rows: int | None = None,
     implementation: Implementation = "auto",
 ) -> tuple[Tensor, Tensor]:
     """See `linear_logprob_top1`, of which this returns the first two."""
@@ -34,6 +47,7 @@ def linear_logprob(
         weight,
         targets,
         temperature=temperature,
+        shaping=shaping,
         chunk_rows=chunk_rows,
         implementation=implementation,
     )
@@ -46,21 +60,66 @@ def linear_logprob_top1(
     targets: Tensor,
     *,
     temperature: float | Tensor = 1.0,
-    chunk_rows: int = 1024,
+    shaping: Shaping = _PLAIN,
+    chunk_rows: int | None = None,
     implementation: Implementation = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log softmax(hidden @ weight.T / temperature)[targets], entropy and arg-max, each [N].
 
-    hidden: [N, H]. weight: [V, H], same float type. targets: int64 [N], each in [0, V).
-    temperature: one number, or a float tensor [N].
-    implementation: `chunked` (what `auto` takes) holds the logits of `chunk_rows` rows at a time
-    and computes them again in the backward; `reference` is plain autograd and holds them all.
+    hidden: [N, H]. weight: [V, H], same float type. targets: int64 [N], each in [0, V), or the
+    ignored one. temperature: one number, or a float tensor [N]. shaping: soft cap (before the
+    temperature), padding of the vocabulary, ignored rows.
+    chunk_rows: rows whose logits are held at a time, by default 2,048 (CUDA: 4,096).
+    implementation: see `rntp_kernels.linear_logprob.selection`. All but `reference` hold the logits
+    of two chunks at most, and compute those of all chunks but the last again in the backward.
 
     The operands' matmul runs at library speed with float32 accumulation; statistics, outputs and
     the accumulation of the weight's gradient over chunks are float32 or better.
 
-    Raises ValueError for shapes or types that do not fit.
+    Raises ValueError for shapes or types that do not fit, RuntimeError for a kernel that fails
+    its check against the reference on this device.
     """
+    inverse = _inverse_temperature(hidden, weight, targets, temperature)
+    chosen = choose(hidden, weight, implementation)
+    rows = _chunk_rows(hidden, chunk_rows)
+    return compute(chosen, hidden, weight, targets, inverse, shaping, rows)
+
+
+def linear_logprob_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    loss: PerTokenLoss,
+    *,
+    temperature: float | Tensor = 1.0,
+    shaping: Shaping = _PLAIN,
+    chunk_rows: int | None = None,
+    implementation: Implementation = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(sum of the per-token losses, log-probs [N], entropies [N]); the sum is differentiable.
+
+    loss: (rows, their log-probs, their entropies) -> losses of those rows [n], in plain PyTorch;
+    called once a chunk. Whatever else it needs (advantages, masks) it takes by `rows`. It may not
+    depend on parameters in another way. Ignored rows come as zeros, and pass no gradient.
+
+    6·N·H·V FLOP for forward and backward, against 8 of `linear_logprob` for many chunks; same
+    gradients.
+    Raises as `linear_logprob_top1`; ValueError, too, for a loss that is not one value a row.
+    """
+    inverse = _inverse_temperature(hidden, weight, targets, temperature)
+    chosen = choose(hidden, weight, implementation)
+    if chosen == "reference":
+        logprob, entropy, _ = linear_logprob_reference(hidden, weight, targets, inverse, shaping)
+        losses = loss(slice(0, len(targets)), logprob, entropy)
+        return losses.sum(), logprob.detach(), entropy.detach()
+    rows, kernels = _chunk_rows(hidden, chunk_rows), row_kernels(chosen)
+    return ChunkedLoss.apply(hidden, weight, targets, inverse, loss, shaping, rows, kernels)
+
+
+def _inverse_temperature(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float | Tensor
+) -> Tensor:
+    """1/temperature, [N] in the type of the outputs; checks the operands."""
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"shapes do not fit: hidden {hidden.shape}, weight {weight.shape}")
     if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
@@ -69,7 +128,10 @@ def linear_logprob_top1(
         raise ValueError(f"hidden is {hidden.dtype}, weight is {weight.dtype}")
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     temperature = torch.as_tensor(temperature, dtype=wide, device=hidden.device)
-    inverse = (1.0 / temperature).expand(targets.shape)
-    if implementation == "reference":
-        return linear_logprob_reference(hidden, weight, targets, inverse)
-    return ChunkedLinearLogprob.apply(hidden, weight, targets, inverse, chunk_rows)
+    return (1.0 / temperature).expand(targets.shape)
+
+
+def _chunk_rows(hidden: Tensor, chunk_rows: int | None) -> int:
+    if chunk_rows is not None:
+        return chunk_rows
+    return 4096 if hidden.is_cuda else 2048

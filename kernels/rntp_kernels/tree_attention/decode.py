@@ -7,6 +7,12 @@ from rntp_kernels.tree_attention.layout import TreeLayout
 from rntp_kernels.tree_attention.tree import TreeAttention
 
 
+def stored(x: Tensor) -> Tensor:
+    """As keys and values are kept: on the CPU not in bfloat16, whose small products are slower
+    there than those of float32, and less exact."""
+    return x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else x
+
+
 class PrefixRecorder:
     """Runs D packed documents causally and keeps the keys and values of every layer.
 
@@ -29,7 +35,7 @@ class PrefixRecorder:
         return self._attend(layer, q, k, v, scale)
 
     def _keep(self, x: Tensor) -> Tensor:
-        layout = self._attend.layout
+        layout, x = self._attend.layout, stored(x)
         kept = x.new_zeros(len(layout.lengths), x.shape[1], self._slots, x.shape[3])
         for d, length in enumerate(layout.lengths):
             first = layout.offsets[d]
@@ -92,27 +98,27 @@ class DecodeAttention:
         own_k = self._append(self._keys, layer, k)  # [D, Hkv, B, t, head]
         own_v = self._append(self._values, layer, v)
         doc_k, doc_v = self._prefix.keys[layer], self._prefix.values[layer]
-
-        # [1, Hq, D·B, head] -> [D, Hkv, repeat, B, head]
-        split = q[0].view(kv_heads, repeat, documents, branches, head).permute(2, 0, 1, 3, 4)
-        grouped = split * scale
-        flat = grouped.reshape(documents, kv_heads, repeat * branches, head)
-        to_doc = (flat @ doc_k.transpose(2, 3)).float()
-        to_doc = to_doc.view(documents, kv_heads, repeat, branches, -1) + self._bias[:, :, None]
-        to_own = torch.einsum("dhrbe,dhbte->dhrbt", grouped, own_k).float()
-        if self._own_bias is not None:
-            to_own = to_own + self._own_bias[:, :, None]
-
-        weights = torch.cat([to_doc, to_own], dim=-1).softmax(dim=-1).to(q.dtype)
         slots = doc_k.shape[2]
-        from_doc = weights[..., :slots].reshape(documents, kv_heads, repeat * branches, slots)
-        out = (from_doc @ doc_v).view(documents, kv_heads, repeat, branches, head)
-        out = out + torch.einsum("dhrbt,dhbte->dhrbe", weights[..., slots:], own_v)
-        # [D, Hkv, repeat, B, head] -> [1, Hq, D·B, head]
-        return out.permute(1, 2, 0, 3, 4).reshape(1, kv_heads * repeat, documents * branches, head)
+
+        # [1, Hq, D·B, head] -> [D, Hkv, B, repeat, head]: the queries of all branches and of all
+        # heads that share keys are the rows of one product with the document.
+        split = q[0].view(kv_heads, repeat, documents, branches, head).permute(2, 0, 3, 1, 4)
+        rows = (stored(split) * scale).contiguous()
+        to_doc = (rows.flatten(2, 3) @ doc_k.transpose(2, 3)).float()
+        to_doc = to_doc.unflatten(2, (branches, repeat)).add_(self._bias[:, :, :, None])
+        to_own = (rows @ own_k.transpose(3, 4)).float()
+        if self._own_bias is not None:
+            to_own.add_(self._own_bias[:, :, :, None])
+
+        weights = torch.cat([to_doc, to_own], dim=-1).softmax(dim=-1).to(rows.dtype)
+        from_doc = (weights[..., :slots].flatten(2, 3) @ doc_v).unflatten(2, (branches, repeat))
+        out = from_doc + weights[..., slots:] @ own_v
+        # [D, Hkv, B, repeat, head] -> [1, Hq, D·B, head]
+        out = out.permute(1, 3, 0, 2, 4).to(q.dtype)
+        return out.reshape(1, kv_heads * repeat, documents * branches, head)
 
     def _append(self, store: dict[int, Tensor], layer: int, new: Tensor) -> Tensor:
-        kv_heads, head = new.shape[1], new.shape[3]
+        kv_heads, head, new = new.shape[1], new.shape[3], stored(new)
         if layer not in store:
             shape = (self._documents, kv_heads, self._branches, self._budget, head)
             # Zeros: a place that is read before it is written must not hold a NaN.

@@ -17,27 +17,30 @@ from rntp_kernels.tree_attention.layout import ROOT, TreeLayout
 
 @dataclass(frozen=True)
 class Tooth:
-    """The B subtrees, flattened to n tokens at most, that hang at one point of a root.
+    """The B subtrees, padded to n tokens each, that hang at one point of a root.
 
-    rows: int64 [B·n], rows of the packed stream (padding repeats a row). keep: int64, which of
-    those B·n are real. mask: bool [B, 1, n, prefix + n].
+    root: which root. prefix: its tokens that they see. mask: bool [B, 1, n, prefix + n].
     """
 
-    rows: Tensor
-    keep: Tensor
-    mask: Tensor
-    prefix_first: int
+    root: int
     prefix: int
+    mask: Tensor
 
 
 @dataclass(frozen=True)
 class Plan:
-    """roots: (first row, length) of each root. order: int64 [N], where the concatenated outputs of
-    roots and teeth find each row of the packed stream."""
+    """The stream cut into pieces: the roots, then the teeth, each B·n rows.
 
-    roots: tuple[tuple[int, int], ...]
+    sizes: rows of each piece. gather: int64 [sum of sizes], the row of the stream that each has
+    (padding repeats one). order: int64 [N], where the pieces' outputs hold each row of the stream.
+    Both None if the pieces already lie in the stream one behind the other, without padding.
+    """
+
+    sizes: tuple[int, ...]
+    num_roots: int
     teeth: tuple[Tooth, ...]
-    order: Tensor
+    gather: Tensor | None
+    order: Tensor | None
 
 
 def make_plan(layout: TreeLayout) -> Plan:
@@ -60,16 +63,25 @@ def make_plan(layout: TreeLayout) -> Plan:
         if attach != ROOT:
             groups.setdefault((root, attach), {}).setdefault(branch[segment], []).append(segment)
 
-    teeth = tuple(
-        _tooth(layout, root, attach, list(subtrees.values()))
-        for (root, attach), subtrees in groups.items()
+    roots = [s for s, parent in enumerate(layout.parents) if parent == ROOT]
+    rows = [_rows(layout, s) for s in roots]
+    real = [torch.ones(len(own), dtype=torch.bool) for own in rows]
+    teeth = []
+    for (root, attach), subtrees in groups.items():
+        own_rows, own_real, mask = _pad(layout, attach, list(subtrees.values()))
+        rows.append(own_rows)
+        real.append(own_real)
+        teeth.append(Tooth(roots.index(root), attach, mask))
+    gather, places = torch.cat(rows), torch.cat(real).nonzero()[:, 0]
+    order = places[torch.argsort(gather[places])]
+    in_place = torch.equal(gather, torch.arange(layout.num_tokens))
+    return Plan(
+        sizes=tuple(map(len, rows)),
+        num_roots=len(roots),
+        teeth=tuple(teeth),
+        gather=None if in_place else gather,
+        order=None if in_place else order,
     )
-    roots = tuple(
-        (layout.offsets[s], layout.lengths[s]) for s, p in enumerate(layout.parents) if p == ROOT
-    )
-    stream = [torch.arange(first, first + length) for first, length in roots]
-    stream += [tooth.rows[tooth.keep] for tooth in teeth]
-    return Plan(roots, teeth, torch.argsort(torch.cat(stream)))
 
 
 def segmented_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tensor:
@@ -81,60 +93,65 @@ def segmented_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: floa
     dtype = q.dtype
     if dtype == torch.bfloat16 and q.device.type == "cpu":
         q, k, v = q.float(), k.float(), v.float()
-    pieces = [_root(q, k, v, first, length, scale) for first, length in plan.roots]
-    pieces += [_attend_tooth(q, k, v, tooth, scale) for tooth in plan.teeth]
-    return torch.cat(pieces, dim=2).index_select(2, plan.order).to(dtype)
+    queries, keys, values = (_pieces(x, plan) for x in (q, k, v))
+    roots = range(plan.num_roots)
+    out = [_causal(queries[i], keys[i], values[i], scale) for i in roots]
+    for i, tooth in enumerate(plan.teeth, start=plan.num_roots):
+        seen_k, seen_v = (x[tooth.root][:, :, : tooth.prefix] for x in (keys, values))
+        out.append(_attend(queries[i], keys[i], values[i], seen_k, seen_v, tooth.mask, scale))
+    packed = torch.cat(out, dim=2)
+    return (packed if plan.order is None else packed.index_select(2, plan.order)).to(dtype)
 
 
-def _root(q: Tensor, k: Tensor, v: Tensor, first: int, length: int, scale: float) -> Tensor:
-    own = slice(first, first + length)
-    return F.scaled_dot_product_attention(
-        q[:, :, own], k[:, :, own], v[:, :, own], is_causal=True, scale=scale, enable_gqa=True
-    )
+def _pieces(x: Tensor, plan: Plan) -> tuple[Tensor, ...]:
+    """One gather and one split for all pieces: their backward is one pass over the stream each,
+    where that of a slice a piece would fill the whole stream with zeros for every one."""
+    gathered = x if plan.gather is None else x.index_select(2, plan.gather)
+    return gathered.split(plan.sizes, dim=2)
 
 
-def _attend_tooth(q: Tensor, k: Tensor, v: Tensor, tooth: Tooth, scale: float) -> Tensor:
-    width = tooth.mask.shape[0]
-    prefix = slice(tooth.prefix_first, tooth.prefix_first + tooth.prefix)
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
 
-    def branches(x: Tensor) -> Tensor:  # [1, heads, N, D] -> [B, heads, n, D]
-        picked = x[0].index_select(1, tooth.rows)
-        return picked.view(x.shape[1], width, -1, x.shape[3]).transpose(0, 1)
 
-    def with_prefix(x: Tensor) -> Tensor:  # -> [B, heads, prefix + n, D]
-        return torch.cat([x[:, :, prefix].expand(width, -1, -1, -1), branches(x)], dim=2)
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, seen_k: Tensor, seen_v: Tensor, mask: Tensor, scale: float
+) -> Tensor:
+    """One tooth: q, k, v [1, heads, B·n, D], the prefix [1, Hkv, prefix, D] -> [1, Hq, B·n, D]."""
+    width = mask.shape[0]
+
+    def branches(x: Tensor) -> Tensor:  # -> [B, heads, n, D]
+        return x[0].unflatten(1, (width, -1)).transpose(0, 1)
+
+    def with_prefix(x: Tensor, seen: Tensor) -> Tensor:  # -> [B, heads, prefix + n, D]
+        return torch.cat([seen.expand(width, -1, -1, -1), branches(x)], dim=2)
 
     out = F.scaled_dot_product_attention(
         branches(q),
-        with_prefix(k),
-        with_prefix(v),
-        attn_mask=tooth.mask,
+        with_prefix(k, seen_k),
+        with_prefix(v, seen_v),
+        attn_mask=mask,
         scale=scale,
         enable_gqa=True,
     )
-    flat = out.transpose(0, 1).reshape(1, q.shape[1], -1, q.shape[3])
-    return flat.index_select(2, tooth.keep)
+    return out.transpose(0, 1).reshape(1, q.shape[1], -1, q.shape[3])
 
 
-def _tooth(layout: TreeLayout, root: int, attach: int, subtrees: list[list[int]]) -> Tooth:
+def _pad(
+    layout: TreeLayout, attach: int, subtrees: list[list[int]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of the subtrees of a tooth, int64 [B·n], which of them are real, and the mask."""
     longest = max(sum(layout.lengths[s] for s in subtree) for subtree in subtrees)
-    rows, keep, masks = [], [], []
-    for i, subtree in enumerate(subtrees):
+    rows, real, masks = [], [], []
+    for subtree in subtrees:
         own = torch.cat([_rows(layout, s) for s in subtree])
-        padding = longest - len(own)
-        rows.append(F.pad(own, (0, padding), value=int(own[-1])))
-        keep.append(torch.arange(len(own)) + i * longest)
+        rows.append(F.pad(own, (0, longest - len(own)), value=int(own[-1])))
+        real.append(torch.arange(longest) < len(own))
         # Padded queries see themselves, so that their softmax is finite; nobody sees them.
         among = torch.eye(longest, dtype=torch.bool)
         among[: len(own), : len(own)] = dense_mask(_subtree_layout(layout, subtree))
         masks.append(torch.cat([torch.ones(longest, attach, dtype=torch.bool), among], dim=1))
-    return Tooth(
-        rows=torch.cat(rows),
-        keep=torch.cat(keep),
-        mask=torch.stack(masks)[:, None],
-        prefix_first=layout.offsets[root],
-        prefix=attach,
-    )
+    return torch.cat(rows), torch.cat(real), torch.stack(masks)[:, None]
 
 
 def _rows(layout: TreeLayout, segment: int) -> Tensor:

@@ -1,5 +1,6 @@
 """One forest, its plan made once and used by every layer."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from rntp_kernels.tree_attention.dense import dense_attention, dense_mask
 from rntp_kernels.tree_attention.layout import TreeLayout
-from rntp_kernels.tree_attention.segmented import Plan, Tooth, make_plan, segmented_attention
+from rntp_kernels.tree_attention.segmented import Plan, make_plan, segmented_attention
 
 Implementation = Literal["segmented", "dense"]
 
@@ -38,8 +39,9 @@ class TreeAttention:
 
 
 def _to(plan: Plan, device: torch.device | str) -> Plan:
-    teeth = tuple(
-        Tooth(t.rows.to(device), t.keep.to(device), t.mask.to(device), t.prefix_first, t.prefix)
-        for t in plan.teeth
+    return replace(
+        plan,
+        teeth=tuple(replace(tooth, mask=tooth.mask.to(device)) for tooth in plan.teeth),
+        gather=None if plan.gather is None else plan.gather.to(device),
+        order=None if plan.order is None else plan.order.to(device),
     )
-    return Plan(plan.roots, teeth, plan.order.to(device))

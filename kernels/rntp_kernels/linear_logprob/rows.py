@@ -1,0 +1,109 @@
+"""Row kernels of the head, in PyTorch; `triton_rows` has the same in Triton.
+
+They work on a few rows at a time, in place: what a block of rows needs stays in the cache, and no
+large temporary is ever asked of the system (on 2 CPU cores, 1,344 rows of 49,152 columns, bfloat16:
+statistics 0.09 s against 0.18 s for all rows at once, gradient 0.07 s against 0.22 s).
+
+Raw logits are hidden @ weight.T. What the softmax sees is `scaled_logits`: soft-capped, divided by
+the temperature, with the columns of padding at -inf.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Of a log-prob of −inf: its probability 0 has no part in the entropy, and must not be NaN. A number
+# far from overflow, whatever slope multiplies it.
+NEVER = -1e30
+
+_BLOCK_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Shaping:
+    """How raw logits become those of the softmax.
+
+    soft_cap: c of c · tanh(z / c), or None. vocabulary: columns from here on are padding, or None.
+    ignored: rows with this target have log-prob and entropy 0, and no gradient; or None.
+    """
+
+    soft_cap: float | None = None
+    vocabulary: int | None = None
+    ignored: int | None = None
+
+
+def scaled_logits(logits: Tensor, inverse_temperature: Tensor, shaping: Shaping) -> Tensor:
+    """logits [N, V] in float32 or better, inverse_temperature [N] -> [N, V]. Differentiable."""
+    if shaping.soft_cap is not None:
+        logits = shaping.soft_cap * torch.tanh(logits / shaping.soft_cap)
+    logits = logits * inverse_temperature[:, None]
+    if shaping.vocabulary is not None and shaping.vocabulary < logits.shape[1]:
+        padding = torch.arange(logits.shape[1], device=logits.device) >= shaping.vocabulary
+        logits = logits.masked_fill(padding, float("-inf"))
+    return logits
+
+
+def wide(logits: Tensor) -> Tensor:
+    """In float32, or as they are in float64."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def statistics(
+    logits: Tensor, targets: Tensor, inverse_temperature: Tensor, shaping: Shaping
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Raw logits [N, V] -> log-prob of the targets, entropy, log-sum-exp (nats) and arg-max, [N].
+
+    targets are in [0, V): ignored rows are the caller's.
+    """
+    logprob, entropy, lse = (torch.empty_like(inverse_temperature) for _ in range(3))
+    top1 = torch.empty_like(targets)
+    for rows in _blocks(len(targets)):
+        z = scaled_logits(wide(logits[rows]), inverse_temperature[rows], shaping)
+        top, top1[rows] = z.max(dim=-1)
+        own = z.gather(1, targets[rows, None])[:, 0] - top
+        below = z.sub_(top[:, None])
+        power = below.exp()
+        total = power.sum(dim=-1)
+        log_total = total.log()
+        logprob[rows] = own - log_total
+        entropy[rows] = log_total - torch.linalg.vecdot(power, below.clamp_min_(NEVER)) / total
+        lse[rows] = top + log_total
+    return logprob, entropy, lse, top1
+
+
+def logit_gradient(
+    logits: Tensor,
+    targets: Tensor,
+    inverse_temperature: Tensor,
+    entropy: Tensor,
+    lse: Tensor,
+    g_logprob: Tensor,
+    g_entropy: Tensor,
+    shaping: Shaping,
+) -> Tensor:
+    """Gradient at the raw logits, which it overwrites.
+
+    With z the scaled logits and p = softmax(z):
+
+        dz_j = g_logprob · (1[j = target] − p_j) − g_entropy · p_j · (log p_j + entropy)
+    """
+    for rows in _blocks(len(targets)):
+        raw = wide(logits[rows])
+        z = scaled_logits(raw, inverse_temperature[rows], shaping)
+        logp = z.sub_(lse[rows, None])
+        p = logp.exp()
+        slope = logp.clamp_min_(NEVER).add_(entropy[rows, None]).mul_(g_entropy[rows, None])
+        gradient = slope.add_(g_logprob[rows, None]).mul_(p).neg_()
+        gradient.scatter_add_(1, targets[rows, None], g_logprob[rows, None])
+        gradient.mul_(inverse_temperature[rows, None])
+        if shaping.soft_cap is not None:
+            gradient.mul_(1 - torch.tanh(raw / shaping.soft_cap).square())
+        logits[rows] = gradient
+    return logits
+
+
+def _blocks(num_rows: int) -> Iterator[slice]:
+    for first in range(0, num_rows, _BLOCK_ROWS):
+        yield slice(first, min(first + _BLOCK_ROWS, num_rows))

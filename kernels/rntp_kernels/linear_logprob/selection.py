@@ -1,0 +1,142 @@
+"""Which implementation computes the head, and whether it can be trusted on this device.
+
+reference       All logits, plain autograd. For tests.
+chunked         Chunks of rows, row kernels in PyTorch. The CPU, and float64.
+chunked-triton  Chunks of rows, row kernels in Triton. CUDA.
+triton          Scores by one kernel without logits; the backward is that of chunked-triton.
+                CUDA, for scores without gradients of narrow models (H ≤ 768).
+
+The environment variable RNTP_LINEAR_LOGPROB overrides `auto`.
+"""
+
+import importlib.util
+import os
+from functools import cache
+from types import ModuleType
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from rntp_kernels.linear_logprob import rows as torch_rows
+from rntp_kernels.linear_logprob.chunked import ChunkedLinearLogprob
+from rntp_kernels.linear_logprob.reference import linear_logprob_reference
+from rntp_kernels.linear_logprob.rows import Shaping
+
+Implementation = Literal["auto", "reference", "chunked", "chunked-triton", "triton"]
+OVERRIDE = "RNTP_LINEAR_LOGPROB"
+
+# Above this width the library's matmul with logits in memory is faster than the fused kernel:
+# ten bytes of traffic a logit cost as much as 2·919 FLOP on an H200.
+_FUSED_WIDTH = 768
+
+
+def choose(hidden: Tensor, weight: Tensor, wanted: Implementation) -> Implementation:
+    """A name other than `auto`. Raises ValueError for one that does not exist or cannot run."""
+    if wanted == "auto":
+        wanted = os.environ.get(OVERRIDE, "auto")  # type: ignore[assignment]
+    if wanted not in get_args(Implementation):
+        names = ", ".join(get_args(Implementation))
+        raise ValueError(f"no implementation {wanted!r}; there are {names} (see {OVERRIDE})")
+    if wanted == "auto":
+        wanted = _fastest(hidden, weight)
+    elif "triton" in wanted:
+        _require_triton(hidden, wanted)
+    if "triton" in wanted and hidden.is_cuda:
+        self_check(wanted, hidden.device, hidden.dtype)
+    return wanted
+
+
+def row_kernels(name: Implementation) -> ModuleType:
+    """The module with `statistics` and `logit_gradient` for an implementation."""
+    if "triton" not in name:
+        return torch_rows
+    from rntp_kernels.linear_logprob import triton_rows
+
+    return triton_rows
+
+
+def compute(
+    name: Implementation,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    inverse_temperature: Tensor,
+    shaping: Shaping,
+    chunk_rows: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-prob, entropy and arg-max by one implementation."""
+    if name == "reference":
+        return linear_logprob_reference(hidden, weight, targets, inverse_temperature, shaping)
+    function = ChunkedLinearLogprob
+    if name == "triton":
+        from rntp_kernels.linear_logprob.triton_forward import TritonLinearLogprob
+
+        function = TritonLinearLogprob
+    return function.apply(
+        hidden, weight, targets, inverse_temperature, shaping, chunk_rows, row_kernels(name)
+    )
+
+
+@cache
+def self_check(name: Implementation, device: torch.device, dtype: torch.dtype) -> None:
+    """Compare an implementation with the reference on a small case, once a process.
+
+    Raises RuntimeError if they differ: a kernel that is wrong on this device or with this
+    version of Triton must not train anybody's model.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows, width, vocabulary = 37, 96, 1500  # none fits a tile
+
+    def outcome(chosen: Implementation, kind: torch.dtype) -> list[Tensor]:
+        generator.manual_seed(0)
+        hidden = torch.randn(rows, width, generator=generator).to(device, dtype).to(kind)
+        weight = torch.randn(vocabulary, width, generator=generator).to(device, dtype).to(kind)
+        targets = torch.randint(vocabulary - 9, (rows,), generator=generator).to(device)
+        signs = torch.randn(rows, generator=generator).to(device)
+        leaves = (hidden * 0.3).requires_grad_(), weight.requires_grad_()
+        inverse = torch.full((rows,), 1.25, device=device, dtype=signs.dtype)
+        shaping = Shaping(vocabulary=vocabulary - 9)
+        logprob, entropy, _ = compute(chosen, *leaves, targets, inverse, shaping, 16)
+        grads = torch.autograd.grad((signs * logprob + 0.3 * entropy).sum(), leaves)
+        return [x.detach().double() for x in (logprob, entropy, *grads)]
+
+    exact = outcome("reference", torch.float64)
+    usual = outcome("reference", dtype)
+    for label, own, plain, true in zip(
+        ("log-prob", "entropy", "gradient of hidden", "gradient of weight"),
+        outcome(name, dtype),
+        usual,
+        exact,
+        strict=True,
+    ):
+        error, accepted = float((own - true).norm()), float((plain - true).norm())
+        if not error <= 10 * accepted + 1e-4 * float(true.norm()):
+            raise RuntimeError(
+                f"linear_logprob {name!r} is wrong on {device} in {dtype}: error of the {label} "
+                f"{error:.2g}, of plain PyTorch {accepted:.2g}; set {OVERRIDE}=chunked and report "
+                "the versions of torch and triton"
+            )
+
+
+def _fastest(hidden: Tensor, weight: Tensor) -> Implementation:
+    if not hidden.is_cuda or hidden.dtype == torch.float64 or not _has_triton():
+        return "chunked"
+    learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    if not learns and hidden.shape[1] <= _FUSED_WIDTH:
+        return "triton"
+    return "chunked-triton"
+
+
+def _require_triton(hidden: Tensor, wanted: str) -> None:
+    if not _has_triton():
+        raise ValueError(f"implementation {wanted!r} needs triton: pip install triton")
+    if hidden.dtype == torch.float64:
+        raise ValueError(f"implementation {wanted!r} has no float64; use chunked")
+    if not hidden.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"implementation {wanted!r} needs CUDA tensors (or TRITON_INTERPRET=1)")
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
