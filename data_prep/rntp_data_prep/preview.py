@@ -42,8 +42,8 @@ def preview(config: PrepConfig, encode: Encode, docs: int) -> list[dict[str, Any
             }
             row["read"] = (raw or "")[:_SHOWN_CHARS]
             if raw is not None:
-                facts = {"url": page.url, "source": page.source, "title": page.title}
-                facts |= {"is_html": page.html is not None}
+                facts: dict[str, Any] = {"url": page.url, "source": page.source}
+                facts |= {"title": page.title, "is_html": page.html is not None}
                 document = Document(raw, page.url, metadata=facts)
                 through: Any = iter([document])
                 for step in steps:
