@@ -7,6 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rntp.bench.job import Job
+
+# Thoughts in one forward of a trainer that does not share.
+ROWS = 8
+
 Providers = dict[str, Callable[[], object]]
 Skipped = dict[str, str]
 
@@ -48,6 +53,20 @@ def heads(
             signs,
         )
     return found, skipped
+
+
+def steps(job: Job) -> tuple[Providers, Skipped]:
+    """Whole steps of other trainers."""
+    name = "TRL GRPOTrainer"
+    if importlib.util.find_spec("trl") is None:
+        return {}, {name: "not installed"}
+    if job.sizes.branches % ROWS:
+        return {}, {name: f"it takes pieces of {ROWS} thoughts, and {job.sizes.branches} are none"}
+    from trl import __version__
+
+    from rntp.bench.trl_loop import TrlLoop
+
+    return {f"{name} {__version__}": TrlLoop(job, ROWS)}, {}
 
 
 def _backward(logp: Callable[[], Tensor], signs: Tensor) -> Callable[[], float]:

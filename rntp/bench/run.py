@@ -124,8 +124,9 @@ def step(job: Job) -> Bench:
         unshared.sample()
         _cleared(job, lambda: unshared.backward(job.rollouts))
 
-    providers = {OURS: ours, UNSHARED: usual}
-    return Bench(providers, UNSHARED, _gradients(job, unshared), _tokens(job), {})
+    found, skipped = peers.steps(job)
+    providers = {OURS: ours, UNSHARED: usual} | found
+    return Bench(providers, UNSHARED, _gradients(job, unshared), _tokens(job), skipped)
 
 
 BENCHES: dict[str, Callable[[Job], Bench]] = dict(

@@ -56,9 +56,7 @@ class Unshared:
         job, horizon = self.job, self.job.sizes.horizon
         sequences = _sequences(rollouts, job)
         with own_attention(job):
-            with torch.no_grad():
-                scored = [self._logp(piece)[1] for piece in self._pieces(sequences)]
-            reward = torch.cat(scored).sum(dim=1)
+            reward = self.continuation_logp(sequences).sum(dim=1)
             advantage = leave_one_out(reward.view(-1, job.sizes.thoughts)).flatten()
             drawn = sum(s.drawn for s in sequences)
             total, first = 0.0, 0
@@ -81,11 +79,16 @@ class Unshared:
         with own_attention(self.job):
             return torch.cat([x for p in self._pieces(sequences) for x in self._logp(p)[0]])
 
-    def _pieces(self, sequences: list["_Sequence"]) -> Iterator[list["_Sequence"]]:
+    @torch.no_grad()
+    def continuation_logp(self, sequences: list["PlainSequence"]) -> Tensor:
+        """The scoring forward: log-probs of the continuations, float32 nats [n, H]."""
+        return torch.cat([self._logp(piece)[1] for piece in self._pieces(sequences)])
+
+    def _pieces(self, sequences: list["PlainSequence"]) -> Iterator[list["PlainSequence"]]:
         for first in range(0, len(sequences), self.rows):
             yield sequences[first : first + self.rows]
 
-    def _logp(self, piece: list["_Sequence"]) -> tuple[list[Tensor], Tensor]:
+    def _logp(self, piece: list["PlainSequence"]) -> tuple[list[Tensor], Tensor]:
         """Log-probs of each thought's sampled tokens, and of the continuations, [n, H]."""
         horizon = self.job.sizes.horizon
         ids, mask = _left_padded([s.ids for s in piece], self.job.model.device)
@@ -106,7 +109,7 @@ class Unshared:
 
 
 @dataclass(frozen=True)
-class _Sequence:
+class PlainSequence:
     """prefix: tokens before the thought's first, the open marker among them. drawn: sampled."""
 
     ids: Tensor
@@ -114,7 +117,7 @@ class _Sequence:
     drawn: int
 
 
-def _sequences(rollouts: Sequence[Rollout], job: Job) -> list[_Sequence]:
+def _sequences(rollouts: Sequence[Rollout], job: Job) -> list[PlainSequence]:
     opened = torch.tensor([job.model.think_open_id])
     closed = torch.tensor([job.model.think_close_id])
     found = []
@@ -125,7 +128,9 @@ def _sequences(rollouts: Sequence[Rollout], job: Job) -> list[_Sequence]:
             for thought in group:
                 close = closed[:0] if thought.closed else closed
                 parts = [page[:position], opened, thought.sampled_ids, close, continuation]
-                found.append(_Sequence(torch.cat(parts), position + 1, len(thought.sampled_ids)))
+                found.append(
+                    PlainSequence(torch.cat(parts), position + 1, len(thought.sampled_ids))
+                )
     return found
 
 
