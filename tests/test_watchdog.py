@@ -47,6 +47,20 @@ def test_life_keeps_it_calm_beyond_the_timeout(tmp_path: Path) -> None:
     assert not (tmp_path / "stacks").exists()
 
 
+def test_ranks_leave_in_any_order(tmp_path: Path) -> None:
+    """The folder of the stacks may be gone, or hold another's, when one leaves."""
+    with Watchdog(tmp_path, 60, rank=1):
+        with Watchdog(tmp_path, 60, rank=2):
+            pass
+        assert (tmp_path / "stacks").exists()
+        (tmp_path / "stacks" / "rank_1.txt").rename(tmp_path / "kept")
+        (tmp_path / "stacks").rmdir()
+        (tmp_path / "stacks").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "kept").rename(tmp_path / "elsewhere" / "rank_1.txt")
+    assert (tmp_path / "stacks").is_symlink()  # rmdir fails here, and nobody minds
+
+
 def test_silence_is_told_before_it_is_ended(tmp_path: Path, capfd) -> None:
     """After half of the time (45 s at most): stacks and a line, once a phase; life goes on."""
     with Watchdog(tmp_path, 4, rank=1) as watchdog:

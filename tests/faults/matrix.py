@@ -88,7 +88,8 @@ def report(rows: dict[str, Row], seconds: float) -> str:
         "the fault left its proof. *Exit code*: of the rank it fired on; torchrun itself says 1. A "
         "dash: the case has no say in it.",
         "",
-        f"Command `make faults`, commit {_commit()}, {datetime.now(UTC):%Y-%m-%d}, Python "
+        f"Command `python tests/faults/matrix.py` (what `make faults` runs), commit {_commit()}, "
+        f"{datetime.now(UTC):%Y-%m-%d}, Python "
         f"{platform.python_version()}, {versions}, CPU ranks over gloo, {duration(seconds)}.",
         "",
         "| point | action | rank | what happened | exit code | resumed at | metrics equal | once "
