@@ -80,7 +80,8 @@ def forward_kernel(
                 x, w = x.to(tl.float32), w.to(tl.float32)
             logits = tl.dot(x, w, logits, input_precision="ieee")
         z = scaled(logits, inverse[:, None], soft_cap, CAPPED)
-        z = tl.where(inside[None, :], z, float("-inf"))
+        # Rows that are not there would be 0 · −inf where a weight is.
+        z = tl.where(inside[None, :] & there[:, None], z, float("-inf"))
         own += tl.sum(tl.where(columns[None, :] == target[:, None], z, 0.0), axis=1)
         highest, total, weighted, best, chosen = online(
             z, highest, total, weighted, best, chosen, first
