@@ -179,7 +179,7 @@ def run(
         "threads": torch.get_num_threads(),
         "load_average": {"before": load, "after": load_average()},
         "matmul_gflops": rate / 1e9,
-        "environment": environment(str(model.device)),
+        "environment": _environment(model),
     }
     if name == "step":
         shape = Shape.of(model.hf)
@@ -294,6 +294,11 @@ def _rounding(name: str, bench: Bench, exact: Outcome) -> dict[str, float]:
                 "times of it would mean nothing"
             )
     return found
+
+
+def _environment(model: LanguageModel) -> dict[str, object]:
+    """Without the command, which has paths of a machine; `command_line` has it without them."""
+    return {k: v for k, v in environment(str(model.device)).items() if k != "command"}
 
 
 def _gradients(job: Job, unshared: Unshared) -> dict[str, Callable[[], Outcome]]:
