@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NoReturn
 
 _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -133,7 +134,18 @@ def _launch(arguments: list[str], environment: dict[str, str], output: str, rank
 
 
 def _rank(arguments: list[str], output: str) -> None:
-    """One rank: it leaves its exit code behind, unless it is killed."""
+    """One rank: it leaves its exit code behind, unless it is killed.
+
+    Also where it ends at once: the agent names one failed rank alone, and that may be another.
+    """
+    own, path, leave = os.getpid(), _code_path(Path(output), int(os.environ["RANK"])), os._exit
+
+    def leave_word(code: int) -> NoReturn:
+        if os.getpid() == own:  # not a child of it
+            path.write_text(str(code))
+        leave(code)
+
+    os._exit = leave_word
     code = 0
     try:
         _program(arguments)
@@ -142,7 +154,7 @@ def _rank(arguments: list[str], output: str) -> None:
     except BaseException:
         traceback.print_exc()
         code = 1
-    _code_path(Path(output), int(os.environ["RANK"])).write_text(str(code))
+    path.write_text(str(code))
     sys.exit(code)
 
 
