@@ -31,6 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rntp import checkpoint
 from rntp.bench.clock import load_average
 from rntp.config import Optim
+from rntp.log import Level, NoLog
 from rntp.memory import keep_freed_memory, peak_bytes
 from rntp.optim import Optimizer
 from rntp.provenance import device_name
@@ -74,18 +75,18 @@ def measure(shape: LlamaConfig, repeats: int, beside: Path) -> dict[str, Any]:
     beside.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".saves-", dir=beside))
     try:
+        log = _Log()
         savers = {
             asynchronous: Saver(
                 folder,
                 1,
                 ALONE,
                 asynchronous=asynchronous,
-                say=lambda text, level="info": said.append(text),
+                log=log,
                 saved=0,
             )
             for asynchronous in (False, True)
         }
-        said: list[str] = []
         savers[True].prepare(tensors)
         memory = peak_bytes()
         behind = savers[True]
@@ -101,8 +102,8 @@ def measure(shape: LlamaConfig, repeats: int, beside: Path) -> dict[str, Any]:
             stall = _seconds(behind.save, first + 2, tensors, {})
             seconds["stall_worst"].append(stall + _seconds(behind.let_change))
             behind.wait()
-        assert len(said) == 3 * repeats, said
-        assert all(STALL.search(text) for text in said), said
+        assert len(log.said) == 3 * repeats, log.said
+        assert all(STALL.search(text) for text in log.said), log.said
         size = checkpoint.num_bytes(checkpoint.committed(folder)[-1][1])
     finally:
         shutil.rmtree(folder)
@@ -135,6 +136,16 @@ def _seconds(work: Callable[..., object], *arguments: object) -> float:
     start = time.perf_counter()
     work(*arguments)
     return time.perf_counter() - start
+
+
+class _Log(NoLog):
+    """What savers say."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def message(self, text: str, level: Level = "info") -> None:
+        self.said.append(text)
 
 
 class _Plain(argparse.RawDescriptionHelpFormatter):
