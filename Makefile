@@ -18,7 +18,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-WRITER = $(VENV)/bin/rntp train experiments/planted/config.yaml --run-dir runs/planted-writer \
+WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.enabled=false
 
 .PHONY: bench-data install quickstart planted ablations ablations-text methods faults save-stall test lint \

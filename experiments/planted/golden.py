@@ -44,7 +44,7 @@ def run(folder: Path) -> list[dict[str, Any]]:
             "evaluation.enabled": "false",
         }
         sets = [f"{name}={value}" for name, value in overrides.items()]
-        Trainer(Config.load(HERE / "config.yaml", sets)).fit()
+        Trainer(Config.load(HERE / "short.yaml", sets)).fit()
     finally:
         torch.set_num_threads(threads)
     lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
