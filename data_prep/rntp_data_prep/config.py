@@ -2,6 +2,7 @@
 
 import difflib
 import glob
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -96,24 +97,7 @@ class PrepConfig(BaseModel):
 
         Raises DataError for a path or glob without a file, and for a kind that is not read.
         """
-        found: dict[str, None] = {}
-        for source in self.sources:
-            if source.startswith(HF):
-                found[source] = None
-                continue
-            matches = [source] if "://" in source else sorted(glob.glob(source, recursive=True))
-            for path in matches or [source]:
-                if "://" not in path and not Path(path).is_file():
-                    raise DataError(
-                        f"there is no source {source} (from {Path.cwd()}); correct `sources`, or "
-                        "start in the folder that its paths are relative to"
-                    )
-                if not path.endswith(SUFFIXES):
-                    raise DataError(
-                        f"{path} is none of {', '.join(SUFFIXES)}; leave it out of `sources`"
-                    )
-                found[path] = None
-        return list(found)
+        return source_files(self.sources, "sources")
 
     def decisions(self) -> dict[str, Any]:
         """The settings that decide what becomes of a page; newer ones only where they are set."""
@@ -126,6 +110,37 @@ class PrepConfig(BaseModel):
             for name, value in facts.items()
             if name in _FIRST_SETTINGS or getattr(self, name) != fields[name].default
         }
+
+
+def is_hub(source: str) -> bool:
+    """Whether a source is what `datasets` streams, rather than a file or URL."""
+    return source.startswith(HF) and not source.startswith(f"{HF}//")
+
+
+def source_files(sources: Iterable[str], field: str) -> list[str]:
+    """The sources in order, globs sorted, each once. URLs and `hf:` names as they are.
+
+    field: where they were given, for the message. Raises DataError for a path or glob without a
+    file, and for a kind that is not read.
+    """
+    found: dict[str, None] = {}
+    for source in sources:
+        if is_hub(source):
+            found[source] = None
+            continue
+        matches = [source] if "://" in source else sorted(glob.glob(source, recursive=True))
+        for path in matches or [source]:
+            if "://" not in path and not Path(path).is_file():
+                raise DataError(
+                    f"there is no source {source} (from {Path.cwd()}); correct `{field}`, or "
+                    "start in the folder that its paths are relative to"
+                )
+            if not path.endswith(SUFFIXES):
+                raise DataError(
+                    f"{path} is none of {', '.join(SUFFIXES)}; leave it out of `{field}`"
+                )
+            found[path] = None
+    return list(found)
 
 
 def _explain(kind: str, problem: object) -> str:

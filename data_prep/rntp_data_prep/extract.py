@@ -21,6 +21,8 @@ MAX_PAGE_BYTES = 16 << 20
 
 # Small, because one chunk of gzip may decompress to a thousand times its size.
 _CHUNK_BYTES = 1 << 16
+# Packages that are not of the extra `prep`.
+_EXTRAS = {"datasets": "hf", "pyarrow": "parquet", "spacy": "filters", "trafilatura": "prep-hq"}
 _RECORD_END = b"\r\n\r\n"
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
 # Elements that hold links between pages rather than the page: HTML's own, and the class names of
@@ -201,13 +203,14 @@ def _decode(body: bytes, *, transfer: str, content: str) -> bytes:
 
 
 def module(name: str) -> ModuleType:
-    """A module of the extra `prep`. Raises ConfigError where it is not installed."""
+    """A module of one of the extras. Raises ConfigError where it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
+        package = name.partition(".")[0]
         raise ConfigError(
-            f"data preparation needs {name.partition('.')[0]}, which is not installed; "
-            "`pip install 'rntp[prep]'`"
+            f"reading and preparing pages needs {package}, which is not installed; "
+            f"`pip install 'rntp[{_EXTRAS.get(package, 'prep')}]'`"
         ) from error
 
 

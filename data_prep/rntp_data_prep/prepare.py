@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from rntp.data.manifest import MANIFEST_NAME, Manifest, ShardWriter
 from rntp.errors import DataError
-from rntp_data_prep.config import PrepConfig
+from rntp_data_prep.config import PrepConfig, is_hub
 from rntp_data_prep.decontaminate import Benchmarks
 from rntp_data_prep.extract import extractor_version, module
 
@@ -91,7 +91,7 @@ def prepare(
         paths = [_fetched(source, work, progress) for source in sources]
         source_digests = _check(paths, workers, progress)
         benchmarks = Benchmarks(config.decontaminate)
-        names = [path if path.startswith("hf:") else Path(path).name for path in paths]
+        names = [path if is_hub(path) else Path(path).name for path in paths]
         prep_digest = _prep_digest(config, names, source_digests, version, benchmarks)
         if (config.output / MANIFEST_NAME).is_file():
             return _finished(config, prep_digest, tokenizer_digest, progress)

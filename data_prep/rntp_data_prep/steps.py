@@ -5,7 +5,6 @@ gives its reasons as they are; a filter of datatrove's has its name before them.
 drops goes into the books of its part through the filter's exclusion writer.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any, Self
@@ -17,10 +16,10 @@ from loguru import logger
 
 from rntp.errors import ConfigError, DataError
 from rntp_data_prep.books import Books, kept_documents
-from rntp_data_prep.clean import clean, normalise
 from rntp_data_prep.config import Filter, PrepConfig
 from rntp_data_prep.extract import extract, extract_best, module
 from rntp_data_prep.sources import pages
+from rntp_data_prep.texts import cleaned, text_id
 
 Encode = Callable[[str], Sized]
 
@@ -89,13 +88,12 @@ class Extract(BaseFilter):
         self._extract = extract_best if extractor == "trafilatura" else extract
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        title, text = doc.metadata["title"], doc.text
-        if doc.metadata.pop("is_html"):
-            found, text = self._extract(text)
-            title = title or found
-        doc.text, neutralised = clean(text, title)
-        doc.metadata["title"] = normalise(title)
-        doc.metadata["neutralised"] = neutralised
+        doc.metadata["title"], doc.text, doc.metadata["neutralised"] = cleaned(
+            doc.text,
+            is_html=doc.metadata.pop("is_html"),
+            title=doc.metadata["title"],
+            extractor=self._extract,
+        )
         return True if doc.text else (False, "no_text")
 
 
@@ -158,8 +156,7 @@ class Limits(BaseFilter):
         if num_tokens < self.config.min_tokens:
             return False, "too_few_tokens"
         doc.metadata["num_tokens"] = num_tokens
-        # The same text has the same id, and split, in every corpus.
-        doc.id = hashlib.blake2b(doc.text.encode("utf-8"), digest_size=16).hexdigest()
+        doc.id = text_id(doc.text)
         return True
 
 

@@ -46,8 +46,11 @@ class Stream(Protocol):
     """Contexts by ordinal. num_documents: ordinals from 0 on before one gives again what another
     gave. num_too_short: documents that are left out."""
 
-    num_documents: int
-    num_too_short: int
+    @property
+    def num_documents(self) -> int: ...
+
+    @property
+    def num_too_short(self) -> int: ...
 
     def __getitem__(self, ordinal: int) -> Context: ...
 
@@ -107,12 +110,7 @@ class ContextStream:
         self._encode = encode
         self._markers = markers
         self._prefix = torch.tensor(list(prefix_ids), dtype=torch.int64)
-        self._window_tokens = context_tokens - len(self._prefix)
-        if self._window_tokens < 1:
-            raise ValueError(
-                f"context_tokens is {context_tokens}, which leaves no room for text after "
-                f"{len(self._prefix)} prefix tokens; raise data.context_tokens"
-            )
+        self._window_tokens = window_tokens(context_tokens, len(self._prefix))
         members = _split_members(manifest, heldout_fraction, split)
         lengths = manifest.num_tokens[members]
         self._documents = members[lengths >= min_document_tokens]
@@ -212,8 +210,7 @@ class ContextStream:
             )
         start, end = place[1:]
         if self._pieces is None:
-            num_starts = max(1, expected - self._window_tokens + 1)
-            start = int(chance.one(self.seed, "window", ordinal) * num_starts)
+            start = window_start(self.seed, ordinal, expected, self._window_tokens)
             end = start + self._window_tokens
         window = token_ids[start:end].to(torch.int64)
         return Context(
@@ -232,6 +229,26 @@ class ContextStream:
         if self._markers is None:
             raise ValueError(f"{self.manifest.folder} carries token ids; pass the think markers")
         return from_codes(document, self._markers)
+
+
+def window_tokens(context_tokens: int, prefix: int) -> int:
+    """Tokens of text in a context. Raises ValueError where the prefix leaves none."""
+    if context_tokens - prefix < 1:
+        raise ValueError(
+            f"context_tokens is {context_tokens}, which leaves no room for text after {prefix} "
+            "prefix tokens; raise data.context_tokens"
+        )
+    return context_tokens - prefix
+
+
+def window_start(seed: int, ordinal: int, num_tokens: int, window: int) -> int:
+    """First token of the window of an ordinal: uniform over all that give a full window."""
+    return int(chance.one(seed, "window", ordinal) * max(1, num_tokens - window + 1))
+
+
+def is_heldout(document_id: str, fraction: float) -> bool:
+    """Whether a document is of the split "heldout": by a hash of its id, in any corpus."""
+    return chance.fraction(document_id, "heldout") < fraction
 
 
 def _labels(document: Document, start: int, length: int, prefix: int) -> Labels | None:
@@ -292,10 +309,8 @@ def data_digest(contexts: Sequence[Context], positions: Sequence[Sequence[int]])
 
 def _split_members(manifest: Manifest, heldout_fraction: float, split: Split) -> np.ndarray:
     """Document numbers of a split, ascending; int64 [n], n >= 1."""
-    is_heldout = np.array(
-        [chance.fraction(name, "heldout") < heldout_fraction for name in manifest.document_ids]
-    )
-    members = np.flatnonzero(is_heldout if split == "heldout" else ~is_heldout)
+    heldout = np.array([is_heldout(name, heldout_fraction) for name in manifest.document_ids])
+    members = np.flatnonzero(heldout if split == "heldout" else ~heldout)
     if len(members) == 0:
         raise DataError(
             f"none of the {manifest.num_docs} documents of {manifest.folder} falls into the "
