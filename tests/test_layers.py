@@ -49,6 +49,12 @@ def files(*patterns: str) -> list[Path]:
             ["rntp/data/damage.py", "rntp/data/retry.py", "rntp/data/windows.py"],
             CORE,
         ),
+        (["rntp/data/live.py"], {"rntp.data.order", "rntp_data_prep", *CORE}),
+        (
+            ["rntp/data/live_stream.py"],
+            {"rntp.data.damage", "rntp.data.live", "rntp.data.order", "rntp.data.stream"}
+            | {"rntp.data.windows", *CORE},
+        ),
         (["rntp/data/storage.py"], {"rntp.data.retry", *CORE}),
         (["rntp/data/state.py"], {"rntp.data.damage", *CORE}),
         (["rntp/tree.py"], {"rntp_kernels", "rntp.model", *CORE}),

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import same_shards, tiny_run, write_corpus
+from many_ranks import run_ranks, values
 
 from rntp.cli import main
 from rntp.config import Config
@@ -19,6 +20,7 @@ from rntp.data.live_stream import BLOCK, LiveHeldout, LiveStream
 from rntp.data.stream import is_heldout
 from rntp.errors import CheckpointError, ConfigError, DataError
 from rntp.log import read_metrics
+from rntp.ranks import open_ranks
 from rntp.trainer import Trainer
 
 WORDS = 120
@@ -206,7 +208,7 @@ def test_a_changed_source_is_told_from_the_one_that_was_read(tmp_path: Path) -> 
     [line] = differences(changed)
     assert line.startswith(f"pages: {place['before'][0]} pages with hash")
     inside = place["before"][0] + 2
-    one = old[inside].replace(" w", " x", 1)
+    one = old[inside].replace(" w", " w9", 1)
     [line] = differences([*old[:inside], one, *old[inside + 1 :]])
     assert line.startswith(f"pages: {place['after'][0]} pages with hash")
     [line] = differences(old[:4])
@@ -216,11 +218,13 @@ def test_a_changed_source_is_told_from_the_one_that_was_read(tmp_path: Path) -> 
     path.write_text("".join(old))
     other = {**place, "extractor": "another 1.0"}
     assert stream(path).go_to(other, lambda: None)[0].startswith("extractor: another 1.0 there")
+    path.write_text("".join(old))
     live = stream(path)
-    _ = live[30]
+    _ = live[60]
+    in_second_block = 3 * live.num_documents + 9
     path.write_text("".join([old[0].replace("w1 ", "w2 "), *old[1:]]))
     with pytest.raises(DataError, match="now that they are read again"):
-        _ = live[200]
+        _ = live[in_second_block]
 
 
 def test_a_cut_file_ends_the_reading_with_its_name(tmp_path: Path) -> None:
@@ -336,6 +340,22 @@ def test_a_run_on_live_pages_resumes_bit_for_bit(raw: dict, tmp_path: Path) -> N
     assert manifest["data_guarantee"].startswith("live pages: read as it comes")
 
 
+def train(raw: dict, sets: list[str]) -> None:
+    config = Config.parse(raw, sets)
+    with open_ranks(config) as ranks:
+        Trainer(config, ranks=ranks).fit()
+
+
+def test_two_ranks_read_the_contexts_of_one_and_go_on_alone(raw: dict, tmp_path: Path) -> None:
+    one = fit(raw, f"run.dir={tmp_path / 'one'}").config.run.dir
+    sets = [f"run.dir={tmp_path / 'two'}"]
+    values(run_ranks(2, tmp_path / "ranks", train, raw, [*sets, "run.steps=2"]))
+    fit(raw, *sets)
+    digests = [row["data/digest"] for row in read_metrics(one)]
+    assert len(set(digests)) == 4
+    assert [row["data/digest"] for row in read_metrics(tmp_path / "two")] == digests
+
+
 @pytest.mark.usefixtures("small_blocks")
 def test_a_changed_source_stops_the_resume_or_begins_a_segment(raw: dict, tmp_path: Path) -> None:
     fit(raw, "run.steps=2")
@@ -350,7 +370,7 @@ def test_a_changed_source_stops_the_resume_or_begins_a_segment(raw: dict, tmp_pa
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
     # From a live source to a corpus is another corpus.
     corpus = write_corpus(tmp_path / "corpus")
-    with pytest.raises(CheckpointError, match="corpus: .* there"):
+    with pytest.raises(CheckpointError, match=r"corpus: .* there"):
         fit(raw, "run.steps=5", f"data.source={corpus}")
 
 
