@@ -524,6 +524,7 @@ def _data_stats(arguments: argparse.Namespace) -> None:
         "digest": manifest.digest,
         "tokenizer": manifest.tokenizer_spec,
         "content": manifest.content,
+        "token ids beside texts": "yes" if manifest.has_ids else "no",
         "documents": manifest.num_docs,
         "tokens": int(tokens.sum()),
         "shortest document, tokens": int(tokens.min()),

@@ -5,6 +5,7 @@ ledger of the dropped ones, and last a record with the hashes of both: a part wi
 whose files are not the record's, does not exist and is made again.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+import numpy as np
 from datatrove.data import Document
 
 from rntp.errors import DataError
@@ -110,6 +112,16 @@ def kept_documents(folder: Path) -> Iterator[Document]:
     with open(folder / KEPT, encoding="utf-8", newline="\n") as file:
         for line in file:
             yield Document(media=[], **json.loads(line))
+
+
+def pack_ids(ids: Any) -> str:
+    """Token ids, a sequence of ints or an array, as a part keeps them; see `unpack_ids`."""
+    return base64.b64encode(np.asarray(ids, dtype="<u4").tobytes()).decode("ascii")
+
+
+def unpack_ids(packed: str) -> np.ndarray:
+    """uint32 [n]: what `pack_ids` was given."""
+    return np.frombuffer(base64.b64decode(packed), dtype="<u4")
 
 
 def ledger_line(url: str, source: str, reason: str) -> str:

@@ -60,6 +60,9 @@ class PrepConfig(BaseModel):
     decontaminate: dict[str, Path] = {}
     """Benchmarks by name: .jsonl files with `text`, or `question` and `answer`. A document that
     holds 12 words of one in a row, with words of the answer among them, is dropped."""
+    token_ids: bool = False
+    """Keep token ids beside the texts: a run reads these and tokenises nothing. Two bytes a token,
+    four with a vocabulary above 65,536."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Sources prepared at a time; 0 is one a core. The corpus does not depend on it."""
     shard_bytes: Annotated[int, Field(ge=1 << 16)] = 256 << 20

@@ -70,11 +70,12 @@ def prepare(
 ) -> Manifest:
     """Write the corpus of `config` to its output folder; returns it opened.
 
-    encode: text to token ids without special tokens; only their number is used. progress: is given
-    lines for people. execute: another of datatrove's executors, such as Slurm's; where it returns
-    before its tasks have run, the same call later goes on with what is there. Where the output
-    already holds the corpus of these sources, settings and tokenizer, nothing is read but the
-    sources' hashes. The same input gives the same manifest digest, with any number of workers.
+    encode: text to token ids without special tokens; only their number is used, unless
+    `token_ids` keeps them. progress: is given lines for people. execute: another of datatrove's
+    executors, such as Slurm's; where it returns before its tasks have run, the same call later goes
+    on with what is there. Where the output already holds the corpus of these sources, settings and
+    tokenizer, nothing is read but the sources' hashes. The same input gives the same manifest
+    digest, with any number of workers.
 
     The funnel of the manifest counts: `pages` read, `kept`, `rejected/REASON`, and
     `neutralised_markers`, the special-token strings that were made ordinary text. The output
@@ -110,6 +111,7 @@ def prepare(
             tokenizer_digest=tokenizer_digest,
             tokenizer_spec=config.tokenizer,
             prep_digest=prep_digest,
+            with_ids=config.token_ids,
         ) as writer:
             funnel = _write_documents(folders, removed, benchmarks, writer, keys)
             if funnel["kept"] == 0:
@@ -192,7 +194,13 @@ def _write_documents(
     writer: ShardWriter,
     keys: list[str],
 ) -> dict[str, int]:
-    from rntp_data_prep.books import DROPPED, finished, kept_documents, ledger_line
+    from rntp_data_prep.books import (
+        DROPPED,
+        finished,
+        kept_documents,
+        ledger_line,
+        unpack_ids,
+    )
 
     rejected: Counter[str] = Counter()
     notes: Counter[str] = Counter()
@@ -224,7 +232,8 @@ def _write_documents(
                 seen.add(document.id)
                 num_neutralised += facts.pop("neutralised")
                 num_tokens = facts.pop("num_tokens")
-                writer.add(document.id, document.text, facts, num_tokens)
+                ids = unpack_ids(facts.pop("token_ids")) if "token_ids" in facts else None
+                writer.add(document.id, document.text, facts, num_tokens, ids)
     if num_pages != len(seen) + rejected.total():
         raise DataError(
             f"{num_pages} pages came in, {len(seen)} were kept and {rejected.total()} dropped; "

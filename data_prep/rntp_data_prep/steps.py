@@ -15,7 +15,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from loguru import logger
 
 from rntp.errors import ConfigError, DataError
-from rntp_data_prep.books import Books, kept_documents
+from rntp_data_prep.books import Books, kept_documents, pack_ids
 from rntp_data_prep.config import Filter, PrepConfig
 from rntp_data_prep.extract import extract, extract_best, module
 from rntp_data_prep.sources import pages
@@ -152,10 +152,12 @@ class Limits(BaseFilter):
             return False, "too_few_chars"
         if len(doc.text) > self.config.max_chars:
             return False, "too_many_chars"
-        num_tokens = len(self.encode(doc.text))
-        if num_tokens < self.config.min_tokens:
+        ids = self.encode(doc.text)
+        if len(ids) < self.config.min_tokens:
             return False, "too_few_tokens"
-        doc.metadata["num_tokens"] = num_tokens
+        doc.metadata["num_tokens"] = len(ids)
+        if self.config.token_ids:
+            doc.metadata["token_ids"] = pack_ids(ids)
         doc.id = text_id(doc.text)
         return True
 

@@ -94,6 +94,7 @@ class ContextStream:
         markers: Markers | None = None,
         windows: Windows = "one",
         max_damaged: float = 0.0,
+        stored_ids: bool = True,
     ) -> None:
         """encode: text to int64 token ids [n] on the CPU, without special tokens.
 
@@ -102,6 +103,8 @@ class ContextStream:
         max_documents: hand out only the first so many of the order, again and again; 0 is all.
         markers: ids of the think markers, for corpora that carry token ids.
         max_damaged: share of the corpus' documents that may be damaged, rounded down.
+        stored_ids: where the corpus has token ids beside its texts, take them and leave the texts
+        unread. The contexts are the same.
         Raises DataError when no document is left, saying what to change, and for more damage than
         allowed; ConfigError where pieces would be too short.
         """
@@ -109,6 +112,7 @@ class ContextStream:
         self.seed = seed
         self._encode = encode
         self._markers = markers
+        self._stored_ids = stored_ids and manifest.has_ids
         self._prefix = torch.tensor(list(prefix_ids), dtype=torch.int64)
         self._window_tokens = window_tokens(context_tokens, len(self._prefix))
         members = _split_members(manifest, heldout_fraction, split)
@@ -174,11 +178,11 @@ class ContextStream:
             if number in self._aside or number in met:
                 continue
             try:
-                document = self.manifest.read(number)
+                document, token_ids = self._load(number)
             except DamagedDocument as error:
                 met[number] = error.damage
                 continue
-            context = self._context(ordinal, visit, number, document, place)
+            context = self._context(ordinal, visit, number, document, token_ids, place)
             return Read(context, tuple(met.values()), attempt > 0)
         raise DataError(
             f"ordinal {ordinal} of {self.manifest.folder}: the document and all that could replace "
@@ -197,9 +201,9 @@ class ContextStream:
         visit: int,
         number: int,
         document: Document,
+        token_ids: Tensor,
         place: tuple[int, int, int],
     ) -> Context:
-        token_ids = self._ids_of(document)
         expected = int(self.manifest.num_tokens[number])
         if token_ids.shape != (expected,):
             raise DataError(
@@ -222,6 +226,14 @@ class ContextStream:
             visit=visit,
             labels=_labels(document, start, len(window), len(self._prefix)),
         )
+
+    def _load(self, number: int) -> tuple[Document, Tensor]:
+        """A document and its token ids, [n] of an integer type."""
+        if self._stored_ids:
+            document, ids = self.manifest.read_ids(number)
+            return document, torch.from_numpy(ids.astype(np.int64))
+        document = self.manifest.read(number)
+        return document, self._ids_of(document)
 
     def _ids_of(self, document: Document) -> Tensor:
         if self.manifest.content == "text":
