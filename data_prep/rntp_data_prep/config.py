@@ -48,6 +48,9 @@ class PrepConfig(BaseModel):
     """Most characters of a cleaned text: longer ones are mostly dumps and indexes."""
     extractor: Literal["resiliparse", "trafilatura"] = "resiliparse"
     """trafilatura is cleaner and some twenty times slower (extra `prep-hq`)."""
+    extraction_s: Annotated[float, Field(gt=0)] = 30.0
+    """trafilatura: longest for one page, seconds; then it is dropped as `extraction_timeout`. Raise
+    it on a machine that is slow or busy: whether a page is kept should not depend on that."""
     languages: tuple[str, ...] = ()
     """Keep texts of these languages (ISO 639-1, as `en`); empty keeps all."""
     filters: tuple[Filter, ...] = ()

@@ -33,7 +33,7 @@ REPORT_NAME = "decontamination.json"
 
 # Part of the preparation's identity: raise it with any change of what a page becomes, so that a
 # corpus of older rules is not taken for finished.
-RULES_VERSION = 1
+RULES_VERSION = 2
 
 _SECONDS_PER_REPORT = 5.0
 _BUCKETS = 14
@@ -85,7 +85,7 @@ def prepare(
     and for an output folder that holds something else; ConfigError for a package that is missing.
     """
     sources = config.source_files()
-    version = extractor_version()
+    version = extractor_version(config.extractor)
     module("datatrove")
     workers = config.workers or os.cpu_count() or 1
     with _claimed(config.output) as work:
@@ -205,8 +205,6 @@ def _write_documents(
     rejected: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     num_pages = num_neutralised = 0
-    # Exact duplicates are found by id, so memory is one id a document: about 100 bytes.
-    seen: set[str] = set()
     with open(writer.partial_folder / LEDGER_NAME, "w", encoding="utf-8", newline="\n") as ledger:
         for rank, (folder, key) in enumerate(zip(folders, keys, strict=True)):
             record = finished(folder, key)
@@ -219,7 +217,7 @@ def _write_documents(
             for number, document in enumerate(kept_documents(folder)):
                 facts = document.metadata
                 reason = ""
-                if document.id in seen:
+                if document.id in writer:  # the id is the text's hash
                     reason = "duplicate"
                 elif number in gone:
                     reason = "near_duplicate"
@@ -229,14 +227,13 @@ def _write_documents(
                     rejected[reason] += 1
                     ledger.write(ledger_line(facts["url"], facts["source"], reason))
                     continue
-                seen.add(document.id)
                 num_neutralised += facts.pop("neutralised")
                 num_tokens = facts.pop("num_tokens")
                 ids = unpack_ids(facts.pop("token_ids")) if "token_ids" in facts else None
                 writer.add(document.id, document.text, facts, num_tokens, ids)
-    if num_pages != len(seen) + rejected.total():
+    if num_pages != len(writer) + rejected.total():
         raise DataError(
-            f"{num_pages} pages came in, {len(seen)} were kept and {rejected.total()} dropped; "
+            f"{num_pages} pages came in, {len(writer)} were kept and {rejected.total()} dropped; "
             "this is a fault of rntp, please report it"
         )
     if report := benchmarks.report():
@@ -244,7 +241,7 @@ def _write_documents(
         (writer.partial_folder / REPORT_NAME).write_text(text, encoding="utf-8")
     return {
         "pages": num_pages,
-        "kept": len(seen),
+        "kept": len(writer),
         **{f"rejected/{reason}": count for reason, count in sorted(rejected.items())},
         "neutralised_markers": num_neutralised,
         **dict(sorted(notes.items())),

@@ -16,10 +16,11 @@ from loguru import logger
 
 from rntp.errors import ConfigError, DataError
 from rntp_data_prep.books import Books, kept_documents, pack_ids
+from rntp_data_prep.child import ChildExtractor
 from rntp_data_prep.config import Filter, PrepConfig
-from rntp_data_prep.extract import extract, extract_best, module
+from rntp_data_prep.extract import Unextractable, extract, module
 from rntp_data_prep.sources import pages
-from rntp_data_prep.texts import cleaned, text_id
+from rntp_data_prep.texts import Extractor, cleaned, text_id
 
 Encode = Callable[[str], Sized]
 
@@ -82,18 +83,21 @@ class Extract(BaseFilter):
 
     name = "extract"
 
-    def __init__(self, books: Books, extractor: str) -> None:
+    def __init__(self, books: Books, config: PrepConfig) -> None:
         super().__init__(Ledger(books))
         self.books = books
-        self._extract = extract_best if extractor == "trafilatura" else extract
+        self._extract: Extractor = extract
+        if config.extractor == "trafilatura":
+            self._extract = ChildExtractor(config.extraction_s)
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        doc.metadata["title"], doc.text, doc.metadata["neutralised"] = cleaned(
-            doc.text,
-            is_html=doc.metadata.pop("is_html"),
-            title=doc.metadata["title"],
-            extractor=self._extract,
-        )
+        is_html, facts = doc.metadata.pop("is_html"), doc.metadata
+        try:
+            facts["title"], doc.text, facts["neutralised"] = cleaned(
+                doc.text, is_html=is_html, title=facts["title"], extractor=self._extract
+            )
+        except Unextractable as error:
+            return False, error.reason
         return True if doc.text else (False, "no_text")
 
 
@@ -223,7 +227,7 @@ def page_steps(config: PrepConfig, encode: Encode, books: Books) -> list[Any]:
     steps: list[Any] = []
     if "url" in config.filters:
         steps.append(datatrove_filter("url", books))
-    steps.append(Extract(books, config.extractor))
+    steps.append(Extract(books, config))
     if config.languages:
         steps.append(Language(books, config.languages))
     steps += [datatrove_filter(name, books) for name in config.filters if name != "url"]

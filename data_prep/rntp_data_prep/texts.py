@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rntp_data_prep.clean import clean, normalise
 from rntp_data_prep.config import PrepConfig
-from rntp_data_prep.extract import Page, extract
+from rntp_data_prep.extract import Page, Unextractable, extract
 
 Extractor = Callable[[str], tuple[str, str]]
 """HTML to (title, text)."""
@@ -52,7 +52,10 @@ def page_text(page: Page) -> PageText | None:
     raw = page.html if page.html is not None else page.text
     if raw is None:
         return None
-    title, text, _ = cleaned(raw, is_html=page.html is not None, title=page.title)
+    try:
+        title, text, _ = cleaned(raw, is_html=page.html is not None, title=page.title)
+    except Unextractable:
+        return None
     if not MIN_CHARS <= len(text) <= MAX_CHARS:
         return None
     return PageText(text_id(text), text, title)

@@ -31,6 +31,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from rntp.data.damage import Damage, DamagedDocument
+from rntp.data.seen import Seen
 from rntp.data.storage import DEADLINE_S, Location, Storage, open_storage
 from rntp.errors import DataError
 from rntp.files import sync
@@ -323,7 +324,7 @@ class ShardWriter:
         self._content: Content = content
         self._with_ids = with_ids
         self._shards: list[ShardFacts] = []
-        self._ids: set[str] = set()
+        self._ids = Seen()
         self._rows: list[tuple[bytes | int, ...]] = []
         self._tar: tarfile.TarFile | None = None
         if _in_use(self.folder) and not (self.folder / MANIFEST_NAME).is_file():
@@ -349,6 +350,12 @@ class ShardWriter:
         if self._tar is not None and self._tar.fileobj is not None:
             self._tar.fileobj.close()
         shutil.rmtree(self.partial_folder, ignore_errors=True)
+
+    def __contains__(self, document_id: str) -> bool:
+        return document_id in self._ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
 
     def add(
         self,

@@ -122,7 +122,7 @@ def test_a_damaged_id_is_found_and_only_where_ids_are_read(tmp_path: Path) -> No
     whole = path.read_bytes()
     with tarfile.open(path) as tar:
         [member] = [m for m in tar if m.name.startswith("d1.") and m.name.endswith(".npy")]
-    assert member.name == f"d2.{manifest.tokenizer_digest}.npy"
+    assert member.name == f"d1.{manifest.tokenizer_digest}.npy"
     damaged = bytearray(whole)
     damaged[member.offset_data + member.size - 3] ^= 1
     path.write_bytes(damaged)
