@@ -21,6 +21,7 @@ from datatrove.data import Document
 from rntp.errors import DataError
 
 KEPT, DROPPED, RECORD = "kept.jsonl", "dropped.jsonl", "record.json"
+_PAGES, _PAGES_PER_NOTE = "pages", 100  # for those who wait
 
 
 class Books:
@@ -52,6 +53,12 @@ class Books:
     ) -> None:
         for file in self._files.values():
             file.close()
+
+    def count_page(self) -> None:
+        """One more page came in."""
+        self.pages += 1
+        if self._files and self.pages % _PAGES_PER_NOTE == 0:
+            (self.folder / _PAGES).write_text(str(self.pages))
 
     def keep(self, document: Document) -> None:
         """Write a document that went through every step."""
@@ -105,6 +112,14 @@ def finished(folder: Path, key: str) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return record if whole else None
+
+
+def pages_so_far(folder: Path) -> int:
+    """Pages that a part has read, to the hundred below; 0 if it has not begun."""
+    try:
+        return int((folder / _PAGES).read_text())
+    except (OSError, ValueError):  # not there yet, or being written
+        return 0
 
 
 def kept_documents(folder: Path) -> Iterator[Document]:

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from rntp.errors import DataError
 from rntp_data_prep.config import PrepConfig, is_hub
 from rntp_data_prep.decontaminate import Benchmarks
 from rntp_data_prep.extract import extractor_version, module
+from rntp_data_prep.progress import Pace, joined, told, weights
 
 LEDGER_NAME = "rejects.jsonl"
 REPORT_NAME = "decontamination.json"
@@ -35,7 +35,6 @@ REPORT_NAME = "decontamination.json"
 # corpus of older rules is not taken for finished.
 RULES_VERSION = 2
 
-_SECONDS_PER_REPORT = 5.0
 _BUCKETS = 14
 
 Encode = Callable[[str], Sized]
@@ -113,7 +112,7 @@ def prepare(
             prep_digest=prep_digest,
             with_ids=config.token_ids,
         ) as writer:
-            funnel = _write_documents(folders, removed, benchmarks, writer, keys)
+            funnel = _write_documents(folders, removed, benchmarks, writer, keys, progress)
             if funnel["kept"] == 0:
                 raise DataError(
                     f"no page of {len(paths)} sources was kept ({_summary(funnel)}); lower "
@@ -138,7 +137,7 @@ def _prepare_parts(
     progress: Callable[[str], None],
 ) -> list[Path]:
     """The folders of all parts, in order, those of an earlier start among them."""
-    from rntp_data_prep.books import RECORD, finished
+    from rntp_data_prep.books import finished
     from rntp_data_prep.steps import pipeline
 
     folders = [work / "parts" / f"{n:06d}-{key[:16]}" for n, key in enumerate(keys)]
@@ -150,7 +149,9 @@ def _prepare_parts(
             shutil.rmtree(folders[n], ignore_errors=True)
         chosen = [[items[n] for n in missing] for items in (paths, folders, keys)]
         steps = pipeline(config, encode, *chosen)  # type: ignore[arg-type]
-        with _told(lambda: sum((f / RECORD).is_file() for f in folders), len(keys), progress):
+        shares = weights(paths)
+        pace = Pace(done=1 - sum(shares[n] for n in missing))
+        with told(lambda: _parts_line(paths, folders, missing, pace, shares), progress):
             execute(steps, len(missing), work / "logs")
     left = sum(finished(folder, key) is None for folder, key in zip(folders, keys, strict=True))
     if left:
@@ -193,21 +194,23 @@ def _write_documents(
     benchmarks: Benchmarks,
     writer: ShardWriter,
     keys: list[str],
+    progress: Callable[[str], None],
 ) -> dict[str, int]:
-    from rntp_data_prep.books import (
-        DROPPED,
-        finished,
-        kept_documents,
-        ledger_line,
-        unpack_ids,
-    )
+    from rntp_data_prep.books import DROPPED, finished, kept_documents, ledger_line, unpack_ids
 
     rejected: Counter[str] = Counter()
     notes: Counter[str] = Counter()
-    num_pages = num_neutralised = 0
-    with open(writer.partial_folder / LEDGER_NAME, "w", encoding="utf-8", newline="\n") as ledger:
-        for rank, (folder, key) in enumerate(zip(folders, keys, strict=True)):
-            record = finished(folder, key)
+    num_pages = num_neutralised = looked_at = 0
+    records = [finished(folder, key) for folder, key in zip(folders, keys, strict=True)]
+    total, pace = sum(record["kept"] for record in records if record), Pace()
+
+    def line() -> str:
+        done = f"{looked_at} of {total} documents looked at, {len(writer)} written"
+        return joined(done, pace.eta(looked_at / total))
+
+    path = writer.partial_folder / LEDGER_NAME
+    with open(path, "w", encoding="utf-8", newline="\n") as ledger, told(line, progress):
+        for rank, (folder, record) in enumerate(zip(folders, records, strict=True)):
             assert record is not None
             num_pages += record["pages"]
             rejected.update(record["dropped"])
@@ -215,6 +218,7 @@ def _write_documents(
             _append(folder / DROPPED, ledger)
             gone = _removed_numbers(removed, rank)
             for number, document in enumerate(kept_documents(folder)):
+                looked_at += 1
                 facts = document.metadata
                 reason = ""
                 if document.id in writer:  # the id is the text's hash
@@ -315,25 +319,17 @@ def _claimed(output: Path) -> Iterator[Path]:
                 shutil.rmtree(work)
 
 
-@contextmanager
-def _told(done: Callable[[], int], total: int, progress: Callable[[str], None]) -> Iterator[None]:
-    """Says now and then how many sources are prepared."""
-    ended = threading.Event()
+def _parts_line(
+    paths: list[str], folders: list[Path], begun: list[int], pace: Pace, done: list[float]
+) -> str:
+    """How far the parts are. begun: those of this start, not of an earlier one."""
+    from rntp_data_prep.books import RECORD, pages_so_far
 
-    def tell() -> None:
-        said = -1
-        while not ended.wait(_SECONDS_PER_REPORT):
-            if (now := done()) != said:
-                said = now
-                progress(f"{now} of {total} sources are prepared")
-
-    thread = threading.Thread(target=tell, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    ready = [(folder / RECORD).is_file() for folder in folders]
+    pages = sum(pages_so_far(folders[n]) for n in begun)
+    rate = f"{pages} pages read, {pace.a_second(pages):.0f} a second" if pages else ""
+    share = sum(part for part, is_ready in zip(done, ready, strict=True) if is_ready)
+    return joined(f"{sum(ready)} of {len(paths)} sources are prepared", rate, pace.eta(share))
 
 
 def _finished(

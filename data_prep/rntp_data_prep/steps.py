@@ -64,7 +64,7 @@ class ReadPages(PipelineStep):
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         source, usable = self.sources[rank], 0
         for page in pages(source):
-            self.books.pages += 1
+            self.books.count_page()
             is_html = page.html is not None
             text = page.html if is_html else page.text
             if text is None:

@@ -136,7 +136,8 @@ class Manifest:
     def load(
         cls, folder: Location, *, tolerant: bool = False, deadline_s: float = DEADLINE_S
     ) -> Self:
-        """Open a corpus: reads manifest and indexes, and looks at the sizes of local shards.
+        """Open a corpus: reads manifest and indexes, and looks at the sizes of local shards and at
+        three documents of each.
 
         folder: also a URL; then deadline_s is the longest that one read may take, seconds.
         tolerant: a shard of another size does not raise; see `lost`.
@@ -183,8 +184,10 @@ class Manifest:
             raise DataError(f"{folder} cannot be read: {error}; {_RESTORE}") from error
         if manifest.digest != facts.get("digest"):
             raise DataError(f"{path} was edited: its digest is not its content's; {_RESTORE}")
-        if isinstance(folder, Path) and tolerant:
-            manifest.lost = list(manifest._beyond_the_end(folder))
+        if isinstance(folder, Path):
+            if tolerant:
+                manifest.lost = list(manifest._beyond_the_end(folder))
+            manifest._check_swapped()
         return manifest
 
     @property
@@ -261,6 +264,30 @@ class Manifest:
             for index in first + np.flatnonzero(ends[first:end] > found):
                 reason = f"lies beyond the end of the shard ({found} bytes of {shard.bytes})"
                 yield self._damage(int(index), reason)
+
+    def _check_swapped(self) -> None:
+        """Raise DataError for a shard none of whose first, middle and last documents is as it was:
+        that is another file in its place, which no budget for damage is meant for.
+        """
+        lost = {damage.number for damage in self.lost}
+        for shard, end in zip(self.shards, self._shard_ends.tolist(), strict=True):
+            first = end - shard.num_docs
+            looked_at = {first, first + shard.num_docs // 2, end - 1}
+            # Of fewer than three, a single damaged document could pass for all.
+            to_judge = len(looked_at) == 3 and not lost & looked_at
+            if to_judge and not any(map(self._is_whole, looked_at)):
+                raise DataError(
+                    f"{self.folder}/{shard.name} is another file than the one that was written: "
+                    "its first, middle and last documents do not match their hashes; "
+                    f"{_RESTORE}"
+                )
+
+    def _is_whole(self, index: int) -> bool:
+        try:
+            self.read(index)
+        except DamagedDocument:
+            return False
+        return True
 
     def verify(self) -> list[str]:
         """Hash every byte of every shard and read every document; one line a problem, or none.
