@@ -12,9 +12,11 @@ shard without a word. So a tar is written here but never iterated: documents are
 ranges of the index, and every read is checked against the index's hash.
 """
 
+import bisect
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -126,7 +128,8 @@ class Manifest:
         self._index = np.concatenate(
             [_load_index(storage, shard, self.has_ids) for shard in shards]
         )
-        self._shard_ends = np.cumsum([shard.num_docs for shard in shards])
+        self._columns = self._index.dtype.names or ()
+        self._shard_ends = list(itertools.accumulate(shard.num_docs for shard in shards))
         self.num_docs = len(self._index)
         self.num_tokens: np.ndarray = self._index["num_tokens"].astype(np.int64)
         self.num_tokens.setflags(write=False)
@@ -212,7 +215,7 @@ class Manifest:
         """
         row = self._row(index)
         text, metadata = self._payloads(index, row, "text", "meta", "hash")
-        return Document(row["id"].decode("ascii"), text.decode("utf-8"), json.loads(metadata))
+        return _document(row, str(text, "utf-8"), metadata)
 
     def read_ids(self, index: int) -> tuple[Document, np.ndarray]:
         """Document `index` without its text, and its token ids, uint16 or uint32 [num_tokens].
@@ -221,17 +224,16 @@ class Manifest:
         """
         row = self._row(index)
         metadata, ids = self._payloads(index, row, "meta", "ids", "ids_hash")
-        document = Document(row["id"].decode("ascii"), "", json.loads(metadata))
-        return document, _from_npy(ids, int(row["num_tokens"]))
+        return _document(row, "", metadata), _from_npy(ids, row["num_tokens"])
 
-    def _row(self, index: int) -> np.void:
+    def _row(self, index: int) -> dict[str, Any]:
+        """The index' row by column, as Python's own types: quicker than a column at a time."""
         if not 0 <= index < self.num_docs:
             raise IndexError(f"document {index} of a corpus of {self.num_docs}")
-        row: np.void = self._index[index]
-        return row
+        return dict(zip(self._columns, self._index[index].item(), strict=True))
 
     def _payloads(
-        self, index: int, row: np.void, one: str, two: str, hash_name: str
+        self, index: int, row: Mapping[str, Any], one: str, two: str, hash_name: str
     ) -> tuple[bytes, bytes]:
         """Two adjacent members that match the row's hash of both; tried twice."""
         shard = self._shard_of(index)
@@ -242,13 +244,13 @@ class Manifest:
             except OSError as error:
                 reason = f"cannot be read ({error.strerror or error})"
                 continue
-            if _payload_hash(*payloads) == int(row[hash_name]):
+            if _payload_hash(*payloads) == row[hash_name]:
                 return payloads
             reason = "does not match its hash"
         raise DamagedDocument(self._damage(index, reason), _RESTORE)
 
     def _shard_of(self, index: int) -> ShardFacts:
-        return self.shards[int(np.searchsorted(self._shard_ends, index, side="right"))]
+        return self.shards[bisect.bisect_right(self._shard_ends, index)]
 
     def _damage(self, index: int, reason: str) -> Damage:
         name = self._index[index]["id"].decode("ascii")
@@ -257,7 +259,7 @@ class Manifest:
     def _beyond_the_end(self, folder: Path) -> Iterator[Damage]:
         last = "ids" if self.has_ids else "meta"
         ends = self._index[f"{last}_offset"] + self._index[f"{last}_bytes"]
-        for shard, end in zip(self.shards, self._shard_ends.tolist(), strict=True):
+        for shard, end in zip(self.shards, self._shard_ends, strict=True):
             path = folder / shard.name
             found = path.stat().st_size if path.is_file() else 0
             first = end - shard.num_docs
@@ -270,7 +272,7 @@ class Manifest:
         that is another file in its place, which no budget for damage is meant for.
         """
         lost = {damage.number for damage in self.lost}
-        for shard, end in zip(self.shards, self._shard_ends.tolist(), strict=True):
+        for shard, end in zip(self.shards, self._shard_ends, strict=True):
             first = end - shard.num_docs
             looked_at = {first, first + shard.num_docs // 2, end - 1}
             # Of fewer than three, a single damaged document could pass for all.
@@ -297,7 +299,7 @@ class Manifest:
         if not isinstance(self.folder, Path):
             raise DataError(f"{self.folder} is a URL; copy the corpus to a folder to verify it")
         problems = []
-        for shard, end in zip(self.shards, self._shard_ends.tolist(), strict=True):
+        for shard, end in zip(self.shards, self._shard_ends, strict=True):
             path = self.folder / shard.name
             try:
                 _check_size(path, shard.bytes)
@@ -594,13 +596,18 @@ def _load_index(storage: Storage, shard: ShardFacts, has_ids: bool) -> np.ndarra
 
 
 def _read_payloads(
-    storage: Storage, name: str, row: np.void, one: str, two: str
+    storage: Storage, name: str, row: Mapping[str, Any], one: str, two: str
 ) -> tuple[bytes, bytes]:
     # Adjacent members: one read, with the header of the second between them.
-    start, first_bytes = int(row[f"{one}_offset"]), int(row[f"{one}_bytes"])
-    between = int(row[f"{two}_offset"]) - start
-    payload = storage.read(name, start, between + int(row[f"{two}_bytes"]))
-    return payload[:first_bytes], payload[between:]
+    start = row[f"{one}_offset"]
+    between = row[f"{two}_offset"] - start
+    payload = storage.read(name, start, between + row[f"{two}_bytes"])
+    return payload[: row[f"{one}_bytes"]], payload[between:]
+
+
+def _document(row: Mapping[str, Any], text: str, metadata: bytes) -> Document:
+    # Of bytes, json would guess the encoding.
+    return Document(str(row["id"], "ascii"), text, json.loads(str(metadata, "utf-8")))
 
 
 def _payload_hash(one: bytes, two: bytes) -> int:

@@ -220,7 +220,7 @@ class ContextStream:
         return Context(
             ordinal=ordinal,
             document_id=document.id,
-            token_ids=torch.cat([self._prefix, window]),
+            token_ids=torch.cat([self._prefix, window]) if len(self._prefix) else window.clone(),
             title=str(document.metadata.get("title", "")),
             start=start,
             visit=visit,
@@ -255,7 +255,9 @@ def window_tokens(context_tokens: int, prefix: int) -> int:
 
 def window_start(seed: int, ordinal: int, num_tokens: int, window: int) -> int:
     """First token of the window of an ordinal: uniform over all that give a full window."""
-    return int(chance.one(seed, "window", ordinal) * max(1, num_tokens - window + 1))
+    num_starts = num_tokens - window + 1
+    # Of one possible start nothing need be drawn.
+    return int(chance.one(seed, "window", ordinal) * num_starts) if num_starts > 1 else 0
 
 
 def is_heldout(document_id: str, fraction: float) -> bool:
