@@ -193,6 +193,7 @@ class LiveStream(_Undamaged):
 
     @property
     def num_documents(self) -> int:
+        """See the class."""
         return self._pass_items or _UNKNOWN
 
     def __getitem__(self, ordinal: int) -> Context:
@@ -277,8 +278,13 @@ class LiveStream(_Undamaged):
                     return visit, item - kept.first, kept
             if item < self._blocks.items:
                 self._blocks = self._open()
-            check()
-            block = self._blocks.next()
+            try:
+                check()
+                block = self._blocks.next()
+            except BaseException:
+                # What broke off would pass for the end of the source if it was asked again.
+                self._blocks = self._open()
+                raise
             if block is None:
                 self._end_of_pass()
             else:
@@ -292,9 +298,9 @@ class LiveStream(_Undamaged):
                 f"again; {_REMEDY}"
             )
         # The first block stays: start-up and evaluations of reused pages look at it.
-        others = [b for b in self._kept if b.first != block.first]
-        self._kept = [*(b for b in others if b.first == 0), *(b for b in others if b.first > 0)]
-        self._kept = [*self._kept[:1], *self._kept[1:][-_KEPT:], block]
+        zero = [b for b in self._kept if b.first == 0 != block.first]
+        others = [b for b in self._kept if b.first not in (0, block.first)]
+        self._kept = [*zero, *others[-_KEPT:], block]
 
     def _end_of_pass(self) -> None:
         items, mark = self._blocks.items, self._blocks.reading.mark

@@ -235,6 +235,30 @@ def test_a_cut_file_ends_the_reading_with_its_name(tmp_path: Path) -> None:
         _ = stream(path)[0]
 
 
+@pytest.mark.usefixtures("small_blocks")
+def test_what_breaks_off_does_not_pass_for_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = stream(write_lines(tmp_path / "a.jsonl", range(50)))
+    expected = [facts(live[n]) for n in range(30)]
+    whole, broken = Live.pages, [True]
+
+    def pages(self: Live) -> Any:
+        for n, page in enumerate(whole(self)):
+            if n == 20 and broken[0]:
+                raise DataError("the line went dead")
+            yield page
+
+    monkeypatch.setattr(Live, "pages", pages)
+    again = stream(tmp_path / "a.jsonl")
+    assert facts(again[3]) == expected[3]
+    for _ in range(3):
+        with pytest.raises(DataError, match="the line went dead"):
+            _ = again[29]
+    broken[0] = False
+    assert facts(again[29]) == expected[29]
+
+
 def test_a_pass_over_the_sample_has_the_documents_of_its_preparation(tmp_path: Path) -> None:
     pytest.importorskip("datatrove", reason="extra `prep`")
     from rntp_data_prep import PrepConfig, prepare
