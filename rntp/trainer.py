@@ -5,14 +5,12 @@
 `train_step` is that line, in that order. Step k (1-based) turns policy v(k−1) into v(k).
 """
 
-import json
 import os
 import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,10 +25,9 @@ from rntp.data.corpus import open_corpus, open_data
 from rntp.data.state import DataState, Segment, known_damage, segments
 from rntp.errors import CheckpointError, Preempted
 from rntp.estimate import Shape, step_flop
-from rntp.evaluation import compare, evaluate
+from rntp.evaluation.during import Evaluations
 from rntp.evaluation.third import check_third
 from rntp.faults import fault_point
-from rntp.files import write_json
 from rntp.group_spread import GroupSpread
 from rntp.guards import Guards
 from rntp.judging import open_judge
@@ -67,8 +64,6 @@ from rntp.wandb_mirror import import_wandb
 from rntp.watchdog import Watchdog
 
 Resume = Literal["auto", "never", "must"]
-
-MEMORISED = 0.1  # nats per token: worth a warning, see `memorised`
 
 
 class Trainer:
@@ -110,6 +105,7 @@ class Trainer:
         manifest = open_data(config, tolerant=True)
         self.model = open_model(config)
         self.corpus = open_corpus(config, manifest, self.model.tokenizer)
+        self.evaluations = Evaluations(config, self.model, self.corpus, ranks)
         check_third(config, self.model.tokenizer)
         check_disk(config, self.model.num_parameters)
         check_memory(config, self.model, ranks)
@@ -381,8 +377,10 @@ class Trainer:
 
     def comparison(self) -> dict[str, Any] | None:
         """Evaluation before and after training, side by side; None until both exist."""
-        before, after = (_read_evaluation(self.config, n) for n in (0, self.config.run.steps))
-        return compare(before, after, self.config.run.seed) if before and after else None
+        return self.evaluations.comparison()
+
+    def _evaluate_if_due(self, step: int) -> None:
+        self.evaluations.run_if_due(step, self.log, self._poll, self._phase)
 
     def _poll(self) -> None:
         """What lasts calls it often: a sign of life, and the end if one is asked for.
@@ -405,72 +403,6 @@ class Trainer:
             self._warn(f"set aside and replaced: {damage}")
         self.damage_told = len(damaged)
         return self.damage_told
-
-    def _evaluate_if_due(self, step: int) -> None:
-        """Before and after training, and every so often; an existing result is kept."""
-        section, last = self.config.evaluation, self.config.run.steps
-        regular = section.every_steps > 0 and step % section.every_steps == 0
-        due = section.enabled and (regular or step in (0, last))
-        if not due or self._read_evaluation(step) is not None:
-            return
-        assert self.corpus.heldout is not None
-        self.log.message(f"evaluating on held-out pages, after step {step}")
-        result = evaluate(
-            self.model,
-            self.corpus.heldout_contexts(self.config.evaluation.docs),
-            self.config,
-            reference=self._read_evaluation(0),
-            check=self._poll,
-            progress=self._in_evaluation,
-            ranks=self.ranks,
-        )
-        if self.config.evaluation.reused_docs:
-            result["reused"] = self._evaluate_reused(result)
-        facts = {
-            "step": step,
-            "seed": self.config.run.seed,
-            "config_digest": self.config.digest(),
-            "data_digest": self.corpus.manifest.digest,
-            "heldout_digest": self.corpus.heldout_digest,
-        }
-        self.ranks.decide(lambda: _write_evaluation(self.config, step, {**facts, **result}), "save")
-        low, high = result["gain/ci95"]
-        self.log.message(
-            f"held-out: nll {result['nll/no_think']:.3f} → {result['nll/think']:.3f} with "
-            f"thinking, gain {result['gain/mean']:+.3f} [{low:+.3f}, {high:+.3f}] nats per token"
-        )
-
-    def _evaluate_reused(self, fresh: dict[str, Any]) -> dict[str, Any]:
-        """The same on contexts that are trained on, and how much more thinking is worth there."""
-        contexts = self.corpus.reused_contexts(self.config.evaluation.reused_docs)
-        found = evaluate(
-            self.model,
-            contexts,
-            self.config,
-            check=self._poll,
-            progress=self._in_evaluation,
-            ranks=self.ranks,
-        )
-        del found["pages"]
-        before = self._read_evaluation(0)
-        learnt = memorised(found, fresh, before)
-        if learnt > MEMORISED:
-            self.log.message(
-                f"memorisation: without a thought, the loss on reused pages has fallen by "
-                f"{learnt:.2f} nats per token more than on fresh ones; train on more documents, "
-                "for fewer steps, or with a lower objective.ntp_weight",
-                "warning",
-            )
-        gap = found["gain/mean"] - fresh["gain/mean"]
-        return {**found, "gain_over_fresh": gap, "memorised": learnt}
-
-    def _in_evaluation(self, name: str, done: int, total: int) -> None:
-        self._phase(name, done, total)
-        fault_point("evaluate.inside")
-
-    def _read_evaluation(self, step: int) -> dict[str, Any] | None:
-        """As rank 0 finds it, so that no rank has it where another has not."""
-        return self.ranks.decide(lambda: _read_evaluation(self.config, step), "evaluate")
 
     def _open_saver(self, done: int) -> Saver:
         section = self.config.checkpoint
@@ -642,38 +574,3 @@ class Stopwatch:
     @property
     def total(self) -> float:
         return time.perf_counter() - self._start
-
-
-def evaluation_path(config: Config, step: int) -> Path:
-    return config.run.dir / "eval" / f"step_{step:08d}.json"
-
-
-def memorised(
-    reused: dict[str, Any], fresh: dict[str, Any], before: dict[str, Any] | None
-) -> float:
-    """How much more the no-think loss of reused pages has fallen than that of fresh ones.
-
-    Nats per token of whole pages, since the evaluation before training; 0 there. The pages are
-    others, so only the changes can be compared.
-    """
-    if before is None:
-        return 0.0
-    pairs = [(fresh, before), (reused, before["reused"])]
-    on_fresh, on_reused = (now["reading"]["nll"] - then["reading"]["nll"] for now, then in pairs)
-    return float(on_fresh - on_reused)
-
-
-def _read_evaluation(config: Config, step: int) -> dict[str, Any] | None:
-    path = evaluation_path(config, step)
-    if not path.is_file():
-        return None
-    result = json.loads(path.read_text(encoding="utf-8"))
-    assert isinstance(result, dict)
-    return result
-
-
-def _write_evaluation(config: Config, step: int, result: dict[str, Any]) -> None:
-    path = evaluation_path(config, step)
-    path.parent.mkdir(exist_ok=True)
-    write_json(path, result)
-    fault_point("evaluate.written")

@@ -13,10 +13,11 @@ from rntp.classes import class_table, controls_table
 from rntp.config import Config
 from rntp.errors import ConfigError
 from rntp.evaluation import evaluate
+from rntp.evaluation.during import evaluation_path
 from rntp.log import read_metrics
 from rntp.show import evaluation_table
 from rntp.tokenizer import decode, encode
-from rntp.trainer import Trainer, evaluation_path
+from rntp.trainer import Trainer
 from rntp.types import Context, Labels, Oracle, Rollout, Thought
 
 

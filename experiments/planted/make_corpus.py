@@ -52,10 +52,15 @@ def write_corpus(folder: Path, seed: int, num_pages: int) -> Manifest:
 def labels(page: pages.Page) -> dict[str, object]:
     """The metadata that `rntp.types.Labels` is read from."""
     classes = list(page.labels)
-    for question in page.questions:
-        if question.hops not in TRAINED_HOPS:
-            # "Five after Arlen is": training never reads that, so it is of no class.
-            classes[question.index - 4 : question.index] = " " * 4
+    for hops, word in pages.STEPS.items():
+        if hops in (1, *TRAINED_HOPS):
+            continue
+        # "Five after Arlen is": training never reads that, so it is of no class. Nor is the answer
+        # where the page has asked the same before; otherwise it has its own.
+        for first in (i for i, token in enumerate(page.tokens) if token == word):
+            answer = first + 4
+            asked = " " if classes[answer] != str(hops) else classes[answer]
+            classes[first : answer + 1] = [" "] * 4 + [asked]
     return {
         "classes": "".join(classes),
         "names": {label: pages.CLASSES[label] for label in sorted({*classes} - {" "})},

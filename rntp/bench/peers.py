@@ -66,7 +66,10 @@ def steps(job: Job) -> tuple[Providers, Skipped]:
 
     from rntp.bench.trl_loop import TrlLoop
 
-    return {f"{name} {__version__}": TrlLoop(job, ROWS)}, {}
+    return {
+        f"{name} {__version__}": TrlLoop(job, ROWS),
+        f"{name} {__version__}, as it comes": TrlLoop(job, ROWS, as_it_comes=True),
+    }, {}
 
 
 def _backward(logp: Callable[[], Tensor], signs: Tensor) -> Callable[[], float]:

@@ -20,10 +20,11 @@ from rntp.bench.unshared import PlainSequence, Unshared, own_attention
 class TrlLoop:
     """Callable: one step, whose seconds it returns.
 
-    rows: completions in one forward of the trainer. Raises ImportError where TRL is not installed.
+    rows: completions in one forward of the trainer. as_it_comes: TRL's own choice of activation
+    checkpointing and autocast, instead of neither. Raises ImportError where TRL is not installed.
     """
 
-    def __init__(self, job: Job, rows: int = 8) -> None:
+    def __init__(self, job: Job, rows: int = 8, *, as_it_comes: bool = False) -> None:
         from datasets import Dataset
         from transformers import TrainerCallback
         from trl import GRPOConfig, GRPOTrainer
@@ -71,20 +72,22 @@ class TrlLoop:
                 top_k=0,
                 beta=0.0,
                 scale_rewards="none",
-                gradient_checkpointing=False,
                 shuffle_dataset=False,
-                bf16=False,  # the weights have the type of the bench already
                 use_cpu=model.device.type == "cpu",
                 report_to="none",
                 save_strategy="no",
                 logging_strategy="no",
                 disable_tqdm=True,
+                # Without autocast: the weights have the type of the bench already.
+                **({} if as_it_comes else {"gradient_checkpointing": False, "bf16": False}),
             ),
         )
 
     def __call__(self) -> Elapsed:
         with own_attention(self.job):
             self._trainer.train()
+        # What the trainer has set up on the model must not slow the others down.
+        self.job.model.hf.gradient_checkpointing_disable()
         self.job.model.hf.eval()
         self.job.model.hf.zero_grad(set_to_none=True)
         return Elapsed(self._clock.seconds)

@@ -10,6 +10,7 @@ from tokenizers import pre_tokenizers
 from rntp.config import Config
 from rntp.errors import ConfigError
 from rntp.evaluation import compare, evaluate, third
+from rntp.evaluation.during import evaluation_path
 from rntp.evaluation.measure import third_losses
 from rntp.report.page import render
 from rntp.report.runs import load_runs
@@ -17,7 +18,7 @@ from rntp.rollout import no_check
 from rntp.rollout.inprocess import open_engine
 from rntp.rollout.place import placer
 from rntp.show import evaluation_table
-from rntp.trainer import Trainer, evaluation_path
+from rntp.trainer import Trainer
 
 FLOAT = "model.dtype=float32"
 

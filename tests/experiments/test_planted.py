@@ -223,6 +223,24 @@ def test_the_corpus_carries_labels_that_a_context_gives_back(tmp_path: Path) -> 
     assert "5" in hops["heldout"]
 
 
+def test_questions_beyond_training_have_no_class_but_at_their_answer() -> None:
+    """Also where one is asked again, and its answer stands on the page."""
+    answers = {" ": 0, "5": 0}
+    for index in range(150):
+        page = pages.make_page(3, index, hops=make_corpus.HELDOUT_HOPS)
+        classes = str(make_corpus.labels(page)["classes"])
+        assert len(classes) == len(page.tokens)
+        for first in (i for i, token in enumerate(page.tokens) if token == "Five"):
+            assert classes[first : first + 4] == " " * 4
+            answers[classes[first + 4]] += 1
+        for i, label in enumerate(classes):
+            assert label in (" ", page.labels[i])
+        # A label goes only in those lines.
+        assert classes.count(" ") <= 5 * page.tokens.count("Five")
+    assert answers["5"] > 50
+    assert answers[" "] > 0
+
+
 def test_the_committed_base_looks_up_and_does_not_chase() -> None:
     """One look-up in a forward pass nearly always; two or more no better than its entropy says."""
     model = load_model(str(PLANTED / "base"))

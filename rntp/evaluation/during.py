@@ -1,0 +1,133 @@
+"""The evaluations of a run: before and after training and every so often, each in its file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rntp.config import Config
+from rntp.data.corpus import Corpus
+from rntp.evaluation.compare import compare
+from rntp.evaluation.measure import Progress, evaluate
+from rntp.faults import fault_point
+from rntp.files import write_json
+from rntp.log import NoLog, RunLog
+from rntp.model import LanguageModel
+from rntp.ranks import Ranks
+from rntp.rollout import Check
+
+MEMORISED = 0.1  # nats per token: worth a warning, see `memorised`
+
+
+def evaluation_path(config: Config, step: int) -> Path:
+    """Where the result after that step lies."""
+    return config.run.dir / "eval" / f"step_{step:08d}.json"
+
+
+class Evaluations:
+    """Those of one run; an existing result is kept, so that a resumed run has the same."""
+
+    def __init__(self, config: Config, model: LanguageModel, corpus: Corpus, ranks: Ranks) -> None:
+        self._config = config
+        self._model = model
+        self._corpus = corpus
+        self._ranks = ranks
+
+    def run_if_due(self, step: int, log: RunLog | NoLog, check: Check, phase: Progress) -> None:
+        """Before and after training, and every so often. check, phase: see `evaluate`."""
+        config = self._config
+        section = config.evaluation
+        regular = section.every_steps > 0 and step % section.every_steps == 0
+        due = section.enabled and (regular or step in (0, config.run.steps))
+        if not due or self._read(step) is not None:
+            return
+        assert self._corpus.heldout is not None
+
+        def progress(name: str, done: int, total: int) -> None:
+            phase(name, done, total)
+            fault_point("evaluate.inside")
+
+        log.message(f"evaluating on held-out pages, after step {step}")
+        result = evaluate(
+            self._model,
+            self._corpus.heldout_contexts(section.docs),
+            config,
+            reference=self._read(0),
+            check=check,
+            progress=progress,
+            ranks=self._ranks,
+        )
+        if section.reused_docs:
+            result["reused"] = self._reused(result, log, check, progress)
+        facts = {
+            "step": step,
+            "seed": config.run.seed,
+            "config_digest": config.digest(),
+            "data_digest": self._corpus.manifest.digest,
+            "heldout_digest": self._corpus.heldout_digest,
+        }
+        self._ranks.decide(lambda: _write(config, step, {**facts, **result}), "save")
+        low, high = result["gain/ci95"]
+        log.message(
+            f"held-out: nll {result['nll/no_think']:.3f} → {result['nll/think']:.3f} with "
+            f"thinking, gain {result['gain/mean']:+.3f} [{low:+.3f}, {high:+.3f}] nats per token"
+        )
+
+    def comparison(self) -> dict[str, Any] | None:
+        """Before and after training, side by side; None until both exist."""
+        before, after = (_read(self._config, n) for n in (0, self._config.run.steps))
+        return compare(before, after, self._config.run.seed) if before and after else None
+
+    def _reused(
+        self, fresh: dict[str, Any], log: RunLog | NoLog, check: Check, progress: Progress
+    ) -> dict[str, Any]:
+        """The same on contexts that are trained on, and how much more thinking is worth there."""
+        contexts = self._corpus.reused_contexts(self._config.evaluation.reused_docs)
+        found = evaluate(
+            self._model, contexts, self._config, check=check, progress=progress, ranks=self._ranks
+        )
+        del found["pages"]
+        learnt = memorised(found, fresh, self._read(0))
+        if learnt > MEMORISED:
+            log.message(
+                f"memorisation: without a thought, the loss on reused pages has fallen by "
+                f"{learnt:.2f} nats per token more than on fresh ones; train on more documents, "
+                "for fewer steps, or with a lower objective.ntp_weight",
+                "warning",
+            )
+        gap = found["gain/mean"] - fresh["gain/mean"]
+        return {**found, "gain_over_fresh": gap, "memorised": learnt}
+
+    def _read(self, step: int) -> dict[str, Any] | None:
+        """As rank 0 finds it, so that no rank has it where another has not."""
+        return self._ranks.decide(lambda: _read(self._config, step), "evaluate")
+
+
+def memorised(
+    reused: dict[str, Any], fresh: dict[str, Any], before: dict[str, Any] | None
+) -> float:
+    """How much more the no-think loss of reused pages has fallen than that of fresh ones.
+
+    Nats per token of whole pages, since the evaluation before training; 0 there. The pages are
+    others, so only the changes can be compared.
+    """
+    if before is None:
+        return 0.0
+    pairs = [(fresh, before), (reused, before["reused"])]
+    on_fresh, on_reused = (now["reading"]["nll"] - then["reading"]["nll"] for now, then in pairs)
+    return float(on_fresh - on_reused)
+
+
+def _read(config: Config, step: int) -> dict[str, Any] | None:
+    path = evaluation_path(config, step)
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(result, dict)
+    return result
+
+
+def _write(config: Config, step: int, result: dict[str, Any]) -> None:
+    path = evaluation_path(config, step)
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, result)
+    fault_point("evaluate.written")
