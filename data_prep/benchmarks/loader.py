@@ -293,7 +293,8 @@ def main() -> None:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     facts = {
-        "command": "python data_prep/benchmarks/loader.py --out FILE",
+        "command": "python data_prep/benchmarks/loader.py --out FILE --documents "
+        f"{arguments.documents} --seconds {arguments.seconds:g} --repeats {arguments.repeats}",
         "documents": manifest.num_docs,
         "tokens": manifest.total_tokens,
         "context_tokens": CONTEXT,
