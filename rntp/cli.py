@@ -498,8 +498,10 @@ def _data_preview(arguments: argparse.Namespace) -> None:
 
 def _data_verify(arguments: argparse.Namespace) -> None:
     from rntp.data import Manifest
+    from rntp.data.live import refuse_live
     from rntp.errors import DataError
 
+    refuse_live(arguments.folder, "rntp data verify")
     manifest = Manifest.load(arguments.folder)
     found = manifest.verify()
     if arguments.json:
@@ -512,14 +514,17 @@ def _data_verify(arguments: argparse.Namespace) -> None:
 
 def _data_stats(arguments: argparse.Namespace) -> None:
     from rntp.data import Manifest, histogram
+    from rntp.data.live import refuse_live
     from rntp.show import facts_table
 
+    refuse_live(arguments.folder, "rntp data stats")
     manifest = Manifest.load(arguments.folder)
     tokens = manifest.num_tokens
     facts: dict[str, Any] = {
         "digest": manifest.digest,
         "tokenizer": manifest.tokenizer_spec,
         "content": manifest.content,
+        "token ids beside texts": "yes" if manifest.has_ids else "no",
         "documents": manifest.num_docs,
         "tokens": int(tokens.sum()),
         "shortest document, tokens": int(tokens.min()),

@@ -33,7 +33,8 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _folder_or_url(value: object) -> object:
-    return Path(value) if isinstance(value, str) and "://" not in value else value
+    is_path = isinstance(value, str) and "://" not in value and not value.startswith("hf:")
+    return Path(str(value)) if is_path else value
 
 
 Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -83,7 +84,10 @@ class Model(Section):
 class Data(Section):
     source: Source
     """Folder of shards with a manifest.json, as `rntp data prep` writes it, or its URL; several
-    with their weights are a mixture (`{build/web: 3, build/books: 1}`)."""
+    with their weights are a mixture (`{build/web: 3, build/books: 1}`). Pages train unprepared,
+    too, with weaker guarantees that the run says at start: `hf:NAME[:SPLIT]` or `hf:FOLDER` for
+    what `datasets` streams (extra `hf`), and files by path or glob (`crawl/*.warc.gz`, .wet,
+    .jsonl, .parquet, .tar, .html, .txt; extra `prep`)."""
     context_tokens: Annotated[int, Field(ge=8)]
     """Longest window of a document that one step sees, tokens (L)."""
     docs_per_step: Positive

@@ -440,7 +440,7 @@ class Trainer:
             "config_digest": self.config.digest(),
             "data_digest": self.corpus.manifest.digest,
             "tokenizer_digest": tokenizer_digest(self.model.tokenizer),
-            "data": self._data_state(step, self.guards.aside).as_dict(),
+            "data": self._data_state(step, self.guards.aside, place=True).as_dict(),
             "segments": self.segments,
             "reference": self.config.reference_weights,
             "torch": torch.__version__,
@@ -466,8 +466,12 @@ class Trainer:
             return 0
         state = checkpoint.load_state(newest)
         step = int(state["step"])
+        # A source that is read as it comes is read again up to here.
+        other = self.ranks.agree(lambda: self.corpus.catch_up(state, self._poll), "start")
         now = self._data_state(step, state.get("set_aside", []))
-        self.segments = segments(state, now, step, newest, accept=self.accept_data_change)
+        self.segments = segments(
+            state, now, step, newest, accept=self.accept_data_change, more=other
+        )
         self.corpus.train.stream.know(known_damage(state))
         if state["next_ordinal"] != next_ordinal(self.config, step, state.get("set_aside", [])):
             raise CheckpointError(
@@ -490,11 +494,14 @@ class Trainer:
         self.log.message(f"resuming from {newest}: {step} of {self.config.run.steps} steps done")
         return step
 
-    def _data_state(self, step: int, aside: Collection[int]) -> DataState:
+    def _data_state(self, step: int, aside: Collection[int], *, place: bool = False) -> DataState:
+        """place: with what a resume needs to find it again."""
+        frontier = next_ordinal(self.config, step, aside)
+        where = None
+        if place:
+            where = self.ranks.decide(lambda: self.corpus.place(frontier, self._poll), "save")
         return self.corpus.state(
-            tokenizer_digest(self.model.tokenizer),
-            self.config.run.seed,
-            next_ordinal(self.config, step, aside),
+            tokenizer_digest(self.model.tokenizer), self.config.run.seed, frontier, where
         )
 
     def _warn(self, text: str) -> None:
@@ -517,15 +524,12 @@ class Trainer:
 
     def _greet(self, done: int) -> None:
         config, corpus = self.config, self.corpus
-        for warning in config.warnings():
+        for warning in [*config.warnings(), *corpus.warnings(config.model.spec)]:
             self.log.message(warning, "warning")
-        short = f", {corpus.train.num_too_short} too short" if corpus.train.num_too_short else ""
-        heldout = corpus.heldout.num_documents if corpus.heldout else 0
         self.log.message(
             f"{config.run.name}: {config.model.spec} ({self.model.num_parameters / 1e6:.0f}M "
-            f"parameters, {config.model.dtype}, {self.model.device}), corpus "
-            f"{corpus.manifest.digest[:12]} with {corpus.train.num_documents} documents to train "
-            f"on{short} and {heldout} held out, steps {done + 1} … {config.run.steps}"
+            f"parameters, {config.model.dtype}, {self.model.device}), {corpus.facts()}, steps "
+            f"{done + 1} … {config.run.steps}"
             if done < config.run.steps
             else f"{config.run.name}: all {done} steps are done; raise run.steps to go on"
         )
@@ -547,6 +551,7 @@ class Trainer:
             "seed": self.config.run.seed,
             "config_digest": self.config.digest(),
             "data_digest": self.corpus.manifest.digest,
+            "data_guarantee": self.corpus.guarantee,
             "tokenizer_digest": tokenizer_digest(self.model.tokenizer),
             "segments": self.segments,
             "model": self.config.model.spec,

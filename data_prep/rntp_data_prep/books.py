@@ -5,6 +5,7 @@ ledger of the dropped ones, and last a record with the hashes of both: a part wi
 whose files are not the record's, does not exist and is made again.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -14,11 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+import numpy as np
 from datatrove.data import Document
 
 from rntp.errors import DataError
 
 KEPT, DROPPED, RECORD = "kept.jsonl", "dropped.jsonl", "record.json"
+_PAGES, _PAGES_PER_NOTE = "pages", 100  # for those who wait
 
 
 class Books:
@@ -50,6 +53,12 @@ class Books:
     ) -> None:
         for file in self._files.values():
             file.close()
+
+    def count_page(self) -> None:
+        """One more page came in."""
+        self.pages += 1
+        if self._files and self.pages % _PAGES_PER_NOTE == 0:
+            (self.folder / _PAGES).write_text(str(self.pages))
 
     def keep(self, document: Document) -> None:
         """Write a document that went through every step."""
@@ -105,11 +114,29 @@ def finished(folder: Path, key: str) -> dict[str, Any] | None:
     return record if whole else None
 
 
+def pages_so_far(folder: Path) -> int:
+    """Pages that a part has read, to the hundred below; 0 if it has not begun."""
+    try:
+        return int((folder / _PAGES).read_text())
+    except (OSError, ValueError):  # not there yet, or being written
+        return 0
+
+
 def kept_documents(folder: Path) -> Iterator[Document]:
     """The documents of a finished part, in order."""
     with open(folder / KEPT, encoding="utf-8", newline="\n") as file:
         for line in file:
             yield Document(media=[], **json.loads(line))
+
+
+def pack_ids(ids: Any) -> str:
+    """Token ids, a sequence of ints or an array, as a part keeps them; see `unpack_ids`."""
+    return base64.b64encode(np.asarray(ids, dtype="<u4").tobytes()).decode("ascii")
+
+
+def unpack_ids(packed: str) -> np.ndarray:
+    """uint32 [n]: what `pack_ids` was given."""
+    return np.frombuffer(base64.b64decode(packed), dtype="<u4")
 
 
 def ledger_line(url: str, source: str, reason: str) -> str:

@@ -2,6 +2,7 @@
 
 import difflib
 import glob
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -47,6 +48,9 @@ class PrepConfig(BaseModel):
     """Most characters of a cleaned text: longer ones are mostly dumps and indexes."""
     extractor: Literal["resiliparse", "trafilatura"] = "resiliparse"
     """trafilatura is cleaner and some twenty times slower (extra `prep-hq`)."""
+    extraction_s: Annotated[float, Field(gt=0)] = 30.0
+    """trafilatura: longest for one page, seconds; then it is dropped as `extraction_timeout`. Raise
+    it on a machine that is slow or busy: whether a page is kept should not depend on that."""
     languages: tuple[str, ...] = ()
     """Keep texts of these languages (ISO 639-1, as `en`); empty keeps all."""
     filters: tuple[Filter, ...] = ()
@@ -59,6 +63,9 @@ class PrepConfig(BaseModel):
     decontaminate: dict[str, Path] = {}
     """Benchmarks by name: .jsonl files with `text`, or `question` and `answer`. A document that
     holds 12 words of one in a row, with words of the answer among them, is dropped."""
+    token_ids: bool = False
+    """Keep token ids beside the texts: a run reads these and tokenises nothing. Two bytes a token,
+    four with a vocabulary above 65,536."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Sources prepared at a time; 0 is one a core. The corpus does not depend on it."""
     shard_bytes: Annotated[int, Field(ge=1 << 16)] = 256 << 20
@@ -96,24 +103,7 @@ class PrepConfig(BaseModel):
 
         Raises DataError for a path or glob without a file, and for a kind that is not read.
         """
-        found: dict[str, None] = {}
-        for source in self.sources:
-            if source.startswith(HF):
-                found[source] = None
-                continue
-            matches = [source] if "://" in source else sorted(glob.glob(source, recursive=True))
-            for path in matches or [source]:
-                if "://" not in path and not Path(path).is_file():
-                    raise DataError(
-                        f"there is no source {source} (from {Path.cwd()}); correct `sources`, or "
-                        "start in the folder that its paths are relative to"
-                    )
-                if not path.endswith(SUFFIXES):
-                    raise DataError(
-                        f"{path} is none of {', '.join(SUFFIXES)}; leave it out of `sources`"
-                    )
-                found[path] = None
-        return list(found)
+        return source_files(self.sources, "sources")
 
     def decisions(self) -> dict[str, Any]:
         """The settings that decide what becomes of a page; newer ones only where they are set."""
@@ -126,6 +116,37 @@ class PrepConfig(BaseModel):
             for name, value in facts.items()
             if name in _FIRST_SETTINGS or getattr(self, name) != fields[name].default
         }
+
+
+def is_hub(source: str) -> bool:
+    """Whether a source is what `datasets` streams, rather than a file or URL."""
+    return source.startswith(HF) and not source.startswith(f"{HF}//")
+
+
+def source_files(sources: Iterable[str], field: str) -> list[str]:
+    """The sources in order, globs sorted, each once. URLs and `hf:` names as they are.
+
+    field: where they were given, for the message. Raises DataError for a path or glob without a
+    file, and for a kind that is not read.
+    """
+    found: dict[str, None] = {}
+    for source in sources:
+        if is_hub(source):
+            found[source] = None
+            continue
+        matches = [source] if "://" in source else sorted(glob.glob(source, recursive=True))
+        for path in matches or [source]:
+            if "://" not in path and not Path(path).is_file():
+                raise DataError(
+                    f"there is no source {source} (from {Path.cwd()}); correct `{field}`, or "
+                    "start in the folder that its paths are relative to"
+                )
+            if not path.endswith(SUFFIXES):
+                raise DataError(
+                    f"{path} is none of {', '.join(SUFFIXES)}; leave it out of `{field}`"
+                )
+            found[path] = None
+    return list(found)
 
 
 def _explain(kind: str, problem: object) -> str:

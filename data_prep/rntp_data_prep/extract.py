@@ -21,6 +21,8 @@ MAX_PAGE_BYTES = 16 << 20
 
 # Small, because one chunk of gzip may decompress to a thousand times its size.
 _CHUNK_BYTES = 1 << 16
+# Packages that are not of the extra `prep`.
+_EXTRAS = {"datasets": "hf", "pyarrow": "parquet", "spacy": "filters", "trafilatura": "prep-hq"}
 _RECORD_END = b"\r\n\r\n"
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
 # Elements that hold links between pages rather than the page: HTML's own, and the class names of
@@ -40,6 +42,20 @@ _SKIPPED_ELEMENTS = [
     ".headerlink",
     ".breadcrumbs",
 ]
+
+
+# The extractors take time in proportion to the square of the depth: 20,000 nested elements, which
+# fit into 200 kB, take minutes. Browsers build no tree deeper than 512.
+MAX_DEPTH = 256
+_TOO_DEEP = ">".join("*" * (MAX_DEPTH + 1))
+
+
+class Unextractable(Exception):
+    """A page that no text comes out of. reason: for the ledger."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +128,10 @@ def extract(html: str, *, main_content: bool = True) -> tuple[str, str]:
     """(title, text) of a page, both possibly empty. Keeps paragraphs, lists and code blocks.
 
     main_content: leave out what looks like a site's frame rather than the page.
-    Raises ConfigError where the extractor is not installed.
+    Raises Unextractable for elements nested deeper than MAX_DEPTH, and ConfigError where the
+    extractor is not installed.
     """
-    tree = module("resiliparse.parse.html").HTMLTree.parse(html)
+    tree = _tree(html)
     text = module("resiliparse.extract.html2text").extract_plain_text(
         tree, main_content=main_content, alt_texts=False, skip_elements=_SKIPPED_ELEMENTS
     )
@@ -124,26 +141,32 @@ def extract(html: str, *, main_content: bool = True) -> tuple[str, str]:
 def extract_best(html: str) -> tuple[str, str]:
     """As `extract`, by trafilatura: cleaner, and some twenty times slower.
 
-    Raises ConfigError where it is not installed.
+    Some pages take it hours: see `rntp_data_prep.child` for a limit.
     """
     trafilatura = module("trafilatura")
-    tree = module("resiliparse.parse.html").HTMLTree.parse(html)
+    tree = _tree(html)
     text = trafilatura.extract(
         html, favor_precision=True, include_comments=False, deduplicate=False
     )
     return " ".join((tree.title or "").split()), text or ""
 
 
-def extractor_version() -> str:
+def extractor_version(extractor: str = "resiliparse") -> str:
     """Versions of the packages whose behaviour decides what a text is.
 
     Raises ConfigError where one is not installed.
     """
-    for name in ("fastwarc", "resiliparse"):
+    names = list(dict.fromkeys(["fastwarc", "resiliparse", extractor]))
+    for name in names:
         module(name)
-    return " ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("fastwarc", "resiliparse")
-    )
+    return " ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+
+
+def _tree(html: str) -> Any:
+    tree = module("resiliparse.parse.html").HTMLTree.parse(html)
+    if tree.document.query_selector(_TOO_DEEP) is not None:
+        raise Unextractable("too_deep")
+    return tree
 
 
 FETCH_AGAIN = "fetch the file again"
@@ -201,13 +224,14 @@ def _decode(body: bytes, *, transfer: str, content: str) -> bytes:
 
 
 def module(name: str) -> ModuleType:
-    """A module of the extra `prep`. Raises ConfigError where it is not installed."""
+    """A module of one of the extras. Raises ConfigError where it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
+        package = name.partition(".")[0]
         raise ConfigError(
-            f"data preparation needs {name.partition('.')[0]}, which is not installed; "
-            "`pip install 'rntp[prep]'`"
+            f"reading and preparing pages needs {package}, which is not installed; "
+            f"`pip install 'rntp[{_EXTRAS.get(package, 'prep')}]'`"
         ) from error
 
 

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
@@ -24,18 +23,18 @@ from typing import IO, Any
 
 from rntp.data.manifest import MANIFEST_NAME, Manifest, ShardWriter
 from rntp.errors import DataError
-from rntp_data_prep.config import PrepConfig
+from rntp_data_prep.config import PrepConfig, is_hub
 from rntp_data_prep.decontaminate import Benchmarks
 from rntp_data_prep.extract import extractor_version, module
+from rntp_data_prep.progress import Pace, joined, told, weights
 
 LEDGER_NAME = "rejects.jsonl"
 REPORT_NAME = "decontamination.json"
 
 # Part of the preparation's identity: raise it with any change of what a page becomes, so that a
 # corpus of older rules is not taken for finished.
-RULES_VERSION = 1
+RULES_VERSION = 2
 
-_SECONDS_PER_REPORT = 5.0
 _BUCKETS = 14
 
 Encode = Callable[[str], Sized]
@@ -70,11 +69,12 @@ def prepare(
 ) -> Manifest:
     """Write the corpus of `config` to its output folder; returns it opened.
 
-    encode: text to token ids without special tokens; only their number is used. progress: is given
-    lines for people. execute: another of datatrove's executors, such as Slurm's; where it returns
-    before its tasks have run, the same call later goes on with what is there. Where the output
-    already holds the corpus of these sources, settings and tokenizer, nothing is read but the
-    sources' hashes. The same input gives the same manifest digest, with any number of workers.
+    encode: text to token ids without special tokens; only their number is used, unless
+    `token_ids` keeps them. progress: is given lines for people. execute: another of datatrove's
+    executors, such as Slurm's; where it returns before its tasks have run, the same call later goes
+    on with what is there. Where the output already holds the corpus of these sources, settings and
+    tokenizer, nothing is read but the sources' hashes. The same input gives the same manifest
+    digest, with any number of workers.
 
     The funnel of the manifest counts: `pages` read, `kept`, `rejected/REASON`, and
     `neutralised_markers`, the special-token strings that were made ordinary text. The output
@@ -84,14 +84,14 @@ def prepare(
     and for an output folder that holds something else; ConfigError for a package that is missing.
     """
     sources = config.source_files()
-    version = extractor_version()
+    version = extractor_version(config.extractor)
     module("datatrove")
     workers = config.workers or os.cpu_count() or 1
     with _claimed(config.output) as work:
         paths = [_fetched(source, work, progress) for source in sources]
         source_digests = _check(paths, workers, progress)
         benchmarks = Benchmarks(config.decontaminate)
-        names = [path if path.startswith("hf:") else Path(path).name for path in paths]
+        names = [path if is_hub(path) else Path(path).name for path in paths]
         prep_digest = _prep_digest(config, names, source_digests, version, benchmarks)
         if (config.output / MANIFEST_NAME).is_file():
             return _finished(config, prep_digest, tokenizer_digest, progress)
@@ -110,8 +110,9 @@ def prepare(
             tokenizer_digest=tokenizer_digest,
             tokenizer_spec=config.tokenizer,
             prep_digest=prep_digest,
+            with_ids=config.token_ids,
         ) as writer:
-            funnel = _write_documents(folders, removed, benchmarks, writer, keys)
+            funnel = _write_documents(folders, removed, benchmarks, writer, keys, progress)
             if funnel["kept"] == 0:
                 raise DataError(
                     f"no page of {len(paths)} sources was kept ({_summary(funnel)}); lower "
@@ -136,7 +137,7 @@ def _prepare_parts(
     progress: Callable[[str], None],
 ) -> list[Path]:
     """The folders of all parts, in order, those of an earlier start among them."""
-    from rntp_data_prep.books import RECORD, finished
+    from rntp_data_prep.books import finished
     from rntp_data_prep.steps import pipeline
 
     folders = [work / "parts" / f"{n:06d}-{key[:16]}" for n, key in enumerate(keys)]
@@ -148,7 +149,9 @@ def _prepare_parts(
             shutil.rmtree(folders[n], ignore_errors=True)
         chosen = [[items[n] for n in missing] for items in (paths, folders, keys)]
         steps = pipeline(config, encode, *chosen)  # type: ignore[arg-type]
-        with _told(lambda: sum((f / RECORD).is_file() for f in folders), len(keys), progress):
+        shares = weights(paths)
+        pace = Pace(done=1 - sum(shares[n] for n in missing))
+        with told(lambda: _parts_line(paths, folders, missing, pace, shares), progress):
             execute(steps, len(missing), work / "logs")
     left = sum(finished(folder, key) is None for folder, key in zip(folders, keys, strict=True))
     if left:
@@ -191,17 +194,23 @@ def _write_documents(
     benchmarks: Benchmarks,
     writer: ShardWriter,
     keys: list[str],
+    progress: Callable[[str], None],
 ) -> dict[str, int]:
-    from rntp_data_prep.books import DROPPED, finished, kept_documents, ledger_line
+    from rntp_data_prep.books import DROPPED, finished, kept_documents, ledger_line, unpack_ids
 
     rejected: Counter[str] = Counter()
     notes: Counter[str] = Counter()
-    num_pages = num_neutralised = 0
-    # Exact duplicates are found by id, so memory is one id a document: about 100 bytes.
-    seen: set[str] = set()
-    with open(writer.partial_folder / LEDGER_NAME, "w", encoding="utf-8", newline="\n") as ledger:
-        for rank, (folder, key) in enumerate(zip(folders, keys, strict=True)):
-            record = finished(folder, key)
+    num_pages = num_neutralised = looked_at = 0
+    records = [finished(folder, key) for folder, key in zip(folders, keys, strict=True)]
+    total, pace = sum(record["kept"] for record in records if record), Pace()
+
+    def line() -> str:
+        done = f"{looked_at} of {total} documents looked at, {len(writer)} written"
+        return joined(done, pace.eta(looked_at / total))
+
+    path = writer.partial_folder / LEDGER_NAME
+    with open(path, "w", encoding="utf-8", newline="\n") as ledger, told(line, progress):
+        for rank, (folder, record) in enumerate(zip(folders, records, strict=True)):
             assert record is not None
             num_pages += record["pages"]
             rejected.update(record["dropped"])
@@ -209,9 +218,10 @@ def _write_documents(
             _append(folder / DROPPED, ledger)
             gone = _removed_numbers(removed, rank)
             for number, document in enumerate(kept_documents(folder)):
+                looked_at += 1
                 facts = document.metadata
                 reason = ""
-                if document.id in seen:
+                if document.id in writer:  # the id is the text's hash
                     reason = "duplicate"
                 elif number in gone:
                     reason = "near_duplicate"
@@ -221,13 +231,13 @@ def _write_documents(
                     rejected[reason] += 1
                     ledger.write(ledger_line(facts["url"], facts["source"], reason))
                     continue
-                seen.add(document.id)
                 num_neutralised += facts.pop("neutralised")
                 num_tokens = facts.pop("num_tokens")
-                writer.add(document.id, document.text, facts, num_tokens)
-    if num_pages != len(seen) + rejected.total():
+                ids = unpack_ids(facts.pop("token_ids")) if "token_ids" in facts else None
+                writer.add(document.id, document.text, facts, num_tokens, ids)
+    if num_pages != len(writer) + rejected.total():
         raise DataError(
-            f"{num_pages} pages came in, {len(seen)} were kept and {rejected.total()} dropped; "
+            f"{num_pages} pages came in, {len(writer)} were kept and {rejected.total()} dropped; "
             "this is a fault of rntp, please report it"
         )
     if report := benchmarks.report():
@@ -235,7 +245,7 @@ def _write_documents(
         (writer.partial_folder / REPORT_NAME).write_text(text, encoding="utf-8")
     return {
         "pages": num_pages,
-        "kept": len(seen),
+        "kept": len(writer),
         **{f"rejected/{reason}": count for reason, count in sorted(rejected.items())},
         "neutralised_markers": num_neutralised,
         **dict(sorted(notes.items())),
@@ -309,25 +319,17 @@ def _claimed(output: Path) -> Iterator[Path]:
                 shutil.rmtree(work)
 
 
-@contextmanager
-def _told(done: Callable[[], int], total: int, progress: Callable[[str], None]) -> Iterator[None]:
-    """Says now and then how many sources are prepared."""
-    ended = threading.Event()
+def _parts_line(
+    paths: list[str], folders: list[Path], begun: list[int], pace: Pace, done: list[float]
+) -> str:
+    """How far the parts are. begun: those of this start, not of an earlier one."""
+    from rntp_data_prep.books import RECORD, pages_so_far
 
-    def tell() -> None:
-        said = -1
-        while not ended.wait(_SECONDS_PER_REPORT):
-            if (now := done()) != said:
-                said = now
-                progress(f"{now} of {total} sources are prepared")
-
-    thread = threading.Thread(target=tell, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    ready = [(folder / RECORD).is_file() for folder in folders]
+    pages = sum(pages_so_far(folders[n]) for n in begun)
+    rate = f"{pages} pages read, {pace.a_second(pages):.0f} a second" if pages else ""
+    share = sum(part for part, is_ready in zip(done, ready, strict=True) if is_ready)
+    return joined(f"{sum(ready)} of {len(paths)} sources are prepared", rate, pace.eta(share))
 
 
 def _finished(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from rntp.errors import DataError
-from rntp_data_prep.config import HF, LINES, WARC, WET
+from rntp_data_prep.config import HF, LINES, WARC, WET, is_hub
 from rntp_data_prep.extract import (
     FETCH_AGAIN,
     MAX_PAGE_BYTES,
@@ -39,7 +39,7 @@ def check(source: str) -> str:
 
     Raises DataError for one that is cut or damaged. Of a `datasets` source only the name is known.
     """
-    if source.startswith(HF):
+    if is_hub(source):
         return hashlib.sha256(source.encode()).hexdigest()
     path = Path(source)
     if source.endswith((*WARC, *WET)):
@@ -68,7 +68,7 @@ def pages(source: str) -> Iterator[Page]:
 
     Raises DataError for what cannot be parsed at all, ConfigError where a reader is not installed.
     """
-    if source.startswith(HF):
+    if is_hub(source):
         return _hub(source)
     path = Path(source)
     readers: list[tuple[tuple[str, ...], Callable[[Path], Iterator[Page]]]] = [
@@ -137,8 +137,11 @@ def _hub(source: str) -> Iterator[Page]:
         rows = datasets.load_dataset(name, split=split or "train", streaming=True)
         for number, row in enumerate(rows, 1):
             yield _row_page(row, f"{name}#{number}", name)
-    except (FileNotFoundError, ValueError, ConnectionError) as error:
-        raise DataError(f"{source} cannot be read: {error}") from error
+    except Exception as error:  # of the readers and networks below `datasets`, of any kind
+        raise DataError(
+            f"{source} cannot be read ({type(error).__name__}: {error}); check the name, the split "
+            "and the network, then give the same command again"
+        ) from error
 
 
 def _tar(path: Path) -> Iterator[Page]:

@@ -5,7 +5,6 @@ gives its reasons as they are; a filter of datatrove's has its name before them.
 drops goes into the books of its part through the filter's exclusion writer.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any, Self
@@ -16,11 +15,12 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from loguru import logger
 
 from rntp.errors import ConfigError, DataError
-from rntp_data_prep.books import Books, kept_documents
-from rntp_data_prep.clean import clean, normalise
+from rntp_data_prep.books import Books, kept_documents, pack_ids
+from rntp_data_prep.child import ChildExtractor
 from rntp_data_prep.config import Filter, PrepConfig
-from rntp_data_prep.extract import extract, extract_best, module
+from rntp_data_prep.extract import Unextractable, extract, module
 from rntp_data_prep.sources import pages
+from rntp_data_prep.texts import Extractor, cleaned, text_id
 
 Encode = Callable[[str], Sized]
 
@@ -64,7 +64,7 @@ class ReadPages(PipelineStep):
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         source, usable = self.sources[rank], 0
         for page in pages(source):
-            self.books.pages += 1
+            self.books.count_page()
             is_html = page.html is not None
             text = page.html if is_html else page.text
             if text is None:
@@ -83,19 +83,21 @@ class Extract(BaseFilter):
 
     name = "extract"
 
-    def __init__(self, books: Books, extractor: str) -> None:
+    def __init__(self, books: Books, config: PrepConfig) -> None:
         super().__init__(Ledger(books))
         self.books = books
-        self._extract = extract_best if extractor == "trafilatura" else extract
+        self._extract: Extractor = extract
+        if config.extractor == "trafilatura":
+            self._extract = ChildExtractor(config.extraction_s)
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        title, text = doc.metadata["title"], doc.text
-        if doc.metadata.pop("is_html"):
-            found, text = self._extract(text)
-            title = title or found
-        doc.text, neutralised = clean(text, title)
-        doc.metadata["title"] = normalise(title)
-        doc.metadata["neutralised"] = neutralised
+        is_html, facts = doc.metadata.pop("is_html"), doc.metadata
+        try:
+            facts["title"], doc.text, facts["neutralised"] = cleaned(
+                doc.text, is_html=is_html, title=facts["title"], extractor=self._extract
+            )
+        except Unextractable as error:
+            return False, error.reason
         return True if doc.text else (False, "no_text")
 
 
@@ -154,12 +156,13 @@ class Limits(BaseFilter):
             return False, "too_few_chars"
         if len(doc.text) > self.config.max_chars:
             return False, "too_many_chars"
-        num_tokens = len(self.encode(doc.text))
-        if num_tokens < self.config.min_tokens:
+        ids = self.encode(doc.text)
+        if len(ids) < self.config.min_tokens:
             return False, "too_few_tokens"
-        doc.metadata["num_tokens"] = num_tokens
-        # The same text has the same id, and split, in every corpus.
-        doc.id = hashlib.blake2b(doc.text.encode("utf-8"), digest_size=16).hexdigest()
+        doc.metadata["num_tokens"] = len(ids)
+        if self.config.token_ids:
+            doc.metadata["token_ids"] = pack_ids(ids)
+        doc.id = text_id(doc.text)
         return True
 
 
@@ -224,7 +227,7 @@ def page_steps(config: PrepConfig, encode: Encode, books: Books) -> list[Any]:
     steps: list[Any] = []
     if "url" in config.filters:
         steps.append(datatrove_filter("url", books))
-    steps.append(Extract(books, config.extractor))
+    steps.append(Extract(books, config))
     if config.languages:
         steps.append(Language(books, config.languages))
     steps += [datatrove_filter(name, books) for name in config.filters if name != "url"]

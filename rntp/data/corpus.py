@@ -1,11 +1,16 @@
 """The corpus of a run: its manifest, or several, and the two streams that a config asks for."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from rntp.config import Config
+from rntp.data.live import GUARANTEE, Live, is_live, prepare_command, refuse_live
+from rntp.data.live_stream import LiveHeldout, LiveStream
 from rntp.data.manifest import Manifest
 from rntp.data.mixture import MixedStream, Mixture, shares, stream_seed
 from rntp.data.order import VERSION
@@ -17,7 +22,7 @@ from rntp.errors import ConfigError
 from rntp.tokenizer import encode, prefix_ids, tokenizer_digest
 from rntp.types import Context
 
-Data = Manifest | Mixture
+Data = Manifest | Mixture | Live
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,32 @@ class Corpus:
         wanted = range(first, first + docs_per_step)
         return self.train.take(wanted, ahead=[n + docs_per_step for n in wanted])
 
+    @property
+    def guarantee(self) -> str:
+        """What is promised of the data, for the run's metadata and report."""
+        if isinstance(self.manifest, Live):
+            return f"live pages: {GUARANTEE}"
+        return "verified shards: any ordinal again at any time, every document checked by hash"
+
+    def facts(self) -> str:
+        """The corpus in a few words."""
+        heldout = self.heldout.num_documents if self.heldout else 0
+        if isinstance(self.manifest, Live):
+            return f"live pages of {self.manifest.source} and {heldout} documents held out"
+        short = f", {self.train.num_too_short} too short" if self.train.num_too_short else ""
+        return (
+            f"corpus {self.manifest.digest[:12]} with {self.train.num_documents} documents to "
+            f"train on{short} and {heldout} held out"
+        )
+
+    def warnings(self, spec: str) -> list[str]:
+        """What is allowed and weaker than it could be. spec: of the run's tokenizer."""
+        if not isinstance(self.manifest, Live):
+            return []
+        source = self.manifest.source
+        remedy = prepare_command(source, spec)
+        return [f"{source} is {GUARANTEE}. For verified shards: {remedy}"]
+
     def heldout_contexts(self, count: int) -> list[Context]:
         """Held-out contexts, at most one a document, the same for every evaluation of a run."""
         assert self.heldout is not None, "evaluation is off"
@@ -45,10 +76,30 @@ class Corpus:
 
     def reused_contexts(self, count: int) -> list[Context]:
         """The first contexts of the training stream, at most one a document, or piece of one."""
-        return [self.train.stream[n] for n in range(min(count, self.train.num_documents))]
+        numbers = range(min(count, self.train.num_documents))
+        contexts = (self.train.stream[n] for n in numbers)
+        return list(takewhile(lambda context: context.visit == 0, contexts))
 
-    def state(self, tokenizer: str, seed: int, frontier: int) -> DataState:
-        """Where a run stands that has trained all ordinals below `frontier`."""
+    def place(self, frontier: int, check: Callable[[], None]) -> dict[str, Any] | None:
+        """What a checkpoint has to keep of a live source; None of a corpus. As `catch_up`."""
+        live = self.train.stream
+        return live.place(frontier, check) if isinstance(live, LiveStream) else None
+
+    def catch_up(self, state: dict[str, Any], check: Callable[[], None]) -> list[str]:
+        """Where a checkpoint's state has a place in a live source, read on from there.
+
+        check: called now and then. Returns what is not as it was, one line each.
+        """
+        live, data = self.train.stream, state.get("data", {})
+        place, same = data.get("place"), data.get("corpus") == self.manifest.digest
+        if not isinstance(live, LiveStream) or place is None or not same:
+            return []
+        return live.go_to(place, check)
+
+    def state(
+        self, tokenizer: str, seed: int, frontier: int, place: dict[str, Any] | None = None
+    ) -> DataState:
+        """Where a run stands that has trained all ordinals below `frontier`. place: see `place`."""
         return DataState(
             corpus=self.manifest.digest,
             documents=self.manifest.num_docs,
@@ -58,6 +109,7 @@ class Corpus:
             seed=seed,
             frontier=frontier,
             damaged=tuple(self.train.damaged),
+            place=place,
         )
 
     def close(self) -> None:
@@ -69,8 +121,12 @@ def open_data(config: Config, *, tolerant: bool = False) -> Data:
     """What `data.source` names. tolerant, and errors, as of `Manifest.load`."""
     load = partial(Manifest.load, tolerant=tolerant, deadline_s=config.data.deadline_s)
     source = config.data.source
+    if is_live(source):
+        return Live(str(source))
     if not isinstance(source, dict):
         return load(source)
+    for name in source:
+        refuse_live(name, "a mixture")
     return Mixture([load(name) for name in source], shares(source))
 
 
@@ -85,7 +141,11 @@ def open_corpus(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase) 
 
     Raises DataError (other tokenizer, no document long enough) and ConfigError.
     """
-    manifests = data.manifests if isinstance(data, Mixture) else [data]
+    manifests = data.manifests if isinstance(data, Mixture) else []
+    if isinstance(data, Live):
+        _check_live(config)
+    elif isinstance(data, Manifest):
+        manifests = [data]
     for manifest in manifests:
         check_tokenizer(manifest, tokenizer_digest(tokenizer), config.model.spec)
     if config.evaluation.enabled and config.data.heldout_fraction == 0:
@@ -117,8 +177,29 @@ def open_corpus(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase) 
             max_damaged=config.data.max_damaged,
         )
 
+    def live_stream(split: Split, live: Live) -> LiveStream | LiveHeldout:
+        common: dict[str, Any] = {
+            "prefix_ids": prefix_ids(tokenizer),
+            "seed": config.run.seed,
+            "context_tokens": config.data.context_tokens,
+            "min_document_tokens": config.min_document_tokens,
+            "heldout_fraction": config.data.heldout_fraction,
+        }
+        to_ids = partial(encode, tokenizer)
+        if split == "heldout":
+            return LiveHeldout(live, to_ids, count=config.evaluation.docs, **common)
+        return LiveStream(
+            live,
+            to_ids,
+            max_documents=config.data.max_documents,
+            windows=config.data.windows,
+            **common,
+        )
+
     def whole(split: Split, data: Data) -> Stream:
         seed = config.run.seed
+        if isinstance(data, Live):
+            return live_stream(split, data)
         if not isinstance(data, Mixture):
             return stream(split, data, seed)
         parts = [stream(split, m, stream_seed(seed, m)) for m in data.manifests]
@@ -134,6 +215,24 @@ def open_corpus(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase) 
         return Corpus(data, train, None, None)
     others = data
     if config.evaluation.source is not None:
+        refuse_live(config.evaluation.source, "evaluation.source")
         others = Manifest.load(config.evaluation.source)
         check_tokenizer(others, tokenizer_digest(tokenizer), config.model.spec)
-    return Corpus(data, train, whole("heldout", others), others.digest)
+    heldout = whole("heldout", others)
+    digest = heldout.digest if isinstance(heldout, LiveHeldout) else others.digest
+    return Corpus(data, train, heldout, digest)
+
+
+def _check_live(config: Config) -> None:
+    """Raise ConfigError for what pages that are read as they come cannot give."""
+    if config.data.replay_docs > 0:
+        raise ConfigError(
+            f"data.replay_docs goes back to single contexts, and {config.data.source} would have "
+            "to be read again for each; set it to 0, or prepare the source: "
+            + prepare_command(str(config.data.source), config.model.spec)
+        )
+    if config.data.workers > 0 and config.data.worker_kind == "process":
+        raise ConfigError(
+            f"data.worker_kind: process would have each process read all of {config.data.source}; "
+            "set it to thread"
+        )

@@ -8,6 +8,7 @@ memory, so a resume at any ordinal, on any number of ranks, sees the same order.
 
 import hashlib
 from collections.abc import Collection
+from functools import lru_cache
 
 VERSION = 1
 """Part of a checkpoint: raise it with any change of what an ordinal gives."""
@@ -35,25 +36,32 @@ class Order:
         if ordinal < 0:
             raise ValueError(f"an ordinal counts from 0, not {ordinal}")
         visit, position = divmod(ordinal, self.num_items)
-        key = self._key(visit)
-        item = self._permute(position, key)
+        keys = _keys(self.seed, visit)
+        item = self._permute(position, keys)
         # The network permutes a range of up to four times num_items. Following its cycle from a
         # point inside 0 … num_items-1 always comes back inside, and stays a bijection.
         while item >= self.num_items:
-            item = self._permute(item, key)
+            item = self._permute(item, keys)
         return item, visit
 
-    def _key(self, visit: int) -> int:
-        digest = hashlib.blake2b(f"{self.seed}/order/{visit}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little")
-
-    def _permute(self, value: int, key: int) -> int:
+    def _permute(self, value: int, keys: tuple[int, ...]) -> int:
         mask = (1 << self._half_bits) - 1
         left, right = value >> self._half_bits, value & mask
-        for round_number in range(_ROUNDS):
-            mixed = _mix((key + round_number * 0x9E3779B97F4A7C15 + right) & _MASK)
-            left, right = right, left ^ (mixed & mask)
+        for key in keys:
+            # SplitMix64's finaliser (Steele et al., OOPSLA 2014): 64 bits to 64 well-mixed bits.
+            mixed = (key + right) & _MASK
+            mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+            mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
+            left, right = right, left ^ ((mixed ^ (mixed >> 31)) & mask)
         return (left << self._half_bits) | right
+
+
+@lru_cache(maxsize=256)
+def _keys(seed: int, visit: int) -> tuple[int, ...]:
+    """Of the rounds of one pass."""
+    digest = hashlib.blake2b(f"{seed}/order/{visit}".encode(), digest_size=8).digest()
+    key = int.from_bytes(digest, "little")
+    return tuple(key + number * 0x9E3779B97F4A7C15 for number in range(_ROUNDS))
 
 
 def ordinals_without(aside: Collection[int], start: int, count: int) -> list[int]:
@@ -68,10 +76,3 @@ def ordinals_without(aside: Collection[int], start: int, count: int) -> list[int
             found.append(here)
         here += 1
     return found
-
-
-def _mix(value: int) -> int:
-    """SplitMix64's finaliser (Steele et al., OOPSLA 2014): 64 bits to 64 well-mixed bits."""
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)

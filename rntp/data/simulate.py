@@ -5,6 +5,7 @@ from typing import Any
 
 from rntp.config import Config
 from rntp.data.corpus import open_corpus, open_data
+from rntp.data.live import refuse_live
 from rntp.ranks import rank_share
 from rntp.replay import fresh_contexts
 from rntp.tokenizer import add_marker, load_tokenizer
@@ -14,8 +15,9 @@ def simulate(config: Config, steps: Sequence[int], world: int) -> dict[str, Any]
     """What `world` ranks read in `steps`: facts of the corpus, and a row a context.
 
     Replayed contexts are left out: which come back depends on the training. Raises DataError and
-    ConfigError as opening the corpus does.
+    ConfigError as opening the corpus does, and for live pages.
     """
+    refuse_live(config.data.source, "rntp data simulate")
     data = open_data(config, tolerant=True)
     tokenizer = load_tokenizer(config.model.spec)
     for marker in (config.model.think_open, config.model.think_close):

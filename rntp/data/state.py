@@ -4,7 +4,7 @@ Contexts are functions of their ordinals, so the state is only which ordinals we
 makes an ordinal mean what it does: the same file serves any number of ranks and workers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,8 @@ class DataState:
 
     corpus, tokenizer: digests. documents, tokens: of the corpus, for people. order: version of the
     rule from ordinal to document. frontier: lowest ordinal that is not trained. beyond: trained
-    ones above it. damaged: (corpus digest, document) of what was set aside.
+    ones above it. damaged: (corpus digest, document) of what was set aside. place: how far a live
+    source was read (see `rntp.data.live_stream`); None for corpora.
     """
 
     corpus: str
@@ -65,11 +66,14 @@ class DataState:
     frontier: int
     beyond: tuple[int, ...] = ()
     damaged: tuple[tuple[str, Damage], ...] = ()
+    place: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         found = {name: getattr(self, name) for name in self.__dataclass_fields__}
         found["damaged"] = [[digest, damage.as_dict()] for digest, damage in self.damaged]
+        if self.place is None:
+            del found["place"]
         return found
 
     @classmethod
@@ -100,10 +104,17 @@ Segment = dict[str, Any]
 
 
 def segments(
-    state: dict[str, Any], now: DataState, step: int, checkpoint: object, *, accept: bool
+    state: dict[str, Any],
+    now: DataState,
+    step: int,
+    checkpoint: object,
+    *,
+    accept: bool,
+    more: Sequence[str] = (),
 ) -> list[Segment]:
     """The segments of a run that goes on after `step`, from its checkpoint's state ({} for none).
 
+    more: differences of the data that only reading it shows, one line each.
     Raises CheckpointError with the differences where the data is not the checkpoint's, unless it
     is to be accepted: then a new segment begins.
     """
@@ -116,6 +127,7 @@ def segments(
     else:  # checkpoints from before there was a state of the data
         same = state["data_digest"] == now.corpus
         different = [] if same else [f"corpus: {_short(state['data_digest'])} there"]
+    different = [*different, *more]
     if not different:
         return known or [{**here, "step": 0}]
     if accept:

@@ -46,10 +46,10 @@ class LocalStorage:
 
     def __init__(self, folder: Path) -> None:
         self.where: Location = folder
-        self._folder = folder
+        self._folder = str(folder)
 
     def read(self, name: str, offset: int, num_bytes: int) -> bytes:
-        descriptor = os.open(self._folder / name, os.O_RDONLY)
+        descriptor = os.open(f"{self._folder}/{name}", os.O_RDONLY)
         try:
             parts = []
             while num_bytes > 0 and (part := os.pread(descriptor, num_bytes, offset)):
@@ -60,7 +60,7 @@ class LocalStorage:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def read_whole(self, name: str) -> bytes:
-        return (self._folder / name).read_bytes()
+        return Path(self._folder, name).read_bytes()
 
 
 class RemoteStorage:

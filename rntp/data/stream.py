@@ -46,8 +46,11 @@ class Stream(Protocol):
     """Contexts by ordinal. num_documents: ordinals from 0 on before one gives again what another
     gave. num_too_short: documents that are left out."""
 
-    num_documents: int
-    num_too_short: int
+    @property
+    def num_documents(self) -> int: ...
+
+    @property
+    def num_too_short(self) -> int: ...
 
     def __getitem__(self, ordinal: int) -> Context: ...
 
@@ -91,6 +94,7 @@ class ContextStream:
         markers: Markers | None = None,
         windows: Windows = "one",
         max_damaged: float = 0.0,
+        stored_ids: bool = True,
     ) -> None:
         """encode: text to int64 token ids [n] on the CPU, without special tokens.
 
@@ -99,6 +103,8 @@ class ContextStream:
         max_documents: hand out only the first so many of the order, again and again; 0 is all.
         markers: ids of the think markers, for corpora that carry token ids.
         max_damaged: share of the corpus' documents that may be damaged, rounded down.
+        stored_ids: where the corpus has token ids beside its texts, take them and leave the texts
+        unread. The contexts are the same.
         Raises DataError when no document is left, saying what to change, and for more damage than
         allowed; ConfigError where pieces would be too short.
         """
@@ -106,13 +112,9 @@ class ContextStream:
         self.seed = seed
         self._encode = encode
         self._markers = markers
+        self._stored_ids = stored_ids and manifest.has_ids
         self._prefix = torch.tensor(list(prefix_ids), dtype=torch.int64)
-        self._window_tokens = context_tokens - len(self._prefix)
-        if self._window_tokens < 1:
-            raise ValueError(
-                f"context_tokens is {context_tokens}, which leaves no room for text after "
-                f"{len(self._prefix)} prefix tokens; raise data.context_tokens"
-            )
+        self._window_tokens = window_tokens(context_tokens, len(self._prefix))
         members = _split_members(manifest, heldout_fraction, split)
         lengths = manifest.num_tokens[members]
         self._documents = members[lengths >= min_document_tokens]
@@ -176,11 +178,11 @@ class ContextStream:
             if number in self._aside or number in met:
                 continue
             try:
-                document = self.manifest.read(number)
+                document, token_ids = self._load(number)
             except DamagedDocument as error:
                 met[number] = error.damage
                 continue
-            context = self._context(ordinal, visit, number, document, place)
+            context = self._context(ordinal, visit, number, document, token_ids, place)
             return Read(context, tuple(met.values()), attempt > 0)
         raise DataError(
             f"ordinal {ordinal} of {self.manifest.folder}: the document and all that could replace "
@@ -199,9 +201,9 @@ class ContextStream:
         visit: int,
         number: int,
         document: Document,
+        token_ids: Tensor,
         place: tuple[int, int, int],
     ) -> Context:
-        token_ids = self._ids_of(document)
         expected = int(self.manifest.num_tokens[number])
         if token_ids.shape != (expected,):
             raise DataError(
@@ -212,19 +214,26 @@ class ContextStream:
             )
         start, end = place[1:]
         if self._pieces is None:
-            num_starts = max(1, expected - self._window_tokens + 1)
-            start = int(chance.one(self.seed, "window", ordinal) * num_starts)
+            start = window_start(self.seed, ordinal, expected, self._window_tokens)
             end = start + self._window_tokens
         window = token_ids[start:end].to(torch.int64)
         return Context(
             ordinal=ordinal,
             document_id=document.id,
-            token_ids=torch.cat([self._prefix, window]),
+            token_ids=torch.cat([self._prefix, window]) if len(self._prefix) else window.clone(),
             title=str(document.metadata.get("title", "")),
             start=start,
             visit=visit,
             labels=_labels(document, start, len(window), len(self._prefix)),
         )
+
+    def _load(self, number: int) -> tuple[Document, Tensor]:
+        """A document and its token ids, [n] of an integer type."""
+        if self._stored_ids:
+            document, ids = self.manifest.read_ids(number)
+            return document, torch.from_numpy(ids.astype(np.int64))
+        document = self.manifest.read(number)
+        return document, self._ids_of(document)
 
     def _ids_of(self, document: Document) -> Tensor:
         if self.manifest.content == "text":
@@ -232,6 +241,28 @@ class ContextStream:
         if self._markers is None:
             raise ValueError(f"{self.manifest.folder} carries token ids; pass the think markers")
         return from_codes(document, self._markers)
+
+
+def window_tokens(context_tokens: int, prefix: int) -> int:
+    """Tokens of text in a context. Raises ValueError where the prefix leaves none."""
+    if context_tokens - prefix < 1:
+        raise ValueError(
+            f"context_tokens is {context_tokens}, which leaves no room for text after {prefix} "
+            "prefix tokens; raise data.context_tokens"
+        )
+    return context_tokens - prefix
+
+
+def window_start(seed: int, ordinal: int, num_tokens: int, window: int) -> int:
+    """First token of the window of an ordinal: uniform over all that give a full window."""
+    num_starts = num_tokens - window + 1
+    # Of one possible start nothing need be drawn.
+    return int(chance.one(seed, "window", ordinal) * num_starts) if num_starts > 1 else 0
+
+
+def is_heldout(document_id: str, fraction: float) -> bool:
+    """Whether a document is of the split "heldout": by a hash of its id, in any corpus."""
+    return chance.fraction(document_id, "heldout") < fraction
 
 
 def _labels(document: Document, start: int, length: int, prefix: int) -> Labels | None:
@@ -292,10 +323,8 @@ def data_digest(contexts: Sequence[Context], positions: Sequence[Sequence[int]])
 
 def _split_members(manifest: Manifest, heldout_fraction: float, split: Split) -> np.ndarray:
     """Document numbers of a split, ascending; int64 [n], n >= 1."""
-    is_heldout = np.array(
-        [chance.fraction(name, "heldout") < heldout_fraction for name in manifest.document_ids]
-    )
-    members = np.flatnonzero(is_heldout if split == "heldout" else ~is_heldout)
+    heldout = np.array([is_heldout(name, heldout_fraction) for name in manifest.document_ids])
+    members = np.flatnonzero(heldout if split == "heldout" else ~heldout)
     if len(members) == 0:
         raise DataError(
             f"none of the {manifest.num_docs} documents of {manifest.folder} falls into the "

@@ -102,6 +102,8 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("Config digest", _digest(manifest, evaluation, "config_digest")),
         ("Data digest", _digest(manifest, evaluation, "data_digest")),
     ]
+    if "data_guarantee" in manifest:  # runs of before did not say
+        facts.append(("Data", str(manifest["data_guarantee"])))
     return [(name, clip(value, 200)) for name, value in facts]
 
 

@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase
 from rntp.config import Config
 from rntp.data.corpus import Corpus, marker_ids
 from rntp.data.manifest import Manifest, ShardWriter
-from rntp.data.mixture import Mixture
 from rntp.data.token_ids import to_codes
 from rntp.errors import ConfigError, DataError
 from rntp.tokenizer import decode, prefix_ids, token_strings
@@ -45,8 +44,10 @@ def write_shards(
     context is not what the run read.
     """
     manifest = corpus.manifest
-    if isinstance(manifest, Mixture):
-        raise ConfigError("--shards wants a run on one corpus; write a .jsonl file instead")
+    if not isinstance(manifest, Manifest):
+        raise ConfigError(
+            "--shards wants a run on one prepared corpus; write a .jsonl file instead"
+        )
     number = {name: n for n, name in enumerate(manifest.document_ids)}
     skip, markers = len(prefix_ids(tokenizer)), marker_ids(config, tokenizer)
     provenance = json.dumps(facts, sort_keys=True)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from corpus import encode, text_of, write_corpus
 
+from rntp.cli import main
 from rntp.data.damage import Damage
 from rntp.data.manifest import Manifest
 from rntp.data.stream import ContextStream
@@ -117,7 +118,9 @@ def test_no_document_is_lost_uncounted(folder: Path, fault: Any) -> None:
     edit(folder, fault)
     lost = {f"doc-{n}" for n in LOST[fault]}
     if len(lost) == NUM_DOCS:
-        with pytest.raises(DataError, match=r"damaged.*run `rntp data prep` again:\n.*shard-00000"):
+        listed = r"damaged.*run `rntp data prep` again:\n.*shard-00000"
+        at_open = r"shard-00000\.tar is another file .* run `rntp data prep` again"
+        with pytest.raises(DataError, match=at_open if fault is swapped else listed):
             [stream(folder, 0.99)[n] for n in range(NUM_DOCS)]
         return
     damaged = stream(folder)
@@ -128,6 +131,27 @@ def test_no_document_is_lost_uncounted(folder: Path, fault: Any) -> None:
     again = stream(folder)
     backwards = [again[n].document_id for n in reversed(range(NUM_DOCS))]
     assert backwards[::-1] == found  # whatever was known to be damaged when
+
+
+@pytest.mark.parametrize("tolerant", [True, False])
+def test_shards_that_changed_places_are_found_when_the_corpus_is_opened(
+    tmp_path: Path, tolerant: bool
+) -> None:
+    write_corpus(tmp_path / "c", [50] * NUM_DOCS, shard_bytes=20_000)
+    one, two = (tmp_path / "c" / f"shard-0000{n}.tar" for n in (1, 2))
+    assert one.stat().st_size == two.stat().st_size
+    flip_first = bytearray(one.read_bytes())
+    flip_first[600] ^= 1  # of the first document only
+    whole = one.read_bytes(), two.read_bytes()
+    one.write_bytes(flip_first)
+    assert Manifest.load(tmp_path / "c", tolerant=tolerant).num_docs == NUM_DOCS
+    one.write_bytes(whole[1])
+    two.write_bytes(whole[0])
+    with pytest.raises(DataError, match=r"shard-00001\.tar is another file than the one"):
+        Manifest.load(tmp_path / "c", tolerant=tolerant)
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "verify", str(tmp_path / "c")])
+    assert ended.value.code == 3
 
 
 def test_past_the_budget_the_list_is_printed(folder: Path) -> None:

@@ -1,0 +1,185 @@
+"""Pages that were not prepared: web files and `datasets` streams, as a run reads them.
+
+`data.source: hf:NAME[:SPLIT]` or files (`crawl/*.warc.gz`) train at once. Nothing is known of such
+a source before it is read: no count, no hash, no order but its own. `GUARANTEE` says what that
+costs. Pages become texts as a preparation with default settings makes them, duplicates aside; so a
+text has the same id, and falls into the same split, as in a prepared corpus.
+"""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rntp.data.order import VERSION
+from rntp.errors import ConfigError, DataError
+
+GUARANTEE = (
+    "read as it comes: shuffled within blocks of neighbouring documents only; a resume reads "
+    "again what it had read, and stops if that is not the same; every rank reads everything; "
+    "duplicates stay, and pages that a preparation would leave out are passed over uncounted; "
+    "damage ends the run instead of being replaced"
+)
+
+Encode = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LiveDocument:
+    """A cleaned text. id: hash of the text. token_ids: int64 [n], without special tokens."""
+
+    id: str
+    title: str
+    token_ids: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far a source was read: pages, and a hash of all of them in order (32 hex digits)."""
+
+    pages: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.pages} pages with hash {self.digest[:16]}"
+
+
+def is_live(source: object) -> bool:
+    """Whether `data.source` names pages rather than a corpus: `hf:…`, or files of their kinds."""
+    if isinstance(source, dict):
+        return False
+    from rntp_data_prep.config import SUFFIXES, is_hub
+
+    name = str(source)
+    return is_hub(name) or (name.endswith(SUFFIXES) and not Path(name).is_dir())
+
+
+def refuse_live(source: object, what: str) -> None:
+    """Raise ConfigError if `source` names pages, which have no manifest. what: was to be done."""
+    if is_live(source):
+        raise ConfigError(
+            f"{source} is not a corpus but pages to be read as they come, which {what} cannot do; "
+            f"prepare it and name the output folder: {prepare_command(str(source), 'MODEL_SPEC')}"
+        )
+
+
+def prepare_command(source: str, tokenizer: str) -> str:
+    """The shell command that makes a verified corpus of a live source, in build/live."""
+    facts = {"sources": [source], "output": "build/live", "tokenizer": tokenizer}
+    lines = " ".join(
+        shlex.quote(f"{key}: {json.dumps(value, ensure_ascii=False)}")
+        for key, value in facts.items()
+    )
+    return f"printf '%s\\n' {lines} > prep.yaml && rntp data prep prep.yaml"
+
+
+class Live:
+    """Pages by name, for those who ask what the data of a run is.
+
+    digest: of the names of files, or of the data set, and of nothing in them. num_docs,
+    total_tokens: 0, nobody knows.
+    """
+
+    num_docs = 0
+    total_tokens = 0
+
+    def __init__(self, source: str) -> None:
+        """Raises DataError where there is no such file, and ConfigError for a URL."""
+        from rntp_data_prep.config import is_hub, source_files
+
+        if "://" in source:
+            raise ConfigError(
+                f"{source}: pages behind a URL are not read as they come; fetch the file, or "
+                f"prepare it, which does: {prepare_command(source, 'MODEL_SPEC')}"
+            )
+        self.source = source
+        self.files = source_files([source], "data.source")
+        names = [name if is_hub(name) else Path(name).name for name in self.files]
+        facts = json.dumps({"live": VERSION, "names": names})
+        self.digest = hashlib.sha256(facts.encode()).hexdigest()
+        self._checked: set[str] = set()
+
+    def pages(self) -> Iterator[Any]:
+        """Every page (`rntp_data_prep.extract.Page`), in order, usable or not.
+
+        A file is checked whole before its first page, once: readers take a cut file for a short
+        one. Raises DataError for damage and for what cannot be reached, ConfigError where a reader
+        is not installed.
+        """
+        from rntp_data_prep.sources import check, pages
+
+        for name in self.files:
+            if name not in self._checked:
+                check(name)
+                self._checked.add(name)
+            yield from pages(name)
+
+
+class Reading:
+    """One reading of a source from its first page on: documents out, and how far it has come.
+
+    A page counts once it was handed out by the source, so that `mark` says what lies before the
+    next document.
+    """
+
+    def __init__(self, live: Live, encode: Encode) -> None:
+        self._live = live
+        self._encode = encode
+        self._pages = live.pages()
+        self._count = 0
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    @property
+    def mark(self) -> Mark:
+        return Mark(self._count, self._hash.hexdigest())
+
+    def skip(self, pages: int, check: Callable[[], None]) -> None:
+        """Pass over so many pages, or to the end; check: called now and then."""
+        while self._count < pages and self._next() is not None:
+            if self._count % 256 == 0:
+                check()
+
+    def documents(self) -> Iterator[LiveDocument]:
+        """What becomes of the pages from here on; those that a preparation leaves out are not
+        among them."""
+        from rntp_data_prep.texts import MIN_TOKENS, page_text
+
+        while (page := self._next()) is not None:
+            found = page_text(page)
+            if found is not None:
+                ids = self._encode(found.text)
+                if len(ids) >= MIN_TOKENS:
+                    yield LiveDocument(found.id, found.title, ids)
+
+    def _next(self) -> Any:
+        page = next(self._pages, None)
+        if page is not None:
+            self._count += 1
+            for part in (page.url, page.title, page.html, page.text):
+                data = b"" if part is None else part.encode("utf-8", "surrogatepass")
+                self._hash.update(len(data).to_bytes(8, "little") + data)
+        return page
+
+
+def extractor() -> str:
+    """Versions that decide what becomes of an HTML page; "absent" where it cannot be read."""
+    from rntp_data_prep.extract import extractor_version
+
+    try:
+        return extractor_version()
+    except ConfigError:
+        return "absent"
+
+
+def no_document(live: Live, pages: int, min_tokens: int, split: str) -> DataError:
+    """The error for a source of which nothing is left."""
+    return DataError(
+        f"none of the {pages} pages of {live.source} gives a {split} document of {min_tokens} "
+        "tokens; lower placement.min_prefix_tokens, placement.positions_per_doc or "
+        "reward.horizon, change data.heldout_fraction, or name other pages"
+    )
