@@ -1,0 +1,110 @@
+"""Which implementation computes tree attention, and whether it can be trusted on this device.
+
+dense       A mask over all pairs: the oracle, for tests.
+segmented   Pieces that library kernels know. The CPU, and everything the others do not take.
+triton      Own kernels. CUDA, bfloat16 and float16, heads of 16, 32, 64 and 128.
+flex        FlexAttention with tables of blocks, compiled for CUDA: where Triton's kernels fail.
+
+The environment variable RNTP_TREE_ATTENTION overrides `auto`.
+"""
+
+import warnings
+from functools import cache
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from rntp_kernels.choice import has_triton, interpreted, require_agreement, wanted
+from rntp_kernels.tree_attention.layout import TreeLayout
+
+Implementation = Literal["auto", "segmented", "dense", "flex", "triton"]
+OVERRIDE = "RNTP_TREE_ATTENTION"
+HEADS = (16, 32, 64, 128)  # sizes of a head that the kernels take
+_HALVES = (torch.bfloat16, torch.float16)
+
+
+def choose(asked: Implementation, q: Tensor, k: Tensor) -> Implementation:
+    """A name other than `auto`, for queries [1, Hq, N, D] and keys [1, Hkv, N, D].
+
+    Raises ValueError for one that does not exist or cannot run here, RuntimeError for one that
+    fails its check against the oracle. `auto` warns, once, where CUDA tensors get no kernel.
+    """
+    name = wanted(asked, OVERRIDE, get_args(Implementation))
+    if name == "auto":
+        name = _fastest(q)
+    reason = _obstacle(name, q)
+    if reason:
+        raise ValueError(f"tree attention {name!r} {reason}; use segmented (see {OVERRIDE})")
+    if name in ("triton", "flex") and q.is_cuda:
+        self_check(name, q.device, q.dtype, q.shape[3], q.shape[1] // k.shape[1])
+    return name  # type: ignore[return-value]
+
+
+@cache
+def self_check(
+    name: Implementation, device: torch.device, dtype: torch.dtype, head: int, repeat: int
+) -> None:
+    """Compare an implementation with the oracle on a small layout, once a process and kind of head.
+
+    Raises RuntimeError if they differ.
+    """
+    from rntp_kernels.tree_attention.tree import prepare
+
+    # Longer than a block of keys; teeth that end and hang inside of blocks; a root of its own.
+    layout = TreeLayout((150, 40, 17, 1, 70, 33), (-1, 0, 1, 1, 0, -1), (0, 61, 40, 20, 150, 0))
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(1, heads, layout.num_tokens, head) for heads in (2 * repeat, 2, 2, 2 * repeat)]
+    values = [torch.randn(size, generator=generator).to(device, dtype) for size in sizes]
+
+    def outcome(chosen: Implementation, kind: torch.dtype) -> list[Tensor]:
+        q, k, v, d_out = (x.to(kind) for x in values)
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        with torch.enable_grad():  # who asks first may be sampling
+            out = prepare(chosen, layout, q)(*leaves, 0.2)
+            grads = torch.autograd.grad(out, leaves, d_out)
+        return [x.detach().double() for x in (out, *grads)]
+
+    require_agreement(
+        f"tree attention {name!r} on {device} in {dtype} with heads of {head}",
+        ("output", "gradient of queries", "gradient of keys", "gradient of values"),
+        outcome(name, dtype),
+        outcome("dense", dtype),
+        outcome("dense", torch.float64),
+        f"set {OVERRIDE}=segmented",
+    )
+
+
+def _fastest(q: Tensor) -> str:
+    if not q.is_cuda:
+        return "segmented"
+    reason = _obstacle("triton", q)
+    if not reason and q.dtype in _HALVES:
+        return "triton"
+    if q.dtype in _HALVES:
+        _warn(reason)
+    return "segmented"
+
+
+@cache
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"tree attention runs in pieces (segmented), slower by far: triton {reason}", stacklevel=2
+    )
+
+
+def _obstacle(name: str, q: Tensor) -> str:
+    """Why an implementation cannot take these tensors; empty if it can."""
+    if name in ("triton", "flex") and q.dtype == torch.float64:
+        return "has no float64"
+    if name == "flex" and not q.is_cuda and torch.is_grad_enabled() and q.requires_grad:
+        return "has no gradients on the CPU"
+    if name != "triton":
+        return ""
+    if not has_triton():
+        return "needs triton: pip install triton"
+    if q.shape[3] not in HEADS:
+        return f"takes heads of {', '.join(map(str, HEADS))}, not of {q.shape[3]}"
+    if not q.is_cuda and not interpreted():
+        return "needs CUDA tensors (or TRITON_INTERPRET=1)"
+    return ""
