@@ -197,7 +197,7 @@ def test_work_grows_with_what_is_seen_and_not_with_the_square() -> None:
     layout = TreeLayout((512, *[32] * 32), (-1, *[0] * 32), (0, *teeth))
     tables = make_tables(layout, queries_per_block=16, keys_per_block=16)
     computed = 0
-    for first, stop, causal, begin, end in tables.queries.tolist():
+    for _, stop, causal, begin, end in tables.queries.tolist():
         runs = sum(-(-(b - a) // 16) for a, b in tables.seen[begin:end].tolist())
         computed += 256 * (runs + -(-(stop - causal) // 16))
     assert computed <= 1.1 * int(dense_mask(layout).sum())

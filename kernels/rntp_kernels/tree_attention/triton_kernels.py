@@ -38,7 +38,7 @@ def product(a, b):
 
 @triton.jit
 def softmax_step(s, v, highest, total, out):
-    """Add a tile of scores [Q, K] (base 2, −inf where hidden) and its values to the running sums."""
+    """Add a tile of scores [Q, K] (base 2, −inf where hidden) and of values to the sums so far."""
     risen = tl.maximum(highest, tl.max(s, axis=1))
     p = tl.exp2(s - risen[:, None])
     drop = tl.exp2(highest - risen)
@@ -252,7 +252,7 @@ def key_gradient_kernel(
     KEYS: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """dK and dV of a block of keys, or a piece's share of them: float32 [slots, 2, Hkv, KEYS, D]."""
+    """dK and dV of a block of keys; or a piece's share, float32 [slots, 2, Hkv, KEYS, D]."""
     kv_head = tl.program_id(0).to(tl.int64)
     piece = pieces_ptr + 5 * tl.program_id(1)
     first, stop = tl.load(piece), tl.load(piece + 1)
