@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+from rntp_kernels.linear_logprob import default_chunk_rows
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rntp import rewards
@@ -127,8 +128,9 @@ def peak_memory(config: Config, shape: Shape, ranks: int = 1) -> float:
     # Saved for the backward, in units of a layer's widths: fitted to the measured peak of the
     # quickstart at 608, 1216 and 2432 tokens. Norms, and attention on the CPU, work in `wide`.
     per_token = (16 * shape.hidden + 8 * shape.intermediate) * narrow + 14 * shape.hidden * wide
-    # Logits of two chunks of 2,048 rows at most, and the gradient of the weight.
-    logits = min(4096, tokens.head_rows) * shape.vocabulary * narrow
+    # Logits of two chunks at most, and the gradient of the weight.
+    chunk = default_chunk_rows(pick_device(config.model.device))
+    logits = min(2 * chunk, tokens.head_rows) * shape.vocabulary * narrow
     head_chunk = logits + shape.vocabulary * shape.hidden * wide
     return PROCESS + weights + shape.layers * per_token * microbatch + head_chunk
 

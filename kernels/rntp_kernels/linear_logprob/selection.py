@@ -10,15 +10,13 @@ The environment variable RNTP_LINEAR_LOGPROB overrides `auto`.
 """
 
 from functools import cache
-from types import ModuleType
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from rntp_kernels.choice import has_triton, interpreted, require_agreement, wanted
-from rntp_kernels.linear_logprob import rows as torch_rows
-from rntp_kernels.linear_logprob.chunked import ChunkedLinearLogprob
+from rntp_kernels.linear_logprob.chunked import ChunkedLinearLogprob, How
 from rntp_kernels.linear_logprob.reference import linear_logprob_reference
 from rntp_kernels.linear_logprob.rows import Shaping
 
@@ -42,13 +40,14 @@ def choose(hidden: Tensor, weight: Tensor, asked: Implementation) -> Implementat
     return name
 
 
-def row_kernels(name: Implementation) -> ModuleType:
-    """The module with `statistics` and `logit_gradient` for an implementation."""
+def how(name: Implementation, chunk_rows: int, drop_zero_rows: bool = False) -> How:
+    """What an implementation in chunks works with."""
     if "triton" not in name:
-        return torch_rows
-    from rntp_kernels.linear_logprob import triton_rows
+        return How(chunk_rows, drop_zero_rows=drop_zero_rows)
+    from rntp_kernels.linear_logprob import triton_forward, triton_rows
 
-    return triton_rows
+    scores = triton_forward.forward if name == "triton" else None
+    return How(chunk_rows, triton_rows, scores, drop_zero_rows)
 
 
 def compute(
@@ -59,18 +58,13 @@ def compute(
     inverse_temperature: Tensor,
     shaping: Shaping,
     chunk_rows: int,
+    drop_zero_rows: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-prob, entropy and arg-max by one implementation."""
     if name == "reference":
         return linear_logprob_reference(hidden, weight, targets, inverse_temperature, shaping)
-    function = ChunkedLinearLogprob
-    if name == "triton":
-        from rntp_kernels.linear_logprob.triton_forward import TritonLinearLogprob
-
-        function = TritonLinearLogprob
-    return function.apply(
-        hidden, weight, targets, inverse_temperature, shaping, chunk_rows, row_kernels(name)
-    )
+    means = how(name, chunk_rows, drop_zero_rows)
+    return ChunkedLinearLogprob.apply(hidden, weight, targets, inverse_temperature, shaping, means)
 
 
 @cache

@@ -1,0 +1,293 @@
+"""Stages that prove something: each raises where an implementation computes something else."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rntp_kernels import Shaping, TreeLayout, linear_logprob_top1
+from rntp_kernels.choice import require_agreement
+from rntp_kernels.tree_attention import selection
+from rntp_kernels.tree_attention.tree import prepare
+from torch import Tensor
+
+from gpu_stages.setting import Setting, comb
+from rntp.bench.job import Job
+from rntp.bench.run import run
+from rntp.model import cast_parameters
+from rntp.rollout.inprocess import InProcessEngine
+from rntp.step import plant, sampler_logp, score
+
+LAYOUTS = {
+    "nested": TreeLayout((150, 40, 17, 1, 70, 33), (-1, 0, 1, 1, 0, -1), (0, 61, 40, 20, 150, 0)),
+    "sees nothing, and single tokens": TreeLayout(
+        (1, 1, 3, 170, 1, 64), (-1, 0, 0, 1, 3, 3), (0, 0, 1, 0, 170, 64)
+    ),
+    "several roots": TreeLayout((5, 128, 300, 2), (-1, -1, 1, -1), (0, 0, 128, 0)),
+}
+# rows, width, vocabulary, scale of the hidden states, temperature, shaping
+HEAD_CASES: dict[str, tuple[int, int, int, float, float, Shaping]] = {
+    "ordinary": (301, 96, 1500, 0.3, 0.7, Shaping()),
+    "peaked": (67, 64, 1031, 8.0, 1.0, Shaping()),
+    "flat": (67, 64, 1031, 0.001, 1.5, Shaping()),
+    "soft cap, padding, ignored rows": (130, 160, 2050, 0.5, 1.3, Shaping(20.0, 2041, -100)),
+    "one row": (1, 64, 129, 0.3, 1.0, Shaping()),
+}
+
+
+def head(setting: Setting) -> dict[str, Any]:
+    """Log-prob, entropy and both gradients of every implementation against float64."""
+    errors: dict[str, dict[str, float]] = {}
+    names = ["chunked"] if setting.device == "cpu" else ["chunked", "chunked-triton", "triton"]
+    for dtype in setting.types:
+        for case, sizes in HEAD_CASES.items():
+            exact, usual = (_head(setting, kind, "reference", sizes, dtype) for kind in WIDE(dtype))
+            for name in names:
+                for drop in (False, True):
+                    own = _head(setting, dtype, name, sizes, dtype, drop)
+                    label = f"{name}, {case}, {_name(dtype)}"
+                    errors[label] = _errors(own, exact)
+                    require_agreement(label, HEAD_PARTS, own, usual, exact, "do not use it")
+    return {"relative errors": errors, "far rows": _far_rows(setting)}
+
+
+def tree(setting: Setting) -> dict[str, Any]:
+    """Output and gradients of tree attention against the oracle in float64."""
+    names = ["segmented"] if setting.device == "cpu" else ["segmented", "triton"]
+    layouts = {**LAYOUTS, "comb": comb(setting.small)}
+    errors: dict[str, dict[str, float]] = {}
+    for dtype in setting.types:
+        heads = [(4, 2, 16)] if setting.tiny else [(4, 2, 64), (9, 3, 64), (4, 2, 128)]
+        if dtype == torch.float32:
+            heads = heads[:1]  # compiling three products for one takes its time
+        for shape in heads:
+            for case, layout in layouts.items():
+                for name in names:
+                    label = f"{name}, {case}, {_name(dtype)}, heads {shape}"
+                    errors[label] = _tree(setting, name, layout, dtype, shape)
+    return {"relative errors": errors}
+
+
+def flex(setting: Setting) -> dict[str, Any]:
+    """FlexAttention the same way, and that thoughts of another length compile nothing."""
+    if setting.device == "cpu":
+        return {"not run": "FlexAttention has no gradients on the CPU"}
+    from torch._dynamo.utils import counters
+
+    first = _tree(setting, "flex", comb(setting.small), torch.bfloat16, (4, 2, 64))
+    graphs = counters["stats"]["unique_graphs"]
+    shorter = TreeLayout((200, 17, 8, 5, 8), (-1, 0, 1, 0, 3), (0, 50, 17, 150, 5))
+    longer = TreeLayout((200, 16, 8, 19, 8), (-1, 0, 1, 0, 3), (0, 50, 16, 150, 19))
+    _tree(setting, "flex", shorter, torch.bfloat16, (4, 2, 64))
+    between = counters["stats"]["unique_graphs"]
+    _tree(setting, "flex", longer, torch.bfloat16, (4, 2, 64))
+    again = counters["stats"]["unique_graphs"] - between
+    if again:
+        raise AssertionError(f"a thought of another length compiled {again} graphs more")
+    return {"relative errors": first, "graphs": graphs, "graphs of a second length": again}
+
+
+def decode(setting: Setting) -> dict[str, Any]:
+    """Decoding as a graph, in the growing loop, and by a scoring forward."""
+    model = setting.small_model()
+    job = Job(model, setting.small)
+
+    def sample(fixed: bool, docs: int) -> list[Any]:
+        sizes = setting.small
+        engine = InProcessEngine(
+            model,
+            thoughts=sizes.thoughts,
+            budget=sizes.budget,
+            answer_tokens=3,
+            temperature=1.0,
+            seed=0,
+            slots=sizes.context,
+            docs_per_batch=docs,
+            fixed_shapes=fixed,
+        )
+        return [
+            t
+            for _ in range(2)  # the second time from the same storage, on CUDA by the graph
+            for rollout in engine.sample(job.contexts, lambda *_: job.positions)
+            for group in rollout.thoughts
+            for t in group
+        ]
+
+    growing, fixed = sample(False, 1), sample(True, 1)
+    different = sum(
+        not (torch.equal(a.sampled_ids, b.sampled_ids) and torch.equal(a.answer_ids, b.answer_ids))
+        for a, b in zip(growing, fixed, strict=True)
+    )
+    # Rounding may move a draw across a border between two tokens, but not many.
+    if different > 0.05 * len(growing):
+        raise AssertionError(f"{different} of {len(growing)} thoughts differ from the growing loop")
+    gaps = {}
+    for dtype in setting.types:
+        cast_parameters(model.hf, dtype)
+        rollouts = Job(model, setting.small).sample()
+        with torch.no_grad():
+            scores = score(
+                model,
+                plant(model, rollouts, setting.small.horizon),
+                temperature=1.0,
+                with_context=False,
+            )
+        sampled = sampler_logp(rollouts)
+        gaps[_name(dtype)] = float((scores.thought_logp_M.cpu() - sampled).abs().mean())
+    bound = {"float32": 1e-4, "bfloat16": 0.1}
+    for name, gap in gaps.items():
+        if not gap <= bound[name]:
+            raise AssertionError(f"sampler and trainer are {gap:.2g} nats apart in {name}")
+    return {"thoughts that differ": different, "of": len(growing), "sampler gap, nats": gaps}
+
+
+def step(setting: Setting) -> dict[str, Any]:
+    """Loss and gradients of a training step against the unshared loop, in both types."""
+    found: dict[str, Any] = {}
+    attentions = ["auto"] if setting.device == "cpu" else ["segmented", "triton"]
+    for attention in attentions:
+        with _environment(selection.OVERRIDE, attention):
+            result = run(
+                "tree", setting.small_model(), setting.small, dtype=setting.types[0], repeats=1
+            )
+        found[attention] = {key: result[key] for key in ("agreement", "rounding")}
+    return found
+
+
+HEAD_PARTS = ("log-prob", "entropy", "gradient of hidden", "gradient of weight")
+TREE_PARTS = ("output", "gradient of queries", "gradient of keys", "gradient of values")
+
+
+def WIDE(dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
+    return torch.float64, dtype
+
+
+def _head(
+    setting: Setting,
+    kind: torch.dtype,
+    name: Any,
+    sizes: tuple[int, int, int, float, float, Shaping],
+    dtype: torch.dtype,
+    drop: bool = False,
+) -> list[Tensor]:
+    """In type `kind`, of operands that `dtype` can hold."""
+    rows, width, vocabulary, scale, temperature, shaping = sizes
+    generator = torch.Generator().manual_seed(rows)
+
+    def values(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    hidden, weight = (values(rows, width) * scale).to(dtype), values(vocabulary, width).to(dtype)
+    targets = torch.randint(vocabulary - 9, (rows,), generator=generator)
+    signs, entropic = values(rows), values(rows) * 0.3
+    if rows > 9:
+        signs[3:9] = entropic[3:9] = 0  # of a group without a difference
+    if shaping.ignored is not None:
+        targets[::7] = shaping.ignored
+    device = setting.device
+    leaves = [x.to(device, kind).requires_grad_() for x in (hidden, weight)]
+    logprob, entropy, _ = linear_logprob_top1(
+        *leaves,
+        targets.to(device),
+        temperature=temperature,
+        shaping=shaping,
+        chunk_rows=64,
+        drop_zero_rows=drop,
+        implementation=name,
+    )
+    loss = (logprob * signs.to(device) + entropy * entropic.to(device)).sum()
+    grads = torch.autograd.grad(loss, leaves)
+    return [x.detach().double() for x in (logprob, entropy, *grads)]
+
+
+def _far_rows(setting: Setting) -> str:
+    """Logits whose places do not fit 32 bits."""
+    if setting.tiny or setting.device == "cpu":
+        return "not run"
+    rows, width, vocabulary = 15_000, 64, 151_936
+    generator = torch.Generator(setting.device).manual_seed(0)
+    where = {"device": setting.device, "generator": generator}
+    hidden = torch.randn(rows, width, **where).bfloat16()
+    weight = torch.randn(vocabulary, width, **where).bfloat16()
+    targets = torch.randint(vocabulary, (rows,), **where)
+    with torch.no_grad():
+        one, few = (
+            linear_logprob_top1(
+                hidden, weight, targets, chunk_rows=chunk, implementation="chunked-triton"
+            )[0]
+            for chunk in (rows, 1000)
+        )
+    gap = float((one - few).abs().max())
+    if not gap < 1e-2:
+        raise AssertionError(f"log-probs of far rows are {gap:.2g} nats off")
+    return f"{gap:.2g} nats apart"
+
+
+def _tree(
+    setting: Setting,
+    name: Any,
+    layout: TreeLayout,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int],
+) -> dict[str, float]:
+    heads, kv_heads, head = shape
+    generator = torch.Generator().manual_seed(head)
+    values = [
+        torch.randn(1, layout.num_tokens, n, head, generator=generator).to(setting.device, dtype)
+        for n in (heads, kv_heads, kv_heads, heads)
+    ]
+
+    def outcome(chosen: Any, kind: torch.dtype) -> list[Tensor]:
+        q, k, v, d_out = (x.to(kind).transpose(1, 2) for x in values)
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = prepare(chosen, layout, q)(*leaves, 0.2)
+        grads = torch.autograd.grad(out, leaves, d_out)
+        return [x.detach().double() for x in (out, *grads)]
+
+    own, usual = outcome(name, dtype), outcome("dense", dtype)
+    exact = outcome("dense", torch.float64)
+    require_agreement(
+        f"{name} in {_name(dtype)} with heads {shape} on {layout}",
+        TREE_PARTS,
+        own,
+        usual,
+        exact,
+        "do not use it",
+    )
+    return _errors(own, exact, TREE_PARTS)
+
+
+def _errors(
+    own: list[Tensor], exact: list[Tensor], parts: tuple[str, ...] = HEAD_PARTS
+) -> dict[str, float]:
+    return {
+        part: float((mine - true).norm() / true.norm().clamp_min(1e-30))
+        for part, mine, true in zip(parts, own, exact, strict=True)
+    }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+CHECKS: dict[str, tuple[Callable[[Setting], dict[str, Any]], float]] = {
+    "head is right": (head, 90),
+    "tree attention is right": (tree, 150),
+    "decoding is right": (decode, 90),
+    "a step is right": (step, 90),
+    "flex attention is right": (flex, 120),
+}
