@@ -47,7 +47,7 @@ def softmax_step(s, v, highest, total, out):
     return risen, total, out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])  # it changes from step to step
 def forward_kernel(
     q_ptr,
     k_ptr,
@@ -126,7 +126,7 @@ def query_step(s, q, k, v, d_out, lse, delta, d_q):
     return tl.dot(d_s.to(k.dtype), k, d_q, input_precision="tf32x3")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])  # it changes from step to step
 def query_gradient_kernel(
     q_ptr,
     k_ptr,
@@ -218,7 +218,7 @@ def key_step(p, q, v, d_out, delta, d_k, d_v):
     return d_k, d_v
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])  # it changes from step to step
 def key_gradient_kernel(
     q_ptr,
     k_ptr,

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rntp_kernels.tree_attention.layout import TreeLayout
@@ -42,10 +43,19 @@ class Tables:
     def to(self, device: torch.device | str) -> "Tables":
         """On another device, by one copy."""
         tables = (self.queries, self.seen, self.keys, self.seers, self.shared)
-        flat = torch.cat([table.flatten() for table in tables]).to(device)
-        parts = flat.split([table.numel() for table in tables])
+        # Triton compiles once more for addresses that are no multiples of 16 bytes.
+        sizes = [-(-table.numel() // 4) * 4 for table in tables]
+        padded = [
+            F.pad(table.flatten(), (0, size - table.numel()))
+            for table, size in zip(tables, sizes, strict=True)
+        ]
+        parts = torch.cat(padded).to(device).split(sizes)
         return Tables(
-            *(p.view(t.shape) for p, t in zip(parts, tables, strict=True)), self.num_slots
+            *(
+                part[: table.numel()].view(table.shape)
+                for part, table in zip(parts, tables, strict=True)
+            ),
+            self.num_slots,
         )
 
 
