@@ -9,7 +9,7 @@ the backward: rows that fit one chunk are not projected twice, and memory is tha
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,13 +79,13 @@ class ChunkedLinearLogprob(torch.autograd.Function):
             g_logprob, g_entropy = g_logprob.where(kept, 0.0), g_entropy.where(kept, 0.0)
         # A second backward finds None: the gradient takes the logits' place.
         last_logits, ctx.last_logits = ctx.last_logits, None
-        per_row = hidden, targets, inverse_temperature, entropy, lse, g_logprob, g_entropy
+        rows = _Rows(hidden, targets, inverse_temperature, entropy, lse, g_logprob, g_entropy)
         live = _live(g_logprob, g_entropy) if ctx.how.drop_zero_rows else None
         if live is not None:
-            per_row = tuple(x.index_select(0, live) for x in per_row)
+            rows = _Rows(*(x.index_select(0, live) for x in rows))
             whole = last_logits is not None and len(last_logits) == len(hidden)
             last_logits = last_logits.index_select(0, live) if whole else None
-        d_hidden, d_weight = _gradients(weight, *per_row, last_logits, ctx.shaping, ctx.how)
+        d_hidden, d_weight = _gradients(weight, rows, last_logits, ctx.shaping, ctx.how)
         if live is not None:
             d_hidden = torch.zeros_like(hidden).index_copy_(0, live, d_hidden)
         return d_hidden, _as(d_weight, weight), *[None] * 4
@@ -111,37 +111,31 @@ def _in_chunks(
     return (logprob, entropy, lse, top1), logits
 
 
+class _Rows(NamedTuple):
+    """What the backward needs of each row: hidden [N, H], the others [N]."""
+
+    hidden: Tensor
+    targets: Tensor
+    inverse_temperature: Tensor
+    entropy: Tensor
+    lse: Tensor
+    g_logprob: Tensor
+    g_entropy: Tensor
+
+
 def _gradients(
-    weight: Tensor,
-    hidden: Tensor,
-    targets: Tensor,
-    inverse_temperature: Tensor,
-    entropy: Tensor,
-    lse: Tensor,
-    g_logprob: Tensor,
-    g_entropy: Tensor,
-    last_logits: Tensor | None,
-    shaping: Shaping,
-    how: How,
+    weight: Tensor, rows: _Rows, last_logits: Tensor | None, shaping: Shaping, how: How
 ) -> tuple[Tensor, Tensor | None]:
     """Of hidden and, in float32 or better, of weight (None: there are no rows)."""
-    d_hidden = torch.zeros_like(hidden)
+    d_hidden = torch.zeros_like(rows.hidden)
     d_weight = None
-    for rows in reversed(list(_chunks(hidden.shape[0], how.chunk_rows))):
-        logits = hidden[rows] @ weight.T if last_logits is None else last_logits
+    for chunk in reversed(list(_chunks(len(rows.hidden), how.chunk_rows))):
+        own = _Rows(*(x[chunk] for x in rows))
+        logits = own.hidden @ weight.T if last_logits is None else last_logits
         last_logits = None
-        d_logits = how.kernels.logit_gradient(
-            logits,
-            targets[rows],
-            inverse_temperature[rows],
-            entropy[rows],
-            lse[rows],
-            g_logprob[rows],
-            g_entropy[rows],
-            shaping,
-        )
-        d_hidden[rows] = d_logits @ weight
-        d_weight = _accumulate(d_weight, d_logits, hidden[rows])
+        d_logits = how.kernels.logit_gradient(logits, *own[1:], shaping)
+        d_hidden[chunk] = d_logits @ weight
+        d_weight = _accumulate(d_weight, d_logits, own.hidden)
     return d_hidden, d_weight
 
 

@@ -54,13 +54,13 @@ def block_mask(layout: TreeLayout, length: int, device: torch.device) -> BlockMa
     seen = visible_pairs(layout, length)
     full = seen == BLOCK * BLOCK
     part = (seen > 0) & ~full
-    tables: list[Tensor] = []
-    for blocks in (part, full):
-        tables.append(blocks.sum(1, dtype=torch.int32)[None, None])
-        order = torch.argsort(blocks.int(), dim=1, descending=True, stable=True)
-        tables.append(order.int()[None, None])
+    part_numbers, part_blocks = _table(part, device)
+    full_numbers, full_blocks = _table(full, device)
     mask = BlockMask.from_kv_blocks(
-        *(table.to(device) for table in tables),
+        part_numbers,
+        part_blocks,
+        full_numbers,
+        full_blocks,
         BLOCK_SIZE=BLOCK,
         mask_mod=visible,
         seq_lengths=(length, length),
@@ -137,6 +137,13 @@ def visible_pairs(layout: TreeLayout, length: int) -> Tensor:
     padding = keys_in_blocks(layout.num_tokens, length)
     pairs.diagonal().add_(padding)
     return pairs
+
+
+def _table(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """How many blocks of keys each block of rows has, int32 [1, 1, n], and these first of all."""
+    order = torch.argsort(blocks.int(), dim=1, descending=True, stable=True)
+    number = blocks.sum(1, dtype=torch.int32)
+    return number[None, None].to(device), order.int()[None, None].to(device)
 
 
 @cache

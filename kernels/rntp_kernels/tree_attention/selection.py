@@ -58,11 +58,10 @@ def self_check(
     values = [torch.randn(size, generator=generator).to(device, dtype) for size in sizes]
 
     def outcome(chosen: Implementation, kind: torch.dtype) -> list[Tensor]:
-        q, k, v, d_out = (x.to(kind) for x in values)
-        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        q, k, v = (x.to(kind).clone().requires_grad_() for x in values[:3])
         with torch.enable_grad():  # who asks first may be sampling
-            out = prepare(chosen, layout, q)(*leaves, 0.2)
-            grads = torch.autograd.grad(out, leaves, d_out)
+            out = prepare(chosen, layout, q)(q, k, v, 0.2)
+            grads = torch.autograd.grad(out, (q, k, v), values[3].to(kind))
         return [x.detach().double() for x in (out, *grads)]
 
     require_agreement(

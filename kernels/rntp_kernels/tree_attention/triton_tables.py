@@ -50,13 +50,11 @@ class Tables:
             for table, size in zip(tables, sizes, strict=True)
         ]
         parts = torch.cat(padded).to(device).split(sizes)
-        return Tables(
-            *(
-                part[: table.numel()].view(table.shape)
-                for part, table in zip(parts, tables, strict=True)
-            ),
-            self.num_slots,
+        queries, seen, keys, seers, shared = (
+            part[: table.numel()].view(table.shape)
+            for part, table in zip(parts, tables, strict=True)
         )
+        return Tables(queries, seen, keys, seers, shared, self.num_slots)
 
 
 def make_tables(
