@@ -69,9 +69,10 @@ def compile_for(variant: Variant, target: GPUTarget = HOPPER) -> dict[str, int]:
 def variants() -> dict[str, Variant]:
     """Of all kernels, by name."""
     from rntp_kernels.linear_logprob import aot as head
+    from rntp_kernels.sampling import aot as sampling
     from rntp_kernels.tree_attention import aot as tree
 
-    return {**head.variants(), **tree.variants()}
+    return {**head.variants(), **tree.variants(), **sampling.variants()}
 
 
 def _tool(name: str, *arguments: str) -> str:

@@ -31,6 +31,8 @@ def test_every_kernel_is_there(compiled: dict[str, dict[str, int]]) -> None:
     assert set(compiled) == {
         *(f"{name}{cap}" for name in ("forward", "statistics", "gradient") for cap in CAPS),
         *(f"tree {name}, head {head}" for name in TREE for head in (64, 128)),
+        "sampling, blocks",
+        "sampling, token",
     }
 
 

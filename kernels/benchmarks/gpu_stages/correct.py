@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from rntp_kernels import Shaping, TreeLayout, linear_logprob_top1
+from rntp_kernels import Shaping, TreeLayout, linear_logprob_top1, sample
 from rntp_kernels.choice import require_agreement
 from rntp_kernels.tree_attention import selection
 from rntp_kernels.tree_attention.tree import prepare
@@ -84,6 +84,30 @@ def flex(setting: Setting) -> dict[str, Any]:
     _tree(setting, "flex", longer, torch.bfloat16, (4, 2, 64))
     again = counters["stats"]["unique_graphs"] - between
     return {"relative errors": first, "graphs": graphs, "graphs of a second length": again}
+
+
+def sampling(setting: Setting) -> dict[str, Any]:
+    """Tokens and log-probs of every implementation against float64, for the same numbers."""
+    found: dict[str, Any] = {}
+    rows = 64
+    for dtype in setting.types:
+        for vocabulary in (300,) if setting.tiny else (49_152, 151_936):
+            generator = torch.Generator().manual_seed(vocabulary)
+            logits = (3 * torch.randn(rows, vocabulary, generator=generator)).to(dtype)
+            logits = logits.to(setting.device)
+            uniforms = torch.rand(rows, generator=generator, dtype=torch.float64)
+            uniforms = uniforms.to(setting.device)
+            true_ids, true_logprob = sample(logits.double(), uniforms, 0.8, "reference")
+            ids, logprob = sample(logits, uniforms, 0.8)
+            same = ids == true_ids
+            label = f"{_name(dtype)}, {vocabulary}"
+            different = int((~same).sum())
+            gap = float((logprob - true_logprob)[same].abs().max())
+            found[label] = {"tokens that differ": different, "of": rows, "nats": gap}
+            # A number within rounding of the border between two tokens may fall on either side.
+            if different > 2 or not gap < 1e-4:
+                raise AssertionError(f"sampling in {label}: {found[label]}")
+    return found
 
 
 def decode(setting: Setting) -> dict[str, Any]:
@@ -285,6 +309,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
 CHECKS: dict[str, tuple[Callable[[Setting], dict[str, Any]], float]] = {
     "head is right": (head, 90),
     "tree attention is right": (tree, 150),
+    "sampling is right": (sampling, 40),
     "decoding is right": (decode, 90),
     "a step is right": (step, 90),
     "flex attention is right": (flex, 120),

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from rntp_kernels import linear_logprob_top1
+from rntp_kernels import linear_logprob_top1, sample
 from rntp_kernels.tree_attention.strands import strands
 from rntp_kernels.tree_attention.tree import prepare
 from torch import Tensor
@@ -46,6 +46,25 @@ def head(setting: Setting) -> dict[str, Any]:
     for name, (width, vocabulary) in setting.heads.items():
         found[name] = _head(setting, width, vocabulary)
         _free()
+    return found
+
+
+def sampling(setting: Setting) -> dict[str, Any]:
+    """A token for every branch, from logits that are there: one read of them is the floor."""
+    found: dict[str, Any] = {}
+    dtype = torch.float32 if setting.tiny else torch.bfloat16
+    names: list[Any] = ["reference"] if setting.device == "cpu" else ["reference", "triton"]
+    for branches in (4,) if setting.tiny else (128, 1024):
+        vocabulary = 300 if setting.tiny else 151_936
+        logits = torch.randn(branches, vocabulary, device=setting.device).to(dtype)
+        uniforms = torch.rand(branches, device=setting.device, dtype=torch.float64)
+        ways = {name: partial(sample, logits, uniforms, 1.0, name) for name in names}
+        timings = interleaved(ways, repeats=9)
+        size = logits.numel() * logits.element_size()
+        found[f"{branches} branches"] = {
+            name: {"ms": t.median * 1e3, "GB/s of logits": size / t.median / 1e9}
+            for name, t in timings.items()
+        }
     return found
 
 
@@ -252,6 +271,7 @@ def _peak_gb(setting: Setting) -> float:
 MEASUREMENTS: dict[str, tuple[Callable[[Setting], dict[str, Any]], float]] = {
     "ceilings": (ceilings, 30),
     "head": (head, 120),
+    "sampling": (sampling, 30),
     "trunk": (trunk, 60),
     "decode": (decode, 90),
     "step": (step, 110),
