@@ -31,6 +31,7 @@ def test_every_kernel_is_there(compiled: dict[str, dict[str, int]]) -> None:
     assert set(compiled) == {
         *(f"{name}{cap}" for name in ("forward", "statistics", "gradient") for cap in CAPS),
         *(f"tree {name}, head {head}" for name in TREE for head in (64, 128)),
+        *(f"decode {name}, head {head}" for name in ("prefix", "branch") for head in (64, 128)),
         "sampling, blocks",
         "sampling, token",
     }
@@ -46,6 +47,7 @@ def test_no_kernel_spills_and_all_fit_into_shared_memory(
 
 def test_products_run_on_tensor_cores(compiled: dict[str, dict[str, int]]) -> None:
     products = {"forward", "forward, soft cap"}
+    products |= {"decode prefix, head 64", "decode prefix, head 128"}
     products |= {f"tree {name}, head {head}" for name in TREE[:3] for head in (64, 128)}
     for name, made in compiled.items():
         assert (made["tensor_core_instructions"] > 0) == (name in products), name

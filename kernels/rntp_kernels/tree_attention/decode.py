@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from rntp_kernels.tree_attention.layout import TreeLayout
+from rntp_kernels.tree_attention.selection import decode_choice
 from rntp_kernels.tree_attention.tree import TreeAttention
 
 
@@ -57,15 +58,24 @@ class DecodeAttention:
     fixed: every call reads the storage at its full width and takes the place of the next token
     from the device, so that all calls have the same shapes and addresses (a CUDA graph needs
     that); `restart` then begins with other documents in the same storage, which is the prefix's.
+    With fixed shapes Triton's kernels may do the work; see `decode_choice`.
     """
 
     def __init__(
-        self, prefix: PrefixRecorder, visible: Tensor, budget: int, *, fixed: bool = False
+        self,
+        prefix: PrefixRecorder,
+        visible: Tensor,
+        budget: int,
+        *,
+        fixed: bool = False,
     ) -> None:
         self._doc_keys, self._doc_values = prefix.keys, prefix.values
         self._documents, self._branches = visible.shape
         self._budget = budget
         self._length = 0
+        self._fixed = fixed
+        self._by_kernels: bool | None = None  # known at the first call
+        self._visible = visible.clone()
         slots = next(iter(prefix.keys.values())).shape[2]
         # Additive, because a boolean mask would be converted in every layer.
         self._bias = torch.zeros(
@@ -84,6 +94,7 @@ class DecodeAttention:
         for own, other in ((self._doc_keys, prefix.keys), (self._doc_values, prefix.values)):
             for layer, kept in own.items():
                 kept.copy_(other[layer])
+        self._visible.copy_(visible)
         _show(self._bias, visible)
         self.rewind(torch.zeros_like(visible))
 
@@ -122,6 +133,10 @@ class DecodeAttention:
         documents, branches = self._documents, self._branches
         kv_heads, head = k.shape[1], k.shape[3]
         repeat = q.shape[1] // kv_heads
+        if self._by_kernels is None:
+            self._by_kernels = self._fixed and decode_choice(q, k) == "triton"
+        if self._by_kernels:
+            return self._step_by_kernels(layer, q, k, v, scale)
         own_k = self._append(self._keys, layer, k)  # [D, Hkv, B, t, head]
         own_v = self._append(self._values, layer, v)
         doc_k, doc_v = self._doc_keys[layer], self._doc_values[layer]
@@ -144,18 +159,40 @@ class DecodeAttention:
         out = out.permute(1, 3, 0, 2, 4).to(q.dtype)
         return out.reshape(1, kv_heads * repeat, documents * branches, head)
 
+    def _step_by_kernels(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        from rntp_kernels.tree_attention.triton_decode import decode_step
+
+        assert self._lengths is not None
+        return decode_step(
+            q,
+            k,
+            v,
+            self._doc_keys[layer],
+            self._doc_values[layer],
+            self._storage(self._keys, layer, k),
+            self._storage(self._values, layer, v),
+            self._visible,
+            self._lengths,
+            scale,
+        )
+
     def _append(self, store: dict[int, Tensor], layer: int, new: Tensor) -> Tensor:
         kv_heads, head, new = new.shape[1], new.shape[3], stored(new)
-        if layer not in store:
-            shape = (self._documents, kv_heads, self._branches, self._budget, head)
-            # Zeros: a place that is read before it is written must not hold a NaN.
-            store[layer] = new.new_zeros(shape)
+        self._storage(store, layer, new)
         token = new[0].view(kv_heads, self._documents, self._branches, head).transpose(0, 1)
         if self._lengths is None:
             store[layer][:, :, :, self._length] = token
             return store[layer][:, :, :, : self._length + 1]
         place = self._lengths[:, None, :, None, None].expand(-1, kv_heads, -1, 1, head)
         return store[layer].scatter_(3, place, token.unsqueeze(3))
+
+    def _storage(self, store: dict[int, Tensor], layer: int, new: Tensor) -> Tensor:
+        """Of a layer, [D, Hkv, B, budget, head]; made at its first token."""
+        if layer not in store:
+            shape = self._documents, new.shape[1], self._branches, self._budget, new.shape[3]
+            # Zeros: a place that is read before it is written must not hold a NaN.
+            store[layer] = new.new_zeros(shape)
+        return store[layer]
 
 
 def _show(bias: Tensor, visible: Tensor) -> None:

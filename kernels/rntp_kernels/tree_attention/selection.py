@@ -41,6 +41,95 @@ def choose(asked: Implementation, q: Tensor, k: Tensor) -> Implementation:
     return name  # type: ignore[return-value]
 
 
+def decode_choice(q: Tensor, k: Tensor) -> str:
+    """`triton` or `segmented` (products of the library) for decoding in fixed shapes, by the same
+    variable. q [1, Hq, N, D], k [1, Hkv, N, D].
+
+    Raises RuntimeError if the kernels fail their check against the other way.
+    """
+    name = wanted("auto", OVERRIDE, get_args(Implementation))
+    if name == "auto":
+        name = _fastest(q)
+    if name != "triton" or _obstacle("triton", q):
+        return "segmented"
+    if q.is_cuda:
+        check_decode(q.device, q.dtype, q.shape[3], q.shape[1] // k.shape[1])
+    return "triton"
+
+
+@cache
+def check_decode(device: torch.device, dtype: torch.dtype, head: int, repeat: int) -> None:
+    """Compare a step of the decoding kernels with softmax over a mask, once a process and kind of
+    head. Raises RuntimeError if they differ."""
+    from rntp_kernels.tree_attention.triton_decode import decode_step
+
+    generator = torch.Generator().manual_seed(0)
+    documents, branches, kv_heads, slots, budget = 2, 37, 2, 150, 45
+    own, rows = (documents, kv_heads, branches, budget, head), documents * branches
+
+    def values(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator).to(device, dtype)
+
+    q, k, v = (values(1, n, rows, head) for n in (kv_heads * repeat, kv_heads, kv_heads))
+    doc_k, doc_v = (values(documents, kv_heads, slots, head) for _ in range(2))
+    own_k, own_v = values(*own), values(*own)
+    visible = torch.arange(rows).mul(2).view(documents, branches).to(device)
+    lengths = (torch.arange(rows) % budget).view(documents, branches).to(device)
+    exact, usual = (
+        _plain_decode(
+            *(x.to(kind) for x in (q, k, v, doc_k, doc_v, own_k, own_v)), visible, lengths
+        )
+        for kind in (torch.float64, dtype)
+    )
+    mine = decode_step(q, k, v, doc_k, doc_v, own_k, own_v, visible, lengths, 0.2)
+    require_agreement(
+        f"decoding by 'triton' on {device} in {dtype} with heads of {head}",
+        ("output",),
+        [mine.double()],
+        [usual.double()],
+        [exact],
+        f"set {OVERRIDE}=segmented",
+    )
+
+
+def _plain_decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    doc_k: Tensor,
+    doc_v: Tensor,
+    own_k: Tensor,
+    own_v: Tensor,
+    visible: Tensor,
+    lengths: Tensor,
+) -> Tensor:
+    """What `decode_step` computes, with all scores in memory and a scale of 0.2."""
+    documents, kv_heads, branches, budget, head = own_k.shape
+    repeat = q.shape[1] // kv_heads
+
+    def by_branch(x: Tensor) -> Tensor:  # [1, heads, D·B, head] -> [D, B, heads, head]
+        return x[0].view(-1, documents, branches, head).permute(1, 2, 0, 3)
+
+    def all_of(doc: Tensor, own: Tensor, new: Tensor) -> Tensor:  # [D, B, Hq, keys, head]
+        doc = doc[:, None].expand(-1, branches, -1, -1, -1)
+        own, new = own.transpose(1, 2), by_branch(new)[:, :, :, None]
+        return torch.cat([doc, own, new], dim=3).repeat_interleave(repeat, dim=2)
+
+    places = torch.arange(doc_k.shape[2], device=q.device), torch.arange(budget, device=q.device)
+    seen = torch.cat(
+        [
+            places[0] < visible[:, :, None],
+            places[1] < lengths[:, :, None],
+            torch.ones_like(visible[:, :, None], dtype=torch.bool),
+        ],
+        dim=2,
+    )
+    scores = torch.einsum("dbhe,dbhke->dbhk", by_branch(q), all_of(doc_k, own_k, k)) * 0.2
+    weights = scores.masked_fill(~seen[:, :, None], float("-inf")).softmax(dim=-1)
+    out = torch.einsum("dbhk,dbhke->dbhe", weights, all_of(doc_v, own_v, v))
+    return out.permute(2, 0, 1, 3).reshape(1, q.shape[1], documents * branches, head)
+
+
 @cache
 def self_check(
     name: Implementation, device: torch.device, dtype: torch.dtype, head: int, repeat: int
