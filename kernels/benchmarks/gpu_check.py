@@ -13,13 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_stages.correct import CHECKS
 from gpu_stages.runner import Results, Stage, passed, run_stages
 from gpu_stages.setting import Setting
-from gpu_stages.speed import MEASUREMENTS
 
 from rntp.files import write_json
 from rntp.provenance import environment
+
+STAGES = (
+    Stage("head is right", "gpu_stages.correct_kernels:head", 90, True),
+    Stage("tree attention is right", "gpu_stages.correct_kernels:tree", 150, True),
+    Stage("sampling is right", "gpu_stages.correct_kernels:sampling", 40, True),
+    Stage("decoding is right", "gpu_stages.correct_runs:decode", 90, True),
+    Stage("a step is right", "gpu_stages.correct_runs:step", 90, True),
+    Stage("flex attention is right", "gpu_stages.correct_kernels:flex", 120, True),
+    Stage("ceilings", "gpu_stages.speed_kernels:ceilings", 30, False),
+    Stage("head", "gpu_stages.speed_kernels:head", 120, False),
+    Stage("sampling", "gpu_stages.speed_kernels:sampling", 30, False),
+    Stage("trunk", "gpu_stages.speed_runs:trunk", 60, False),
+    Stage("decode", "gpu_stages.speed_runs:decode", 90, False),
+    Stage("step", "gpu_stages.speed_runs:step", 110, False),
+    Stage("attention", "gpu_stages.speed_kernels:attention", 120, False),
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -28,12 +42,7 @@ def main(arguments: list[str]) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("gpu-check: torch sees no CUDA device; try the script with --device cpu --tiny")
         return 2
-    stages = [
-        Stage(name, work, budget_s, proves)
-        for table, proves in ((CHECKS, True), (MEASUREMENTS, False))
-        for name, (work, budget_s) in table.items()
-        if not options.only or name in options.only
-    ]
+    stages = [stage for stage in STAGES if not options.only or stage.name in options.only]
     facts = _facts(options.device, arguments)
 
     def keep(results: Results) -> None:
@@ -54,7 +63,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="toy sizes")
     parser.add_argument("--seconds", type=float, default=570, help="for all stages together")
     parser.add_argument(
-        "--only", nargs="*", choices=[*CHECKS, *MEASUREMENTS], help="these stages alone"
+        "--only", nargs="*", choices=[stage.name for stage in STAGES], help="these stages alone"
     )
     options = parser.parse_args(arguments)
     if options.device == "cpu" and not options.tiny:

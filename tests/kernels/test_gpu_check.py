@@ -92,12 +92,12 @@ def run(stages: list[Stage], total_s: float = 200) -> tuple[Results, list[int]]:
 
 def test_no_stage_takes_the_others_down() -> None:
     stages = [
-        Stage("first", fine, 100, True),
-        Stage("second", fine, 100, True),
-        Stage("wrong", wrong, 100, True),
-        Stage("dies", dies, 100, False),
-        Stage("hangs", hangs, 1, False),
-        Stage("last", fine, 100, True),
+        Stage("first", f"{__name__}:fine", 100, True),
+        Stage("second", f"{__name__}:fine", 100, True),
+        Stage("wrong", f"{__name__}:wrong", 100, True),
+        Stage("dies", f"{__name__}:dies", 100, False),
+        Stage("hangs", f"{__name__}:hangs", 1, False),
+        Stage("last", f"{__name__}:fine", 100, True),
     ]
     results, kept = run(stages)
     assert kept == [1, 2, 3, 4, 5, 6]  # written down after each
@@ -118,7 +118,7 @@ def test_no_stage_takes_the_others_down() -> None:
 
 
 def test_what_no_longer_fits_is_skipped_with_a_line() -> None:
-    results, _ = run([Stage("proof", fine, 100, True)], total_s=0)
+    results, _ = run([Stage("proof", f"{__name__}:fine", 100, True)], total_s=0)
     assert results[0]["status"] == "skipped"
     assert "time" in results[0]["why"]
     assert not passed(results)  # nothing was proven

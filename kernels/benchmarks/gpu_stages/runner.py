@@ -5,6 +5,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -15,11 +16,12 @@ Results = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Stage:
-    """name. work: from a setting to figures that JSON can hold; raises where something is wrong.
-    budget_s: seconds after which it is given up. proves: it decides the exit code."""
+    """name. work: "module:function", imported where it runs, from a setting to figures that JSON
+    can hold; raises where something is wrong. budget_s: seconds after which it is given up.
+    proves: it decides the exit code."""
 
     name: str
-    work: Callable[[Any], Figures]
+    work: str
     budget_s: float
     proves: bool
 
@@ -75,7 +77,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
         self._process: SpawnProcess = context.Process(
-            target=_work, args=(other, list(stages), setting), daemon=True
+            target=_work, args=(other, list(stages), setting)
         )
         self._process.start()
         other.close()
@@ -106,7 +108,9 @@ def _work(connection: Connection, stages: Sequence[Stage], setting: object) -> N
         except EOFError:
             return
         try:
-            connection.send({"status": "ok", "figures": stages[number].work(setting)})
+            module, _, function = stages[number].work.partition(":")
+            work: Callable[[Any], Figures] = getattr(import_module(module), function)
+            connection.send({"status": "ok", "figures": work(setting)})
         except Exception:
             connection.send({"status": "failed", "why": traceback.format_exc()})
 

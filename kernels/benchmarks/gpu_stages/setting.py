@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from rntp_kernels import TreeLayout
+from rntp_kernels.tree_attention.strands import strands
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
@@ -116,6 +117,15 @@ def comb(sizes: Sizes) -> TreeLayout:
             parents += [0, len(parents)]
             attach += [position, sizes.budget + 2]
     return TreeLayout(tuple(lengths), tuple(parents), tuple(attach))
+
+
+def visible_pairs(layout: TreeLayout) -> int:
+    """Pairs of a query and a key that it sees, of one head."""
+    total = 0
+    for strand in strands(layout):
+        rows = strand.stop - strand.start
+        total += rows * (rows + 1) // 2 + rows * sum(b - a for a, b in strand.seen)
+    return total
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

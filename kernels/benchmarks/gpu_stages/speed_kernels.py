@@ -1,4 +1,7 @@
-"""Stages that measure: every figure beside what the device reaches with a plain matrix product."""
+"""Rates of kernels, every one beside what the device reaches with a plain matrix product.
+
+Needs nothing of the trainer but its clock, nor what the trainer needs installed.
+"""
 
 import time
 from collections.abc import Callable
@@ -7,18 +10,12 @@ from typing import Any
 
 import torch
 from rntp_kernels import linear_logprob_top1, sample
-from rntp_kernels.tree_attention.strands import strands
 from rntp_kernels.tree_attention.tree import prepare
 from torch import Tensor
 
-from gpu_stages.setting import Setting, comb
+from gpu_stages.setting import Setting, comb, visible_pairs
 from rntp.bench import peers
 from rntp.bench.clock import interleaved, matmul_rate
-from rntp.bench.job import Job
-from rntp.bench.run import run
-from rntp.estimate import Shape
-from rntp.model import cast_parameters
-from rntp.step import plant
 
 # Rows of the head; logits above this many are not kept by the plain way.
 ROWS = 8192
@@ -71,7 +68,7 @@ def sampling(setting: Setting) -> dict[str, Any]:
 def attention(setting: Setting) -> dict[str, Any]:
     """Tree attention on a page with all of its thoughts, forward and with backward."""
     layout = comb(setting.comb)
-    pairs = _pairs(setting)
+    pairs = visible_pairs(layout)
     found: dict[str, Any] = {"tokens": layout.num_tokens, "visible pairs": pairs}
     dtype = torch.float32 if setting.tiny else torch.bfloat16
     rate = matmul_rate(dtype, torch.device(setting.device))
@@ -95,65 +92,6 @@ def attention(setting: Setting) -> dict[str, Any]:
             for way, t in timings.items()
         } | {"host, making the tables once a step, ms": plans}
     return found
-
-
-def trunk(setting: Setting) -> dict[str, Any]:
-    """Forward and backward of all layers on the tokens of a page's tree, each counted once."""
-    model = setting.model()
-    dtype = torch.float32 if setting.tiny else torch.bfloat16
-    cast_parameters(model.hf, dtype)
-    job = Job(model, setting.comb)
-    tree = plant(model, tuple(job.rollouts), setting.comb.horizon).tree
-
-    def work() -> None:
-        model.hf.zero_grad(set_to_none=True)
-        tree.hidden(model).float().square().mean().backward()
-
-    seconds = interleaved({"trunk": work}, repeats=5, warm_up=2)["trunk"].median
-    text, shape = model.hf.config.get_text_config(), Shape.of(model.hf)
-    tokens = tree.layout.num_tokens
-    per_pair = 4.0 * text.head_dim * text.num_attention_heads * text.num_hidden_layers
-    attended = 3.5 * per_pair * _visible(tree.layout)
-    rate = matmul_rate(dtype, torch.device(setting.device))
-    return {
-        "tokens": tokens,
-        "ms": seconds * 1e3,
-        "tokens per second": tokens / seconds,
-        "share of the matmul ceiling, linear layers alone": 6.0
-        * shape.trunk
-        * tokens
-        / seconds
-        / rate,
-        "share, linear layers and attention": (6.0 * shape.trunk * tokens + attended)
-        / seconds
-        / rate,
-        "share, 6 FLOP a parameter with embeddings": 6.0
-        * shape.parameters
-        * tokens
-        / seconds
-        / rate,
-        "peak memory, GB": _peak_gb(setting),
-    }
-
-
-def decode(setting: Setting) -> dict[str, Any]:
-    """Sampling a step's thoughts, against transformers' `generate`."""
-    found = _bench("rollout", setting)
-    tokens = found["facts"]["sampled tokens"]
-    for provider in found["providers"].values():
-        provider["tokens per second"] = tokens / provider["median_s"]
-    return found
-
-
-def step(setting: Setting) -> dict[str, Any]:
-    """Sampling, scoring and gradients, against the usual loop."""
-    return _bench("step", setting)
-
-
-def _bench(name: str, setting: Setting) -> dict[str, Any]:
-    dtype = torch.float32 if setting.tiny else torch.bfloat16
-    result = run(name, setting.model(), setting.step, dtype=dtype, repeats=2)
-    return {k: v for k, v in result.items() if k not in ("environment", "model")}
 
 
 def _head(setting: Setting, width: int, vocabulary: int) -> dict[str, Any]:
@@ -237,19 +175,6 @@ def _rate(seconds: float, flop: float, ceiling: float) -> dict[str, float]:
     }
 
 
-def _pairs(setting: Setting) -> int:
-    return _visible(comb(setting.comb))
-
-
-def _visible(layout: Any) -> int:
-    """Pairs of a query and a key that it sees, of one head."""
-    total = 0
-    for strand in strands(layout):
-        rows = strand.stop - strand.start
-        total += rows * (rows + 1) // 2 + rows * sum(b - a for a, b in strand.seen)
-    return total
-
-
 def _without_gradient(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> None:
     with torch.no_grad():
         attend(q, k, v, 0.1)
@@ -266,14 +191,3 @@ def _free() -> None:
 
 def _peak_gb(setting: Setting) -> float:
     return torch.cuda.max_memory_allocated() / 1e9 if setting.device == "cuda" else 0.0
-
-
-MEASUREMENTS: dict[str, tuple[Callable[[Setting], dict[str, Any]], float]] = {
-    "ceilings": (ceilings, 30),
-    "head": (head, 120),
-    "sampling": (sampling, 30),
-    "trunk": (trunk, 60),
-    "decode": (decode, 90),
-    "step": (step, 110),
-    "attention": (attention, 120),
-}
