@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_map
 
 DEVICE = torch.device("meta")
 # CUDA takes these over from the CPU by itself.
+# Names of operations that went from one to the other so far: on a GPU the host may have to wait.
+crossings: list[str] = []
 _MAY_MIX = ("aten.index.Tensor", "aten.index_put_.default", "aten._to_copy", "aten.copy_")
 
 
@@ -108,10 +110,12 @@ def _run(function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if given and of_cpu and not str(function).startswith(_MAY_MIX):
         shapes = [tuple(x.shape) for x in of_cpu]
         raise RuntimeError(f"{function} of tensors on the device and on the CPU {shapes}")
+    there = torch.device(asked) == DEVICE if asked is not None else bool(given)
+    if (of_cpu and there) or (given and not there):
+        crossings.append(str(function))
     if asked is not None:
         low["device"] = torch.device("cpu")
     found = function(*low_args, **low)
-    there = torch.device(asked) == DEVICE if asked is not None else bool(given)
     if str(function).startswith("aten.copy_"):
         return args[0]
     return tree_map(lambda x: _raised(x, given), found) if there else found

@@ -6,14 +6,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_run
-from pretended import DEVICE, Elsewhere, Pretended, move
+from pretended import DEVICE, Elsewhere, Pretended, crossings, move
 from torch.utils._python_dispatch import _disable_current_modes
 
 import rntp.trainer
 from rntp.config import Config
+from rntp.model import load_model
 from rntp.preflight import open_model
 from rntp.rollout import inprocess
 from rntp.trainer import Trainer
+from rntp.types import Context
 
 
 def test_the_device_does_not_mix_with_the_cpu() -> None:
@@ -81,3 +83,26 @@ def test_a_run_puts_everything_where_it_belongs(
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(metrics) == 2
     assert '"skipped": 0' in metrics[-1]
+
+
+def test_a_step_of_decoding_copies_nothing_from_or_to_the_host(
+    model_folders: dict[str, Path],
+) -> None:
+    """A CUDA graph may not, from memory that is not pinned."""
+    model = load_model(str(model_folders["qwen3"]))
+    move(model.hf)
+    engine = inprocess.InProcessEngine(
+        model, thoughts=3, budget=5, temperature=1.0, seed=5, slots=32, fixed_shapes=True
+    )
+    page = Context(0, "page", torch.arange(1, 21))
+    with torch.no_grad(), Pretended():
+        engine.sample([page], lambda *_: (3, 10))
+        (decoder,) = engine._kept.values()
+        decoder._attention.rewind(decoder._attention.lengths.zero_())
+        decoder._think._begin(1, decoder._branches.position)
+        crossings.clear()
+        for _ in range(4):
+            decoder._think.advance()
+        assert crossings == []
+        assert decoder._think._drawn.cpu()[:4].unique().numel() > 2
+        assert crossings == ["aten._to_copy.default"]

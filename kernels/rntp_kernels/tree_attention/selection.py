@@ -76,9 +76,7 @@ def check_decode(device: torch.device, dtype: torch.dtype, head: int, repeat: in
     visible = torch.arange(rows).mul(2).view(documents, branches).to(device)
     lengths = (torch.arange(rows) % budget).view(documents, branches).to(device)
     exact, usual = (
-        _plain_decode(
-            *(x.to(kind) for x in (q, k, v, doc_k, doc_v, own_k, own_v)), visible, lengths
-        )
+        _plain_decode([x.to(kind) for x in (q, k, v, doc_k, doc_v, own_k, own_v)], visible, lengths)
         for kind in (torch.float64, dtype)
     )
     mine = decode_step(q, k, v, doc_k, doc_v, own_k, own_v, visible, lengths, 0.2)
@@ -92,18 +90,10 @@ def check_decode(device: torch.device, dtype: torch.dtype, head: int, repeat: in
     )
 
 
-def _plain_decode(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    doc_k: Tensor,
-    doc_v: Tensor,
-    own_k: Tensor,
-    own_v: Tensor,
-    visible: Tensor,
-    lengths: Tensor,
-) -> Tensor:
-    """What `decode_step` computes, with all scores in memory and a scale of 0.2."""
+def _plain_decode(tensors: list[Tensor], visible: Tensor, lengths: Tensor) -> Tensor:
+    """What `decode_step` computes of its first seven arguments, with all scores in memory and a
+    scale of 0.2."""
+    q, k, v, doc_k, doc_v, own_k, own_v = tensors
     documents, kv_heads, branches, budget, head = own_k.shape
     repeat = q.shape[1] // kv_heads
 
