@@ -62,7 +62,7 @@ class Setting:
             return self.small
         return Sizes(context=2048, positions=16, thoughts=8, budget=128, horizon=32, docs=1)
 
-    def small_model(self, head: int = 64) -> LanguageModel:
+    def small_model(self) -> LanguageModel:
         """Two layers in float32, with predictions that are far from uniform."""
         return self._model(
             vocab_size=1_000,
@@ -71,7 +71,7 @@ class Setting:
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            head_dim=16 if self.tiny else head,
+            head_dim=16 if self.tiny else 64,
             initializer_range=0.2 if self.tiny else 0.1,
         )
 

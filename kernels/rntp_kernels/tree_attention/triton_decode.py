@@ -214,7 +214,7 @@ def decode_step(
         KEYS=KEYS,
         WIDEN=not q.is_cuda and q.dtype == torch.bfloat16,
         num_warps=_WARPS,
-        num_stages=_STAGES,
+        num_stages=_STAGES if q.element_size() == 2 else 1,  # what fits into shared memory
     )
     out = q.new_empty(1, documents * branches, q.shape[1], head).transpose(1, 2)
     branch_kernel[(documents * branches, q.shape[1])](
