@@ -5,6 +5,7 @@
 # make methods      every published method on it, with the controls (63 runs, half an hour)
 # make faults       every injected fault: kills, damage, hangs, signals → experiments/faults/RESULTS.md
 # make save-stall   how long training stands still for a checkpoint (two minutes)
+# make gpu-check    is everything right on this GPU, and how fast is it (ten minutes)
 # make install      only the environment, in .venv
 # make test         the same environment with the test extras; lint, types, tests
 #
@@ -21,7 +22,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.enabled=false
 
-.PHONY: bench-data install quickstart planted ablations ablations-text methods faults save-stall test lint \
+.PHONY: bench-data install quickstart planted ablations ablations-text methods faults save-stall gpu-check test lint \
 	types clean
 .DELETE_ON_ERROR:
 
@@ -39,6 +40,10 @@ planted: build/planted/manifest.json
 # Saves of a 135M-parameter model with random weights, at once and asynchronous.
 save-stall: install
 	$(VENV)/bin/python experiments/checkpoints/measure.py --out experiments/checkpoints/results/stall.json
+
+# Correctness on a GPU first, then ceilings and rates: build/gpu_check.json.
+gpu-check: install
+	$(VENV)/bin/python kernels/benchmarks/gpu_check.py --out build/gpu_check.json
 
 # Every curve of experiments/planted/results. About an hour on 2 cores; resumes.
 ablations: build/planted/manifest.json

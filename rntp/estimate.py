@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+from rntp_kernels.linear_logprob import default_chunk_rows
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rntp import rewards
@@ -24,7 +25,8 @@ PROCESS = 0.7e9
 
 @dataclass(frozen=True)
 class Shape:
-    """What the arithmetic of a model depends on. trunk: parameters without embeddings."""
+    """What the arithmetic of a model depends on. trunk: parameters without embeddings. kv_width:
+    numbers that a layer keeps of a token as keys, and as many as values."""
 
     parameters: int
     trunk: int
@@ -32,6 +34,7 @@ class Shape:
     intermediate: int
     layers: int
     vocabulary: int
+    kv_width: int = 0
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Shape":
@@ -40,6 +43,8 @@ class Shape:
         # Tied embeddings are one tensor and count once.
         embeddings = {id(p): p.numel() for end in ends if end for p in end.parameters()}
         text = model.config.get_text_config()
+        heads = text.num_attention_heads
+        head = getattr(text, "head_dim", None) or text.hidden_size // heads
         return cls(
             parameters=parameters,
             trunk=parameters - sum(embeddings.values()),
@@ -47,6 +52,7 @@ class Shape:
             intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
             layers=text.num_hidden_layers,
             vocabulary=text.vocab_size,
+            kv_width=(getattr(text, "num_key_value_heads", None) or heads) * head,
         )
 
     @classmethod
@@ -127,10 +133,29 @@ def peak_memory(config: Config, shape: Shape, ranks: int = 1) -> float:
     # Saved for the backward, in units of a layer's widths: fitted to the measured peak of the
     # quickstart at 608, 1216 and 2432 tokens. Norms, and attention on the CPU, work in `wide`.
     per_token = (16 * shape.hidden + 8 * shape.intermediate) * narrow + 14 * shape.hidden * wide
-    # Logits of two chunks of 2,048 rows at most, and the gradient of the weight.
-    logits = min(4096, tokens.head_rows) * shape.vocabulary * narrow
+    # Logits of two chunks at most, and the gradient of the weight.
+    chunk = default_chunk_rows(pick_device(config.model.device))
+    logits = min(2 * chunk, tokens.head_rows) * shape.vocabulary * narrow
     head_chunk = logits + shape.vocabulary * shape.hidden * wide
-    return PROCESS + weights + shape.layers * per_token * microbatch + head_chunk
+    activations = shape.layers * per_token * microbatch
+    return PROCESS + weights + activations + head_chunk + decoding_bytes(config, shape)
+
+
+def decoding_bytes(config: Config, shape: Shape) -> int:
+    """What the sampler keeps while training goes on: on CUDA the storage that its graph works on
+    (keys and values of pages and branches, and the logits of a step); elsewhere nothing.
+    """
+    thoughts, rollout = config.thought, config.rollout
+    if not thoughts.thoughts_per_position or pick_device(config.model.device).type != "cuda":
+        return 0
+    docs = min(rollout.docs_per_batch, config.data.docs_per_step)
+    rest = config.data.docs_per_step % docs  # of the last batch, which has a graph of its own
+    positions = 1 if config.placement.interleaved else config.placement.positions_per_doc
+    branches = positions * thoughts.thoughts_per_position
+    answer = thoughts.answer_tokens + 1 if thoughts.answer_tokens else 0
+    kept = config.longest_context + branches * (thoughts.thought_tokens + answer)
+    numbers = 2 * shape.layers * shape.kv_width * kept + branches * shape.vocabulary
+    return (docs + rest) * numbers * _widths(config)[1]
 
 
 def checkpoint_bytes(config: Config, parameters: int) -> int:

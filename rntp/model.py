@@ -138,6 +138,21 @@ def load_model(
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.spec {spec!r} cannot be loaded: {error}") from error
     nn.Module.to(hf, device)  # PreTrainedModel.to is decorated beyond what types can follow
+    return adopt_model(hf, tokenizer, spec, think_open=think_open, think_close=think_close)
+
+
+def adopt_model(
+    hf: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: str,
+    *,
+    think_open: str = "<think>",
+    think_close: str = "</think>",
+) -> LanguageModel:
+    """What `load_model` does with a model once it is in memory, in place.
+
+    spec: what messages call it. Raises ConfigError if it cannot run token trees, with the reason.
+    """
     hf.eval()  # dropout would make tree and unshared sequence differ
     open_id, close_id = (_learn_marker(hf, tokenizer, m) for m in (think_open, think_close))
     max_span = _check_runs_trees(hf, spec)

@@ -53,6 +53,10 @@ def shard(hf: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) -> None:
         part.set_force_sum_reduction_for_comms(True)
 
 
+def is_sharded(model: nn.Module) -> bool:
+    return next(parts(model), None) is not None
+
+
 def parts(model: nn.Module) -> Iterator[FSDPModule]:
     """The modules whose parameters are gathered together; none if the model is not sharded."""
     return (module for module in model.modules() if isinstance(module, FSDPModule))

@@ -1,9 +1,22 @@
 """Sizes of a step that writes answers and asks a judge, worked out by hand."""
 
+from dataclasses import replace
+
+import pytest
+import torch
 from test_config import minimal
 
+from rntp import estimate
 from rntp.config import Config
-from rntp.estimate import QUESTION, Shape, Tokens, checkpoint_bytes, step_flop
+from rntp.estimate import (
+    QUESTION,
+    Shape,
+    Tokens,
+    checkpoint_bytes,
+    decoding_bytes,
+    peak_memory,
+    step_flop,
+)
 
 SHAPE = Shape(parameters=1300, trunk=1000, hidden=10, intermediate=20, layers=2, vocabulary=30)
 
@@ -50,3 +63,21 @@ def test_a_frozen_judge_keeps_a_copy_and_reads_no_context_again() -> None:
     assert work[2] == work[0] + 2 * 1000 * 50
     weights = [checkpoint_bytes(c, 1300) for c in (own, frozen, baseline)]
     assert weights[1] == weights[2] > weights[0]
+
+
+def test_a_gpu_keeps_larger_chunks_and_the_samplers_storage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = ["data.docs_per_step=5", "rollout.docs_per_batch=3", "thought.thought_tokens=2000"]
+    config = Config.parse(minimal(), [*sizes, "model.dtype=bfloat16"])
+    shape = replace(SHAPE, kv_width=6)
+    cpu = peak_memory(config, shape)
+    assert decoding_bytes(config, shape) == 0
+    monkeypatch.setattr(estimate, "pick_device", lambda name: torch.device("cuda"))
+    branches = config.placement.positions_per_doc * config.thought.thoughts_per_position
+    a_page = 2 * 2 * 6 * (128 + branches * 2000) + branches * 30
+    kept = decoding_bytes(config, shape)
+    assert kept == (3 + 2) * a_page * 2  # three pages at once, then two; two bytes a number
+    # Chunks of 4,096 rows instead of 2,048, two of them, of 30 logits; the asynchronous saver's
+    # buffers are the same on both.
+    assert peak_memory(config, shape) == cpu + kept + 2 * 2048 * 30 * 2

@@ -1,4 +1,4 @@
-"""Kernels of rntp: language-model head and tree attention. They know nothing of RL.
+"""Kernels of rntp: language-model head, sampling and tree attention. They know nothing of RL.
 
 Every kernel has a readable PyTorch reference beside it, and the reference is the specification.
 """
@@ -9,6 +9,7 @@ from rntp_kernels.linear_logprob import (
     linear_logprob_loss,
     linear_logprob_top1,
 )
+from rntp_kernels.sampling import sample
 from rntp_kernels.tree_attention import DecodeAttention, TreeAttention, TreeLayout
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "linear_logprob",
     "linear_logprob_loss",
     "linear_logprob_top1",
+    "sample",
 ]

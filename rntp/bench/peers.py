@@ -2,12 +2,14 @@
 
 import importlib.util
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rntp.bench.job import Job
+if TYPE_CHECKING:  # the heads are compared without what the trainer needs
+    from rntp.bench.job import Job
 
 # Thoughts in one forward of a trainer that does not share.
 ROWS = 8
@@ -55,7 +57,7 @@ def heads(
     return found, skipped
 
 
-def steps(job: Job) -> tuple[Providers, Skipped]:
+def steps(job: "Job") -> tuple[Providers, Skipped]:
     """Whole steps of other trainers."""
     name = "TRL GRPOTrainer"
     if importlib.util.find_spec("trl") is None:

@@ -5,19 +5,24 @@ lock-step against that one copy of the keys and values.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from rntp_kernels.tree_attention import DecodeAttention, PrefixRecorder
+from rntp_kernels.tree_attention import PrefixRecorder
 from torch import Tensor
 
-from rntp.chance import uniform
 from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.rollout import Check, Place, no_check
+from rntp.rollout.decoder import Decoder
+from rntp.rollout.lockstep import Branches, Chance
 from rntp.rollout.sampling import Draw, always, draw
+from rntp.sharding import is_sharded
 from rntp.tokenizer import pause_id
 from rntp.types import Context, Rollout, Thought
+
+# Numbers of branches whose storage and graph are kept: of a full batch and of a step's last one.
+KEPT_DECODERS = 2
 
 
 class InProcessEngine:
@@ -26,7 +31,8 @@ class InProcessEngine:
 
     slots: longest context, tokens; storage is always this wide, so that a thought does not depend
     on the contexts beside it. docs_per_batch: contexts decoded together. purpose names the stream
-    of random numbers, so that evaluation and training draw apart.
+    of random numbers, so that evaluation and training draw apart. fixed_shapes: see
+    `rntp.rollout.lockstep`; by default on CUDA, unless the weights are sharded.
     """
 
     def __init__(
@@ -42,6 +48,7 @@ class InProcessEngine:
         docs_per_batch: int = 8,
         purpose: str = "thought",
         draw: Draw = draw,
+        fixed_shapes: bool | None = None,
     ) -> None:
         self.model = model
         self.thoughts = thoughts
@@ -53,6 +60,11 @@ class InProcessEngine:
         self.docs_per_batch = docs_per_batch
         self.purpose = purpose
         self.draw = draw
+        if fixed_shapes is None:
+            # FSDP moves the gathered weights, which a graph would go on reading where they were.
+            fixed_shapes = model.device.type == "cuda" and not is_sharded(model.hf)
+        self.fixed_shapes = fixed_shapes
+        self._kept: dict[tuple[object, ...], Decoder] = {}
 
     @torch.no_grad()
     def sample(
@@ -115,14 +127,15 @@ class InProcessEngine:
         check: Check,
     ) -> list[tuple[tuple[Thought, ...], ...]]:
         """Decode D · K · G branches in lock-step: [D][K][G] thoughts."""
-        branches = self._branches(contexts, positions, prefix)
-        ids_NT, logprob_NT = self._draw_thoughts(branches, check)
+        branches = self._branches(contexts, positions)
+        decode = self._decoder(branches, prefix)
+        ids_NT, logprob_NT = decode.thoughts(check)
         thoughts = [
             _finish(ids, logprob, self.model.think_close_id)
             for ids, logprob in zip(ids_NT, logprob_NT, strict=True)
         ]
         if self.answer_tokens and thoughts:
-            ids_NA, logprob_NA = self._draw_answers(branches, thoughts, check)
+            ids_NA, logprob_NA = decode.answers(thoughts, check)
             thoughts = [
                 _answered(thought, ids, logprob, self.model.eos_id)
                 for thought, ids, logprob in zip(thoughts, ids_NA, logprob_NA, strict=True)
@@ -134,102 +147,48 @@ class InProcessEngine:
         return [tuple(groups[i : i + per_doc]) for i in range(0, len(groups), per_doc)]
 
     def _branches(
-        self,
-        contexts: Sequence[Context],
-        positions: Sequence[tuple[int, ...]],
-        prefix: PrefixRecorder,
-    ) -> "_Branches":
+        self, contexts: Sequence[Context], positions: Sequence[tuple[int, ...]]
+    ) -> Branches:
         device = self.model.device
         position_DK = torch.tensor(positions, device=device)
         visible_DB = position_DK.repeat_interleave(self.thoughts, dim=1)
         ordinal = torch.tensor([c.ordinal for c in contexts], device=device)
         inserted = torch.tensor([c.inserted for c in contexts], device=device)
-        # The open marker, the thought, the close marker, and all but the last token of the answer.
-        budget = self.budget + (self.answer_tokens + 1 if self.answer_tokens else 0)
-        return _Branches(
+        return Branches(
             ordinal=ordinal.repeat_interleave(visible_DB.shape[1]),
             position=visible_DB.flatten(),
             page_position=(visible_DB - inserted[:, None]).flatten(),
             member=torch.arange(self.thoughts, device=device).repeat(position_DK.numel()),
-            attention=DecodeAttention(prefix, visible_DB, budget),
-            shape=visible_DB.shape,
+            visible=visible_DB,
         )
 
-    def _draw_thoughts(self, branches: "_Branches", check: Check) -> tuple[Tensor, Tensor]:
-        """Tokens and log-probs, [N, T], on the CPU; what follows a close marker is to be cut."""
-        model, position = self.model, branches.position
-        token = torch.full_like(position, model.think_open_id)
-        closed = torch.zeros_like(position, dtype=torch.bool)
-        drawn, logprobs = [], []
-        for t in range(self.budget):
-            check()
-            hidden = model.hidden(token, position + t, branches.attention)
-            branches.attention.advance()
-            token, logprob = self._draw(hidden, branches, self.purpose, t)
-            drawn.append(token)
-            logprobs.append(logprob)
-            closed |= token == model.think_close_id
-            if closed.all():
-                break
-        return torch.stack(drawn, 1).cpu(), torch.stack(logprobs, 1).cpu()
+    def _decoder(self, branches: Branches, prefix: PrefixRecorder) -> Decoder:
+        """Of these branches; with fixed shapes the one that has decoded as many before."""
+        if not self.fixed_shapes:
+            return self._new_decoder(branches, prefix)
+        # A graph knows the weights by where they lie.
+        addresses = tuple(p.data_ptr() for p in self.model.hf.parameters())
+        key = (*branches.visible.shape, addresses)
+        kept = self._kept.pop(key, None)
+        if kept is None:
+            kept = self._new_decoder(branches, prefix)
+        else:
+            kept.restart(branches, prefix)
+        self._kept[key] = kept  # the last one is the one used last
+        while len(self._kept) > KEPT_DECODERS:
+            del self._kept[next(iter(self._kept))]
+        return kept
 
-    def _draw_answers(
-        self, branches: "_Branches", thoughts: Sequence[Thought], check: Check
-    ) -> tuple[Tensor, Tensor]:
-        """The same for what comes after the close marker, [N, A].
-
-        A thought that closed itself has decoded up to its last token before the marker, and the
-        lock-step went on without it; one that did not has never been fed its last token.
-        """
-        model, position, attention = self.model, branches.position, branches.attention
-        forced = torch.tensor([not t.closed for t in thoughts], device=model.device)
-        last = torch.tensor([int(t.sampled_ids[-1]) for t in thoughts], device=model.device)
-        content = torch.tensor([t.num_tokens for t in thoughts], device=model.device)
-        if forced.any():
-            # For the others this is the close marker, which the next call writes once more.
-            attention.rewind((content + 1 - forced.long()).view(branches.shape))
-            model.hidden(last, position + content + 1 - forced.long(), attention)
-        length = content + 1  # of the branch before its close marker
-        attention.rewind(length.view(branches.shape))
-        token = torch.full_like(position, model.think_close_id)
-        ended = torch.zeros_like(position, dtype=torch.bool)
-        drawn, logprobs = [], []
-        for t in range(self.answer_tokens):
-            check()
-            hidden = model.hidden(token, position + length + t, attention)
-            attention.advance()
-            token, logprob = self._draw(hidden, branches, f"{self.purpose} answer", t)
-            drawn.append(token)
-            logprobs.append(logprob)
-            if model.eos_id is not None:
-                ended |= token == model.eos_id
-            if ended.all():
-                break
-        return torch.stack(drawn, 1).cpu(), torch.stack(logprobs, 1).cpu()
-
-    def _draw(
-        self, hidden: Tensor, branches: "_Branches", purpose: str, token: int
-    ) -> tuple[Tensor, Tensor]:
-        noise = uniform(
-            self.seed, purpose, branches.ordinal, branches.page_position, branches.member, token
+    def _new_decoder(self, branches: Branches, prefix: PrefixRecorder) -> Decoder:
+        return Decoder(
+            self.model,
+            branches,
+            prefix,
+            Chance(self.seed, self.purpose, self.temperature, self.draw),
+            budget=self.budget,
+            answer_tokens=self.answer_tokens,
+            fixed=self.fixed_shapes,
         )
-        return self.draw(hidden @ self.model.head.T, noise, self.temperature)
-
-
-@dataclass(frozen=True)
-class _Branches:
-    """N = D · K · G branches that decode together: of which context, where, and which thought.
-
-    ordinal, position, page_position, member: int64 [N]; page_position is what chance goes by.
-    shape: (D, K · G).
-    """
-
-    ordinal: Tensor
-    position: Tensor
-    page_position: Tensor
-    member: Tensor
-    attention: DecodeAttention
-    shape: torch.Size
 
 
 class ReadingEngine:

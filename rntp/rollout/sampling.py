@@ -3,24 +3,19 @@
 from collections.abc import Callable
 
 import torch
+from rntp_kernels import sample
 from torch import Tensor
 
 Draw = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Sample from softmax(logits / temperature).
+    """Sample from softmax(logits / temperature); see `rntp_kernels.sample`.
 
     logits: [N, V]. uniforms: float64 [N] in [0, 1). Returns ids int64 [N] and their log-probs in
-    nats, float32 or better, [N]. The cumulative sum runs in float64, so that no token of a large
-    vocabulary loses its share to rounding; a token of probability 0 is never drawn.
+    nats, float32 or better, [N].
     """
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    logp = torch.log_softmax(wide / temperature, dim=-1)
-    cumulative = logp.exp().cumsum(dim=-1, dtype=torch.float64)
-    wanted = uniforms[:, None] * cumulative[:, -1:]
-    ids = torch.searchsorted(cumulative, wanted, right=True).clamp_max(logits.shape[1] - 1)
-    return ids[:, 0], logp.gather(1, ids)[:, 0]
+    return sample(logits, uniforms, temperature)
 
 
 def greedy(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

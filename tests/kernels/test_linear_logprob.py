@@ -3,6 +3,8 @@
 import pytest
 import torch
 from rntp_kernels import Shaping, linear_logprob, linear_logprob_loss, linear_logprob_top1
+from rntp_kernels.linear_logprob import default_chunk_rows
+from rntp_kernels.linear_logprob import rows as row_kernels
 from rntp_kernels.linear_logprob.selection import choose
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -244,3 +246,45 @@ def test_a_second_backward_through_the_same_forward_is_the_first() -> None:
     first = torch.autograd.grad(loss, (h, w), retain_graph=True)
     for one, other in zip(first, torch.autograd.grad(loss, (h, w)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("chunk_rows", [4, 50])  # logits computed again, and those of the forward
+def test_rows_without_gradient_are_left_out_of_the_backward(
+    chunk_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h, w, targets = make(20, 8, 37, torch.float64)
+    upstream = torch.linspace(-1, 2, 20, dtype=torch.float64)
+    upstream[[0, 3, 4, 5, 6, 7, 8, 19]] = 0
+    entropic = torch.zeros(20, dtype=torch.float64)
+    entropic[[4, 12]] = 0.3  # one of the rows has this gradient alone
+    honest, seen = row_kernels.logit_gradient, []
+
+    def counted(logits: torch.Tensor, *more) -> torch.Tensor:
+        seen.append(len(logits))
+        return honest(logits, *more)
+
+    monkeypatch.setattr(row_kernels, "logit_gradient", counted)
+
+    def grads(drop: bool | None) -> tuple[torch.Tensor, ...]:
+        seen.clear()
+        logp, entropy, _ = linear_logprob_top1(
+            h, w, targets, chunk_rows=chunk_rows, drop_zero_rows=drop
+        )
+        return torch.autograd.grad((logp * upstream + entropy * entropic).sum(), (h, w))
+
+    whole = grads(None)
+    assert sum(seen) == 20  # on the CPU the order of sums stays as it is
+    dropped = grads(True)
+    assert sum(seen) == 13
+    for mine, plain in zip(dropped, whole, strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-12, atol=1e-14)
+    assert torch.equal(dropped[0][[0, 3, 5]], torch.zeros(3, 8, dtype=torch.float64))
+    upstream.zero_()
+    entropic.zero_()
+    assert all(float(g.abs().sum()) == 0 for g in grads(True))
+    assert seen == []
+
+
+def test_a_gpu_holds_larger_chunks() -> None:
+    assert default_chunk_rows(torch.device("cuda")) == 4096
+    assert default_chunk_rows(torch.device("cpu")) == 2048

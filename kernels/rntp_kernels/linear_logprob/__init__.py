@@ -16,12 +16,13 @@ from torch import Tensor
 from rntp_kernels.linear_logprob.chunked import ChunkedLoss, PerTokenLoss
 from rntp_kernels.linear_logprob.reference import linear_logprob_reference
 from rntp_kernels.linear_logprob.rows import Shaping
-from rntp_kernels.linear_logprob.selection import Implementation, choose, compute, row_kernels
+from rntp_kernels.linear_logprob.selection import Implementation, choose, compute, how
 
 __all__ = [
     "Implementation",
     "PerTokenLoss",
     "Shaping",
+    "default_chunk_rows",
     "linear_logprob",
     "linear_logprob_loss",
     "linear_logprob_reference",
@@ -62,6 +63,7 @@ def linear_logprob_top1(
     temperature: float | Tensor = 1.0,
     shaping: Shaping = _PLAIN,
     chunk_rows: int | None = None,
+    drop_zero_rows: bool | None = None,
     implementation: Implementation = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log softmax(hidden @ weight.T / temperature)[targets], entropy and arg-max, each [N].
@@ -69,7 +71,10 @@ def linear_logprob_top1(
     hidden: [N, H]. weight: [V, H], same float type. targets: int64 [N], each in [0, V), or the
     ignored one. temperature: one number, or a float tensor [N]. shaping: soft cap (before the
     temperature), padding of the vocabulary, ignored rows.
-    chunk_rows: rows whose logits are held at a time, by default 2,048 (CUDA: 4,096).
+    chunk_rows: rows whose logits are held at a time; see `default_chunk_rows`.
+    drop_zero_rows: the backward leaves out rows whose upstream gradients are both zero (thoughts of
+    groups without a difference, scores that only rewards use); gradients are equal to rounding.
+    By default on CUDA.
     implementation: see `rntp_kernels.linear_logprob.selection`. All but `reference` hold the logits
     of two chunks at most, and compute those of all chunks but the last again in the backward.
 
@@ -81,8 +86,10 @@ def linear_logprob_top1(
     """
     inverse = _inverse_temperature(hidden, weight, targets, temperature)
     chosen = choose(hidden, weight, implementation)
-    rows = _chunk_rows(hidden, chunk_rows)
-    return compute(chosen, hidden, weight, targets, inverse, shaping, rows)
+    rows = chunk_rows or default_chunk_rows(hidden.device)
+    if drop_zero_rows is None:
+        drop_zero_rows = hidden.is_cuda
+    return compute(chosen, hidden, weight, targets, inverse, shaping, rows, drop_zero_rows)
 
 
 def linear_logprob_loss(
@@ -112,8 +119,8 @@ def linear_logprob_loss(
         logprob, entropy, _ = linear_logprob_reference(hidden, weight, targets, inverse, shaping)
         losses = loss(slice(0, len(targets)), logprob, entropy)
         return losses.sum(), logprob.detach(), entropy.detach()
-    rows, kernels = _chunk_rows(hidden, chunk_rows), row_kernels(chosen)
-    return ChunkedLoss.apply(hidden, weight, targets, inverse, loss, shaping, rows, kernels)
+    means = how(chosen, chunk_rows or default_chunk_rows(hidden.device))
+    return ChunkedLoss.apply(hidden, weight, targets, inverse, loss, shaping, means)
 
 
 def _inverse_temperature(
@@ -131,7 +138,7 @@ def _inverse_temperature(
     return (1.0 / temperature).expand(targets.shape)
 
 
-def _chunk_rows(hidden: Tensor, chunk_rows: int | None) -> int:
-    if chunk_rows is not None:
-        return chunk_rows
-    return 4096 if hidden.is_cuda else 2048
+def default_chunk_rows(device: torch.device) -> int:
+    """Rows whose logits are held at a time: the weight's gradient is read and written once a
+    chunk, which a faster device feels sooner."""
+    return 4096 if device.type == "cuda" else 2048

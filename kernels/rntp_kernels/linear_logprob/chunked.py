@@ -7,8 +7,9 @@ the backward: rows that fit one chunk are not projected twice, and memory is tha
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +21,29 @@ from rntp_kernels.linear_logprob.rows import Shaping, wide
 PerTokenLoss = Callable[[slice, Tensor, Tensor], Tensor]
 
 
+# (hidden, weight, targets, inverse temperature, shaping) -> log-prob, entropy, log-sum-exp, arg-max
+Scores = Callable[[Tensor, Tensor, Tensor, Tensor, Shaping], tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class How:
+    """chunk_rows: whose logits are held at a time. kernels: module of row kernels. scores: a
+    forward that makes no logits, in place of chunks of them. drop_zero_rows: the backward leaves
+    out rows whose gradients are zero; the sums of the others then have another order, and the host
+    waits for their number.
+    """
+
+    chunk_rows: int
+    kernels: ModuleType = torch_rows
+    scores: Scores | None = None
+    drop_zero_rows: bool = False
+
+
 class ChunkedLinearLogprob(torch.autograd.Function):
-    """(hidden, weight, targets, inverse_temperature, shaping, chunk_rows, row kernels) ->
-    (logprob, entropy, top1). The backward computes the logits of all chunks but the last again:
-    6·N·H·V FLOP for one chunk, towards 8 for many.
+    """(hidden, weight, targets, inverse_temperature, shaping, how) -> (logprob, entropy, top1).
+
+    The backward computes the logits of all chunks but the last again: 6·N·H·V FLOP for one chunk,
+    towards 8 for many.
     """
 
     @staticmethod
@@ -34,22 +54,19 @@ class ChunkedLinearLogprob(torch.autograd.Function):
         targets: Tensor,
         inverse_temperature: Tensor,
         shaping: Shaping,
-        chunk_rows: int,
-        kernels: ModuleType = torch_rows,
+        how: How,
     ) -> tuple[Tensor, Tensor, Tensor]:
         kept, targets = without_ignored(targets, shaping)
-        logprob, entropy, lse = (inverse_temperature.new_empty(targets.shape) for _ in range(3))
-        top1 = torch.empty_like(targets)
+        operands = hidden, weight, targets, inverse_temperature
         logits = None
-        for rows in _chunks(hidden.shape[0], chunk_rows):
-            logits = hidden[rows] @ weight.T
-            logprob[rows], entropy[rows], lse[rows], top1[rows] = kernels.statistics(
-                logits, targets[rows], inverse_temperature[rows], shaping
-            )
+        if how.scores is None:
+            (logprob, entropy, lse, top1), logits = _in_chunks(*operands, shaping, how)
+        else:
+            logprob, entropy, lse, top1 = how.scores(*operands, shaping)
         ctx.last_logits = logits if any(ctx.needs_input_grad[:2]) else None
-        ctx.save_for_backward(hidden, weight, targets, inverse_temperature, entropy, lse, kept)
+        ctx.save_for_backward(*operands, entropy, lse, kept)
         ctx.mark_non_differentiable(top1)
-        ctx.shaping, ctx.chunk_rows, ctx.kernels = shaping, chunk_rows, kernels
+        ctx.shaping, ctx.how = shaping, how
         if kept is not None:
             logprob, entropy = logprob.where(kept, 0.0), entropy.where(kept, 0.0)
         return logprob, entropy, top1
@@ -60,30 +77,76 @@ class ChunkedLinearLogprob(torch.autograd.Function):
         g_logprob, g_entropy, _ = grads
         if kept is not None:
             g_logprob, g_entropy = g_logprob.where(kept, 0.0), g_entropy.where(kept, 0.0)
-        d_hidden = torch.zeros_like(hidden)
-        d_weight = None
         # A second backward finds None: the gradient takes the logits' place.
         last_logits, ctx.last_logits = ctx.last_logits, None
-        for rows in reversed(list(_chunks(hidden.shape[0], ctx.chunk_rows))):
-            logits = hidden[rows] @ weight.T if last_logits is None else last_logits
-            last_logits = None
-            d_logits = ctx.kernels.logit_gradient(
-                logits,
-                targets[rows],
-                inverse_temperature[rows],
-                entropy[rows],
-                lse[rows],
-                g_logprob[rows],
-                g_entropy[rows],
-                ctx.shaping,
-            )
-            d_hidden[rows] = d_logits @ weight
-            d_weight = _accumulate(d_weight, d_logits, hidden[rows])
-        return d_hidden, _as(d_weight, weight), *[None] * 5
+        rows = _Rows(hidden, targets, inverse_temperature, entropy, lse, g_logprob, g_entropy)
+        live = _live(g_logprob, g_entropy) if ctx.how.drop_zero_rows else None
+        if live is not None:
+            rows = _Rows(*(x.index_select(0, live) for x in rows))
+            whole = last_logits is not None and len(last_logits) == len(hidden)
+            last_logits = last_logits.index_select(0, live) if whole else None
+        d_hidden, d_weight = _gradients(weight, rows, last_logits, ctx.shaping, ctx.how)
+        if live is not None:
+            d_hidden = torch.zeros_like(hidden).index_copy_(0, live, d_hidden)
+        return d_hidden, _as(d_weight, weight), *[None] * 4
+
+
+def _in_chunks(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    inverse_temperature: Tensor,
+    shaping: Shaping,
+    how: How,
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor | None]:
+    """What `Scores` gives, and the logits of the last chunk."""
+    logprob, entropy, lse = (inverse_temperature.new_empty(targets.shape) for _ in range(3))
+    top1 = torch.empty_like(targets)
+    logits = None
+    for rows in _chunks(hidden.shape[0], how.chunk_rows):
+        logits = hidden[rows] @ weight.T
+        logprob[rows], entropy[rows], lse[rows], top1[rows] = how.kernels.statistics(
+            logits, targets[rows], inverse_temperature[rows], shaping
+        )
+    return (logprob, entropy, lse, top1), logits
+
+
+class _Rows(NamedTuple):
+    """What the backward needs of each row: hidden [N, H], the others [N]."""
+
+    hidden: Tensor
+    targets: Tensor
+    inverse_temperature: Tensor
+    entropy: Tensor
+    lse: Tensor
+    g_logprob: Tensor
+    g_entropy: Tensor
+
+
+def _gradients(
+    weight: Tensor, rows: _Rows, last_logits: Tensor | None, shaping: Shaping, how: How
+) -> tuple[Tensor, Tensor | None]:
+    """Of hidden and, in float32 or better, of weight (None: there are no rows)."""
+    d_hidden = torch.zeros_like(rows.hidden)
+    d_weight = None
+    for chunk in reversed(list(_chunks(len(rows.hidden), how.chunk_rows))):
+        own = _Rows(*(x[chunk] for x in rows))
+        logits = own.hidden @ weight.T if last_logits is None else last_logits
+        last_logits = None
+        d_logits = how.kernels.logit_gradient(logits, *own[1:], shaping)
+        d_hidden[chunk] = d_logits @ weight
+        d_weight = _accumulate(d_weight, d_logits, own.hidden)
+    return d_hidden, d_weight
+
+
+def _live(g_logprob: Tensor, g_entropy: Tensor) -> Tensor | None:
+    """Rows, int64, that pass a gradient on; None if all of them do."""
+    live = ((g_logprob != 0) | (g_entropy != 0)).nonzero()[:, 0]
+    return None if len(live) == len(g_logprob) else live
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """(hidden, weight, targets, inverse_temperature, loss, shaping, chunk_rows, row kernels) ->
+    """(hidden, weight, targets, inverse_temperature, loss, shaping, how) ->
     (sum of the losses, logprob, entropy). A chunk's gradient is formed while its logits are there:
     6·N·H·V FLOP, forward and backward together.
     """
@@ -97,17 +160,16 @@ class ChunkedLoss(torch.autograd.Function):
         inverse_temperature: Tensor,
         loss: PerTokenLoss,
         shaping: Shaping,
-        chunk_rows: int,
-        kernels: ModuleType = torch_rows,
+        how: How,
     ) -> tuple[Tensor, Tensor, Tensor]:
         kept, targets = without_ignored(targets, shaping)
         logprob, entropy = (inverse_temperature.new_empty(targets.shape) for _ in range(2))
         total = inverse_temperature.new_zeros(())
         d_hidden = torch.zeros_like(hidden)
         d_weight = None
-        for rows in _chunks(hidden.shape[0], chunk_rows):
+        for rows in _chunks(hidden.shape[0], how.chunk_rows):
             logits = hidden[rows] @ weight.T
-            logp, ent, lse, _ = kernels.statistics(
+            logp, ent, lse, _ = how.kernels.statistics(
                 logits, targets[rows], inverse_temperature[rows], shaping
             )
             logprob[rows], entropy[rows] = logp, ent
@@ -119,7 +181,7 @@ class ChunkedLoss(torch.autograd.Function):
                 g_logprob = g_logprob.where(kept[rows], 0.0)
                 g_entropy = g_entropy.where(kept[rows], 0.0)
             total += value
-            d_logits = kernels.logit_gradient(
+            d_logits = how.kernels.logit_gradient(
                 logits,
                 targets[rows],
                 inverse_temperature[rows],
@@ -139,7 +201,7 @@ class ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
         scale = grads[0]
-        return (d_hidden * scale.to(d_hidden), d_weight * scale.to(d_weight), *[None] * 6)
+        return (d_hidden * scale.to(d_hidden), d_weight * scale.to(d_weight), *[None] * 5)
 
 
 def _coefficients(

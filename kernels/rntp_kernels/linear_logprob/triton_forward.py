@@ -5,16 +5,11 @@ of the softmax; the shares are merged in PyTorch. Memory is O(rows · shares). N
 tile of the vocabulary is masked: columns that are not there would count as exp(0).
 """
 
-from types import ModuleType
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from rntp_kernels.linear_logprob import triton_rows
-from rntp_kernels.linear_logprob.chunked import ChunkedLinearLogprob, without_ignored
 from rntp_kernels.linear_logprob.rows import Shaping
 from rntp_kernels.linear_logprob.triton_rows import online, scaled, vocabulary
 
@@ -92,31 +87,6 @@ def forward_kernel(
     tl.store(weighted_ptr + slot, weighted, mask=there)
     tl.store(own_ptr + slot, own, mask=there)
     tl.store(chosen_ptr + slot, chosen, mask=there)
-
-
-class TritonLinearLogprob(ChunkedLinearLogprob):
-    """As `ChunkedLinearLogprob`, with no logits in the forward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        inverse_temperature: Tensor,
-        shaping: Shaping,
-        chunk_rows: int,
-        kernels: ModuleType = triton_rows,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        kept, targets = without_ignored(targets, shaping)
-        logprob, entropy, lse, top1 = forward(hidden, weight, targets, inverse_temperature, shaping)
-        ctx.last_logits = None
-        ctx.save_for_backward(hidden, weight, targets, inverse_temperature, entropy, lse, kept)
-        ctx.mark_non_differentiable(top1)
-        ctx.shaping, ctx.chunk_rows, ctx.kernels = shaping, chunk_rows, kernels
-        if kept is not None:
-            logprob, entropy = logprob.where(kept, 0.0), entropy.where(kept, 0.0)
-        return logprob, entropy, top1
 
 
 def forward(

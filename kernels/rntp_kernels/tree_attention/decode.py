@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from rntp_kernels.tree_attention.layout import TreeLayout
+from rntp_kernels.tree_attention.selection import decode_choice
 from rntp_kernels.tree_attention.tree import TreeAttention
 
 
@@ -53,30 +54,65 @@ class DecodeAttention:
     visible: int64 [D, B]. budget: most tokens of a branch. Queries and keys arrive as
     [1, heads, D·B, head]. Call `advance()` after each model call, or `rewind()` to go on from
     where each branch ended.
+
+    fixed: every call reads the storage at its full width and takes the place of the next token
+    from the device, so that all calls have the same shapes and addresses (a CUDA graph needs
+    that); `restart` then begins with other documents in the same storage, which is the prefix's.
+    With fixed shapes Triton's kernels may do the work; see `decode_choice`.
     """
 
-    def __init__(self, prefix: PrefixRecorder, visible: Tensor, budget: int) -> None:
-        self._prefix = prefix
+    def __init__(
+        self,
+        prefix: PrefixRecorder,
+        visible: Tensor,
+        budget: int,
+        *,
+        fixed: bool = False,
+    ) -> None:
+        self._doc_keys, self._doc_values = prefix.keys, prefix.values
         self._documents, self._branches = visible.shape
         self._budget = budget
         self._length = 0
+        self._fixed = fixed
+        self._by_kernels: bool | None = None  # known at the first call
+        self._visible = visible.clone()
         slots = next(iter(prefix.keys.values())).shape[2]
-        # [D, 1, B, slots]: additive, because a boolean mask would be converted in every layer.
-        hidden = torch.arange(slots, device=visible.device) >= visible[:, None, :, None]
-        self._bias = torch.zeros(hidden.shape, device=visible.device).masked_fill(
-            hidden, float("-inf")
-        )
+        # Additive, because a boolean mask would be converted in every layer.
+        self._bias = torch.zeros(
+            self._documents, 1, self._branches, slots, device=visible.device
+        )  # [D, 1, B, slots]
+        _show(self._bias, visible)
         self._keys: dict[int, Tensor] = {}  # layer -> [D, Hkv, B, budget, head]
         self._values: dict[int, Tensor] = {}
         self._lengths: Tensor | None = None  # int64 [D, B], once the branches differ
         self._own_bias: Tensor | None = None  # [D, 1, B, budget], with them
+        if fixed:
+            self.rewind(torch.zeros_like(visible))
+
+    def restart(self, prefix: PrefixRecorder, visible: Tensor) -> None:
+        """Begin again with as many other documents and branches; see `fixed`."""
+        for own, other in ((self._doc_keys, prefix.keys), (self._doc_values, prefix.values)):
+            for layer, kept in own.items():
+                kept.copy_(other[layer])
+        self._visible.copy_(visible)
+        _show(self._bias, visible)
+        self.rewind(torch.zeros_like(visible))
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens that each branch has seen of itself, int64 [D, B]; a copy."""
+        if self._lengths is None:
+            shape = self._documents, self._branches
+            return torch.full(shape, self._length, device=self._bias.device)
+        return self._lengths.clone()
 
     def advance(self) -> None:
         """The token that every layer has just seen now belongs to the branches' past."""
-        if self._lengths is None:
+        if self._lengths is None or self._own_bias is None:
             self._length += 1
         else:
-            self.rewind(self._lengths + 1)
+            self._lengths += 1
+            _show(self._own_bias, self._lengths + 1)
 
     def rewind(self, lengths: Tensor) -> None:
         """From now on each branch has a past of its own length, int64 [D, B], and its next token
@@ -85,19 +121,25 @@ class DecodeAttention:
         Storage is read at its full width from here on, so that a branch does not depend on how
         long the branches beside it are.
         """
-        self._lengths = lengths
-        beyond = torch.arange(self._budget, device=lengths.device) > lengths[:, None, :, None]
-        self._own_bias = torch.zeros(beyond.shape, device=lengths.device).masked_fill(
-            beyond, float("-inf")
-        )
+        if self._lengths is None or self._own_bias is None:
+            self._lengths = lengths.clone()
+            size = self._documents, 1, self._branches, self._budget
+            self._own_bias = torch.zeros(size, device=lengths.device)
+        else:
+            self._lengths.copy_(lengths)
+        _show(self._own_bias, self._lengths + 1)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         documents, branches = self._documents, self._branches
         kv_heads, head = k.shape[1], k.shape[3]
         repeat = q.shape[1] // kv_heads
+        if self._by_kernels is None:
+            self._by_kernels = self._fixed and decode_choice(q, k) == "triton"
+        if self._by_kernels:
+            return self._step_by_kernels(layer, q, k, v, scale)
         own_k = self._append(self._keys, layer, k)  # [D, Hkv, B, t, head]
         own_v = self._append(self._values, layer, v)
-        doc_k, doc_v = self._prefix.keys[layer], self._prefix.values[layer]
+        doc_k, doc_v = self._doc_keys[layer], self._doc_values[layer]
         slots = doc_k.shape[2]
 
         # [1, Hq, D·B, head] -> [D, Hkv, B, repeat, head]: the queries of all branches and of all
@@ -117,15 +159,46 @@ class DecodeAttention:
         out = out.permute(1, 3, 0, 2, 4).to(q.dtype)
         return out.reshape(1, kv_heads * repeat, documents * branches, head)
 
+    def _step_by_kernels(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        from rntp_kernels.tree_attention.triton_decode import decode_step
+
+        assert self._lengths is not None
+        return decode_step(
+            q,
+            k,
+            v,
+            self._doc_keys[layer],
+            self._doc_values[layer],
+            self._storage(self._keys, layer, k),
+            self._storage(self._values, layer, v),
+            self._visible,
+            self._lengths,
+            scale,
+        )
+
     def _append(self, store: dict[int, Tensor], layer: int, new: Tensor) -> Tensor:
         kv_heads, head, new = new.shape[1], new.shape[3], stored(new)
-        if layer not in store:
-            shape = (self._documents, kv_heads, self._branches, self._budget, head)
-            # Zeros: a place that is read before it is written must not hold a NaN.
-            store[layer] = new.new_zeros(shape)
+        self._storage(store, layer, new)
         token = new[0].view(kv_heads, self._documents, self._branches, head).transpose(0, 1)
         if self._lengths is None:
             store[layer][:, :, :, self._length] = token
             return store[layer][:, :, :, : self._length + 1]
         place = self._lengths[:, None, :, None, None].expand(-1, kv_heads, -1, 1, head)
         return store[layer].scatter_(3, place, token.unsqueeze(3))
+
+    def _storage(self, store: dict[int, Tensor], layer: int, new: Tensor) -> Tensor:
+        """Of a layer, [D, Hkv, B, budget, head]; made at its first token."""
+        if layer not in store:
+            shape = self._documents, new.shape[1], self._branches, self._budget, new.shape[3]
+            # Zeros: a place that is read before it is written must not hold a NaN.
+            store[layer] = new.new_zeros(shape)
+        return store[layer]
+
+
+def _show(bias: Tensor, visible: Tensor) -> None:
+    """0 for the first `visible` of the last dimension and −inf behind; in place.
+
+    bias: [D, 1, B, n]. visible: int64 [D, B].
+    """
+    hidden = torch.arange(bias.shape[3], device=bias.device) >= visible[:, None, :, None]
+    bias.zero_().masked_fill_(hidden, float("-inf"))

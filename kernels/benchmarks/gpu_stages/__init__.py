@@ -1,0 +1,1 @@
+"""What `gpu_check.py` runs: stages that prove something, and stages that measure."""

@@ -1,0 +1,188 @@
+"""Which implementation computes tree attention, and whether it can be trusted on this device.
+
+dense       A mask over all pairs: the oracle, for tests.
+segmented   Pieces that library kernels know. The CPU, and everything the others do not take.
+triton      Own kernels. CUDA, bfloat16 and float16, heads of 16, 32, 64 and 128.
+flex        FlexAttention with tables of blocks, compiled for CUDA: where Triton's kernels fail.
+
+The environment variable RNTP_TREE_ATTENTION overrides `auto`.
+"""
+
+import warnings
+from functools import cache
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from rntp_kernels.choice import has_triton, interpreted, require_agreement, wanted
+from rntp_kernels.tree_attention.layout import TreeLayout
+
+Implementation = Literal["auto", "segmented", "dense", "flex", "triton"]
+OVERRIDE = "RNTP_TREE_ATTENTION"
+HEADS = (16, 32, 64, 128)  # sizes of a head that the kernels take
+_HALVES = (torch.bfloat16, torch.float16)
+
+
+def choose(asked: Implementation, q: Tensor, k: Tensor) -> Implementation:
+    """A name other than `auto`, for queries [1, Hq, N, D] and keys [1, Hkv, N, D].
+
+    Raises ValueError for one that does not exist or cannot run here, RuntimeError for one that
+    fails its check against the oracle. `auto` warns, once, where CUDA tensors get no kernel.
+    """
+    name = wanted(asked, OVERRIDE, get_args(Implementation))
+    if name == "auto":
+        name = _fastest(q)
+    reason = _obstacle(name, q)
+    if reason:
+        raise ValueError(f"tree attention {name!r} {reason}; use segmented (see {OVERRIDE})")
+    if name in ("triton", "flex") and q.is_cuda:
+        self_check(name, q.device, q.dtype, q.shape[3], q.shape[1] // k.shape[1])
+    return name  # type: ignore[return-value]
+
+
+def decode_choice(q: Tensor, k: Tensor) -> str:
+    """`triton` or `segmented` (products of the library) for decoding in fixed shapes, by the same
+    variable. q [1, Hq, N, D], k [1, Hkv, N, D].
+
+    Raises RuntimeError if the kernels fail their check against the other way.
+    """
+    name = wanted("auto", OVERRIDE, get_args(Implementation))
+    if name == "auto":
+        name = _fastest(q)
+    if name != "triton" or _obstacle("triton", q):
+        return "segmented"
+    if q.is_cuda:
+        check_decode(q.device, q.dtype, q.shape[3], q.shape[1] // k.shape[1])
+    return "triton"
+
+
+@cache
+def check_decode(device: torch.device, dtype: torch.dtype, head: int, repeat: int) -> None:
+    """Compare a step of the decoding kernels with softmax over a mask, once a process and kind of
+    head. Raises RuntimeError if they differ."""
+    from rntp_kernels.tree_attention.triton_decode import decode_step
+
+    generator = torch.Generator().manual_seed(0)
+    documents, branches, kv_heads, slots, budget = 2, 37, 2, 150, 45
+    own, rows = (documents, kv_heads, branches, budget, head), documents * branches
+
+    def values(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator).to(device, dtype)
+
+    q, k, v = (values(1, n, rows, head) for n in (kv_heads * repeat, kv_heads, kv_heads))
+    doc_k, doc_v = (values(documents, kv_heads, slots, head) for _ in range(2))
+    own_k, own_v = values(*own), values(*own)
+    visible = torch.arange(rows).mul(2).view(documents, branches).to(device)
+    lengths = (torch.arange(rows) % budget).view(documents, branches).to(device)
+    exact, usual = (
+        _plain_decode([x.to(kind) for x in (q, k, v, doc_k, doc_v, own_k, own_v)], visible, lengths)
+        for kind in (torch.float64, dtype)
+    )
+    mine = decode_step(q, k, v, doc_k, doc_v, own_k, own_v, visible, lengths, 0.2)
+    require_agreement(
+        f"decoding by 'triton' on {device} in {dtype} with heads of {head}",
+        ("output",),
+        [mine.double()],
+        [usual.double()],
+        [exact],
+        f"set {OVERRIDE}=segmented",
+    )
+
+
+def _plain_decode(tensors: list[Tensor], visible: Tensor, lengths: Tensor) -> Tensor:
+    """What `decode_step` computes of its first seven arguments, with all scores in memory and a
+    scale of 0.2."""
+    q, k, v, doc_k, doc_v, own_k, own_v = tensors
+    documents, kv_heads, branches, budget, head = own_k.shape
+    repeat = q.shape[1] // kv_heads
+
+    def by_branch(x: Tensor) -> Tensor:  # [1, heads, D·B, head] -> [D, B, heads, head]
+        return x[0].view(-1, documents, branches, head).permute(1, 2, 0, 3)
+
+    def all_of(doc: Tensor, own: Tensor, new: Tensor) -> Tensor:  # [D, B, Hq, keys, head]
+        doc = doc[:, None].expand(-1, branches, -1, -1, -1)
+        own, new = own.transpose(1, 2), by_branch(new)[:, :, :, None]
+        return torch.cat([doc, own, new], dim=3).repeat_interleave(repeat, dim=2)
+
+    places = torch.arange(doc_k.shape[2], device=q.device), torch.arange(budget, device=q.device)
+    seen = torch.cat(
+        [
+            places[0] < visible[:, :, None],
+            places[1] < lengths[:, :, None],
+            torch.ones_like(visible[:, :, None], dtype=torch.bool),
+        ],
+        dim=2,
+    )
+    scores = torch.einsum("dbhe,dbhke->dbhk", by_branch(q), all_of(doc_k, own_k, k)) * 0.2
+    weights = scores.masked_fill(~seen[:, :, None], float("-inf")).softmax(dim=-1)
+    out = torch.einsum("dbhk,dbhke->dbhe", weights, all_of(doc_v, own_v, v))
+    return out.permute(2, 0, 1, 3).reshape(1, q.shape[1], documents * branches, head)
+
+
+@cache
+def self_check(
+    name: Implementation, device: torch.device, dtype: torch.dtype, head: int, repeat: int
+) -> None:
+    """Compare an implementation with the oracle on a small layout, once a process and kind of head.
+
+    Raises RuntimeError if they differ.
+    """
+    from rntp_kernels.tree_attention.tree import prepare
+
+    # Longer than a block of keys; teeth that end and hang inside of blocks; a root of its own.
+    layout = TreeLayout((150, 40, 17, 1, 70, 33), (-1, 0, 1, 1, 0, -1), (0, 61, 40, 20, 150, 0))
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(1, heads, layout.num_tokens, head) for heads in (2 * repeat, 2, 2, 2 * repeat)]
+    values = [torch.randn(size, generator=generator).to(device, dtype) for size in sizes]
+
+    def outcome(chosen: Implementation, kind: torch.dtype) -> list[Tensor]:
+        q, k, v = (x.to(kind).clone().requires_grad_() for x in values[:3])
+        with torch.enable_grad():  # who asks first may be sampling
+            out = prepare(chosen, layout, q)(q, k, v, 0.2)
+            grads = torch.autograd.grad(out, (q, k, v), values[3].to(kind))
+        return [x.detach().double() for x in (out, *grads)]
+
+    require_agreement(
+        f"tree attention {name!r} on {device} in {dtype} with heads of {head}",
+        ("output", "gradient of queries", "gradient of keys", "gradient of values"),
+        outcome(name, dtype),
+        outcome("dense", dtype),
+        outcome("dense", torch.float64),
+        f"set {OVERRIDE}=segmented",
+    )
+
+
+def _fastest(q: Tensor) -> str:
+    if not q.is_cuda:
+        return "segmented"
+    reason = _obstacle("triton", q)
+    if not reason and q.dtype in _HALVES:
+        return "triton"
+    if q.dtype in _HALVES:
+        _warn(reason)
+    return "segmented"
+
+
+@cache
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"tree attention runs in pieces (segmented), slower by far: triton {reason}", stacklevel=2
+    )
+
+
+def _obstacle(name: str, q: Tensor) -> str:
+    """Why an implementation cannot take these tensors; empty if it can."""
+    if name in ("triton", "flex") and q.dtype == torch.float64:
+        return "has no float64"
+    if name == "flex" and not q.is_cuda and torch.is_grad_enabled() and q.requires_grad:
+        return "has no gradients on the CPU"
+    if name != "triton":
+        return ""
+    if not has_triton():
+        return "needs triton: pip install triton"
+    if q.shape[3] not in HEADS:
+        return f"takes heads of {', '.join(map(str, HEADS))}, not of {q.shape[3]}"
+    if not q.is_cuda and not interpreted():
+        return "needs CUDA tensors (or TRITON_INTERPRET=1)"
+    return ""

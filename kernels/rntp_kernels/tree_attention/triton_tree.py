@@ -1,0 +1,186 @@
+"""Tree attention by Triton kernels as one differentiable function."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rntp_kernels.tree_attention import triton_kernels as kernels
+from rntp_kernels.tree_attention.layout import TreeLayout
+from rntp_kernels.tree_attention.triton_tables import Tables, make_tables
+
+LOG2_E = 1.4426950408889634
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Size of the step of a kernel's loop, warps, stages of loads."""
+
+    step: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """queries, keys: rows of a block of each. The others: the kernels' loops over the other side.
+
+    Chosen by compiling for sm_90 (tests/kernels/test_triton_tree.py): no spills, and small blocks
+    of queries, because thoughts are short and a block lies in one of them.
+    """
+
+    queries: int
+    keys: int
+    forward: Launch
+    query_gradient: Launch
+    key_gradient: Launch
+
+
+TILES = {
+    64: Tiles(64, 128, Launch(128, 4, 3), Launch(64, 4, 3), Launch(64, 8, 3)),
+    128: Tiles(64, 128, Launch(64, 4, 3), Launch(32, 4, 3), Launch(32, 8, 3)),
+}
+# Three products of TF32 each, for checks: what fits into shared memory, at any speed.
+WIDE = Tiles(64, 64, Launch(64, 4, 1), Launch(32, 4, 1), Launch(32, 4, 1))
+
+
+def tiles_for(x: Tensor) -> Tiles:
+    """For queries or keys [1, heads, N, D]: by their type and D."""
+    if x.dtype == torch.float32:
+        return WIDE
+    return TILES[128] if x.shape[3] > 64 else TILES[64]
+
+
+def tables_for(layout: TreeLayout, q: Tensor) -> Tables:
+    """The layout's tables for queries like these, on the CPU."""
+    tiles = tiles_for(q)
+    return make_tables(layout, queries_per_block=tiles.queries, keys_per_block=tiles.keys)
+
+
+class TritonTree(torch.autograd.Function):
+    """(q, k, v, tables, scale) -> out, as `dense_attention`; exact gradients, no second ones."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tables: Tables, scale: float) -> Tensor:
+        q, k, v = (_rows_in_order(x) for x in (q, k, v))
+        tiles, widen = tiles_for(q), _widen(q)
+        heads, rows, head = q.shape[1:]
+        # The next layer wants [1, N, heads · D].
+        out = q.new_empty(1, rows, heads, head).transpose(1, 2)
+        lse = torch.empty(heads, rows, dtype=torch.float32, device=q.device)
+        launch = tiles.forward
+        kernels.forward_kernel[(heads, len(tables.queries))](
+            q,
+            k,
+            v,
+            out,
+            lse,
+            tables.queries,
+            tables.seen,
+            rows,
+            heads // k.shape[1],
+            *_strides(q, k, v, out),
+            scale * LOG2_E,
+            HEAD=head,
+            QUERIES=tiles.queries,
+            KEYS=launch.step,
+            WIDEN=widen,
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+        )
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.tables, ctx.scale = tables, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        tables, scale = ctx.tables, ctx.scale
+        d_out = _rows_in_order(d_out)
+        tiles, widen = tiles_for(q), _widen(q)
+        heads, rows, head = q.shape[1:]
+        kv_heads = k.shape[1]
+        delta = torch.empty_like(lse)
+        d_q, d_k, d_v = (torch.empty_like(x) for x in (q, k, v))
+        launch = tiles.query_gradient
+        kernels.query_gradient_kernel[(heads, len(tables.queries))](
+            q,
+            k,
+            v,
+            out,
+            d_out,
+            lse,
+            delta,
+            d_q,
+            tables.queries,
+            tables.seen,
+            rows,
+            heads // kv_heads,
+            *_strides(q, k, v, out, d_out, d_q),
+            scale * LOG2_E,
+            scale,
+            HEAD=head,
+            QUERIES=tiles.queries,
+            KEYS=launch.step,
+            WIDEN=widen,
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+        )
+        size = max(tables.num_slots, 1), 2, kv_heads, tiles.keys, head
+        shares = torch.empty(size, dtype=torch.float32, device=q.device)
+        launch = tiles.key_gradient
+        kernels.key_gradient_kernel[(kv_heads, len(tables.keys))](
+            q,
+            k,
+            v,
+            d_out,
+            lse,
+            delta,
+            d_k,
+            d_v,
+            shares,
+            tables.keys,
+            tables.seers,
+            rows,
+            heads // kv_heads,
+            *_strides(q, k, v, d_out, d_k, d_v),
+            scale * LOG2_E,
+            scale,
+            HEAD=head,
+            QUERIES=launch.step,
+            KEYS=tiles.keys,
+            WIDEN=widen,
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+        )
+        if len(tables.shared):
+            part = min(16, tiles.keys)
+            kernels.key_sum_kernel[(kv_heads, len(tables.shared), tiles.keys // part)](
+                shares,
+                d_k,
+                d_v,
+                tables.shared,
+                *_strides(d_k, d_v),
+                HEAD=head,
+                KEYS=tiles.keys,
+                PART=part,
+                num_warps=4,
+            )
+        return d_q, d_k, d_v, None, None
+
+
+def _rows_in_order(x: Tensor) -> Tensor:
+    """The kernels take any strides of heads and rows, but whole rows of a head."""
+    return x if x.stride(3) == 1 else x.contiguous()
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [x.stride(dim) for x in tensors for dim in (1, 2)]
+
+
+def _widen(x: Tensor) -> bool:
+    """The interpreter's products of bfloat16 are wrong (triton-lang/triton#4972)."""
+    return not x.is_cuda and x.dtype == torch.bfloat16

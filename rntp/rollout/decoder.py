@@ -1,0 +1,138 @@
+"""Thoughts, and then answers, of branches that decode together."""
+
+from collections.abc import Sequence
+
+import torch
+from rntp_kernels.tree_attention import DecodeAttention, PrefixRecorder
+from torch import Tensor
+
+from rntp.chance import uniform
+from rntp.model import LanguageModel
+from rntp.rollout import Check
+from rntp.rollout.lockstep import Branches, Chance, LockStep
+from rntp.types import Thought
+
+
+class Decoder:
+    """Draws a thought of at most `budget` tokens for every branch, and then an answer of at most
+    `answer_tokens`.
+
+    chance: of the thoughts; answers draw from a stream of their own. fixed: in fixed shapes; then
+    the branches' tensors and the prefix's storage are the decoder's from now on, and `restart` may
+    follow.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        branches: Branches,
+        prefix: PrefixRecorder,
+        chance: Chance,
+        *,
+        budget: int,
+        answer_tokens: int,
+        fixed: bool,
+    ) -> None:
+        self._model = model
+        self._branches = branches
+        self._chance = chance
+        self._answer_chance = Chance(
+            chance.seed, f"{chance.purpose} answer", chance.temperature, chance.draw
+        )
+        self._budget = budget
+        self._answer_tokens = answer_tokens
+        # The open marker, the thought, the close marker, and all but the last token of the answer.
+        storage = budget + (answer_tokens + 1 if answer_tokens else 0)
+        self._attention = DecodeAttention(prefix, branches.visible, storage, fixed=fixed)
+        self._fixed = fixed
+        if fixed:
+            self._think = self._lock_step(self._chance, budget, model.think_close_id)
+            self._answer = self._lock_step(self._answer_chance, answer_tokens, model.eos_id)
+
+    def restart(self, branches: Branches, prefix: PrefixRecorder) -> None:
+        """As many other branches, of other documents, in the same storage."""
+        self._branches.become(branches)
+        self._attention.restart(prefix, branches.visible)
+
+    def thoughts(self, check: Check) -> tuple[Tensor, Tensor]:
+        """Tokens and log-probs, [N, T], on the CPU; what follows a close marker is to be cut."""
+        model, position = self._model, self._branches.position
+        if self._fixed:
+            return self._think.run(model.think_open_id, position, check)
+        return self._draw_until(
+            model.think_open_id,
+            position,
+            self._chance,
+            self._budget,
+            model.think_close_id,
+            check,
+        )
+
+    def answers(self, thoughts: Sequence[Thought], check: Check) -> tuple[Tensor, Tensor]:
+        """The same for what comes after the close marker, [N, A].
+
+        A thought that closed itself has decoded up to its last token before the marker, and the
+        lock-step went on without it; one that did not has never been fed its last token.
+        """
+        model, position, attention = self._model, self._branches.position, self._attention
+        shape = self._branches.visible.shape
+        forced = torch.tensor([not t.closed for t in thoughts], device=model.device)
+        last = torch.tensor([int(t.sampled_ids[-1]) for t in thoughts], device=model.device)
+        content = torch.tensor([t.num_tokens for t in thoughts], device=model.device)
+        if forced.any():
+            # For the others this is the close marker, which the next call writes once more.
+            attention.rewind((content + 1 - forced.long()).view(shape))
+            model.hidden(last, position + content + 1 - forced.long(), attention)
+        length = content + 1  # of the branch before its close marker
+        attention.rewind(length.view(shape))
+        if self._fixed:
+            return self._answer.run(model.think_close_id, position + length, check)
+        return self._draw_until(
+            model.think_close_id,
+            position + length,
+            self._answer_chance,
+            self._answer_tokens,
+            model.eos_id,
+            check,
+        )
+
+    def _draw_until(
+        self,
+        token_id: int,
+        start: Tensor,
+        chance: Chance,
+        budget: int,
+        stop_id: int | None,
+        check: Check,
+    ) -> tuple[Tensor, Tensor]:
+        """What `LockStep.run` does, over storage that grows: less work on the CPU, where the
+        width of a product costs and the start of a kernel does not."""
+        model, branches = self._model, self._branches
+        token = torch.full_like(start, token_id)
+        ended = torch.zeros_like(start, dtype=torch.bool)
+        drawn, logprobs = [], []
+        for t in range(budget):
+            check()
+            hidden = model.hidden(token, start + t, self._attention)
+            self._attention.advance()
+            noise = uniform(
+                chance.seed,
+                chance.purpose,
+                branches.ordinal,
+                branches.page_position,
+                branches.member,
+                t,
+            )
+            token, logprob = chance.draw(hidden @ model.head.T, noise, chance.temperature)
+            drawn.append(token)
+            logprobs.append(logprob)
+            if stop_id is not None:
+                ended |= token == stop_id
+            if ended.all():
+                break
+        return torch.stack(drawn, 1).cpu(), torch.stack(logprobs, 1).cpu()
+
+    def _lock_step(self, chance: Chance, budget: int, stop_id: int | None) -> LockStep:
+        return LockStep(
+            self._model, self._branches, self._attention, chance, budget=budget, stop_id=stop_id
+        )
