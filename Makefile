@@ -120,5 +120,5 @@ endif
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install --editable '.[demo,prep,text,filters,parquet,dev]'
+	$(PIP) install --editable '.[demo,prep,text,filters,prep-hq,hf,parquet,dev]'
 	@touch $@
