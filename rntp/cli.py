@@ -323,16 +323,16 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _dry_run(config: "Config", as_json: bool) -> None:
     from rntp.estimate import Shape, estimate
-    from rntp.preflight import check_names
+    from rntp.preflight import check_names, missing_data
     from rntp.show import facts_table
 
     check_names(config)
     sizes = estimate(config, Shape.of_spec(config.model.spec))
+    for warning in (*config.warnings(), *missing_data(config)):
+        print(f"warning: {warning}", file=sys.stderr)
     if as_json:
         print(json.dumps(sizes, indent=2))
         return
-    for warning in config.warnings():
-        print(f"warning: {warning}", file=sys.stderr)
     print(facts_table(sizes))
     print("Nothing was written. Memory and time are estimates at full thought length.")
 

@@ -7,8 +7,9 @@ import torch
 
 from rntp import placement, rewards
 from rntp.config import Config
-from rntp.data.corpus import Corpus
-from rntp.errors import CheckpointError, ConfigError
+from rntp.data.corpus import Corpus, open_data
+from rntp.data.manifest import Manifest
+from rntp.errors import CheckpointError, ConfigError, DataError
 from rntp.estimate import Shape, checkpoint_bytes, peak_memory
 from rntp.memory import total_bytes
 from rntp.model import LanguageModel, load_model, pick_device
@@ -71,6 +72,23 @@ def _check_scheme(name: str, config: Config) -> None:
             f"install the extra `text` (pip install 'rntp[text]'), or take {name} out of "
             "reward.scheme and reward.shadows"
         )
+
+
+def missing_data(config: Config) -> list[str]:
+    """Why `data.source` and `evaluation.source` cannot be opened, for a dry run: sizes do not need
+    the data, the run does.
+    """
+    found: list[str] = []
+    try:
+        open_data(config)
+    except DataError as error:
+        found.append(str(error))
+    if config.evaluation.enabled and config.evaluation.source is not None:
+        try:
+            Manifest.load(config.evaluation.source)
+        except DataError as error:
+            found.append(str(error))
+    return found
 
 
 def check_placement(place: Place, corpus: Corpus) -> None:

@@ -194,6 +194,19 @@ def test_dry_run_prints_sizes_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_dry_run_says_when_the_data_is_not_there(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("train", config, "--dry-run") == 0
+    assert "data prep" not in capsys.readouterr().err
+    train, evaluation = f"data.source={tmp_path / 'shards'}", f"evaluation.source={tmp_path / 'b'}"
+    assert call("train", config, "--dry-run", "--set", train, "--set", evaluation) == 0
+    told = capsys.readouterr().err
+    assert str(tmp_path / "shards") in told
+    assert str(tmp_path / "b") in told
+    assert "rntp data prep" in told  # what to do
+
+
 def sizes_of_llama() -> int:
     """Parameters of the tiny model as it lies in its folder, worked out by hand."""
     attention = 32 * 32 + 2 * 32 * 16 + 32 * 32
