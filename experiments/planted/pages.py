@@ -6,11 +6,14 @@ their answers. Each token is one of
 
     easy         determined by the page so far, and one look-up at most finds it
     thinkable    determined by the page so far, but only through two or more look-ups in a row
-    impossible   drawn uniformly: no thought can help
+    impossible   drawn uniformly from options that are the same on all pages: noise
+    chosen       drawn uniformly from what the page leaves: names on it, letters not used yet. To
+                 read it narrows the choice down, and no thought does more
+    left         all that earlier choices leave: one more of those, and no choice any more
     memorisable  a fixed fact, the same on all pages
 
-with its exact entropy in nats. Every random choice goes through `Writer.choose`, so an entropy is
-the logarithm of the number of options and nothing is estimated.
+with its exact entropy in nats. Random choices go through `Writer.choose` and `draw`, so an entropy
+is the logarithm of the number of options and nothing is estimated.
 
 Two kinds of question are thinkable. *walk*: the records map names to names in one single cycle
 (`Arlen > Bosk`), and the page asks where so many steps from a name lead. *assign*: letters stand
@@ -94,6 +97,7 @@ CLASSES = {
     "5": "beyond training, 5 hops",
     "m": "memorisable",
     "i": "impossible",
+    "p": "chosen from the page",
     "x": "left by elimination",
 }
 
@@ -153,14 +157,22 @@ class Writer:
         self.nats += [nats, *([0.0] * len(rest))]
 
     def choose(self, options: Sequence[str], prefix: str = " ", nats_before: float = 0.0) -> str:
-        """Append one of the options, drawn uniformly. Their first tokens must differ.
+        """Append one of the options, the same on all pages, drawn uniformly. Their first tokens
+        must differ.
 
         nats_before: entropy of an earlier choice that this one gives away.
         """
         chosen = options[int(self.random.integers(len(options)))]
-        nats = nats_before + math.log(len(options))
-        self.put(prefix + chosen, "i" if nats > 0 else "e", nats)
+        self.put(prefix + chosen, "i", nats_before + math.log(len(options)))
         return chosen
+
+    def draw(self, text: str, options: int, of: int = 0) -> None:
+        """Append what was drawn uniformly from as many options as the page leaves.
+
+        of: options on all pages, where the page takes some away; all of them left is noise.
+        """
+        label = "x" if options == 1 else "i" if options == of else "p"
+        self.put(text, label, math.log(options))
 
     def answer(self, kind: str, start: str, path: Sequence[str], nats_without: float) -> None:
         """Append the last of the look-ups from a start: the answer to the question just put."""
@@ -218,7 +230,7 @@ def _walk(
     w.put("Desks:")
     listed = [NAMES[i] for i in w.random.permutation(len(NAMES))[:names]]
     for i, name in enumerate(listed):
-        w.put(f" {name}", "i", math.log(len(NAMES) - i))
+        w.draw(f" {name}", len(NAMES) - i, of=len(NAMES))
     w.put(".\n")
     cycle = [listed[i] for i in w.random.permutation(names)]
     at = {name: i for i, name in enumerate(cycle)}
@@ -229,7 +241,7 @@ def _walk(
     for i, name in enumerate(listed, 1):
         # Any name not used yet may follow, less the one that would close the cycle early.
         w.put(f"- {name} >")
-        w.put(path(name, 1)[0], "i" if names - i > 1 else "x", math.log(max(names - i, 1)))
+        w.draw(path(name, 1)[0], max(names - i, 1))
         w.put("\n")
     _extras(w)
 
@@ -239,7 +251,7 @@ def _walk(
         steps = options[int(w.random.integers(len(options)))]
         start = listed[int(w.random.integers(names))]
         w.put(f"{STEPS[steps]} after", "i", math.log(len(options)))
-        w.put(f" {start}", "i", math.log(names))
+        w.draw(f" {start}", names)
         w.put(" is")
         way = path(start, steps)
         # Ruled out by one look-up: the start, its neighbours, and what has been the answer to as
@@ -258,7 +270,7 @@ def _walk(
     for _ in range(trails):
         start = listed[int(w.random.integers(names))]
         w.put("Trail:")
-        w.put(f" {start}", "i", math.log(names))
+        w.draw(f" {start}", names)
         for name in path(start, 4):
             w.put(name, "1")
         w.put(".\n")
@@ -277,18 +289,18 @@ def _assign(w: Writer, most: int, trails: int, questions: int) -> dict[str, tupl
         w.put(f"- {letter} =")
         if i < ROOTS:
             root, path[letter] = i, (f" {digits[i]}",)
-            w.put(path[letter][0], "i", math.log(10 - i))
+            w.draw(path[letter][0], 10 - i, of=10)
         else:
             open_groups = [group for group in members if len(group) < per_root]
             options = [x for group in open_groups for x in group if len(path[x]) < most]
             other = options[int(w.random.integers(len(options)))]
             root = next(r for r, group in enumerate(members) if other in group)
             path[letter] = (f" {other}", *path[other])
-            w.put(f" {other}", "i" if len(options) > 1 else "x", math.log(len(options)))
+            w.draw(f" {other}", len(options))
         members[root].append(letter)
         w.put("\n")
     _extras(w)
-    for _ in range(questions):
+    for asked in range(questions):
         # The root first, so that the answers before say nothing of this one.
         if not all(members):
             break
@@ -296,14 +308,14 @@ def _assign(w: Writer, most: int, trails: int, questions: int) -> dict[str, tupl
         group = members[int(w.random.integers(ROOTS))]
         letter = group.pop(int(w.random.integers(len(group))))
         w.put("Value of")
-        w.put(f" {letter}", "i", nats)
+        w.put(f" {letter}", "p" if asked else "i", nats)
         w.put(" is")
         w.answer("assign", f" {letter}", path[letter], math.log(ROOTS))
         w.put(".\n")
     for _ in range(trails):
         letter = LETTERS[int(w.random.integers(len(LETTERS)))]
         w.put("Trail:")
-        w.put(f" {letter}", "i", math.log(len(LETTERS)))
+        w.draw(f" {letter}", len(LETTERS), of=len(LETTERS))
         for entry in path[letter]:
             w.put(entry, "1")
         w.put(".\n")

@@ -104,7 +104,7 @@ def test_the_entropy_of_a_record_is_that_of_the_cycles_left() -> None:
     rows = [i for i, token in enumerate(page.tokens) if i and page.tokens[i - 1] == " >"]
     expected = [math.log(n) for n in (9, 8, 7, 6, 5, 4, 3, 2, 1, 1)]
     assert [page.nats[i] for i in rows] == pytest.approx(expected)
-    assert [page.labels[i] for i in rows] == [*"iiiiiiii", *"xx"]
+    assert [page.labels[i] for i in rows] == [*"pppppppp", *"xx"]
 
 
 def test_assignments_leave_three_digits_and_noise_is_uniform() -> None:
@@ -120,6 +120,32 @@ def test_assignments_leave_three_digits_and_noise_is_uniform() -> None:
     # 7500 draws: chi-square with 9 degrees of freedom is below 27.9 with probability 0.999.
     assert len(digits) == 10
     assert sum((n - 750) ** 2 / 750 for n in digits.values()) < 27.9
+
+
+def test_noise_has_the_same_options_on_all_pages_and_a_choice_from_the_page_has_not() -> None:
+    """At every place, a line so far: options seen on all pages, beside those of the one token."""
+    seen: dict[tuple[str, str], set[str]] = {}
+    options: dict[tuple[str, str], set[int]] = {}
+    for index in range(600):
+        page = pages.make_page(5, index)
+        kind = "walk" if "Desks" in page.tokens else "assign"
+        for i, label in enumerate(page.labels):
+            if label not in "ip" or i < 16:
+                continue
+            line = "".join(page.tokens[:i]).rpartition("\n")[2]
+            # Which name, letter or digit came before does not matter, nor which records.
+            place = re.sub(r"(Desks:|Reference|The).*", r"\1", line)
+            place = kind + re.sub(r"\b([A-Z][a-z]+|[a-z])(?= (after|>|=))", "…", place)
+            seen.setdefault((place, label), set()).add(page.tokens[i])
+            options.setdefault((place, label), set()).add(round(math.exp(page.nats[i])))
+    noise = {place: sizes for (place, label), sizes in options.items() if label == "i"}
+    chosen = {place: sizes for (place, label), sizes in options.items() if label == "p"}
+    assert {"walkReference", "assignTrail:", "assignValue of"} <= {*noise}
+    assert noise.pop("walkThe") == noise.pop("assignThe") == {6}  # colours and things are two sets
+    assert all(sizes == {len(seen[place, "i"])} for place, sizes in noise.items())
+    walks = {"walkTrail:", "walkDesks:", "walk- … >", "walk… after"}
+    assert walks | {"assign- … =", "assignValue of"} == {*chosen}
+    assert all(max(sizes) < len(seen[place, "p"]) for place, sizes in chosen.items())
 
 
 def test_facts_are_the_same_everywhere() -> None:
@@ -140,7 +166,7 @@ def test_a_page_is_a_pure_function_of_its_number() -> None:
     for page in PAGES:
         assert len(page.tokens) == len(page.labels) == len(page.nats)
         assert all(n == 0 for n, c in zip(page.nats, page.labels, strict=True) if c in "e1mx")
-        assert all(n > 0 for n, c in zip(page.nats, page.labels, strict=True) if c in "i2345")
+        assert all(n > 0 for n, c in zip(page.nats, page.labels, strict=True) if c in "ip2345")
 
 
 def test_the_tokenizer_is_lossless_and_knows_every_word() -> None:
