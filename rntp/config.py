@@ -359,9 +359,10 @@ class Parallel(Section):
     tokens_per_microbatch: Annotated[int, Field(ge=16)] = 4096
     """Tree tokens of one forward. A context with its branches is never split; lower it when
     memory runs out. The gradient does not depend on it."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool | Literal["auto"] = "auto"
     """Keep only the inputs of layers for the backward and compute the rest again: less memory for
-    about a third more compute. The gradient does not depend on it."""
+    about a third more compute; auto does where a step would not fit otherwise, and says so. The
+    gradient does not depend on it."""
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
     """Longest that a rank waits for the others, seconds; then the run ends and says for whom it
     waited. Raise it where one rank's share of a step or an evaluation takes longer."""

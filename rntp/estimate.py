@@ -111,11 +111,11 @@ class Tokens:
         )
 
 
-def peak_memory(config: Config, shape: Shape, ranks: int = 1) -> float:
+def peak_memory(config: Config, shape: Shape, ranks: int = 1, *, recompute: bool = False) -> float:
     """Most bytes that training takes: weights, moments, gradients, one microbatch's activations.
 
-    Of each of `ranks` processes: masters and moments are split over them, the copy that computes
-    and the gradients that add up during a step are not.
+    recompute: with activation checkpointing. Of each of `ranks` processes: masters and moments are
+    split over them, the copy that computes and the gradients that add up during a step are not.
     """
     tokens, docs = Tokens.of(config), config.data.docs_per_step
     wide, narrow = _widths(config)
@@ -137,7 +137,10 @@ def peak_memory(config: Config, shape: Shape, ranks: int = 1) -> float:
     chunk = default_chunk_rows(pick_device(config.model.device))
     logits = min(2 * chunk, tokens.head_rows) * shape.vocabulary * narrow
     head_chunk = logits + shape.vocabulary * shape.hidden * wide
-    activations = shape.layers * per_token * microbatch
+    if recompute:  # the inputs of all layers, and all of the one whose backward runs
+        activations = (shape.layers * shape.hidden * narrow + per_token) * microbatch
+    else:
+        activations = shape.layers * per_token * microbatch
     return PROCESS + weights + activations + head_chunk + decoding_bytes(config, shape)
 
 
@@ -170,6 +173,7 @@ def estimate(config: Config, shape: Shape) -> dict[str, float]:
     speed = matmul_flops(config, shape)
     step_s = flop / (EFFICIENCY * speed)
     positions = docs * config.placement.positions_per_doc
+    checkpointing = config.parallel.activation_checkpointing
     return {
         "tokens per step, tree": tokens.tree,
         "tokens per step, one sequence a thought": tokens.unshared,
@@ -178,7 +182,7 @@ def estimate(config: Config, shape: Shape) -> dict[str, float]:
         "rollouts per step": positions * config.thought.thoughts_per_position,
         "sampled tokens per step": tokens.sampled,
         "TFLOP per step": flop / 1e12,
-        "peak memory, GB": peak_memory(config, shape) / 1e9,
+        "peak memory, GB": peak_memory(config, shape, recompute=checkpointing is True) / 1e9,
         "checkpoint, GB": checkpoint_bytes(config, shape.parameters) / 1e9,
         "matmul speed here, GFLOP/s": speed / 1e9,
         "seconds per step": step_s,

@@ -136,16 +136,24 @@ def check_disk(config: Config, num_parameters: int) -> None:
         )
 
 
-def check_memory(config: Config, model: LanguageModel, ranks: Ranks = ALONE) -> None:
-    """Refuse what cannot fit, instead of being killed for it in the first step."""
-    needed = peak_memory(config, Shape.of(model.hf), ranks.size)
+def recomputes(config: Config, model: LanguageModel, ranks: Ranks = ALONE) -> bool:
+    """Whether layers keep only their inputs for the backward: `parallel.activation_checkpointing`,
+    of which auto does where a step would not fit otherwise.
+
+    Raises ConfigError for what does not fit at all, rather than be killed for it in the first step.
+    """
+    asked = config.parallel.activation_checkpointing
     there = total_bytes(model.device)
     if model.device.type == "cpu":
         there //= ranks.on_this_machine
-    if needed > there:
-        raise ConfigError(
-            f"a step would take about {needed / 1e9:.0f} GB of memory and there are "
-            f"{there / 1e9:.0f} GB; lower parallel.tokens_per_microbatch, or, since a context with "
-            f"its branches is never split, data.context_tokens, reward.horizon or the thoughts of "
-            "a context"
-        )
+    for recompute in (False, True) if asked == "auto" else (asked,):
+        needed = peak_memory(config, Shape.of(model.hf), ranks.size, recompute=recompute)
+        if needed <= there:
+            return recompute
+    off = "parallel.activation_checkpointing is off: set it to auto; or " if asked is False else ""
+    raise ConfigError(
+        f"a step would take about {needed / 1e9:.0f} GB of memory and there are "
+        f"{there / 1e9:.0f} GB; {off}lower parallel.tokens_per_microbatch, or, since a context "
+        "with its branches is never split, data.context_tokens, reward.horizon or the thoughts of "
+        "a context"
+    )

@@ -39,10 +39,10 @@ from rntp.optim import Optimizer, Update
 from rntp.parallel import microbatches
 from rntp.preflight import (
     check_disk,
-    check_memory,
     check_names,
     check_placement,
     open_model,
+    recomputes,
 )
 from rntp.provenance import device_name
 from rntp.ranks import ALONE, Ranks, on_device
@@ -108,11 +108,12 @@ class Trainer:
         self.evaluations = Evaluations(config, self.model, self.corpus, ranks)
         check_third(config, self.model.tokenizer)
         check_disk(config, self.model.num_parameters)
-        check_memory(config, self.model, ranks)
+        # Layers that gather their weights from all ranks do so once more in a recomputation.
+        self.recomputes = any(ranks.gather(lambda: recomputes(config, self.model, ranks), "start"))
         self.shape = Shape.of(self.model.hf)
         dtype = getattr(torch, config.model.dtype)
         self.reference = open_reference(self.model, config, dtype)
-        if config.parallel.activation_checkpointing:
+        if self.recomputes:
             forget_activations(self.model.hf)
         if ranks.mesh is not None:
             shard(self.model.hf, ranks.mesh, dtype)
@@ -533,6 +534,11 @@ class Trainer:
             if done < config.run.steps
             else f"{config.run.name}: all {done} steps are done; raise run.steps to go on"
         )
+        if self.recomputes and self.config.parallel.activation_checkpointing == "auto":
+            self.log.message(
+                "layers keep only their inputs for the backward (parallel.activation_checkpointing:"
+                " auto), since a step would not fit into memory otherwise; it takes longer for it"
+            )
         if self.guards.aside:
             where = config.run.dir / "quarantine"
             self.log.message(f"{len(self.guards.aside)} ordinals are set aside, see {where}")

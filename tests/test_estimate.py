@@ -81,3 +81,11 @@ def test_a_gpu_keeps_larger_chunks_and_the_samplers_storage(
     # Chunks of 4,096 rows instead of 2,048, two of them, of 30 logits; the asynchronous saver's
     # buffers are the same on both.
     assert peak_memory(config, shape) == cpu + kept + 2 * 2048 * 30 * 2
+
+
+def test_layers_that_compute_again_keep_their_inputs_and_one_layers_rest() -> None:
+    config = Config.parse(minimal())
+    tokens = Tokens.of(config).tree
+    layer = (16 * 10 + 8 * 20) * 2 + 14 * 10 * 4  # bytes a token: bfloat16, norms in float32
+    all_of_it, again = (peak_memory(config, SHAPE, recompute=on) for on in (False, True))
+    assert all_of_it - again == tokens * (2 * layer - (2 * 10 * 2 + layer))

@@ -19,6 +19,7 @@ from rntp import rewards, run_folder
 from rntp.checkpoint import committed
 from rntp.config import Config
 from rntp.errors import CheckpointError, ConfigError, DataError, Diverged, Preempted
+from rntp.estimate import Shape, peak_memory
 from rntp.evaluation import evaluate_target
 from rntp.log import read_metrics, read_rollouts
 from rntp.step import Scores
@@ -731,6 +732,30 @@ def test_a_step_that_cannot_fit_is_refused(raw: dict, monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError, match=r"about 1 GB .* there are 0 GB; lower parallel"):
         Trainer(Config.parse(raw))
     assert not Path(raw["run"]["dir"]).exists()
+
+
+def test_layers_compute_again_what_does_not_fit_and_the_numbers_are_the_same(
+    raw: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = comparable(fit(raw).config.run.dir)
+    trainer = Trainer(Config.parse(raw))
+    assert trainer.recomputes is False
+    shape = Shape.of(trainer.model.hf)
+    most, least = (peak_memory(trainer.config, shape, recompute=again) for again in (False, True))
+    assert least < most
+    monkeypatch.setattr("rntp.preflight.total_bytes", lambda device: (least + most) / 2)
+    raw["run"]["dir"] += "-small"
+    with pytest.raises(ConfigError, match="activation_checkpointing is off: set it to auto"):
+        Trainer(Config.parse(raw, ["parallel.activation_checkpointing=false"]))
+    small = fit(raw)
+    assert small.recomputes is True
+    log = (small.config.run.dir / "log.txt").read_text(encoding="utf-8")
+    assert "layers keep only their inputs for the backward" in log
+    assert comparable(small.config.run.dir) == known
+    monkeypatch.setattr("rntp.preflight.total_bytes", lambda device: least - 1)
+    raw["run"]["dir"] += "-smaller"
+    with pytest.raises(ConfigError, match=r"lower parallel\.tokens_per_microbatch"):
+        Trainer(Config.parse(raw))
 
 
 def test_a_stop_before_the_first_step_leaves_a_folder_that_starts(raw: dict) -> None:
