@@ -27,6 +27,11 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@cache
+def has_flash() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None
+
+
 def interpreted() -> bool:
     """Triton kernels run in its interpreter, on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"

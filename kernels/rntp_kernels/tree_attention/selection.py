@@ -4,6 +4,7 @@ dense       A mask over all pairs: the oracle, for tests.
 segmented   Pieces that library kernels know. The CPU, and everything the others do not take.
 triton      Own kernels. CUDA, bfloat16 and float16, heads of 16, 32, 64 and 128.
 flex        FlexAttention with tables of blocks, compiled for CUDA: where Triton's kernels fail.
+flash       The package flash-attn. CUDA, bfloat16 and float16, plain packed sequences alone.
 
 The environment variable RNTP_TREE_ATTENTION overrides `auto`.
 """
@@ -15,28 +16,31 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from rntp_kernels.choice import has_triton, interpreted, require_agreement, wanted
+from rntp_kernels.choice import has_flash, has_triton, interpreted, require_agreement, wanted
 from rntp_kernels.tree_attention.layout import TreeLayout
 
-Implementation = Literal["auto", "segmented", "dense", "flex", "triton"]
+Implementation = Literal["auto", "segmented", "dense", "flex", "triton", "flash"]
 OVERRIDE = "RNTP_TREE_ATTENTION"
 HEADS = (16, 32, 64, 128)  # sizes of a head that the kernels take
 _HALVES = (torch.bfloat16, torch.float16)
 
 
-def choose(asked: Implementation, q: Tensor, k: Tensor) -> Implementation:
+def choose(asked: Implementation, q: Tensor, k: Tensor, *, plain: bool = False) -> Implementation:
     """A name other than `auto`, for queries [1, Hq, N, D] and keys [1, Hkv, N, D].
+
+    plain: the layout has no branches.
 
     Raises ValueError for one that does not exist or cannot run here, RuntimeError for one that
     fails its check against the oracle. `auto` warns, once, where CUDA tensors get no kernel.
     """
     name = wanted(asked, OVERRIDE, get_args(Implementation))
     if name == "auto":
-        name = _fastest(q)
-    reason = _obstacle(name, q)
+        flash = plain and not _obstacle("flash", q, plain=plain)
+        name = "flash" if flash else _fastest(q)
+    reason = _obstacle(name, q, plain=plain)
     if reason:
         raise ValueError(f"tree attention {name!r} {reason}; use segmented (see {OVERRIDE})")
-    if name in ("triton", "flex") and q.is_cuda:
+    if name in ("triton", "flex", "flash") and q.is_cuda:
         self_check(name, q.device, q.dtype, q.shape[3], q.shape[1] // k.shape[1])
     return name  # type: ignore[return-value]
 
@@ -132,6 +136,8 @@ def self_check(
 
     # Longer than a block of keys; teeth that end and hang inside of blocks; a root of its own.
     layout = TreeLayout((150, 40, 17, 1, 70, 33), (-1, 0, 1, 1, 0, -1), (0, 61, 40, 20, 150, 0))
+    if name == "flash":
+        layout = TreeLayout((150, 1, 33), (-1, -1, -1), (0, 0, 0))
     generator = torch.Generator().manual_seed(0)
     sizes = [(1, heads, layout.num_tokens, head) for heads in (2 * repeat, 2, 2, 2 * repeat)]
     values = [torch.randn(size, generator=generator).to(device, dtype) for size in sizes]
@@ -171,8 +177,10 @@ def _warn(reason: str) -> None:
     )
 
 
-def _obstacle(name: str, q: Tensor) -> str:
+def _obstacle(name: str, q: Tensor, *, plain: bool = False) -> str:
     """Why an implementation cannot take these tensors; empty if it can."""
+    if name == "flash":
+        return _flash_obstacle(q, plain)
     if name in ("triton", "flex") and q.dtype == torch.float64:
         return "has no float64"
     if name == "flex" and not q.is_cuda and torch.is_grad_enabled() and q.requires_grad:
@@ -185,4 +193,14 @@ def _obstacle(name: str, q: Tensor) -> str:
         return f"takes heads of {', '.join(map(str, HEADS))}, not of {q.shape[3]}"
     if not q.is_cuda and not interpreted():
         return "needs CUDA tensors (or TRITON_INTERPRET=1)"
+    return ""
+
+
+def _flash_obstacle(q: Tensor, plain: bool) -> str:
+    if not has_flash():
+        return "needs flash-attn: pip install flash-attn --no-build-isolation"
+    if not plain:
+        return "takes plain sequences, and here are branches"
+    if q.dtype not in _HALVES or not q.is_cuda:
+        return "takes bfloat16 and float16 on CUDA"
     return ""

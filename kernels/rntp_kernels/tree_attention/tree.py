@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rntp_kernels.tree_attention.dense import dense_attention, dense_mask
+from rntp_kernels.tree_attention.flash import FlashSequences, is_plain
 from rntp_kernels.tree_attention.layout import TreeLayout
 from rntp_kernels.tree_attention.segmented import Plan, make_plan, segmented_attention
 from rntp_kernels.tree_attention.selection import Implementation, choose
@@ -37,7 +38,7 @@ class TreeAttention:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         if self._attend is None:
-            self.implementation = choose(self.implementation, q, k)
+            self.implementation = choose(self.implementation, q, k, plain=is_plain(self.layout))
             self._attend = prepare(self.implementation, self.layout, q)
         return self._attend(q, k, v, scale)
 
@@ -51,6 +52,8 @@ def prepare(name: Implementation, layout: TreeLayout, q: Tensor) -> Attend:
         from rntp_kernels.tree_attention.flex import FlexTree
 
         return FlexTree(layout, q.device)
+    if name == "flash":
+        return FlashSequences(layout, q.device)
     if name == "triton":
         from rntp_kernels.tree_attention.triton_tree import TritonTree, tables_for
 
