@@ -123,7 +123,7 @@ class Decoder:
                 branches.member,
                 t,
             )
-            token, logprob = chance.draw(hidden @ model.head.T, noise, chance.temperature)
+            token, logprob = chance.draw(model.logits(hidden), noise, chance.temperature)
             drawn.append(token)
             logprobs.append(logprob)
             if stop_id is not None:

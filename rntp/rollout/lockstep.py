@@ -115,7 +115,7 @@ class LockStep:
             branches.member,
             self._step,
         )
-        token, logprob = chance.draw(hidden @ self._model.head.T, noise, chance.temperature)
+        token, logprob = chance.draw(self._model.logits(hidden), noise, chance.temperature)
         self._drawn.index_copy_(0, self._step, token[None])
         self._logprobs.index_copy_(0, self._step, logprob[None].to(self._logprobs.dtype))
         if self._stop_id is not None:
