@@ -96,6 +96,13 @@ class LanguageModel:
         """One trunk forward over a packed stream: int64 [N], int64 [N] -> last hidden [N, H]."""
         return _trunk(self.hf, input_ids, position_ids, attention)
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, H] -> [N, V] in the model's type, as the output embedding itself computes them."""
+        out = self.hf.get_output_embeddings()
+        assert out is not None
+        logits: Tensor = out(hidden)
+        return logits
+
     def logprob(
         self, hidden: Tensor, targets: Tensor, temperature: float | Tensor = 1.0
     ) -> tuple[Tensor, Tensor, Tensor]:

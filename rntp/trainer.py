@@ -52,6 +52,7 @@ from rntp.replay import Replay, next_ordinal, step_contexts
 from rntp.rollout import Check, no_check
 from rntp.rollout.inprocess import open_engine
 from rntp.rollout.interleaved import interleaved
+from rntp.rollout.packed import packing_pays
 from rntp.rollout.place import placer
 from rntp.saver import Saver
 from rntp.sharding import forget_activations, shard
@@ -527,10 +528,12 @@ class Trainer:
         config, corpus = self.config, self.corpus
         for warning in [*config.warnings(), *corpus.warnings(config.model.spec)]:
             self.log.message(warning, "warning")
+        steps = config.thought.thought_tokens + config.thought.answer_tokens
+        packed = ", packed for sampling" if packing_pays(self.model.hf, steps) else ""
         self.log.message(
             f"{config.run.name}: {config.model.spec} ({self.model.num_parameters / 1e6:.0f}M "
-            f"parameters, {config.model.dtype}, {self.model.device}), {corpus.facts()}, steps "
-            f"{done + 1} … {config.run.steps}"
+            f"parameters, {config.model.dtype}, {self.model.device}{packed}), {corpus.facts()}, "
+            f"steps {done + 1} … {config.run.steps}"
             if done < config.run.steps
             else f"{config.run.name}: all {done} steps are done; raise run.steps to go on"
         )

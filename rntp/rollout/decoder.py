@@ -6,9 +6,9 @@ import torch
 from rntp_kernels.tree_attention import DecodeAttention, PrefixRecorder
 from torch import Tensor
 
-from rntp.chance import uniform
 from rntp.model import LanguageModel
 from rntp.rollout import Check
+from rntp.rollout.growing import GrowingLoop
 from rntp.rollout.lockstep import Branches, Chance, LockStep
 from rntp.types import Thought
 
@@ -105,32 +105,8 @@ class Decoder:
         stop_id: int | None,
         check: Check,
     ) -> tuple[Tensor, Tensor]:
-        """What `LockStep.run` does, over storage that grows: less work on the CPU, where the
-        width of a product costs and the start of a kernel does not."""
-        model, branches = self._model, self._branches
-        token = torch.full_like(start, token_id)
-        ended = torch.zeros_like(start, dtype=torch.bool)
-        drawn, logprobs = [], []
-        for t in range(budget):
-            check()
-            hidden = model.hidden(token, start + t, self._attention)
-            self._attention.advance()
-            noise = uniform(
-                chance.seed,
-                chance.purpose,
-                branches.ordinal,
-                branches.page_position,
-                branches.member,
-                t,
-            )
-            token, logprob = chance.draw(hidden @ model.head.T, noise, chance.temperature)
-            drawn.append(token)
-            logprobs.append(logprob)
-            if stop_id is not None:
-                ended |= token == stop_id
-            if ended.all():
-                break
-        return torch.stack(drawn, 1).cpu(), torch.stack(logprobs, 1).cpu()
+        loop = GrowingLoop(self._model, self._branches, self._attention, chance, stop_id)
+        return loop.run(token_id, start, budget, check)
 
     def _lock_step(self, chance: Chance, budget: int, stop_id: int | None) -> LockStep:
         return LockStep(

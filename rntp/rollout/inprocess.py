@@ -5,6 +5,7 @@ lock-step against that one copy of the keys and values.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -16,6 +17,7 @@ from rntp.model import LanguageModel
 from rntp.rollout import Check, Place, no_check
 from rntp.rollout.decoder import Decoder
 from rntp.rollout.lockstep import Branches, Chance
+from rntp.rollout.packed import packed_weights, packing_pays
 from rntp.rollout.sampling import Draw, always, draw
 from rntp.sharding import is_sharded
 from rntp.tokenizer import pause_id
@@ -32,7 +34,8 @@ class InProcessEngine:
     slots: longest context, tokens; storage is always this wide, so that a thought does not depend
     on the contexts beside it. docs_per_batch: contexts decoded together. purpose names the stream
     of random numbers, so that evaluation and training draw apart. fixed_shapes: see
-    `rntp.rollout.lockstep`; by default on CUDA, unless the weights are sharded.
+    `rntp.rollout.lockstep`; by default on CUDA, unless the weights are sharded. pack: see
+    `rntp.rollout.packed`; by default where it pays.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class InProcessEngine:
         purpose: str = "thought",
         draw: Draw = draw,
         fixed_shapes: bool | None = None,
+        pack: bool | None = None,
     ) -> None:
         self.model = model
         self.thoughts = thoughts
@@ -64,6 +68,7 @@ class InProcessEngine:
             # FSDP moves the gathered weights, which a graph would go on reading where they were.
             fixed_shapes = model.device.type == "cuda" and not is_sharded(model.hf)
         self.fixed_shapes = fixed_shapes
+        self.pack = pack
         self._kept: dict[tuple[object, ...], Decoder] = {}
 
     @torch.no_grad()
@@ -75,6 +80,15 @@ class InProcessEngine:
         policy_version: int = 0,
     ) -> list[Rollout]:
         """One rollout a context, in order; see `Engine`."""
+        hf, pack = self.model.hf, self.pack
+        if pack is None:
+            pack = packing_pays(hf, self.budget + self.answer_tokens)
+        with packed_weights(hf) if pack else nullcontext():
+            return self._sample(contexts, place, check, policy_version)
+
+    def _sample(
+        self, contexts: Sequence[Context], place: Place, check: Check, policy_version: int
+    ) -> list[Rollout]:
         rollouts: list[Rollout] = []
         for first in range(0, len(contexts), self.docs_per_batch):
             batch = contexts[first : first + self.docs_per_batch]

@@ -35,10 +35,27 @@ class Branches:
     member: Tensor
     visible: Tensor
 
+    def some(self, kept: Tensor) -> "Branches":
+        """As many of each document: int64 [D, B'], which of its branches."""
+        rows = flat_rows(kept, self.visible.shape[1])
+        return Branches(
+            ordinal=self.ordinal[rows],
+            position=self.position[rows],
+            page_position=self.page_position[rows],
+            member=self.member[rows],
+            visible=self.visible.gather(1, kept),
+        )
+
     def become(self, other: "Branches") -> None:
         """Take over the values of as many others, in place."""
         for name, own in vars(self).items():
             own.copy_(getattr(other, name))
+
+
+def flat_rows(kept: Tensor, branches: int) -> Tensor:
+    """int64 [D, B'], branches of each document, which has `branches` in all -> int64 [D · B']."""
+    first = torch.arange(len(kept), device=kept.device)[:, None] * branches
+    return (first + kept).flatten()
 
 
 @dataclass(frozen=True)
@@ -115,7 +132,7 @@ class LockStep:
             branches.member,
             self._step,
         )
-        token, logprob = chance.draw(hidden @ self._model.head.T, noise, chance.temperature)
+        token, logprob = chance.draw(self._model.logits(hidden), noise, chance.temperature)
         self._drawn.index_copy_(0, self._step, token[None])
         self._logprobs.index_copy_(0, self._step, logprob[None].to(self._logprobs.dtype))
         if self._stop_id is not None:

@@ -1,5 +1,7 @@
 """Decoding branches in lock-step against one shared copy of each document's keys and values."""
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -129,6 +131,33 @@ class DecodeAttention:
             self._lengths.copy_(lengths)
         _show(self._own_bias, self._lengths + 1)
 
+    def narrowed(self, kept: Tensor) -> "DecodeAttention":
+        """The same for some of the branches, in storage of their own: int64 [D, B'], as many of
+        each document. What this one holds stays as it is.
+
+        Raises ValueError with fixed shapes.
+        """
+        if self._fixed:
+            raise ValueError("fixed shapes have a fixed number of branches")
+        other = copy(self)
+        other._branches = kept.shape[1]
+        other._visible = self._visible.gather(1, kept)
+        other._bias = _take(self._bias, kept)
+        other._keys = {layer: _take(x, kept) for layer, x in self._keys.items()}
+        other._values = {layer: _take(x, kept) for layer, x in self._values.items()}
+        if self._lengths is not None and self._own_bias is not None:
+            other._lengths = self._lengths.gather(1, kept)
+            other._own_bias = _take(self._own_bias, kept)
+        return other
+
+    def take_back(self, narrow: "DecodeAttention", kept: Tensor) -> None:
+        """Take over what the branches that `narrowed(kept)` went on with have seen. `rewind` has
+        to follow: branches are no longer equally long."""
+        for mine, theirs in ((self._keys, narrow._keys), (self._values, narrow._values)):
+            for layer, storage in mine.items():
+                for own, other, rows in zip(storage, theirs[layer], kept, strict=True):
+                    own.index_copy_(1, rows, other)
+
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         documents, branches = self._documents, self._branches
         kv_heads, head = k.shape[1], k.shape[3]
@@ -193,6 +222,11 @@ class DecodeAttention:
             # Zeros: a place that is read before it is written must not hold a NaN.
             store[layer] = new.new_zeros(shape)
         return store[layer]
+
+
+def _take(x: Tensor, kept: Tensor) -> Tensor:
+    """Branches of each document: x [D, heads, B, …], kept int64 [D, B'] -> [D, heads, B', …]."""
+    return torch.stack([own.index_select(1, rows) for own, rows in zip(x, kept, strict=True)])
 
 
 def _show(bias: Tensor, visible: Tensor) -> None:

@@ -1,0 +1,96 @@
+"""Branches that have ended are left behind: fewer rows, and the same thoughts to the bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ARCHITECTURES
+from test_lockstep import context, engine, place, thoughts_of
+
+from rntp.model import LanguageModel, load_model
+from rntp.rollout import growing
+from rntp.rollout.growing import going_on
+from rntp.rollout.sampling import Draw, draw
+from rntp.types import Thought
+
+THOUGHTS, BUDGET = 16, 20
+
+
+def likely(*ends: int | None) -> Draw:
+    """Draws from a model that likes to end: these tokens are as likely as its first choice."""
+
+    def from_biased(
+        logits: torch.Tensor, uniforms: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        biased = logits.clone()
+        biased[:, ends] = logits.max(dim=1, keepdim=True).values
+        return draw(biased, uniforms, temperature)
+
+    return from_biased
+
+
+def sampled(
+    model: LanguageModel, documents: int, answer_tokens: int = 0
+) -> tuple[list[Thought], list[int]]:
+    """The thoughts, and the rows of each forward after the one over the pages."""
+    rows: list[int] = []
+    hook = model.hf.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    sampler = engine(
+        model,
+        thoughts=THOUGHTS,
+        budget=BUDGET,
+        answer_tokens=answer_tokens,
+        draw=likely(model.think_close_id, model.eos_id),
+    )
+    found = thoughts_of(sampler.sample([context(d, 24 - d) for d in range(documents)], place))
+    hook.remove()
+    return found, rows[1:]
+
+
+@pytest.mark.parametrize("answer_tokens", [0, 5])
+@pytest.mark.parametrize("documents", [1, 2])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_fewer_rows_and_the_same_bits(
+    model_folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: str,
+    documents: int,
+    answer_tokens: int,
+) -> None:
+    model = load_model(str(model_folders[architecture]))
+    own, rows = sampled(model, documents, answer_tokens)
+    monkeypatch.setattr(growing, "LEFT", 0.0)
+    other, all_rows = sampled(model, documents, answer_tokens)
+    for mine, theirs in zip(own, other, strict=True):
+        assert torch.equal(mine.sampled_ids, theirs.sampled_ids)
+        assert torch.equal(mine.answer_ids, theirs.answer_ids)
+        assert torch.equal(mine.drawn_logprobs, theirs.drawn_logprobs)
+    branches = len(own)
+    assert set(all_rows) == {branches}
+    assert len(rows) == len(all_rows)
+    assert sum(rows) < 0.7 * sum(all_rows)
+    thinking = rows[: max(len(t.sampled_ids) for t in own)]
+    for t, decoded in enumerate(thinking):
+        going = sum(len(thought.sampled_ids) > t for thought in own)
+        assert going <= decoded  # nobody who has something to say is left behind
+    assert thinking == sorted(thinking, reverse=True)
+
+
+def test_which_branches_go_on() -> None:
+    ended = torch.ones(2, 32, dtype=torch.bool)
+    ended[0, [3, 30]] = False
+    ended[1, 7:16] = False
+    kept = going_on(ended)
+    assert kept is not None
+    assert kept.shape == (2, 16)  # nine go on in one of the documents, and eights are kept
+    assert {3, 30} <= set(kept[0].tolist())
+    assert set(range(7, 16)) <= set(kept[1].tolist())
+    assert all(row == sorted(set(row)) for row in kept.tolist())
+
+
+@pytest.mark.parametrize(("going", "number"), [(1, 8), (8, 8), (17, 24), (24, 24), (25, None)])
+def test_a_few_less_are_not_worth_a_copy(going: int, number: int | None) -> None:
+    kept = going_on((torch.arange(32) >= going)[None])
+    assert (None if kept is None else kept.shape[1]) == number
