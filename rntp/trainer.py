@@ -109,7 +109,7 @@ class Trainer:
         self.evaluations = Evaluations(config, self.model, self.corpus, ranks)
         check_third(config, self.model.tokenizer)
         check_disk(config, self.model.num_parameters)
-        # Layers that gather their weights from all ranks do so once more in a recomputation.
+        # Layers gather their weights once more to compute again, so all ranks have to do the same.
         self.recomputes = any(ranks.gather(lambda: recomputes(config, self.model, ranks), "start"))
         self.shape = Shape.of(self.model.hf)
         dtype = getattr(torch, config.model.dtype)

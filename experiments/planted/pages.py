@@ -9,7 +9,7 @@ their answers. Each token is one of
     impossible   drawn uniformly from options that are the same on all pages: noise
     chosen       drawn uniformly from what the page leaves: names on it, letters not used yet. To
                  read it narrows the choice down, and no thought does more
-    left         all that earlier choices leave: one more of those, and no choice any more
+    left         the one option that earlier choices leave
     memorisable  a fixed fact, the same on all pages
 
 with its exact entropy in nats. Random choices go through `Writer.choose` and `draw`, so an entropy

@@ -9,7 +9,6 @@ import torch
 from rntp_kernels.tree_attention import DecodeAttention
 from torch import Tensor
 
-from rntp.chance import uniform
 from rntp.model import LanguageModel
 from rntp.rollout import Check
 from rntp.rollout.lockstep import Branches, Chance, flat_rows
@@ -79,18 +78,9 @@ class GrowingLoop:
         attention: DecodeAttention,
     ) -> tuple[Tensor, Tensor]:
         """Feed a token a branch: the next one, and its log-prob."""
-        chance = self._chance
         hidden = self._model.hidden(token, position, attention)
         attention.advance()
-        noise = uniform(
-            chance.seed,
-            chance.purpose,
-            branches.ordinal,
-            branches.page_position,
-            branches.member,
-            step,
-        )
-        return chance.draw(self._model.logits(hidden), noise, chance.temperature)
+        return self._chance.next_token(self._model.logits(hidden), branches, step)
 
 
 def going_on(ended: Tensor) -> Tensor | None:

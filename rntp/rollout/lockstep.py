@@ -67,6 +67,20 @@ class Chance:
     temperature: float
     draw: Draw
 
+    def next_token(
+        self, logits: Tensor, branches: Branches, step: int | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A token a branch and its log-prob, [N] each, from logits [N, V] of that step."""
+        noise = uniform(
+            self.seed,
+            self.purpose,
+            branches.ordinal,
+            branches.page_position,
+            branches.member,
+            step,
+        )
+        return self.draw(logits, noise, self.temperature)
+
 
 class LockStep:
     """At most `budget` steps for all branches at once.
@@ -121,18 +135,10 @@ class LockStep:
 
     def advance(self) -> None:
         """One step: nothing here reads a value back from the device."""
-        chance, branches = self._chance, self._branches
         hidden = self._model.hidden(self._token, self._next_position, self._attention)
         self._attention.advance()
-        noise = uniform(
-            chance.seed,
-            chance.purpose,
-            branches.ordinal,
-            branches.page_position,
-            branches.member,
-            self._step,
-        )
-        token, logprob = chance.draw(self._model.logits(hidden), noise, chance.temperature)
+        logits = self._model.logits(hidden)
+        token, logprob = self._chance.next_token(logits, self._branches, self._step)
         self._drawn.index_copy_(0, self._step, token[None])
         self._logprobs.index_copy_(0, self._step, logprob[None].to(self._logprobs.dtype))
         if self._stop_id is not None:

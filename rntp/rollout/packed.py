@@ -54,7 +54,8 @@ def _packable(hf: nn.Module) -> Iterator[nn.Linear]:
         if type(layer) is not nn.Linear or "forward" in layer.__dict__:
             continue
         weight = layer.weight
-        if type(weight) is nn.Parameter and weight.dtype == torch.bfloat16 and not weight.is_cuda:
+        plain = type(weight) is nn.Parameter and weight.device.type == "cpu"
+        if plain and weight.dtype == torch.bfloat16:
             yield layer
 
 
