@@ -283,6 +283,13 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="default 3")
     parser.add_argument(
+        "--continuation-weight",
+        type=float,
+        default=0.0,
+        metavar="W",
+        help="of the loss's term on continuations; default 0: the policy gradient alone",
+    )
+    parser.add_argument(
         "--curve", action="store_true", help="rntp's step against each size, beside the prediction"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="also write NAME.json there")

@@ -279,6 +279,13 @@ class Objective(Section):
         """Some groups may leave the policy gradient."""
         return self.drop_dead_groups or self.min_group_std > 0
 
+    @property
+    def skips_groups(self) -> bool:
+        """Groups that left it are left out of the backward: no other term reads their thoughts."""
+        kl_weight = self.kl_weight if self.kl_in == "loss" else 0
+        others = self.continuation_weight + self.entropy_weight + kl_weight
+        return self.drops_groups and others == 0
+
 
 class Optim(Section):
     lr: Annotated[float, Field(gt=0)] = 1e-6
@@ -536,8 +543,17 @@ class Config(Section):
 
     @property
     def branch_tokens(self) -> int:
-        """Most tokens of one branch: markers, thought, continuation, answer."""
-        return self.thought.thought_tokens + 2 + self.reward.horizon + self.thought.answer_tokens
+        """Most tokens of one branch in the tree: markers, thought, continuation, answer. The last
+        of a continuation and of an answer predict nothing."""
+        ends = self.reward.horizon - 1 + max(self.thought.answer_tokens - 1, 0)
+        return self.thought.thought_tokens + 2 + ends
+
+    @property
+    def learning_branch_tokens(self) -> int:
+        """Those of them that have gradients where the loss has no term on continuations."""
+        if self.thought.answer_tokens:
+            return self.branch_tokens - (self.reward.horizon - 1)
+        return self.thought.thought_tokens
 
     @property
     def reference_weights(self) -> Literal["frozen", "ema"] | None:

@@ -11,6 +11,7 @@ from rntp import rewards
 from rntp.config import Config
 from rntp.model import pick_device
 from rntp.sources import localize
+from rntp.tree import Reads
 
 # Share of a plain matmul's speed that a whole step reaches; measured with the quickstart on
 # 2 CPU cores (experiments/quickstart/LOG.md).
@@ -65,15 +66,22 @@ class Shape:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of a step at full thought length: in trees, unshared, read by the sampler, sampled, in
-    a judge's trees; rows of the head."""
+    """Tokens of a step.
+
+    tree: of its token trees. learning: those of them that have gradients. unshared: with one
+    sequence a thought. read: by the sampler. sampled: drawn; without any, nothing is read for
+    sampling either. head_rows: that need log-probs. learning_rows: those of them with gradients.
+    asked: in the trees of a judge.
+    """
 
     tree: int
+    learning: int
     unshared: float
     read: int
     sampled: int
     head_rows: int
-    asked: int
+    learning_rows: int
+    asked: int = 0
 
     @property
     def spent(self) -> int:
@@ -97,16 +105,21 @@ class Tokens:
         again = prefix + config.thought.thought_tokens + 2 if answer else 0
         question = QUESTION + answer + horizon
         judges = len({rewards.NEEDS[name].judge for name in config.reward.names} - {None})
-        with_context = config.objective.ntp_weight > 0
+        reads = Reads.of(config)
         document_rows = positions * horizon
-        if with_context:
+        if reads.context:
             document_rows = length + (document_rows - horizon if interleaved else 0)
+        learning, learning_rows = config.branch_tokens, drawn + horizon
+        if not reads.continuation:
+            learning, learning_rows = config.learning_branch_tokens, drawn
         return cls(
             tree=docs * (read + branches * config.branch_tokens),
+            learning=docs * (read + branches * learning),
             unshared=docs * branches * (prefix + config.branch_tokens + again),
             read=docs * read,
             sampled=docs * branches * drawn,
             head_rows=docs * (branches * (drawn + horizon) + document_rows),
+            learning_rows=docs * (branches * learning_rows + document_rows * reads.context),
             asked=docs * (length + branches * judges * question) if judges else 0,
         )
 
@@ -130,6 +143,7 @@ def peak_memory(config: Config, shape: Shape, ranks: int = 1, *, recompute: bool
         branches = config.thought.thoughts_per_position * config.branch_tokens
         whole = config.longest_context + branches
     microbatch = min(max(config.parallel.tokens_per_microbatch, whole), tokens.tree)
+    microbatch *= tokens.learning / tokens.tree  # the others leave nothing for the backward
     # Saved for the backward, in units of a layer's widths: fitted to the measured peak of the
     # quickstart at 608, 1216 and 2432 tokens. Norms, and attention on the CPU, work in `wide`.
     per_token = (16 * shape.hidden + 8 * shape.intermediate) * narrow + 14 * shape.hidden * wide
@@ -192,40 +206,29 @@ def estimate(config: Config, shape: Shape) -> dict[str, float]:
 
 def full_flop(config: Config, shape: Shape) -> float:
     """`step_flop` of a step at full thought length."""
-    tokens = Tokens.of(config)
-    return step_flop(
-        config, shape, tokens.tree, tokens.head_rows, tokens.read, tokens.sampled, tokens.asked
-    )
+    return step_flop(config, shape, Tokens.of(config))
 
 
-def step_flop(
-    config: Config,
-    shape: Shape,
-    tree: int,
-    head_rows: int,
-    context: int,
-    sampled: int,
-    asked: int = 0,
-) -> float:
-    """FLOP of a step's matrix products, attention left out, from its numbers of tokens.
-
-    tree: tokens of the token trees. head_rows: those that need log-probs. context: tokens read by
-    the sampler. sampled: tokens drawn; without any, nothing is read for sampling either. asked:
-    tokens of the trees of a judge.
+def step_flop(config: Config, shape: Shape, tokens: Tokens) -> float:
+    """FLOP of a step's matrix products, attention left out: 2 a parameter of the trunk and token
+    forward and 4 backward; the head computes its logits once more in the backward.
     """
-    head_row = 2 * shape.hidden * shape.vocabulary
-    train = 6 * shape.trunk * tree + 4 * head_row * head_rows
-    # Without gradients, for the rewards of the whole step.
-    ahead = (2 * shape.trunk * tree + head_row * head_rows) * config.objective.needs_whole_step
-    sample = (2 * shape.trunk + head_row) * (context + sampled) if sampled else 0
+    token, row = 2 * shape.trunk, 2 * shape.hidden * shape.vocabulary
+    forward = token * tokens.tree + row * tokens.head_rows
+    learn = token * tokens.learning + row * tokens.learning_rows  # what has a backward, forward
+    backward = 2 * learn + row * tokens.learning_rows
+    # What is judged ahead, and an epoch over old thoughts, runs what learns once more.
+    epochs = config.objective.epochs_per_rollout
+    again = epochs - 1 + config.objective.needs_whole_step
+    train = forward + again * learn + epochs * backward
+    sample = (token + row) * (tokens.read + tokens.sampled) if tokens.sampled else 0
     second = 0
     # For a KL term the whole tree, for a baseline the contexts alone, for a judge neither.
-    if config.objective.kl_weight > 0 and sampled:
-        second = 2 * shape.trunk * tree
-    elif config.baseline.rereads and sampled:
-        second = 2 * shape.trunk * context
-    judge = 2 * shape.trunk * asked
-    return config.objective.epochs_per_rollout * train + ahead + sample + second + judge
+    if config.objective.kl_weight > 0 and tokens.sampled:
+        second = token * tokens.tree
+    elif config.baseline.rereads and tokens.sampled:
+        second = token * tokens.read
+    return train + sample + second + token * tokens.asked
 
 
 def _widths(config: Config) -> tuple[int, int]:

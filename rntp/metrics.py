@@ -11,6 +11,7 @@ from rntp import labels, losses
 from rntp.advantages import dead_groups
 from rntp.baselines import members
 from rntp.config import Config
+from rntp.estimate import Tokens
 from rntp.model import LanguageModel
 from rntp.objective import Elsewhere, Loss
 from rntp.placement import Bands
@@ -18,7 +19,14 @@ from rntp.placement.picked import picked
 from rntp.rollout.interleaved import on_pages
 from rntp.step import Counts, Judgement, Scores
 from rntp.tokenizer import decode, token_strings
-from rntp.tree import thought_branch, tree_tokens, unshared_tokens
+from rntp.tree import (
+    Reads,
+    learning_tokens,
+    live,
+    thought_branch,
+    tree_tokens,
+    unshared_tokens,
+)
 from rntp.types import Context, Rollout, Thought
 
 
@@ -88,13 +96,14 @@ class Tally:
 
         A step without thoughts has losses and sizes only.
         """
-        horizon = self.config.reward.horizon
+        tokens = self.tokens()
         sizes = {
             "tokens/context": sum(len(r.context) for r in self.rollouts),
             "tokens/thought": sum(len(t.sampled_ids) for t in self.thoughts),
             "tokens/spent": sum(len(r.context) + r.num_sampled for r in self.rollouts),
-            "tokens/tree": sum(tree_tokens(r, horizon) for r in self.rollouts),
-            "tokens/unshared": sum(unshared_tokens(r, horizon) for r in self.rollouts),
+            "tokens/tree": tokens.tree,
+            "tokens/learning": tokens.learning,
+            "tokens/unshared": tokens.unshared,
         }
         objective = self.config.objective
         terms = ["total", "pg", "continuation", "ntp"]
@@ -105,6 +114,23 @@ class Tally:
             for term in terms
         }
         return (self._of_thoughts() if self.counts.thought else {}) | losses | sizes
+
+    def tokens(self) -> Tokens:
+        """What the step has computed, without a judge."""
+        config, horizon, reads = self.config, self.config.reward.horizon, Reads.of(self.config)
+        learned = self.rollouts
+        if config.objective.skips_groups:
+            learned = live(learned, _cat(j.live_P(config) for j in self.judgements).cpu(), reads)
+        counts = replace(self.counts, thought=sum(r.num_sampled for r in learned))
+        return Tokens(
+            tree=sum(tree_tokens(r, horizon, reads) for r in self.rollouts),
+            learning=sum(learning_tokens(r, horizon, reads) for r in learned),
+            unshared=sum(unshared_tokens(r, horizon) for r in self.rollouts),
+            read=sum(len(r.context) for r in self.rollouts),
+            sampled=self.counts.thought,
+            head_rows=self.counts.head_rows(config),
+            learning_rows=counts.learning_rows(config),
+        )
 
     def _of_thoughts(self) -> dict[str, float]:
         think = _cat(s.think_logp_PGH for s in self.scores)

@@ -7,6 +7,7 @@ or saves.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from rntp.config import Config
 from rntp.credit import credit
 from rntp.evidence import gather
 from rntp.model import LanguageModel
-from rntp.tree import ThoughtTree
+from rntp.tree import BRANCHES, Reads, ThoughtTree, live
 from rntp.types import Rollout, no_text
 
 
@@ -62,6 +63,15 @@ class Counts:
 
     def head_rows(self, config: Config) -> int:
         """Rows of the step that go through the output embedding."""
+        return self.thought + self.continuation + self._document_rows(config)
+
+    def learning_rows(self, config: Config) -> int:
+        """Those of them that have gradients, where all groups have."""
+        reads = Reads.of(config)
+        learning = self.thought + self.continuation * reads.continuation
+        return learning + self._document_rows(config) * reads.context
+
+    def _document_rows(self, config: Config) -> int:
         empty = self.continuation // max(config.thought.thoughts_per_position, 1)
         document = empty
         if config.objective.ntp_weight > 0:
@@ -69,7 +79,7 @@ class Counts:
             per_page = config.placement.positions_per_doc
             again = empty - empty // per_page if config.placement.interleaved else 0
             document = self.context + again
-        return self.thought + self.continuation + document
+        return document
 
 
 @dataclass(frozen=True)
@@ -119,14 +129,22 @@ class Judgement:
     advantage_PG: Tensor
     counted_P: Tensor
 
+    def live_P(self, config: Config) -> Tensor:
+        """bool [P]: the groups whose thoughts the loss reads."""
+        counted_P = self.counted_P
+        return counted_P if config.objective.skips_groups else torch.ones_like(counted_P)
 
-def plant(model: LanguageModel, rollouts: Sequence[Rollout], horizon: int) -> ThoughtTree:
+
+def plant(
+    model: LanguageModel, rollouts: Sequence[Rollout], horizon: int, reads: Reads = BRANCHES
+) -> ThoughtTree:
     """The token tree of a microbatch."""
     return ThoughtTree.build(
         rollouts,
         think_open_id=model.think_open_id,
         think_close_id=model.think_close_id,
         horizon=horizon,
+        reads=reads,
     )
 
 
@@ -135,7 +153,6 @@ def score(
     tree: ThoughtTree,
     *,
     temperature: float,
-    with_context: bool,
     with_collision: bool = False,
     hidden: Tensor | None = None,
 ) -> Scores:
@@ -144,48 +161,116 @@ def score(
     hidden: what that forward gave, [N, H], where the caller has run it for more than the scores.
     """
     hidden = tree.tree.hidden(model) if hidden is None else hidden
-    device = hidden.device
-    document_rows = tree.empty_rows_PH.flatten()
-    if with_context:
-        # Those of a bare page hold its baseline; a page with thoughts in it has the baseline alone.
-        document_rows = torch.cat([tree.context_rows, document_rows]).unique()
-    document_targets = tree.tree.token_ids[document_rows + 1]
-    shape = tree.think_rows_PGH.shape
+    device, shape = hidden.device, tree.think_rows_PGH.shape
+    think_rows = tree.think_rows_PGH.flatten()
     think_targets = tree.continuation_PH[:, None].expand(shape).flatten()
-    rows = torch.cat([tree.thought_rows, tree.think_rows_PGH.flatten(), document_rows])
-    targets = torch.cat([tree.thought_targets, think_targets, document_targets])
-    sizes = [len(tree.thought_rows), think_targets.shape[0], len(document_rows)]
-    # The temperature belongs to the policy; how well text is predicted is measured at 1.
-    temperatures = torch.ones(len(rows))
-    temperatures[: sizes[0]] = temperature
-
-    # index_select, not indexing: its backward adds in a fixed order on the CPU.
-    logp, entropy, top1 = model.logprob(
-        hidden.index_select(0, rows.to(device)), targets.to(device), temperatures.to(device)
+    # Rows of pages, each once: a row may belong to many baselines, and to the page's own loss.
+    document_rows, where = torch.cat([tree.context_rows, tree.empty_rows_PH.flatten()]).unique(
+        return_inverse=True
     )
-    thought_logp, think_logp, document_logp = logp.split(sizes)
+    document_targets = torch.empty_like(document_rows)
+    document_targets[where] = torch.cat([tree.context_targets, tree.continuation_PH.flatten()])
+    of_context, of_empty = where.to(device).split(
+        [len(tree.context_rows), tree.empty_rows_PH.numel()]
+    )
+
+    asked = {
+        "thought": _thought_query(tree, temperature),
+        "think": _Query(think_rows, think_targets),
+        "document": _Query(document_rows, document_targets),
+    }
+    learning = {"thought": True, "think": tree.reads.continuation, "document": tree.reads.context}
+    found = _logprobs(model, hidden, {k: v for k, v in asked.items() if learning[k]})
+    with torch.no_grad():
+        found |= _logprobs(model, hidden, {k: v for k, v in asked.items() if not learning[k]})
+    thought, think, document = found["thought"], found["think"], found["document"]
     collision = None
     if with_collision:
-        think_rows = tree.think_rows_PGH.flatten().to(device)
-        collision = model.collision(hidden.detach().index_select(0, think_rows)).view(shape)
-    match = (top1 == targets.to(device)).split(sizes)[1]
-    if with_context:
-        where = torch.searchsorted(document_rows, tree.empty_rows_PH).to(device)
-        empty_logp = document_logp.detach()[where]
-        if len(document_rows) > len(tree.context_rows):
-            where = torch.searchsorted(document_rows, tree.context_rows).to(device)
-            document_logp = document_logp.index_select(0, where)
-    else:
-        empty_logp = document_logp.detach().view(tree.empty_rows_PH.shape)
+        rows = hidden.detach().index_select(0, think_rows.to(device))
+        collision = model.collision(rows).view(shape)
     return Scores(
-        thought_logp_M=thought_logp,
-        thought_entropy_M=entropy.split(sizes)[0],
-        think_logp_PGH=think_logp.view(shape),
-        empty_logp_PH=empty_logp,
-        match_PGH=match.view(shape),
-        context_logp=document_logp if with_context else None,
+        thought_logp_M=thought.logp,
+        thought_entropy_M=thought.entropy,
+        think_logp_PGH=think.logp.view(shape),
+        empty_logp_PH=document.logp.detach()[of_empty].view(tree.empty_rows_PH.shape),
+        match_PGH=(think.top1 == think_targets.to(device)).view(shape),
+        context_logp=document.logp.index_select(0, of_context) if tree.reads.context else None,
         collision_PGH=collision,
     )
+
+
+def learn(
+    model: LanguageModel,
+    rollouts: Sequence[Rollout],
+    known: Scores,
+    live_P: Tensor,
+    horizon: int,
+    reads: Reads,
+    *,
+    temperature: float,
+) -> Scores:
+    """The scores of an earlier forward of these rollouts, now with gradients for sampled tokens and
+    pages, from a tree of these alone; `reads.continuation` must be false.
+
+    live_P: bool, the positions that the loss reads; thoughts elsewhere keep what is known of them.
+    """
+    live_P = live_P.cpu()
+    tree = plant(model, live(rollouts, live_P, reads), horizon, reads)
+    hidden = tree.tree.learning_part().hidden(model)
+    asked = {"thought": _thought_query(tree, temperature)}
+    if reads.context:
+        asked["context"] = _Query(tree.context_rows, tree.context_targets)
+    found = _logprobs(model, hidden, asked)
+    groups = [group for r in rollouts for group in r.thoughts]
+    drawn_P = torch.tensor([sum(t.num_drawn for t in group) for group in groups])
+    live_M = live_P.repeat_interleave(drawn_P).to(hidden.device)
+    thought = found["thought"]
+    return replace(
+        known,
+        thought_logp_M=known.thought_logp_M.detach().masked_scatter(live_M, thought.logp),
+        thought_entropy_M=known.thought_entropy_M.detach().masked_scatter(live_M, thought.entropy),
+        context_logp=found["context"].logp if reads.context else None,
+    )
+
+
+class _Query(NamedTuple):
+    """Rows of the tree, int64 [N], the tokens that they are to predict, and at what temperature."""
+
+    rows: Tensor
+    targets: Tensor
+    # That of sampling belongs to the policy; how well text is predicted is measured at 1.
+    temperature: float = 1.0
+
+
+def _thought_query(tree: ThoughtTree, temperature: float) -> _Query:
+    return _Query(tree.thought_rows, tree.thought_targets, temperature)
+
+
+class _Found(NamedTuple):
+    """Log-probs of the targets and entropies, nats, and arg-max ids; [N] each."""
+
+    logp: Tensor
+    entropy: Tensor
+    top1: Tensor
+
+
+def _logprobs(
+    model: LanguageModel, hidden: Tensor, asked: Mapping[str, _Query]
+) -> dict[str, _Found]:
+    """What the head says of some rows of the hidden states [N, H], in one call."""
+    if not asked:
+        return {}
+    device, parts = hidden.device, list(asked.values())
+    sizes = [len(part.rows) for part in parts]
+    temperatures = torch.tensor([part.temperature for part in parts])
+    # index_select, not indexing: its backward adds in a fixed order on the CPU.
+    found = model.logprob(
+        hidden.index_select(0, torch.cat([part.rows for part in parts]).to(device)),
+        torch.cat([part.targets for part in parts]).to(device),
+        temperatures.repeat_interleave(torch.tensor(sizes)).to(device),
+    )
+    pieces = zip(*(x.split(sizes) for x in found), strict=True)
+    return {name: _Found(*piece) for name, piece in zip(asked, pieces, strict=True)}
 
 
 def judge(

@@ -57,9 +57,19 @@ from rntp.rollout.place import placer
 from rntp.saver import Saver
 from rntp.sharding import forget_activations, shard
 from rntp.signals import StopRequest
-from rntp.step import Counts, Judgement, Scores, judge, over_step, plant, sampler_logp, score
+from rntp.step import (
+    Counts,
+    Judgement,
+    Scores,
+    judge,
+    learn,
+    over_step,
+    plant,
+    sampler_logp,
+    score,
+)
 from rntp.tokenizer import decode, tokenizer_digest
-from rntp.tree import ThoughtTree, tree_tokens
+from rntp.tree import Reads, ThoughtTree
 from rntp.types import Rollout
 from rntp.wandb_mirror import import_wandb
 from rntp.watchdog import Watchdog
@@ -112,6 +122,7 @@ class Trainer:
         # Layers gather their weights once more to compute again, so all ranks have to do the same.
         self.recomputes = any(ranks.gather(lambda: recomputes(config, self.model, ranks), "start"))
         self.shape = Shape.of(self.model.hf)
+        self.reads = Reads.of(config)
         dtype = getattr(torch, config.model.dtype)
         self.reference = open_reference(self.model, config, dtype)
         if self.recomputes:
@@ -199,16 +210,23 @@ class Trainer:
         clock.lap("time/rollout_s")
 
         batches = microbatches(
-            rollouts, tokens=config.parallel.tokens_per_microbatch, horizon=horizon
+            rollouts,
+            tokens=config.parallel.tokens_per_microbatch,
+            horizon=horizon,
+            reads=self.reads,
         )
         ahead, counted_P = self._judge_ahead(batches)
         counts = self.ranks.gather(lambda: Counts.of(rollouts, horizon, counted_P), "count")
         mine = Tally(config, rollouts, Counts.total(counts))
         for i, batch in enumerate(batches):
             self._phase("forward", i, len(batches))
-            tree = plant(self.model, batch, horizon)
-            scores = self._score(tree)
-            judged, elsewhere = ahead[i] if ahead else self._judge(scores, tree, batch)
+            tree = plant(self.model, batch, horizon, self.reads)
+            if ahead:
+                scores, judged, elsewhere = ahead[i]
+                scores = self._learn(tree, scores, judged, batch)
+            else:
+                scores = self._score(tree)
+                judged, elsewhere = self._judge(scores, tree, batch)
             part = loss(scores, tree, judged, mine.counts, config, elsewhere)
             clock.lap("time/forward_s")
             fault_point("forward", part.total)
@@ -271,14 +289,27 @@ class Trainer:
         self.optimizer.backward(total, last=last)
 
     def _score(self, tree: ThoughtTree) -> Scores:
-        with_context = self.config.objective.ntp_weight > 0
-        temperature = self.config.thought.temperature
         return score(
             self.model,
             tree,
-            temperature=temperature,
-            with_context=with_context,
+            temperature=self.config.thought.temperature,
             with_collision=any(rewards.NEEDS[name].collision for name in self.config.reward.names),
+        )
+
+    def _learn(
+        self, tree: ThoughtTree, known: Scores, judged: Judgement, batch: tuple[Rollout, ...]
+    ) -> Scores:
+        """The scores of an earlier forward again, with gradients for what the loss reads."""
+        if self.reads.continuation:
+            return self._score(tree)
+        return learn(
+            self.model,
+            batch,
+            known,
+            judged.live_P(self.config),
+            self.config.reward.horizon,
+            self.reads,
+            temperature=self.config.thought.temperature,
         )
 
     def _judge(
@@ -306,8 +337,8 @@ class Trainer:
     @torch.no_grad()
     def _judge_ahead(
         self, batches: list[tuple[Rollout, ...]]
-    ) -> tuple[list[tuple[Judgement, Elsewhere]], Tensor | None]:
-        """What `_judge` says of every microbatch once the rewards of all of them are known, and
+    ) -> tuple[list[tuple[Scores, Judgement, Elsewhere]], Tensor | None]:
+        """Scores and judgement of every microbatch once the rewards of all of them are known, and
         which groups count: a pass without gradients, or nothing where none is needed.
         """
         if not self.config.objective.needs_whole_step:
@@ -318,9 +349,10 @@ class Trainer:
             for i, batch in enumerate(batches):
                 self._poll()
                 self._phase("score", i, len(batches))
-                tree = plant(self.model, batch, self.config.reward.horizon)
-                found.append(self._judge(self._score(tree), tree, batch))
-            return [judged for judged, _ in found]
+                tree = plant(self.model, batch, self.config.reward.horizon, self.reads)
+                scores = self._score(tree)
+                found.append((scores, *self._judge(scores, tree, batch)))
+            return [judged for _, judged, _ in found]
 
         of_ranks = self.ranks.gather(judge_mine, "score")
         usual_std = self.group_spread.mean if self.group_spread else 0.0
@@ -328,7 +360,8 @@ class Trainer:
         before = sum(map(len, of_ranks[: self.ranks.rank]))
         mine = on_device(judgements[before:][: len(found)], self.model.device)
         counted_P = torch.cat([judged.counted_P for judged in mine])
-        return list(zip(mine, [e for _, e in found], strict=True)), counted_P
+        again = [(s, judged, e) for (s, _, e), judged in zip(found, mine, strict=True)]
+        return again, counted_P
 
     def _another_epoch(
         self, step: int, batches: list[tuple[Rollout, ...]], mine: Tally, clock: "Stopwatch"
@@ -340,10 +373,11 @@ class Trainer:
         finite = True
         for i, batch in enumerate(batches):
             self._phase("another epoch", i, len(batches))
-            tree = plant(self.model, batch, self.config.reward.horizon)
-            elsewhere = replace(mine.elsewhere[i], old_logp_M=mine.scores[i].thought_logp_M)
-            judged = mine.judgements[i]
-            part = loss(self._score(tree), tree, judged, mine.counts, self.config, elsewhere)
+            tree = plant(self.model, batch, self.config.reward.horizon, self.reads)
+            known, judged = mine.scores[i], mine.judgements[i]
+            elsewhere = replace(mine.elsewhere[i], old_logp_M=known.thought_logp_M)
+            scores = self._learn(tree, known, judged, batch)
+            part = loss(scores, tree, judged, mine.counts, self.config, elsewhere)
             clock.lap("time/forward_s")
             self._backward(part.total, last=i + 1 == len(batches), check=no_check)
             clock.lap("time/backward_s")
@@ -356,15 +390,8 @@ class Trainer:
 
     def _flop(self, tally: Tally) -> float:
         """Matrix products of the step, from the tokens that it had."""
-        return step_flop(
-            self.config,
-            self.shape,
-            tree=sum(tree_tokens(r, self.config.reward.horizon) for r in tally.rollouts),
-            head_rows=tally.counts.head_rows(self.config),
-            context=sum(len(r.context) for r in tally.rollouts),
-            sampled=tally.counts.thought,
-            asked=self.ask.num_tokens(tally.rollouts),
-        )
+        asked = self.ask.num_tokens(tally.rollouts)
+        return step_flop(self.config, self.shape, replace(tally.tokens(), asked=asked))
 
     def _follow(self, tally: Tally) -> None:
         """What runs along with training: the average of the weights, the record of rewards."""

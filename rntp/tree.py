@@ -1,29 +1,36 @@
 """Token trees: a document and everything that branches off it, as one packed stream."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
-from rntp_kernels import TreeAttention, TreeLayout
+from rntp_kernels import TreeAttention, TreeLayout, TwoPasses
+from rntp_kernels.tree_attention.layout import ROOT
 from torch import Tensor
 
+from rntp.config import Config
 from rntp.model import LanguageModel
-from rntp.types import Rollout
+from rntp.types import Rollout, Thought
 
 
 @dataclass(frozen=True)
 class TokenTree:
     """Tokens of a forest of segments. token_ids: int64 [N], in the order of `layout`.
 
+    learning: how many segments, the first ones, have gradients; None for all.
+
     >>> tree = TokenTree.build([(document, -1, 0), (thought, 0, p), (continuation, 1, n)])
     """
 
     token_ids: Tensor
     layout: TreeLayout
+    learning: int | None = None
 
     @classmethod
-    def build(cls, segments: Sequence[tuple[Tensor, int, int]]) -> Self:
+    def build(
+        cls, segments: Sequence[tuple[Tensor, int, int]], learning: int | None = None
+    ) -> Self:
         """From (token ids, parent segment or -1, how many of the parent's tokens it sees).
 
         Raises ValueError if the segments are no forest; see TreeLayout.
@@ -33,26 +40,60 @@ class TokenTree:
             parents=tuple(parent for _, parent, _ in segments),
             attach=tuple(attach for _, _, attach in segments),
         )
-        return cls(torch.cat([ids for ids, _, _ in segments]), layout)
+        return cls(torch.cat([ids for ids, _, _ in segments]), layout, learning)
 
     def rows(self, segment: int) -> Tensor:
         """int64 [n]: rows of a segment's tokens."""
         return torch.arange(self.layout.offsets[segment], self.layout.offsets[segment + 1])
 
-    def predicting_rows(self, segment: int) -> Tensor:
-        """int64 [n]: for each token of a segment, the row whose output predicts it (-1: none)."""
-        rows = self.rows(segment) - 1
-        rows[0] = self.layout.predecessor(segment)
-        return rows
+    @property
+    def num_learning(self) -> int:
+        """Tokens that have gradients, where any have."""
+        segments = len(self.layout.lengths) if self.learning is None else self.learning
+        return self.layout.offsets[segments]
+
+    def learning_part(self) -> "TokenTree":
+        """The segments that have gradients, alone."""
+        n = self.num_learning
+        return TokenTree(self.token_ids[:n], self.layout.until(self.layout.offsets.index(n)))
 
     def hidden(self, model: LanguageModel) -> Tensor:
-        """The one trunk forward: last hidden states, [N, H], with gradients if they are on."""
-        device = model.device
-        return model.hidden(
-            self.token_ids.to(device),
-            self.layout.position_ids().to(device),
-            TreeAttention(self.layout, device),
-        )
+        """The one trunk forward: last hidden states, [N, H], with gradients if they are on.
+
+        Segments that do not learn go through the trunk behind the others, without a graph: every
+        token still goes through it once.
+        """
+        device, learning = model.device, self.num_learning
+        ids, positions = self.token_ids.to(device), self.layout.position_ids().to(device)
+        if not torch.is_grad_enabled() or learning == len(ids):
+            return model.hidden(ids, positions, TreeAttention(self.layout, device))
+        assert self.learning is not None
+        passes = TwoPasses(self.layout, self.learning, device)
+        hidden = model.hidden(ids[:learning], positions[:learning], passes.leading)
+        with torch.no_grad():
+            rest = model.hidden(ids[learning:], positions[learning:], passes.trailing)
+        return torch.cat([hidden, rest])
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a loss reads besides the sampled tokens.
+
+    context: plain next-token prediction on the pages. continuation: continuations with thoughts;
+    where it does not, they are predicted all the same, for the rewards, without gradients.
+    """
+
+    context: bool = False
+    continuation: bool = True
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """The loss of a run."""
+        objective = config.objective
+        return cls(objective.ntp_weight > 0, objective.continuation_weight > 0)
+
+
+BRANCHES = Reads()
 
 
 @dataclass(frozen=True)
@@ -64,11 +105,13 @@ class ThoughtTree:
     sampled (forced markers are not). thought_index: int64 [M], the thought p·G + g of each.
     think_rows_PGH, empty_rows_PH: rows that predict the continuation with and without the thought.
     continuation_PH: its ids.
-    context_rows: int64, rows of plain next-token prediction on the contexts, those left out that
-    hold earlier thoughts: their pages are there, or in another microbatch, without them.
+    context_rows, context_targets: int64, for plain next-token prediction on the contexts, those
+    left out that hold earlier thoughts: their pages are there, or in another microbatch, without
+    them; empty where `reads.context` is false.
     """
 
     tree: TokenTree
+    reads: Reads
     thought_rows: Tensor
     thought_targets: Tensor
     thought_index: Tensor
@@ -76,65 +119,99 @@ class ThoughtTree:
     empty_rows_PH: Tensor
     continuation_PH: Tensor
     context_rows: Tensor
+    context_targets: Tensor
 
     @classmethod
     def build(
-        cls, rollouts: Sequence[Rollout], *, think_open_id: int, think_close_id: int, horizon: int
+        cls,
+        rollouts: Sequence[Rollout],
+        *,
+        think_open_id: int,
+        think_close_id: int,
+        horizon: int,
+        reads: Reads = BRANCHES,
     ) -> Self:
         """Lay out documents and branches: context ─ thought ─ continuation and answer.
 
-        Both hang at the end of the thought, side by side: neither sees the other.
+        Both hang at the end of the thought, side by side: neither sees the other. Tokens that
+        predict nothing are left out: the last of a continuation, of an answer and of a page, and
+        what a page has behind its last continuation. Where continuations do not learn, tokens that
+        lead to nothing but them make the last segments, which do not learn either.
         """
         segments: list[tuple[Tensor, int, int]] = []
-        roots: list[int] = []  # bare pages: one with thoughts in it is some bare page again
-        drawn: list[list[tuple[int, Tensor]]] = []  # of each thought: segments, sampled ids
-        continuations: list[int] = []
-        empty: list[tuple[int, int]] = []  # root segment, position
+        silent: list[int] = []  # segments that do not learn
+        pages: list[tuple[Rollout, list[int]]] = []  # with the segments that hold the page
+        thoughts: list[tuple[Thought, int, list[int], list[int]]] = []  # … continuation, answer
+
+        def hang(ids: Tensor, parent: int, learns: bool = True) -> list[int]:
+            """One segment at the end of its parent, or none if there are no ids."""
+            if not len(ids):
+                return []
+            if not learns:
+                silent.append(len(segments))
+            segments.append((ids, parent, len(segments[parent][0])))
+            return [len(segments) - 1]
+
         for rollout in rollouts:
-            root = len(segments)
-            if not rollout.context.seen:
-                roots.append(root)
-            ids = rollout.context.token_ids
-            segments.append((ids, -1, 0))
+            ids, root = rollout.context.token_ids, len(segments)
+            kept, stop = _page_tokens(rollout, horizon, reads)
+            segments.append((ids[:kept], ROOT, 0))
+            pages.append((rollout, [root, *hang(ids[kept:stop], root, learns=False)]))
             for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
-                empty.append((root, position))
                 for thought in group:
                     branch = thought_branch(
                         thought.sampled_ids, thought.closed, think_open_id, think_close_id
                     )
-                    top = len(segments)
-                    drawn.append([(top, thought.sampled_ids)])
-                    segments.append((branch, root, position))
-                    continuations.append(len(segments))
-                    held_out = ids[position : position + horizon]
-                    segments.append((held_out, top, len(branch)))
-                    if len(thought.answer_ids):
-                        drawn[-1].append((len(segments), thought.answer_ids))
-                        segments.append((thought.answer_ids, top, len(branch)))
-        tree = TokenTree.build(segments)
+                    kept, top = _branch_tokens(thought, reads), len(segments)
+                    segments.append((branch[:kept], root, position))
+                    held_out = torch.cat([branch[kept:], ids[position : position + horizon - 1]])
+                    continuation = hang(held_out, top, reads.continuation)
+                    answer = hang(thought.answer_ids[:-1], top)
+                    thoughts.append((thought, top, continuation, answer))
+
+        order = sorted(range(len(segments)), key=set(silent).__contains__)  # stable
+        place = {ROOT: ROOT} | {segment: number for number, segment in enumerate(order)}
+        tree = TokenTree.build(
+            [(ids, place[parent], attach) for ids, parent, attach in (segments[s] for s in order)],
+            learning=len(order) - len(silent),
+        )
+
+        def rows(*path: int) -> Tensor:
+            return torch.cat([tree.rows(place[segment]) for segment in path])
 
         # Row 0 of a thought is the open marker; it predicts the first sampled token. The end of
-        # the thought's branch predicts the first token of the answer.
-        sampled_rows = [
-            tree.predicting_rows(s) if part else tree.rows(s)[: len(ids)]
-            for pieces in drawn
-            for part, (s, ids) in enumerate(pieces)
-        ]
-        counts = _ids([sum(len(ids) for _, ids in pieces) for pieces in drawn])
-        positions, groups = len(empty), len(drawn) // max(len(empty), 1)
-        first_rows = _ids([tree.layout.offsets[root] + p - 1 for root, p in empty])
-        empty_rows = first_rows[:, None] + torch.arange(horizon)
+        # the thought's branch predicts the first token of the answer, and of the continuation.
+        sampled_rows, think_rows, empty_rows, continuation_ids = [], [], [], []
+        for thought, top, continuation, answer in thoughts:
+            sampled_rows.append(rows(top)[: len(thought.sampled_ids)])
+            if len(thought.answer_ids):
+                sampled_rows.append(rows(top, *answer)[-len(thought.answer_ids) :])
+            think_rows.append(rows(top, *continuation)[-horizon:])
+        context_rows, context_targets = [_ids([])], [_ids([])]
+        for rollout, path in pages:
+            ids, page_rows = rollout.context.token_ids, rows(*path)
+            for p in rollout.positions:
+                empty_rows.append(page_rows[p - 1 : p - 1 + horizon])
+                continuation_ids.append(ids[p : p + horizon])
+            if _reads_page(rollout, reads):
+                context_rows.append(page_rows[: len(ids) - 1])
+                context_targets.append(ids[1:])
+        positions = len(empty_rows)
+        groups = len(thoughts) // max(positions, 1)
+        sampled = [part for t, *_ in thoughts for part in (t.sampled_ids, t.answer_ids)]
         return cls(
             tree=tree,
+            reads=reads,
             thought_rows=torch.cat([_ids([]), *sampled_rows]),
-            thought_targets=torch.cat([_ids([]), *(ids for p in drawn for _, ids in p)]),
-            thought_index=torch.repeat_interleave(torch.arange(len(drawn)), counts),
-            think_rows_PGH=torch.cat(
-                [_ids([]), *(tree.predicting_rows(s) for s in continuations)]
-            ).view(positions, groups, horizon),
-            empty_rows_PH=empty_rows,
-            continuation_PH=tree.token_ids[empty_rows + 1],
-            context_rows=torch.cat([_ids([]), *(tree.rows(s)[:-1] for s in roots)]),
+            thought_targets=torch.cat([_ids([]), *sampled]),
+            thought_index=torch.repeat_interleave(
+                torch.arange(len(thoughts)), _ids([t.num_drawn for t, *_ in thoughts])
+            ),
+            think_rows_PGH=torch.cat([_ids([]), *think_rows]).view(positions, groups, horizon),
+            empty_rows_PH=torch.cat([_ids([]), *empty_rows]).view(positions, horizon),
+            continuation_PH=torch.cat([_ids([]), *continuation_ids]).view(positions, horizon),
+            context_rows=torch.cat(context_rows),
+            context_targets=torch.cat(context_targets),
         )
 
 
@@ -148,10 +225,43 @@ def thought_branch(
     return torch.cat(pieces)
 
 
-def tree_tokens(rollout: Rollout, horizon: int) -> int:
+def live(rollouts: Sequence[Rollout], live_P: Tensor, reads: Reads) -> list[Rollout]:
+    """What a loss reads that reads the positions of live_P, bool [P], alone. The first of all where
+    it names none, since a backward has to have something."""
+    if not live_P.any():
+        live_P = torch.arange(len(live_P)) == 0
+    sizes = [len(r.positions) for r in rollouts]
+    found = []
+    for rollout, kept in zip(rollouts, live_P.split(sizes), strict=True):
+        if kept.any() or _reads_page(rollout, reads):
+            positions = zip(rollout.positions, rollout.thoughts, kept.tolist(), strict=True)
+            pairs = [(position, group) for position, group, keep in positions if keep]
+            found.append(
+                replace(
+                    rollout,
+                    positions=tuple(position for position, _ in pairs),
+                    thoughts=tuple(group for _, group in pairs),
+                    entropy=rollout.entropy[kept],
+                    nll=rollout.nll[kept],
+                )
+            )
+    return found
+
+
+def tree_tokens(rollout: Rollout, horizon: int, reads: Reads = BRANCHES) -> int:
     """Tokens of a rollout's tree: its context once, and every branch."""
-    ends = (horizon + len(t.answer_ids) for group in rollout.thoughts for t in group)
-    return len(rollout.context) + sum(_thought_lengths(rollout)) + sum(ends)
+    _, page = _page_tokens(rollout, horizon, reads)
+    ends = (horizon - 1 + _answer_tokens(t) for group in rollout.thoughts for t in group)
+    return page + sum(_thought_lengths(rollout)) + sum(ends)
+
+
+def learning_tokens(rollout: Rollout, horizon: int, reads: Reads) -> int:
+    """Those of them that have gradients."""
+    if reads.continuation:
+        return tree_tokens(rollout, horizon, reads)
+    page, _ = _page_tokens(rollout, horizon, reads)
+    thoughts = (t for group in rollout.thoughts for t in group)
+    return page + sum(_branch_tokens(t, reads) + _answer_tokens(t) for t in thoughts)
 
 
 def unshared_tokens(rollout: Rollout, horizon: int) -> int:
@@ -160,14 +270,46 @@ def unshared_tokens(rollout: Rollout, horizon: int) -> int:
     """
     if not rollout.positions:
         return len(rollout.context)
-    before = [
-        p for p, group in zip(rollout.positions, rollout.thoughts, strict=True) for _ in group
+    thoughts = [
+        (p, t) for p, group in zip(rollout.positions, rollout.thoughts, strict=True) for t in group
     ]
-    answers = [len(t.answer_ids) for group in rollout.thoughts for t in group]
     return sum(
-        prefix + thought + horizon + ((prefix + thought + answer) if answer else 0)
-        for prefix, thought, answer in zip(before, _thought_lengths(rollout), answers, strict=True)
+        prefix
+        + length
+        + horizon
+        - 1
+        + (prefix + length + _answer_tokens(t)) * bool(len(t.answer_ids))
+        for (prefix, t), length in zip(thoughts, _thought_lengths(rollout), strict=True)
     )
+
+
+def _reads_page(rollout: Rollout, reads: Reads) -> bool:
+    """Whether all tokens of the page are predicted: one with thoughts in it is some bare page."""
+    return reads.context and not rollout.context.seen
+
+
+def _page_tokens(rollout: Rollout, horizon: int, reads: Reads) -> tuple[int, int]:
+    """Tokens of a page that learn, and all those that predict something."""
+    if _reads_page(rollout, reads) or not rollout.positions:
+        stop = max(len(rollout.context) - 1, 1)
+        return stop, stop
+    last = rollout.positions[-1]
+    stop = last + horizon - 1
+    return (stop if reads.continuation else last), stop
+
+
+def _branch_tokens(thought: Thought, reads: Reads) -> int:
+    """Tokens of a thought with its markers that learn: without its last where only a continuation
+    comes after them."""
+    drawn = len(thought.sampled_ids)
+    if reads.continuation or len(thought.answer_ids) or not drawn:
+        return 1 + drawn + int(not thought.closed)
+    return drawn
+
+
+def _answer_tokens(thought: Thought) -> int:
+    """Tokens of an answer that predict something."""
+    return max(len(thought.answer_ids) - 1, 0)
 
 
 def _ids(numbers: list[int]) -> Tensor:

@@ -91,7 +91,7 @@ def test_flop_follow_the_formula_of_the_estimate(
     configs = {run.arm: run.config for run in plan(found)}
     # Six for the trunk and twelve for the head a token of the tree; the sampler two for both.
     reference, reading = configs["as it is"], configs["reading"]
-    tree, rows, drawn = 3 * (48 + 6 * (5 + 2 + 4)), 3 * (6 * (5 + 4) + 48), 3 * 6 * 5
+    tree, rows, drawn = 3 * (48 + 6 * (5 + 2 + 3)), 3 * (6 * (5 + 4) + 48), 3 * 6 * 5
     head_row = 2 * 10 * 30
     by_hand = 6 * 1000 * tree + 4 * head_row * rows + (2 * 1000 + head_row) * (144 + drawn)
     assert step_cost("flop", reference) == by_hand / 1e12 == full_flop(reference, SHAPE) / 1e12

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rntp import cli
+from rntp.bench import peers
 from rntp.bench.agreement import relative_difference
 from rntp.bench.clock import interleaved
 from rntp.bench.command import check, table
@@ -43,17 +44,33 @@ def test_relative_difference_in_closed_form() -> None:
     assert relative_difference({}, four) == 1.0  # a gradient that is missing
 
 
-def test_tree_and_unshared_loop_have_one_loss_and_one_gradient(model: LanguageModel) -> None:
-    job = Job(model, SIZES)
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_tree_and_unshared_loop_have_one_loss_and_one_gradient(
+    model: LanguageModel, weight: float
+) -> None:
+    job = Job(model, SIZES, weight)
     rollouts = job.sample()
     assert len(rollouts) == SIZES.docs
-    found = run("tree", model, SIZES, repeats=1)
+    found = run("tree", model, SIZES, repeats=1, continuation_weight=weight)
     assert found["agreement"]["rntp"] < 1e-4
+    facts = found["facts"]
+    assert (facts["tokens with gradients"] == facts["tokens in the tree"]) == (weight > 0)
+    assert facts["rows with gradients"] == facts["sampled tokens"] + (
+        SIZES.branches * SIZES.horizon if weight else 0
+    )
     assert set(found["providers"]) == {"rntp", "unshared loop (transformers)"}
     drawn = sum(len(t.sampled_ids) for r in rollouts for g in r.thoughts for t in g)
     assert found["facts"]["sampled tokens"] == drawn
     assert found["facts"]["token ratio"] > 1
     assert "reference" in table({**found, "command": ""})
+
+
+def test_a_trainer_without_a_term_on_continuations_is_not_compared_with_one(
+    model: LanguageModel,
+) -> None:
+    found, skipped = peers.steps(Job(model, SIZES, 0.1))
+    assert not found
+    assert set(skipped) == {"TRL GRPOTrainer"}
 
 
 def test_a_provider_that_computes_something_else_gets_no_time(
@@ -86,9 +103,10 @@ def test_generate_draws_as_many_tokens_and_leaves_the_model_as_it_was(
 def test_work_of_a_step_in_closed_form() -> None:
     shape = Shape(parameters=0, trunk=10, hidden=2, intermediate=0, layers=1, vocabulary=5)
     sizes = Sizes(context=7, positions=1, thoughts=2, budget=3, horizon=4)
-    work = step_work(shape, sizes, {"tokens in the tree": 100})
+    facts = {"tokens in the tree": 100, "tokens with gradients": 60, "rows with gradients": 6}
     sampling = (7 + 2 * 3) * (20 + 20)
-    assert work == sampling + 3 * (100 * 20 + (2 * 7 + 4) * 20)
+    forward = 100 * 20 + (2 * 7 + 4) * 20
+    assert step_work(shape, sizes, facts) == sampling + forward + 2 * (60 * 20 + 6 * 20)
 
 
 @pytest.mark.parametrize(

@@ -255,8 +255,8 @@ def test_a_weighted_sum_of_schemes() -> None:
 def test_answers_lengthen_branches_and_spans() -> None:
     plain = Config.parse(minimal())
     short, long = (Config.parse(minimal(), [f"thought.answer_tokens={n}"]) for n in (3, 9))
-    assert plain.branch_tokens == 8 + 2 + 4
-    assert (short.branch_tokens, long.branch_tokens) == (17, 23)
+    assert plain.branch_tokens == 8 + 2 + 3
+    assert (short.branch_tokens, long.branch_tokens) == (15, 21)
     # Where the continuation has room, four tokens of an answer have, too.
     assert (plain.span_tokens, short.span_tokens, long.span_tokens) == (138, 138, 143)
 

@@ -26,17 +26,24 @@ def tokens_of(*overrides: str) -> Tokens:
     return Tokens.of(Config.parse(minimal(), overrides))
 
 
+def work_of(**more: int) -> Tokens:
+    """A step with a tree of 100 tokens, all of which learn, and `more`."""
+    zeros = dict.fromkeys(("unshared", "read", "sampled", "head_rows", "learning_rows"), 0)
+    return Tokens(**{**zeros, "tree": 100, "learning": 100, **more})
+
+
 def test_tokens_of_answers() -> None:
     plain, answering = tokens_of(), tokens_of("thought.answer_tokens=6")
     thoughts = 2 * 4 * 4
-    assert plain.tree == 2 * 128 + thoughts * (8 + 2 + 4)
-    assert answering.tree == plain.tree + thoughts * 6
+    # The last token of a continuation, and of an answer, predicts nothing.
+    assert plain.tree == plain.learning == 2 * 128 + thoughts * (8 + 2 + 3)
+    assert answering.tree == plain.tree + thoughts * 5
     assert answering.sampled == plain.sampled + thoughts * 6 == thoughts * (8 + 6)
     assert answering.head_rows == plain.head_rows + thoughts * 6
     # Two sequences a thought: one with the continuation, one with the answer.
     prefix = (32 + 128 - 4) / 2
-    assert plain.unshared == thoughts * (prefix + 10 + 4)
-    assert answering.unshared == thoughts * (2 * (prefix + 10) + 4 + 6)
+    assert plain.unshared == thoughts * (prefix + 10 + 3)
+    assert answering.unshared == thoughts * (2 * (prefix + 10) + 3 + 5)
     assert plain.asked == answering.asked == 0
 
 
@@ -48,8 +55,37 @@ def test_tokens_of_judges() -> None:
     assert one.asked == 2 * (128 + 16 * branch)
     assert both.asked == 2 * (128 + 2 * 16 * branch)
     config = Config.parse(minimal(), [answers])
-    work = step_flop(config, SHAPE, 100, 0, 0, 0, asked=7) - step_flop(config, SHAPE, 100, 0, 0, 0)
+    work = step_flop(config, SHAPE, work_of(asked=7)) - step_flop(config, SHAPE, work_of())
     assert work == 2 * 1000 * 7  # one forward of the trunk, and of the head next to nothing
+
+
+def test_what_does_not_learn_costs_no_backward() -> None:
+    silent = "objective.continuation_weight=0"
+    plain, without = tokens_of(), tokens_of(silent, "objective.ntp_weight=0")
+    thoughts = 2 * 4 * 4
+    assert without.tree == plain.tree
+    assert without.learning == 2 * 128 + thoughts * 8  # `<think>` and all sampled but the last
+    assert without.learning_rows == thoughts * 8
+    answering = tokens_of(silent, "thought.answer_tokens=6")
+    assert answering.learning == 2 * 128 + thoughts * (8 + 2 + 5)
+    assert answering.learning_rows == thoughts * (8 + 6) + 2 * 128  # and the pages' own loss
+
+    config = Config.parse(minimal())
+    assert config.objective.ntp_weight > 0
+    row = 2 * 10 * 30
+    all_learn = work_of(head_rows=9, learning_rows=9)
+    assert step_flop(config, SHAPE, all_learn) == 6 * 1000 * 100 + 4 * row * 9
+    some = replace(all_learn, learning=60, learning_rows=5)
+    assert step_flop(config, SHAPE, some) == (2 * 100 + 4 * 60) * 1000 + row * (9 + 3 * 5)
+    # Judged ahead: one forward of all, and another of what learns.
+    ahead = Config.parse(minimal(), ["objective.advantage=step"])
+    more = step_flop(ahead, SHAPE, some) - step_flop(config, SHAPE, some)
+    assert more == 2 * 1000 * 60 + row * 5
+    # So does every epoch but the first, with a backward.
+    twice = ["objective.epochs_per_rollout=2", "objective.algorithm=cispo"]
+    epochs = Config.parse(minimal(), twice)
+    more = step_flop(epochs, SHAPE, some) - step_flop(config, SHAPE, some)
+    assert more == 6 * 1000 * 60 + 4 * row * 5
 
 
 def test_a_frozen_judge_keeps_a_copy_and_reads_no_context_again() -> None:
@@ -58,7 +94,8 @@ def test_a_frozen_judge_keeps_a_copy_and_reads_no_context_again() -> None:
         Config.parse(minimal(), [*asked, *more])
         for more in ([], ["reward.judge=frozen"], ["baseline.weights=frozen"])
     )
-    work = [step_flop(c, SHAPE, 100, 0, 50, 10, asked=7) for c in (own, frozen, baseline)]
+    tokens = work_of(read=50, sampled=10, asked=7)
+    work = [step_flop(c, SHAPE, tokens) for c in (own, frozen, baseline)]
     assert work[0] == work[1]
     assert work[2] == work[0] + 2 * 1000 * 50
     weights = [checkpoint_bytes(c, 1300) for c in (own, frozen, baseline)]

@@ -32,7 +32,7 @@ Case = tuple[ThoughtTree, Scores, Judgement, Counts]
 def case(model: LanguageModel, rollouts: list[Rollout], config: Config) -> Case:
     """One microbatch of everything, judged."""
     tree = plant(model, rollouts, HORIZON)
-    scores = score(model, tree, temperature=1.0, with_context=False)
+    scores = score(model, tree, temperature=1.0)
     judged = judge(scores, tree, rollouts, config)
     return tree, scores, judged, Counts.of(rollouts, HORIZON, judged.counted_P)
 
@@ -244,7 +244,7 @@ def test_the_entropy_bonus_against_the_dense_softmax(
         return float(value.detach()), grads
 
     def ours() -> torch.Tensor:
-        scores = score(model, tree, temperature=temperature, with_context=False)
+        scores = score(model, tree, temperature=temperature)
         judged = judge(scores, tree, rollouts, config)
         return loss(scores, tree, judged, counts, config, Elsewhere(sampler_logp(rollouts))).total
 
@@ -268,7 +268,7 @@ def test_the_reference_reads_the_whole_tree_at_once(
 ) -> None:
     tree = plant(model, rollouts, HORIZON)
     own = Reference(model, next(model.hf.parameters()).dtype, None)
-    scores = score(model, tree, temperature=0.7, with_context=False)
+    scores = score(model, tree, temperature=0.7)
     calls = []
     trunk = own._model.hf.base_model.forward
     monkeypatch.setattr(
@@ -297,7 +297,7 @@ def test_a_divergence_in_the_loss(
     assert total == pytest.approx(0.5 * float(values[estimator].mean()), rel=1e-10)
 
     model.hf.zero_grad()
-    again = score(model, plant(model, rollouts, HORIZON), temperature=1.0, with_context=False)
+    again = score(model, plant(model, rollouts, HORIZON), temperature=1.0)
     (0.5 * slopes[estimator] * again.thought_logp_M).mean().backward()
     wanted = {n: p.grad.clone() for n, p in model.hf.named_parameters()}
     assert distance(grads, wanted) < 1e-10
@@ -397,7 +397,7 @@ def test_tokens_of_another_sampler(model: LanguageModel, rollouts: list[Rollout]
 def test_sampler_log_probs_are_in_the_order_of_the_tree(
     model: LanguageModel, rollouts: list[Rollout]
 ) -> None:
-    at_1 = score(model, plant(model, rollouts, HORIZON), temperature=1.0, with_context=False)
+    at_1 = score(model, plant(model, rollouts, HORIZON), temperature=1.0)
     found = sampler_logp(rollouts).double()
     torch.testing.assert_close(found, at_1.thought_logp_M.detach(), rtol=1e-4, atol=1e-4)
     assert sampler_logp([]).shape == (0,)

@@ -24,6 +24,7 @@ from rntp.ranks import ALONE, check_size, on_device, open_ranks
 from rntp.sharding import forget_activations, layers
 from rntp.step import Counts, plant, score
 from rntp.trainer import Trainer
+from rntp.tree import Reads
 from rntp.types import Context, Rollout, Thought
 
 SIZES = ["data.docs_per_step=5", "evaluation.enabled=false"]
@@ -33,6 +34,7 @@ OPTIONS = [
     "objective.algorithm=clipped_ratio",
     "objective.epochs_per_rollout=2",
     "objective.min_group_std=0.1",
+    "objective.continuation_weight=0",
     "objective.drop_dead_groups=true",
     "baseline.weights=ema",
     "baseline.decay=0.9",
@@ -436,11 +438,11 @@ def test_forgotten_activations_give_the_same_gradient(
         thought = Thought(torch.tensor([5, 6]), torch.zeros(2), False)
         context = Context(0, "d", (torch.arange(30) * 7) % 300)
         rollout = Rollout(context, (9,), ((thought,) * 2,), torch.zeros(1), torch.zeros(1))
-        scores = score(model, plant(model, [rollout], 4), temperature=1.0, with_context=True)
+        scores = score(model, plant(model, [rollout], 4, Reads(context=True)), temperature=1.0)
         (scores.think_logp_PGH.sum() + scores.context_logp.square().sum()).backward()
         gradients.append({name: p.grad for name, p in model.hf.named_parameters()})
         with torch.no_grad():
-            score(model, plant(model, [rollout], 4), temperature=1.0, with_context=True)
+            score(model, plant(model, [rollout], 4, Reads(context=True)), temperature=1.0)
     assert len(calls) == 2 + 3  # the second time a layer runs again in the backward, and only there
     for name, wanted in gradients[0].items():
         assert torch.equal(gradients[1][name], wanted), name

@@ -8,7 +8,7 @@ from conftest import compute_norms_in_float64
 from test_config import minimal
 
 from rntp.config import Config
-from rntp.estimate import Shape, checkpoint_bytes, peak_memory, step_flop
+from rntp.estimate import Shape, Tokens, checkpoint_bytes, peak_memory, step_flop
 from rntp.model import LanguageModel, load_model
 from rntp.optim import Optimizer
 from rntp.reference import Reference, open_reference
@@ -42,7 +42,7 @@ def test_the_same_weights_predict_the_same(
     compute_norms_in_float64(model.hf)
     rollouts = rollouts_of(model)
     reference = Reference(model, torch.float64, None)
-    scores = score(model, plant(model, rollouts, HORIZON), temperature=1.0, with_context=False)
+    scores = score(model, plant(model, rollouts, HORIZON), temperature=1.0)
     found = reference.no_think(rollouts, HORIZON)
     torch.testing.assert_close(found, scores.empty_logp_PH, rtol=1e-12, atol=1e-12)
     assert not found.requires_grad
@@ -133,7 +133,10 @@ def test_second_forwards_are_counted() -> None:
 
     def flop(*overrides: str) -> float:
         config = Config.parse(minimal(), overrides)
-        return step_flop(config, shape, tree=100, head_rows=10, context=30, sampled=5)
+        tokens = Tokens(
+            tree=100, learning=100, unshared=0, read=30, sampled=5, head_rows=10, learning_rows=10
+        )
+        return step_flop(config, shape, tokens)
 
     row = 2 * 8 * 50
     plain = 6e6 * 100 + 4 * row * 10 + (2e6 + row) * 35

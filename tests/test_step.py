@@ -9,15 +9,26 @@ import torch
 from conftest import compute_norms_in_float64
 from test_config import minimal
 
+from rntp import rewards
 from rntp.config import Config
 from rntp.model import LanguageModel, load_model
 from rntp.objective import Elsewhere, loss
 from rntp.parallel import microbatches
 from rntp.reference import Reference
 from rntp.rollout.inprocess import InProcessEngine
-from rntp.step import Counts, Judgement, Scores, judge, over_step, plant, sampler_logp, score
-from rntp.tree import ThoughtTree
-from rntp.types import Context, Rollout
+from rntp.step import (
+    Counts,
+    Judgement,
+    Scores,
+    judge,
+    learn,
+    over_step,
+    plant,
+    sampler_logp,
+    score,
+)
+from rntp.tree import Reads, ThoughtTree, TokenTree, learning_tokens, live
+from rntp.types import Context, RewardInputs, Rollout
 
 HORIZON = 4
 
@@ -66,12 +77,19 @@ def run(
     config: Config,
     tokens: int = 10**6,
     reference: Reference | None = None,
+    *,
+    spares: bool = True,
 ) -> tuple[float, dict[str, torch.Tensor], list[Scores]]:
-    """Loss, gradients and scores of one step, cut into microbatches of `tokens`."""
+    """Loss, gradients and scores of one step, cut into microbatches of `tokens`.
+
+    spares: what the loss does not read has no gradients, as in the trainer.
+    """
+    reads = Reads.of(config)
+    reads = reads if spares else replace(reads, continuation=True)
 
     def assess(batch: tuple[Rollout, ...]) -> tuple[ThoughtTree, Scores, Judgement, Elsewhere]:
-        tree = plant(model, batch, HORIZON)
-        scores = score(model, tree, temperature=1.0, with_context=config.objective.ntp_weight > 0)
+        tree = plant(model, batch, HORIZON, reads)
+        scores = score(model, tree, temperature=1.0)
         at_PH, at_M = reference.on_tree(tree, 1.0) if reference else (None, None)
         judged = judge(scores, tree, batch, config, at_PH, at_M)
         return tree, scores, judged, Elsewhere(sampler_logp(batch), at_M)
@@ -81,12 +99,20 @@ def run(
     ahead, counted_P = [], None
     if config.objective.needs_whole_step:
         with torch.no_grad():
-            ahead = over_step([assess(batch)[2] for batch in batches], config)
+            known = [assess(batch) for batch in batches]
+            ahead = over_step([judged for _, _, judged, _ in known], config)
         counted_P = torch.cat([judged.counted_P for judged in ahead])
     counts, total, seen = Counts.of(rollouts, HORIZON, counted_P), 0.0, []
     for i, batch in enumerate(batches):
-        tree, scores, judged, others = assess(batch)
-        part = loss(scores, tree, ahead[i] if ahead else judged, counts, config, others)
+        if ahead and not reads.continuation:
+            tree, scores, _, others = known[i]
+            alive_P = ahead[i].live_P(config)
+            scores = learn(model, batch, scores, alive_P, HORIZON, reads, temperature=1.0)
+            judged = ahead[i]
+        else:
+            tree, scores, judged, others = assess(batch)
+            judged = ahead[i] if ahead else judged
+        part = loss(scores, tree, judged, counts, config, others)
         part.total.backward()
         total += float(part.total.detach())
         seen.append(scores)
@@ -185,6 +211,102 @@ def test_which_baseline_and_reward_options_change_the_gradient(
 ONLY_POLICY = ["objective.continuation_weight=0", "objective.ntp_weight=0"]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["objective.ntp_weight=0.3"],
+        ["objective.entropy_weight=0.1", "objective.drop_dead_groups=true"],
+        ["objective.advantage=step"],
+        ["objective.advantage=step", "objective.ntp_weight=0.3", "objective.algorithm=gspo"],
+    ],
+    ids=" ".join,
+)
+def test_what_the_loss_does_not_read_is_not_missed(
+    model: LanguageModel, rollouts: list[Rollout], options: list[str]
+) -> None:
+    config = config_of(*ONLY_POLICY, *options)
+    total, gradients, seen = run(model, rollouts, config, 220)
+    wanted_total, wanted, wanted_seen = run(model, rollouts, config, 220, spares=False)
+    assert total == pytest.approx(wanted_total, rel=1e-12)
+    assert distance(gradients, wanted) < 1e-12
+    for mine, true in zip(seen, wanted_seen, strict=True):
+        assert true.think_logp_PGH.requires_grad
+        assert not mine.think_logp_PGH.requires_grad
+        assert not mine.empty_logp_PH.requires_grad
+        for name in ("thought_logp_M", "thought_entropy_M", "think_logp_PGH", "empty_logp_PH"):
+            found, exact = getattr(mine, name).detach(), getattr(true, name).detach()
+            torch.testing.assert_close(found, exact, rtol=1e-11, atol=1e-13)
+        assert torch.equal(mine.match_PGH, true.match_PGH)
+    # With a term on continuations there is nothing to spare.
+    config = config_of("objective.continuation_weight=0.1", *options)
+    _, _, seen = run(model, rollouts, config, 220)
+    assert all(scores.think_logp_PGH.requires_grad for scores in seen)
+
+
+@pytest.mark.parametrize("ntp_weight", [0.0, 0.3])
+@pytest.mark.parametrize("dead", [(1,), (0, 1, 2), tuple(range(8))])
+def test_groups_that_left_the_gradient_leave_the_backward(
+    model: LanguageModel,
+    rollouts: list[Rollout],
+    monkeypatch: pytest.MonkeyPatch,
+    dead: tuple[int, ...],
+    ntp_weight: float,
+) -> None:
+    """Dead groups of a reward that is made to be alike in them: 8 groups, two microbatches."""
+    empty = iter(())
+
+    def alike(inputs: RewardInputs) -> torch.Tensor:
+        nonlocal empty
+        first = next(empty)
+        reward = inputs.logp_think_PGH.sum(2)
+        for p in range(len(reward)):
+            if first + p in dead:
+                reward[p] = 1.0
+        return reward
+
+    monkeypatch.setitem(rewards.REGISTRY, "alike", alike)
+    monkeypatch.setitem(rewards.BASELINES, "alike", "ignores")
+    monkeypatch.setitem(rewards.NEEDS, "alike", rewards.NEEDS["logprob"])
+    config = config_of(
+        *ONLY_POLICY,
+        f"objective.ntp_weight={ntp_weight}",
+        "objective.drop_dead_groups=true",
+        "reward.scheme=alike",
+        "reward.shadows=[]",
+    )
+    outcomes, tokens = [], []
+    hidden = TokenTree.hidden
+
+    def counted(tree: TokenTree, model: LanguageModel) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            tokens[-1] += tree.num_learning
+        return hidden(tree, model)
+
+    monkeypatch.setattr(TokenTree, "hidden", counted)
+    for spares in (True, False):
+        empty, more = iter([0, 4, 0, 4]), tokens.append(0)
+        assert more is None
+        outcomes.append(run(model, rollouts, config, 250, spares=spares))
+    (total, gradients, seen), (wanted_total, wanted, _) = outcomes
+    assert len(seen) == 2
+    assert total == pytest.approx(wanted_total, rel=1e-11, abs=1e-15)
+    if len(dead) == 8 and not ntp_weight:
+        assert all(not g.any() for g in [*gradients.values(), *wanted.values()])
+    else:
+        assert distance(gradients, wanted) < 1e-11
+    # What was left out: thoughts of dead groups, and pages that nothing else reads.
+    live_P = torch.tensor([n not in dead for n in range(8)])
+    reads = Reads.of(config)
+    halves = [rollouts[:2], rollouts[2:]]
+    assert tokens[0] == sum(
+        learning_tokens(r, HORIZON, reads)
+        for half, live_half in zip(halves, live_P.split(4), strict=True)
+        for r in live(half, live_half, reads)
+    )
+    assert tokens[0] < tokens[1] * (0.75 if ntp_weight else 0.65)
+
+
 @pytest.fixture(scope="module")
 def elsewhere(model: LanguageModel) -> Reference:
     """Weights that predict otherwise: nats away, as after long training."""
@@ -269,7 +391,7 @@ def test_random_rewards_belong_to_the_thought(
     def noise(rollouts: list[Rollout], seed: int = 0) -> torch.Tensor:
         config = config_of("reward.scheme=random", f"run.seed={seed}")
         tree = plant(model, rollouts, HORIZON)
-        scores = score(model, tree, temperature=1.0, with_context=False)
+        scores = score(model, tree, temperature=1.0)
         return judge(scores, tree, rollouts, config).reward_PG
 
     whole = noise(rollouts)
@@ -312,7 +434,7 @@ def test_clipped_ratio_moves_away_from_old_thoughts(
 ) -> None:
     config = config_of("objective.algorithm=clipped_ratio", "objective.ntp_weight=0")
     tree, counts = plant(model, rollouts, HORIZON), Counts.of(rollouts, HORIZON)
-    scores = score(model, tree, temperature=1.0, with_context=False)
+    scores = score(model, tree, temperature=1.0)
     judged = judge(scores, tree, rollouts, config)
     advantage = judged.advantage_PG
     first = loss(scores, tree, judged, counts, config, Elsewhere(sampler_logp(rollouts)))
@@ -329,13 +451,15 @@ def test_clipped_ratio_moves_away_from_old_thoughts(
 def test_scores_of_shorter_contexts_use_their_own_rows(
     model: LanguageModel, rollouts: list[Rollout]
 ) -> None:
-    with_context = score(model, plant(model, rollouts, HORIZON), temperature=1.0, with_context=True)
-    without = score(model, plant(model, rollouts, HORIZON), temperature=1.0, with_context=False)
+    with_context = score(
+        model, plant(model, rollouts, HORIZON, Reads(context=True)), temperature=1.0
+    )
+    without = score(model, plant(model, rollouts, HORIZON), temperature=1.0)
     torch.testing.assert_close(
         with_context.empty_logp_PH, without.empty_logp_PH, rtol=1e-12, atol=0
     )
     shuffled = [replace(r, thoughts=r.thoughts[::-1]) for r in rollouts]
-    other = score(model, plant(model, shuffled, HORIZON), temperature=1.0, with_context=False)
+    other = score(model, plant(model, shuffled, HORIZON), temperature=1.0)
     assert not torch.allclose(other.think_logp_PGH, without.think_logp_PGH)
 
 
@@ -343,14 +467,14 @@ def test_collision_is_the_sum_of_all_squared_probabilities(
     model: LanguageModel, rollouts: list[Rollout]
 ) -> None:
     tree = plant(model, rollouts, HORIZON)
-    found = score(model, tree, temperature=0.5, with_context=False, with_collision=True)
+    found = score(model, tree, temperature=0.5, with_collision=True)
     logits = tree.tree.hidden(model) @ model.head.T
     wanted = logits.softmax(-1).square().sum(-1)[tree.think_rows_PGH]  # at 1, as rewards are
     assert found.collision_PGH is not None
     torch.testing.assert_close(found.collision_PGH, wanted.detach(), rtol=1e-9, atol=0)
     assert not found.collision_PGH.requires_grad
     assert 0 < float(wanted.min()) < float(wanted.max()) < 1
-    plain = score(model, tree, temperature=0.5, with_context=False)
+    plain = score(model, tree, temperature=0.5)
     assert plain.collision_PGH is None
 
 
@@ -359,7 +483,7 @@ def test_a_weighted_sum_drives_and_its_parts_are_logged(
 ) -> None:
     def judged(*overrides: str) -> Judgement:
         tree = plant(model, rollouts, HORIZON)
-        scores = score(model, tree, temperature=1.0, with_context=False)
+        scores = score(model, tree, temperature=1.0)
         return judge(scores, tree, rollouts, config_of("reward.shadows=[]", *overrides))
 
     mixed = "reward.scheme={mean_prob: 0.9, format_only: 0.1}"
@@ -390,7 +514,7 @@ def test_the_policy_gradient_reaches_the_answers(model: LanguageModel) -> None:
     tree, counts = plant(model, [rollout], HORIZON), Counts.of([rollout], HORIZON)
     drawn = torch.tensor([t.num_drawn for group in rollout.thoughts for t in group])
     assert counts.thought == drawn.sum() > 2 * 3 * 4  # more than the thoughts alone have
-    scores = score(model, tree, temperature=1.0, with_context=False)
+    scores = score(model, tree, temperature=1.0)
     judged = judge(scores, tree, [rollout], config)
     drawn_at = Elsewhere(sampler_logp([rollout]))
     assert len(drawn_at.sampler_logp_M) == drawn.sum()

@@ -162,12 +162,20 @@ def test_answers_are_sampled_rewarded_and_logged(raw: dict, tmp_path: Path) -> N
     assert one["pages"] == other["pages"]
 
 
-def test_a_step_costs_one_trunk_forward(raw: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("continuation_weight", [0.1, 0.0])
+def test_every_token_of_a_step_goes_through_the_trunk_once(
+    raw: dict, monkeypatch: pytest.MonkeyPatch, continuation_weight: float
+) -> None:
     """Besides sampling: one prefill and a token at a time, without gradients."""
     trainer = Trainer(
         Config.parse(
             raw,
-            ["run.steps=2", "evaluation.enabled=false", "parallel.tokens_per_microbatch=10000"],
+            [
+                "run.steps=2",
+                "evaluation.enabled=false",
+                "parallel.tokens_per_microbatch=10000",
+                f"objective.continuation_weight={continuation_weight}",
+            ],
         )
     )
     trunk = trainer.model.hf.base_model
@@ -182,7 +190,14 @@ def test_a_step_costs_one_trunk_forward(raw: dict, monkeypatch: pytest.MonkeyPat
     trainer.fit()
     metrics = read_metrics(trainer.config.run.dir)
     learning = [tokens for with_grad, tokens in calls if with_grad]
-    assert learning == [row["tokens/tree"] for row in metrics]
+    assert learning == [row["tokens/learning"] for row in metrics]
+    if continuation_weight:
+        assert learning == [row["tokens/tree"] for row in metrics]
+    else:  # what the loss does not read comes behind it
+        silent = [row["tokens/tree"] - row["tokens/learning"] for row in metrics]
+        assert min(silent) > 3 * 2 * 3 * (trainer.config.reward.horizon - 1)
+        behind = [n for n, (with_grad, _) in enumerate(calls, start=1) if with_grad]
+        assert [calls.pop(n) for n in reversed(behind)] == [(False, n) for n in reversed(silent)]
     sampling = [tokens for with_grad, tokens in calls if not with_grad]
     prefills = [tokens for tokens in sampling if tokens != 3 * 2 * 3]
     assert prefills == [row["tokens/context"] for row in metrics]
@@ -202,7 +217,7 @@ def test_the_update_raises_the_reward_on_the_same_thoughts(raw: dict) -> None:
 
     def scores() -> Scores:
         tree = plant(trainer.model, rollouts, config.reward.horizon)
-        return score(trainer.model, tree, temperature=1.0, with_context=False)
+        return score(trainer.model, tree, temperature=1.0)
 
     tree = plant(trainer.model, rollouts, config.reward.horizon)
     before = scores()
@@ -235,6 +250,13 @@ def test_stopping_and_starting_again_changes_nothing(raw: dict, tmp_path: Path, 
         ["objective.advantage=group_mean", "objective.advantage_std=true"],
         ["baseline.use=clip", "optim.schedule=cosine", "optim.weight_decay=0.1"],
         ["objective.algorithm=clipped_ratio", "objective.epochs_per_rollout=2"],
+        [
+            "objective.continuation_weight=0",
+            "objective.algorithm=cispo",
+            "objective.epochs_per_rollout=2",
+            "objective.drop_dead_groups=true",
+            "reward.scheme=exact_prefix",
+        ],
         ["reward.scheme=exact_prefix", "reward.shadows=[]"],
         [
             "reward.scheme=random",

@@ -9,7 +9,16 @@ from rntp_kernels import TreeAttention
 from rntp_kernels.tree_attention import dense_mask
 
 from rntp.model import LanguageModel, load_model
-from rntp.tree import ThoughtTree, TokenTree, thought_branch, tree_tokens, unshared_tokens
+from rntp.tree import (
+    BRANCHES,
+    Reads,
+    ThoughtTree,
+    TokenTree,
+    learning_tokens,
+    thought_branch,
+    tree_tokens,
+    unshared_tokens,
+)
 from rntp.types import Context, Rollout, Thought
 
 HORIZON = 3
@@ -50,8 +59,10 @@ CASES = {
 }
 
 
-def build(rollouts: list[Rollout]) -> ThoughtTree:
-    return ThoughtTree.build(rollouts, think_open_id=OPEN, think_close_id=CLOSE, horizon=HORIZON)
+def build(rollouts: list[Rollout], reads: Reads = BRANCHES, horizon: int = HORIZON) -> ThoughtTree:
+    return ThoughtTree.build(
+        rollouts, think_open_id=OPEN, think_close_id=CLOSE, horizon=horizon, reads=reads
+    )
 
 
 def load(folder: Path) -> LanguageModel:
@@ -164,14 +175,14 @@ def test_general_tree_with_answer_beside_continuation(model_folders: dict[str, P
 def test_leak_rule_on_the_mask() -> None:
     """No thought row may see its continuation, before or after the position it hangs at."""
     tree = build([CASES["uneven thoughts"]])
-    mask = dense_mask(tree.tree.layout)
+    mask, page = dense_mask(tree.tree.layout), tree.tree.layout.lengths[0]
     for segment, parent in enumerate(tree.tree.layout.parents):
         if parent != 0:
             continue
         position = tree.tree.layout.attach[segment]
         rows = tree.tree.rows(segment)
         assert mask[rows][:, :position].all()
-        assert not mask[rows][:, position:20].any()  # the document from the position on
+        assert not mask[rows][:, position:page].any()  # the document from the position on
         assert not mask[rows][:, tree.tree.rows(segment + 1)].any()  # its continuation branch
     visible = mask.sum()
     assert visible == sum(
@@ -212,17 +223,72 @@ def test_layout_refuses_what_is_no_forest() -> None:
 
 def test_token_counts() -> None:
     rollout = CASES["uneven thoughts"]
-    # Branches: open + sampled + forced close + horizon.
-    branches = (1 + 5 + 3) + (1 + 2 + 1 + 3) + (1 + 1 + 3) + (1 + 7 + 1 + 3)
-    assert tree_tokens(rollout, HORIZON) == 20 + branches == build([rollout]).tree.layout.num_tokens
+    # Branches: open + sampled + forced close + horizon, whose last token predicts nothing.
+    branches = (1 + 5 + 2) + (1 + 2 + 1 + 2) + (1 + 1 + 2) + (1 + 7 + 1 + 2)
+    # Open + sampled: the last of them, or a close marker, predicts the continuation alone.
+    learning = (1 + 4) + (1 + 1) + 1 + (1 + 6)
+    for reads, page, page_learning in (
+        (Reads(), 11 + HORIZON - 1, None),
+        (Reads(context=True), 19, None),
+        (Reads(continuation=False), 11 + HORIZON - 1, 11),
+        (Reads(context=True, continuation=False), 19, 19),
+    ):
+        tree = build([rollout], reads).tree
+        assert tree_tokens(rollout, HORIZON, reads) == page + branches == tree.layout.num_tokens
+        learns = learning_tokens(rollout, HORIZON, reads)
+        assert learns == (page + branches if reads.continuation else page_learning + learning)
+        assert learns == tree.num_learning
     assert unshared_tokens(rollout, HORIZON) == 2 * (4 + 11) + branches
 
 
-def test_predicting_rows() -> None:
-    tree = TokenTree.build(
-        [(torch.arange(5), -1, 0), (torch.arange(3), 0, 0), (torch.arange(2), 1, 3)]
-    )
-    assert tree.predicting_rows(0).tolist() == [-1, 0, 1, 2, 3]
-    assert tree.predicting_rows(1).tolist() == [-1, 5, 6]  # hangs before the first token
-    assert tree.predicting_rows(2).tolist() == [7, 8]
-    assert tree.layout.position_ids().tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]
+def test_a_horizon_of_one_has_no_continuation_in_the_tree() -> None:
+    rollout = CASES["uneven thoughts"]
+    tree = build([rollout], horizon=1)
+    assert len(tree.tree.layout.lengths) == 1 + 4
+    assert tree.tree.layout.num_tokens == tree_tokens(rollout, 1) == 11 + 6 + 4 + 2 + 9
+    ends = [tree.tree.layout.offsets[s + 1] - 1 for s in range(1, 5)]
+    assert tree.think_rows_PGH.flatten().tolist() == ends
+    assert tree.empty_rows_PH.flatten().tolist() == [3, 10]
+
+
+@pytest.mark.parametrize("implementation", ["segmented", "dense"])
+@pytest.mark.parametrize("context", [False, True])
+@pytest.mark.parametrize("horizon", [1, HORIZON])
+@pytest.mark.parametrize("case", CASES)
+def test_what_does_not_learn_is_computed_the_same_and_has_no_graph(
+    model_folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    case: str,
+    horizon: int,
+    context: bool,
+    implementation: str,
+) -> None:
+    """Two passes over a tree in another order against one, with a loss on thoughts and page."""
+    rollouts = [CASES[case], make_rollout(9, (2, 5), [[(2, True), (4, False)]] * 2, seed=7)]
+    rollouts = rollouts[: 2 if len(CASES[case].thoughts[0]) == 2 else 1]
+    model = load(model_folders["llama"])
+    outcomes = []
+    for reads in (Reads(context), Reads(context, continuation=False)):
+        tree = build(rollouts, reads, horizon)
+        monkeypatch.setenv(
+            "RNTP_TREE_ATTENTION", implementation if not reads.continuation else "dense"
+        )
+        model.hf.zero_grad()
+        hidden = tree.tree.hidden(model)
+        if not reads.continuation:
+            alone = tree.tree.learning_part().hidden(model)
+            torch.testing.assert_close(alone, hidden[: len(alone)], rtol=0, atol=0)
+        rows = [tree.thought_rows, tree.context_rows, tree.think_rows_PGH, tree.empty_rows_PH]
+        thoughts, page, think, empty = (hidden[r.flatten()] for r in rows)
+        weights = torch.linspace(-1, 2, hidden.shape[1], dtype=hidden.dtype)
+        ((thoughts @ weights).sum() + (page @ weights).square().sum()).backward()
+        gradients = {name: p.grad for name, p in model.hf.named_parameters() if p.grad is not None}
+        outcomes.append(([x.detach() for x in (thoughts, page, think, empty)], gradients))
+        silent = torch.arange(len(hidden)) >= tree.tree.num_learning
+        assert bool(silent.any()) is not reads.continuation
+    (wanted, wanted_gradients), (found, gradients) = outcomes
+    for mine, true in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, true, rtol=1e-10, atol=1e-12)
+    assert gradients.keys() == wanted_gradients.keys()
+    for name, true in wanted_gradients.items():
+        assert (gradients[name] - true).abs().max() <= 1e-12 * true.abs().max(), name

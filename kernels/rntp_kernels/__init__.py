@@ -10,13 +10,14 @@ from rntp_kernels.linear_logprob import (
     linear_logprob_top1,
 )
 from rntp_kernels.sampling import sample
-from rntp_kernels.tree_attention import DecodeAttention, TreeAttention, TreeLayout
+from rntp_kernels.tree_attention import DecodeAttention, TreeAttention, TreeLayout, TwoPasses
 
 __all__ = [
     "DecodeAttention",
     "Shaping",
     "TreeAttention",
     "TreeLayout",
+    "TwoPasses",
     "linear_logprob",
     "linear_logprob_loss",
     "linear_logprob_top1",

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import re
 import sys
 from typing import Any
@@ -21,6 +22,9 @@ def bench(arguments: argparse.Namespace) -> None:
     """Run one bench, or all. Raises ConfigError for sizes or a model that cannot be."""
     sizes = Sizes(**{size: getattr(arguments, size) for size in Sizes().as_dict()})
     check(sizes, arguments.repeats)
+    if not 0 <= arguments.continuation_weight < math.inf:
+        weight = arguments.continuation_weight
+        raise ConfigError(f"--continuation-weight must be 0 or more, not {weight}")
     device = pick_device(arguments.device)
     model = load_model(arguments.model, device=device)
     if model.max_span < sizes.context + sizes.budget + sizes.horizon + 2:
@@ -32,7 +36,14 @@ def bench(arguments: argparse.Namespace) -> None:
         curve = CURVE if arguments.curve and name == "step" else None
         dtype = getattr(torch, arguments.dtype)
         result = run(
-            name, model, sizes, dtype=dtype, repeats=arguments.repeats, curve=curve, say=_say
+            name,
+            model,
+            sizes,
+            dtype=dtype,
+            repeats=arguments.repeats,
+            curve=curve,
+            continuation_weight=arguments.continuation_weight,
+            say=_say,
         )
         result["command"] = command_line(sys.argv)
         result["peak_gb"] = peak_bytes() / 1e9
@@ -41,7 +52,8 @@ def bench(arguments: argparse.Namespace) -> None:
             print(table(result), end="\n\n")
         if arguments.out:
             arguments.out.mkdir(parents=True, exist_ok=True)
-            write_json(arguments.out / f"{name}.json", result)
+            also = "_continuation" if arguments.continuation_weight else ""
+            write_json(arguments.out / f"{name}{also}.json", result)
     if arguments.json:
         print(json.dumps(results, indent=2))
 
@@ -84,7 +96,8 @@ def table(result: dict[str, Any]) -> str:
     sizes = ", ".join(f"{size} {value}" for size, value in result["sizes"].items())
     load = result["load_average"]
     lines = [
-        f"{result['bench']}: {result['model']}, {result['dtype']}, {sizes}",
+        f"{result['bench']}: {result['model']}, {result['dtype']}, {sizes}, continuation_weight "
+        f"{result['continuation_weight']}",
         columns(rows),
         "  ".join(f"{name} {_number(value)}" for name, value in result["facts"].items()),
         f"{result['threads']} threads, matmul {result['matmul_gflops']:.0f} GFLOP/s, load average "

@@ -12,6 +12,7 @@ from rntp.model import LanguageModel
 from rntp.objective import Elsewhere, loss
 from rntp.rollout.inprocess import open_engine
 from rntp.step import Counts, judge, plant, sampler_logp, score
+from rntp.tree import Reads
 from rntp.types import Context, Rollout
 
 
@@ -21,10 +22,14 @@ class Job:
 
     The pages are random tokens: how long a step takes depends on sizes alone. The baseline and the
     next-token term are off, so that the usual loop, which has neither, minimises the same loss.
+
+    continuation_weight: of the loss's term on continuations; 0 is the policy gradient alone (RLP,
+    2510.01265), all that other trainers have.
     """
 
     model: LanguageModel
     sizes: Sizes
+    continuation_weight: float = 0.0
 
     @cached_property
     def config(self) -> Config:
@@ -44,7 +49,10 @@ class Job:
                     "thought_tokens": sizes.budget,
                 },
                 "reward": {"scheme": "logprob", "horizon": sizes.horizon, "shadows": []},
-                "objective": {"continuation_weight": 0.1, "ntp_weight": 0.0},
+                "objective": {
+                    "continuation_weight": self.continuation_weight,
+                    "ntp_weight": 0.0,
+                },
                 "rollout": {"docs_per_batch": sizes.docs},
             }
         )
@@ -82,11 +90,9 @@ class Job:
 
     def backward(self, rollouts: list[Rollout]) -> float:
         """Forward, rewards, advantages, loss and backward; the loss in nats."""
-        tree = plant(self.model, tuple(rollouts), self.sizes.horizon)
-        scores = score(
-            self.model, tree, temperature=self.config.thought.temperature, with_context=False
-        )
-        judged = judge(scores, tree, tuple(rollouts), self.config)
+        tree = plant(self.model, rollouts, self.sizes.horizon, Reads.of(self.config))
+        scores = score(self.model, tree, temperature=self.config.thought.temperature)
+        judged = judge(scores, tree, rollouts, self.config)
         elsewhere = Elsewhere(sampler_logp(rollouts).to(self.model.device))
         counts = Counts.of(rollouts, self.sizes.horizon)
         total = loss(scores, tree, judged, counts, self.config, elsewhere).total

@@ -64,6 +64,8 @@ def steps(job: "Job") -> tuple[Providers, Skipped]:
         return {}, {name: "not installed"}
     if job.sizes.branches % ROWS:
         return {}, {name: f"it takes pieces of {ROWS} thoughts, and {job.sizes.branches} are none"}
+    if job.continuation_weight:
+        return {}, {name: "its loss has no term on continuations"}
     from trl import __version__
 
     from rntp.bench.trl_loop import TrlLoop

@@ -21,7 +21,7 @@ from rntp.memory import keep_freed_memory
 from rntp.model import LanguageModel, cast_parameters
 from rntp.provenance import environment
 from rntp.step import sampler_logp
-from rntp.tree import tree_tokens, unshared_tokens
+from rntp.tree import Reads, learning_tokens, tree_tokens, unshared_tokens
 
 OURS = "rntp"
 UNSHARED = "unshared loop (transformers)"
@@ -142,6 +142,7 @@ def run(
     dtype: torch.dtype = torch.float32,
     repeats: int = 3,
     curve: Mapping[str, list[int]] | None = None,
+    continuation_weight: float = 0.0,
     say: Progress = lambda text: None,
 ) -> dict[str, Any]:
     """One bench as a JSON-able dict; see `report` for its shape.
@@ -151,12 +152,12 @@ def run(
     itself comes in that type (`rounding`).
 
     model: in float32; in `dtype` afterwards. curve: also rntp alone at other values of one size
-    each, {"thoughts": [2, 4, 8], …}.
+    each, {"thoughts": [2, 4, 8], …}. continuation_weight: see `Job`.
     Raises ConfigError if a provider computes something else than the reference.
     """
     keep_freed_memory()
     cast_parameters(model.hf, torch.float32)
-    job = Job(model, sizes)
+    job = Job(model, sizes, continuation_weight)
     load = load_average()
     bench = BENCHES[name](job)
     exact = bench.outcomes[bench.reference]()
@@ -174,6 +175,7 @@ def run(
         "agreement": agreement,
         "rounding": rounding,
         "sizes": sizes.as_dict(),
+        "continuation_weight": continuation_weight,
         "model": model.spec,
         "dtype": str(model.head.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
@@ -186,7 +188,7 @@ def run(
         done = step_work(shape, sizes, bench.facts)
         result["share_of_matmul_rate"] = done / timings[OURS].median / rate
     if curve:
-        result["curve"] = _curve(name, model, sizes, curve, repeats, say)
+        result["curve"] = _curve(name, job, curve, repeats, say)
     return result
 
 
@@ -211,23 +213,25 @@ def report(name: str, bench: Bench, timings: Mapping[str, Timing]) -> dict[str, 
 
 
 def step_work(shape: Shape, sizes: Sizes, facts: Mapping[str, float]) -> float:
-    """FLOP of matrix products that rntp's step needs: unique tokens only, 2 a parameter forward
-    and 4 backward; sampling is forward alone."""
-    head = 2.0 * shape.hidden * shape.vocabulary
-    trunk = 2.0 * shape.trunk
-    sampled = sizes.branches * sizes.budget
+    """FLOP of matrix products that rntp's step needs: unique tokens only, 2 a parameter forward and
+    4 backward for those with gradients; sampling is forward alone."""
+    row = 2.0 * shape.hidden * shape.vocabulary
+    token = 2.0 * shape.trunk
+    drawn = sizes.branches * sizes.budget
     read = sizes.docs * sizes.context
-    rows = sizes.branches * (sizes.budget + sizes.horizon) + (
-        sizes.docs * sizes.positions * sizes.horizon
+    rows = drawn + sizes.branches * sizes.horizon + sizes.docs * sizes.positions * sizes.horizon
+    sampling = (read + drawn) * (token + row)
+    forward = facts["tokens in the tree"] * token + rows * row
+    return (
+        sampling
+        + forward
+        + 2 * (facts["tokens with gradients"] * token + facts["rows with gradients"] * row)
     )
-    sampling = (read + sampled) * (trunk + head)
-    return sampling + 3 * (facts["tokens in the tree"] * trunk + rows * head)
 
 
 def _curve(
     name: str,
-    model: LanguageModel,
-    sizes: Sizes,
+    job: Job,
     curve: Mapping[str, list[int]],
     repeats: int,
     say: Progress,
@@ -236,10 +240,10 @@ def _curve(
 
     predicted: the seconds of the first point times the ratio of FLOP.
     """
-    shape = Shape.of(model.hf)
+    shape = Shape.of(job.model.hf)
     found: dict[str, list[dict[str, float]]] = {}
     for size, values in curve.items():
-        jobs = {value: Job(model, replace(sizes, **{size: value})) for value in values}
+        jobs = {v: replace(job, sizes=replace(job.sizes, **{size: v})) for v in values}
         benches = {value: BENCHES[name](job) for value, job in jobs.items()}
         say(f"curve of {size}")
         timings = interleaved(
@@ -313,14 +317,18 @@ def _logp(logp: Tensor) -> Outcome:
 
 
 def _tokens(job: Job) -> dict[str, float]:
-    horizon, rollouts = job.sizes.horizon, job.rollouts
-    shared = sum(tree_tokens(r, horizon) for r in rollouts)
+    horizon, rollouts, reads = job.sizes.horizon, job.rollouts, Reads.of(job.config)
+    shared = sum(tree_tokens(r, horizon, reads) for r in rollouts)
+    drawn = sum(r.num_sampled for r in rollouts)
+    predicted = job.sizes.branches * horizon if reads.continuation else 0
     alone = sum(unshared_tokens(r, horizon) for r in rollouts)
     return {
         "tokens in the tree": shared,
         "tokens unshared": alone,
         "token ratio": alone / shared,
-        "sampled tokens": sum(r.num_sampled for r in rollouts),
+        "tokens with gradients": sum(learning_tokens(r, horizon, reads) for r in rollouts),
+        "rows with gradients": drawn + predicted,
+        "sampled tokens": drawn,
     }
 
 

@@ -1,8 +1,7 @@
 """The same step in TRL's GRPOTrainer, with a reward that scores continuations with its own policy.
 
-What differs from rntp's step: TRL's loss has no term on the continuation, which makes its step
-cheaper. What is timed is the trainer's step up to its optimizer: sampling, rewards, log-probs,
-forward and backward.
+What is timed is the trainer's step up to its optimizer: sampling, rewards, log-probs, forward and
+backward.
 """
 
 import time

@@ -7,7 +7,7 @@ last tokens (`logits_to_keep`), and pieces that fit the memory.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,21 +52,27 @@ class Unshared:
         return found[:, ids.shape[1] :]
 
     def backward(self, rollouts: Sequence[Rollout]) -> float:
-        """A scoring pass without gradients, then training passes; the loss in nats."""
-        job, horizon = self.job, self.job.sizes.horizon
+        """A scoring pass without gradients, then training passes; the loss in nats.
+
+        Where the loss has no term on continuations, training passes end with the thoughts.
+        """
+        job, horizon, weight = self.job, self.job.sizes.horizon, self.job.continuation_weight
         sequences = _sequences(rollouts, job)
         with own_attention(job):
             reward = self.continuation_logp(sequences).sum(dim=1)
             advantage = leave_one_out(reward.view(-1, job.sizes.thoughts)).flatten()
             drawn = sum(s.drawn for s in sequences)
             total, first = 0.0, 0
-            for piece in self._pieces(sequences):
+            trained = sequences if weight else [s.thought for s in sequences]
+            for piece in self._pieces(trained):
                 thought_logp, continuation_logp = self._logp(piece)
                 own = advantage[first : first + len(piece)]
                 first += len(piece)
                 policy = sum(-(a * logp.sum()) for a, logp in zip(own, thought_logp, strict=True))
-                reading = -continuation_logp.sum()
-                loss = policy / drawn + 0.1 * reading / (len(sequences) * horizon)
+                loss = policy / drawn
+                if weight:
+                    reading = -continuation_logp.sum() / (len(sequences) * horizon)
+                    loss = loss + weight * reading
                 assert isinstance(loss, Tensor)
                 loss.backward()
                 total += float(loss.detach())
@@ -115,6 +121,11 @@ class PlainSequence:
     ids: Tensor
     prefix: int
     drawn: int
+
+    @property
+    def thought(self) -> "PlainSequence":
+        """The same without what follows the sampled tokens."""
+        return replace(self, ids=self.ids[: self.prefix + self.drawn])
 
 
 def _sequences(rollouts: Sequence[Rollout], job: Job) -> list[PlainSequence]:

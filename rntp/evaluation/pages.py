@@ -39,7 +39,6 @@ def score_pages(
             model,
             tree,
             temperature=config.thought.temperature,
-            with_context=False,
             hidden=hidden,
         )
         think, empty = scores.think_logp_PGH.tolist(), scores.empty_logp_PH.tolist()

@@ -12,6 +12,7 @@ from rntp.ranks import ALONE, Ranks
 from rntp.rollout import Check
 from rntp.rollout.inprocess import unthought
 from rntp.step import plant, score
+from rntp.tree import Reads
 from rntp.types import Context
 
 
@@ -56,7 +57,7 @@ def _losses(
     plain = [unthought(context) for context in contexts]
     for piece in microbatches(plain, tokens=config.parallel.tokens_per_microbatch, horizon=1):
         check()
-        scores = score(model, plant(model, piece, 1), temperature=1.0, with_context=True)
+        scores = score(model, plant(model, piece, 1, Reads(context=True)), temperature=1.0)
         assert scores.context_logp is not None
         nll = iter((-scores.context_logp).tolist())
         for rollout in piece:

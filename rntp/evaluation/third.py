@@ -49,6 +49,6 @@ def third_losses(
     bare = [replace(r, thoughts=((),) * len(r.positions)) for r in rollouts]
     for piece in microbatches(bare, tokens=config.parallel.tokens_per_microbatch, horizon=horizon):
         check()
-        scores = score(model, plant(model, piece, horizon), temperature=1.0, with_context=False)
+        scores = score(model, plant(model, piece, horizon), temperature=1.0)
         found += (-scores.empty_logp_PH).tolist()
     return found

@@ -72,7 +72,7 @@ def test_sampler_tree_and_one_sequence_agree(
     assert len({(len(t.sampled_ids), len(t.answer_ids)) for t in thoughts}) >= 6
 
     tree = plant(model, rollouts, HORIZON)
-    in_tree = score(model, tree, temperature=temperature, with_context=False).thought_logp_M
+    in_tree = score(model, tree, temperature=temperature).thought_logp_M
     sampled = torch.cat([t.drawn_logprobs for t in thoughts])
     model.hf.set_attn_implementation("sdpa")
     plain = []
@@ -155,9 +155,13 @@ def test_answers_and_continuations_do_not_see_each_other(model_folders: dict[str
     layout, mask = tree.tree.layout, dense_mask(tree.tree.layout)
     branches = [s for s, p in enumerate(layout.parents) if p != -1 and layout.parents[p] == -1]
     assert len(branches) == len(thoughts_of(rollouts)) == 18
+    assert sum(len(t.answer_ids) > 1 for t in thoughts_of(rollouts)) >= 12
     for segment in branches:
         parent, position = layout.parents[segment], layout.attach[segment]
-        continuation, answer = (s for s, p in enumerate(layout.parents) if p == segment)
+        below = [s for s, p in enumerate(layout.parents) if p == segment]
+        if len(below) == 1:  # an answer of one token predicts nothing: it has no segment
+            continue
+        continuation, answer = below
         rows = {s: tree.tree.rows(s) for s in (parent, segment, continuation, answer)}
         assert mask[rows[answer]][:, rows[segment]].all()
         assert mask[rows[answer]][:, rows[parent][:position]].all()
@@ -167,7 +171,7 @@ def test_answers_and_continuations_do_not_see_each_other(model_folders: dict[str
         assert not mask[rows[continuation]][:, rows[answer]].any()
 
     def scores(rollout: Rollout) -> Scores:
-        return score(model, plant(model, [rollout], HORIZON), temperature=1.0, with_context=False)
+        return score(model, plant(model, [rollout], HORIZON), temperature=1.0)
 
     first = replace(rollouts[0], positions=(3,), thoughts=rollouts[0].thoughts[:1])
     other_page = first.context.token_ids.clone()
@@ -200,9 +204,10 @@ def test_answer_tokens_belong_to_their_thought_and_are_counted(
     assert torch.equal(ends, tree.think_rows_PGH[:, :, 0].flatten())
 
     own = [1 + len(t.sampled_ids) + (not t.closed) for t in thoughts]
-    answers = [len(t.answer_ids) for t in thoughts]
-    total = 24 + sum(own) + sum(answers) + 9 * HORIZON
+    # The page up to its last continuation; ends of continuations and answers predict nothing.
+    answers = [len(t.answer_ids) - 1 for t in thoughts]
+    total = 20 + HORIZON - 1 + sum(own) + sum(answers) + 9 * (HORIZON - 1)
     assert tree_tokens(rollouts[0], HORIZON) == total == tree.tree.layout.num_tokens
     prefixes = 3 * (3 + 10 + 20)
-    two_sequences = 2 * (prefixes + sum(own)) + 9 * HORIZON + sum(answers)
+    two_sequences = 2 * (prefixes + sum(own)) + 9 * (HORIZON - 1) + sum(answers)
     assert unshared_tokens(rollouts[0], HORIZON) == two_sequences

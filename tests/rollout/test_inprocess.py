@@ -72,7 +72,7 @@ def test_sampler_and_trainer_agree(
 ) -> None:
     model = load_model(str(model_folders[architecture]))
     rollouts = engine(model, temperature=temperature).sample([context(0), context(1, 17)], place)
-    scores = score(model, plant(model, rollouts, 3), temperature=temperature, with_context=False)
+    scores = score(model, plant(model, rollouts, 3), temperature=temperature)
     sampled = torch.cat([t.sampled_logprobs for r in rollouts for g in r.thoughts for t in g])
     torch.testing.assert_close(scores.thought_logp_M.detach(), sampled, rtol=0, atol=1e-4)
     assert sampled.std() > 0.1

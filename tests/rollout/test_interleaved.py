@@ -17,7 +17,7 @@ from rntp.rollout.inprocess import InProcessEngine
 from rntp.rollout.interleaved import InterleavedEngine, on_pages, splice
 from rntp.step import Counts, plant, score
 from rntp.trainer import Trainer
-from rntp.tree import thought_branch
+from rntp.tree import Reads, thought_branch
 from rntp.types import Context, Rollout, Seen
 
 BUDGET, HORIZON, POSITIONS = 6, 3, (4, 5, 12)
@@ -85,7 +85,7 @@ def test_each_context_is_the_page_with_one_thought_of_every_position_before(
 def test_log_probs_are_those_of_one_plain_sequence(model: LanguageModel) -> None:
     """x[:p1] thought x[p1:p2] thought x[p2:p2+H], by the model's own attention."""
     rollouts = sampled(model, [context(0), context(1, 19)])
-    scores = score(model, plant(model, rollouts, HORIZON), temperature=1.0, with_context=True)
+    scores = score(model, plant(model, rollouts, HORIZON, Reads(context=True)), temperature=1.0)
     sampler = torch.cat([t.sampled_logprobs for r in rollouts for t in r.thoughts[0]])
     model.hf.set_attn_implementation("sdpa")
     think, empty, thought = [], [], []
@@ -118,7 +118,7 @@ def test_log_probs_are_those_of_one_plain_sequence(model: LanguageModel) -> None
     nll = torch.cat([r.nll for r in rollouts])
     torch.testing.assert_close(nll.double(), -scores.empty_logp_PH[:, 0], rtol=0, atol=1e-5)
     bare = plant(model, on_pages(rollouts), HORIZON)
-    unseen = score(model, bare, temperature=1.0, with_context=False).empty_logp_PH
+    unseen = score(model, bare, temperature=1.0).empty_logp_PH
     moved = (unseen - scores.empty_logp_PH).abs().amax(dim=1)
     assert moved[[0, 3]].max() < 1e-12  # the first of each page sees no thought …
     assert moved[[1, 2, 4, 5]].min() > 1e-4  # … and the others do
@@ -129,7 +129,7 @@ def test_the_page_is_read_once_for_the_next_token_loss(model: LanguageModel) -> 
     alone = isolated(model).sample(pages, place)
     rollouts = sampled(model, pages)
     scores, plain = (
-        score(model, plant(model, r, HORIZON), temperature=1.0, with_context=True).context_logp
+        score(model, plant(model, r, HORIZON, Reads(context=True)), temperature=1.0).context_logp
         for r in (rollouts, alone)
     )
     assert scores is not None
@@ -138,12 +138,11 @@ def test_the_page_is_read_once_for_the_next_token_loss(model: LanguageModel) -> 
     torch.testing.assert_close(scores, plain, rtol=1e-12, atol=0)
     # In a microbatch that holds later rounds alone there is nothing to count.
     later = [r for r in rollouts if r.context.seen]
-    tree = plant(model, later, HORIZON)
-    found = score(model, tree, temperature=1.0, with_context=True)
+    found = score(model, plant(model, later, HORIZON, Reads(context=True)), temperature=1.0)
     assert found.context_logp is not None
     assert found.context_logp.shape == (0,)
     assert Counts.of(later, HORIZON).context == 0
-    without = score(model, tree, temperature=1.0, with_context=False)
+    without = score(model, plant(model, later, HORIZON), temperature=1.0)
     torch.testing.assert_close(found.empty_logp_PH, without.empty_logp_PH, rtol=1e-12, atol=0)
 
 

@@ -55,12 +55,7 @@ def decode(setting: Setting) -> dict[str, Any]:
         cast_parameters(model.hf, dtype)
         rollouts = Job(model, setting.small).sample()
         with torch.no_grad():
-            scores = score(
-                model,
-                plant(model, rollouts, setting.small.horizon),
-                temperature=1.0,
-                with_context=False,
-            )
+            scores = score(model, plant(model, rollouts, setting.small.horizon), temperature=1.0)
         sampled = sampler_logp(rollouts)
         gaps[_name(dtype)] = float((scores.thought_logp_M.cpu() - sampled).abs().mean())
     bound = {"float32": 1e-4, "bfloat16": 0.1}

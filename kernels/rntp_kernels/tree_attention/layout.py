@@ -51,6 +51,10 @@ class TreeLayout:
             rows.append(total)
         return tuple(rows)
 
+    def until(self, segment: int) -> "TreeLayout":
+        """The segments before this one, which hang at none of the others."""
+        return TreeLayout(self.lengths[:segment], self.parents[:segment], self.attach[:segment])
+
     @property
     def num_tokens(self) -> int:
         return self.offsets[-1]

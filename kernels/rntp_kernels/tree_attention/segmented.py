@@ -19,7 +19,8 @@ from rntp_kernels.tree_attention.layout import ROOT, TreeLayout
 class Tooth:
     """The B subtrees, padded to n tokens each, that hang at one point of a root.
 
-    root: which root. prefix: its tokens that they see. mask: bool [B, 1, n, prefix + n].
+    root: which root. prefix: its tokens that they see. mask: bool [B, 1, m, prefix + n], for m
+    queries of each subtree: its tokens, or some of them.
     """
 
     root: int
@@ -31,20 +32,50 @@ class Tooth:
 class Plan:
     """The stream cut into pieces: the roots, then the teeth, each B·n rows.
 
-    sizes: rows of each piece. gather: int64 [sum of sizes], the row of the stream that each has
-    (padding repeats one). order: int64 [N], where the pieces' outputs hold each row of the stream.
-    Both None if the pieces already lie in the stream one behind the other, without padding.
+    keys, queries: the rows of the pieces, which are the same where every token asks. order: int64,
+    where the pieces' outputs hold each row that asks, in the order of the stream; None if they
+    already are in it, without padding.
     """
 
-    sizes: tuple[int, ...]
+    keys: "Pieces"
+    queries: "Pieces"
     num_roots: int
     teeth: tuple[Tooth, ...]
-    gather: Tensor | None
     order: Tensor | None
 
 
-def make_plan(layout: TreeLayout) -> Plan:
-    """Group the segments of a layout into roots and teeth."""
+@dataclass(frozen=True)
+class Pieces:
+    """sizes: rows of each piece. gather: int64 [sum of sizes], the row of the stream that each has
+    (padding repeats one); None if the pieces lie in the stream one behind the other.
+    """
+
+    sizes: tuple[int, ...]
+    gather: Tensor | None
+
+    @classmethod
+    def of(cls, rows: list[Tensor], stream: int) -> "Pieces":
+        """stream: its number of rows."""
+        gather = torch.cat(rows)
+        in_place = torch.equal(gather, torch.arange(stream))
+        return cls(tuple(map(len, rows)), None if in_place else gather)
+
+    def cut(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[1, heads, N, D] -> a tensor a piece. One gather and one split for all of them: their
+        backward is one pass over the stream each, where that of a slice a piece would fill the
+        whole stream with zeros for every one."""
+        gathered = x if self.gather is None else x.index_select(2, self.gather)
+        return gathered.split(self.sizes, dim=2)
+
+    def to(self, device: torch.device | str) -> "Pieces":
+        return Pieces(self.sizes, None if self.gather is None else self.gather.to(device))
+
+
+def make_plan(layout: TreeLayout, asking: int = 0) -> Plan:
+    """Group the segments of a layout into roots and teeth.
+
+    asking: the first segment whose tokens ask; those before it are keys alone.
+    """
     home: list[tuple[int, int]] = []  # (root, attach) that each segment hangs from, in the end
     for segment, parent in enumerate(layout.parents):
         if parent == ROOT:
@@ -64,28 +95,40 @@ def make_plan(layout: TreeLayout) -> Plan:
             groups.setdefault((root, attach), {}).setdefault(branch[segment], []).append(segment)
 
     roots = [s for s, parent in enumerate(layout.parents) if parent == ROOT]
-    rows = [_rows(layout, s) for s in roots]
-    real = [torch.ones(len(own), dtype=torch.bool) for own in rows]
+    first = layout.offsets[asking]  # the first row that asks
+    keys = [_rows(layout, s) for s in roots]
+    queries = [own[own >= first] for own in keys]
+    real = [torch.ones(len(own), dtype=torch.bool) for own in queries]
     teeth = []
     for (root, attach), subtrees in groups.items():
         own_rows, own_real, mask = _pad(layout, attach, list(subtrees.values()))
-        rows.append(own_rows)
-        real.append(own_real)
+        # [B, n]: which tokens ask. As many of every subtree: those beyond are any row, for nobody.
+        asks = own_real & (own_rows >= first)
+        most = int(asks.sum(dim=1).max())
+        if not most:
+            continue
+        picked = asks.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+        keys.append(own_rows.flatten())
+        queries.append(own_rows.gather(1, picked).clamp_min(first).flatten())
+        real.append(asks.gather(1, picked).flatten())
+        mask = mask[torch.arange(len(mask))[:, None], :, picked].transpose(1, 2)
         teeth.append(Tooth(roots.index(root), attach, mask))
-    gather, places = torch.cat(rows), torch.cat(real).nonzero()[:, 0]
-    order = places[torch.argsort(gather[places])]
-    in_place = torch.equal(gather, torch.arange(layout.num_tokens))
+    asked, places = torch.cat(queries), torch.cat(real).nonzero()[:, 0]
+    order = places[torch.argsort(asked[places])]
+    in_order = torch.equal(order, torch.arange(len(asked)))
     return Plan(
-        sizes=tuple(map(len, rows)),
+        keys=Pieces.of(keys, layout.num_tokens),
+        queries=Pieces.of([rows - first for rows in queries], layout.num_tokens - first),
         num_roots=len(roots),
         teeth=tuple(teeth),
-        gather=None if in_place else gather,
-        order=None if in_place else order,
+        order=None if in_order else order,
     )
 
 
 def segmented_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tensor:
-    """q [1, Hq, N, D], k and v [1, Hkv, N, D] -> [1, Hq, N, D]; equal to `dense_attention`.
+    """q [1, Hq, M, D], k and v [1, Hkv, N, D] -> [1, Hq, M, D]; equal to `dense_attention`.
+
+    M: the tokens that ask, which are the last of the N.
 
     On the CPU bfloat16 is computed in float32: more exact, and the library's float32 kernel is the
     faster one there (2 cores, 9 heads of 64, forward and backward: 26 ms against 76 ms).
@@ -93,21 +136,14 @@ def segmented_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: floa
     dtype = q.dtype
     if dtype == torch.bfloat16 and q.device.type == "cpu":
         q, k, v = q.float(), k.float(), v.float()
-    queries, keys, values = (_pieces(x, plan) for x in (q, k, v))
+    queries, keys, values = plan.queries.cut(q), plan.keys.cut(k), plan.keys.cut(v)
     roots = range(plan.num_roots)
-    out = [_causal(queries[i], keys[i], values[i], scale) for i in roots]
+    out = [_causal(queries[i], keys[i], values[i], scale) for i in roots if plan.queries.sizes[i]]
     for i, tooth in enumerate(plan.teeth, start=plan.num_roots):
         seen_k, seen_v = (x[tooth.root][:, :, : tooth.prefix] for x in (keys, values))
         out.append(_attend(queries[i], keys[i], values[i], seen_k, seen_v, tooth.mask, scale))
     packed = torch.cat(out, dim=2)
     return (packed if plan.order is None else packed.index_select(2, plan.order)).to(dtype)
-
-
-def _pieces(x: Tensor, plan: Plan) -> tuple[Tensor, ...]:
-    """One gather and one split for all pieces: their backward is one pass over the stream each,
-    where that of a slice a piece would fill the whole stream with zeros for every one."""
-    gathered = x if plan.gather is None else x.index_select(2, plan.gather)
-    return gathered.split(plan.sizes, dim=2)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -117,10 +153,11 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, seen_k: Tensor, seen_v: Tensor, mask: Tensor, scale: float
 ) -> Tensor:
-    """One tooth: q, k, v [1, heads, B·n, D], the prefix [1, Hkv, prefix, D] -> [1, Hq, B·n, D]."""
+    """One tooth: q [1, Hq, B·m, D], k and v [1, Hkv, B·n, D], the prefix [1, Hkv, prefix, D] ->
+    [1, Hq, B·m, D]."""
     width = mask.shape[0]
 
-    def branches(x: Tensor) -> Tensor:  # -> [B, heads, n, D]
+    def branches(x: Tensor) -> Tensor:  # -> [B, heads, tokens, D]
         return x[0].unflatten(1, (width, -1)).transpose(0, 1)
 
     def with_prefix(x: Tensor, seen: Tensor) -> Tensor:  # -> [B, heads, prefix + n, D]
@@ -140,7 +177,7 @@ def _attend(
 def _pad(
     layout: TreeLayout, attach: int, subtrees: list[list[int]]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of the subtrees of a tooth, int64 [B·n], which of them are real, and the mask."""
+    """Rows of the subtrees of a tooth, int64 [B, n], which of them are real, and the mask."""
     longest = max(sum(layout.lengths[s] for s in subtree) for subtree in subtrees)
     rows, real, masks = [], [], []
     for subtree in subtrees:
@@ -151,7 +188,7 @@ def _pad(
         among = torch.eye(longest, dtype=torch.bool)
         among[: len(own), : len(own)] = dense_mask(_subtree_layout(layout, subtree))
         masks.append(torch.cat([torch.ones(longest, attach, dtype=torch.bool), among], dim=1))
-    return torch.cat(rows), torch.cat(real), torch.stack(masks)[:, None]
+    return torch.stack(rows), torch.stack(real), torch.stack(masks)[:, None]
 
 
 def _rows(layout: TreeLayout, segment: int) -> Tensor:
