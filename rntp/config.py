@@ -233,14 +233,16 @@ class Objective(Section):
     thought may have (2503.20783)."""
     drop_dead_groups: bool = False
     """Groups whose thoughts all earn the same leave the policy gradient's denominator. Their
-    contexts count as seen: no fresh ones are drawn instead (2503.14476). A second forward."""
+    contexts count as seen: no fresh ones are drawn instead (2503.14476). A second forward, without
+    them where no other term reads their thoughts."""
     min_group_std: Fraction = 0.0
     """Groups whose rewards have a standard deviation below this share of its running mean leave
-    the policy gradient; RLPR takes 0.5 (2506.18254). 0 is off. A second forward."""
+    the policy gradient; RLPR takes 0.5 (2506.18254). 0 is off. A second forward, as above."""
     pg_weight: Weight = 1.0
     """Weight of the policy-gradient term on thought tokens (g1)."""
     continuation_weight: Weight = 0.1
-    """Weight of the continuation's NLL with the thought in context (g2)."""
+    """Weight of the continuation's NLL with the thought in context (g2). With 0 continuations have
+    no backward."""
     continuation_use: Literal["uniform", "reward", "positive", "posterior"] = "uniform"
     """Share of each thought in that term: 1; its reward, 0 where that is negative (2505.21493); 1
     where the advantage is positive (2512.12576); its share of the group's probability, times G

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from rntp_kernels import TreeAttention, TreeLayout, TwoPasses
@@ -140,8 +140,8 @@ class ThoughtTree:
         """
         segments: list[tuple[Tensor, int, int]] = []
         silent: list[int] = []  # segments that do not learn
-        pages: list[tuple[Rollout, list[int]]] = []  # with the segments that hold the page
-        thoughts: list[tuple[Thought, int, list[int], list[int]]] = []  # … continuation, answer
+        pages: list[tuple[Rollout, list[int]]] = []
+        branches: list[_Branch] = []
 
         def hang(ids: Tensor, parent: int, learns: bool = True) -> list[int]:
             """One segment at the end of its parent, or none if there are no ids."""
@@ -165,9 +165,9 @@ class ThoughtTree:
                     kept, top = _branch_tokens(thought, reads), len(segments)
                     segments.append((branch[:kept], root, position))
                     held_out = torch.cat([branch[kept:], ids[position : position + horizon - 1]])
-                    continuation = hang(held_out, top, reads.continuation)
-                    answer = hang(thought.answer_ids[:-1], top)
-                    thoughts.append((thought, top, continuation, answer))
+                    continuation = [top, *hang(held_out, top, reads.continuation)]
+                    answer = [top, *hang(thought.answer_ids[:-1], top)]
+                    branches.append(_Branch(thought, continuation, answer))
 
         order = sorted(range(len(segments)), key=set(silent).__contains__)  # stable
         place = {ROOT: ROOT} | {segment: number for number, segment in enumerate(order)}
@@ -176,20 +176,20 @@ class ThoughtTree:
             learning=len(order) - len(silent),
         )
 
-        def rows(*path: int) -> Tensor:
+        def rows(path: list[int]) -> Tensor:
             return torch.cat([tree.rows(place[segment]) for segment in path])
 
         # Row 0 of a thought is the open marker; it predicts the first sampled token. The end of
         # the thought's branch predicts the first token of the answer, and of the continuation.
         sampled_rows, think_rows, empty_rows, continuation_ids = [], [], [], []
-        for thought, top, continuation, answer in thoughts:
-            sampled_rows.append(rows(top)[: len(thought.sampled_ids)])
+        for thought, continuation, answer in branches:
+            sampled_rows.append(rows(answer)[: len(thought.sampled_ids)])
             if len(thought.answer_ids):
-                sampled_rows.append(rows(top, *answer)[-len(thought.answer_ids) :])
-            think_rows.append(rows(top, *continuation)[-horizon:])
+                sampled_rows.append(rows(answer)[-len(thought.answer_ids) :])
+            think_rows.append(rows(continuation)[-horizon:])
         context_rows, context_targets = [_ids([])], [_ids([])]
         for rollout, path in pages:
-            ids, page_rows = rollout.context.token_ids, rows(*path)
+            ids, page_rows = rollout.context.token_ids, rows(path)
             for p in rollout.positions:
                 empty_rows.append(page_rows[p - 1 : p - 1 + horizon])
                 continuation_ids.append(ids[p : p + horizon])
@@ -197,15 +197,15 @@ class ThoughtTree:
                 context_rows.append(page_rows[: len(ids) - 1])
                 context_targets.append(ids[1:])
         positions = len(empty_rows)
-        groups = len(thoughts) // max(positions, 1)
-        sampled = [part for t, *_ in thoughts for part in (t.sampled_ids, t.answer_ids)]
+        groups = len(branches) // max(positions, 1)
+        sampled = [ids for b in branches for ids in (b.thought.sampled_ids, b.thought.answer_ids)]
         return cls(
             tree=tree,
             reads=reads,
             thought_rows=torch.cat([_ids([]), *sampled_rows]),
             thought_targets=torch.cat([_ids([]), *sampled]),
             thought_index=torch.repeat_interleave(
-                torch.arange(len(thoughts)), _ids([t.num_drawn for t, *_ in thoughts])
+                torch.arange(len(branches)), _ids([b.thought.num_drawn for b in branches])
             ),
             think_rows_PGH=torch.cat([_ids([]), *think_rows]).view(positions, groups, horizon),
             empty_rows_PH=torch.cat([_ids([]), *empty_rows]).view(positions, horizon),
@@ -213,6 +213,15 @@ class ThoughtTree:
             context_rows=torch.cat(context_rows),
             context_targets=torch.cat(context_targets),
         )
+
+
+class _Branch(NamedTuple):
+    """Where a thought lies, and what hangs at its end: numbers of segments, the thought's own
+    first. A way has no other where one token follows, which predicts nothing."""
+
+    thought: Thought
+    continuation: list[int]
+    answer: list[int]
 
 
 def thought_branch(

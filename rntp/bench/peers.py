@@ -70,10 +70,14 @@ def steps(job: "Job") -> tuple[Providers, Skipped]:
 
     from rntp.bench.trl_loop import TrlLoop
 
-    return {
-        f"{name} {__version__}": TrlLoop(job, ROWS),
-        f"{name} {__version__}, as it comes": TrlLoop(job, ROWS, as_it_comes=True),
-    }, {}
+    dtype = str(job.model.head.dtype).removeprefix("torch.")
+    found: Providers = {
+        f"{name} {__version__}, weights in {dtype}": TrlLoop(job, ROWS),
+        f"{name} {__version__}, as it comes": TrlLoop(job, ROWS, masters=True, checkpointing=True),
+    }
+    if dtype != "float32":
+        found[f"{name} {__version__}, weights in float32"] = TrlLoop(job, ROWS, masters=True)
+    return found, {}
 
 
 def _backward(logp: Callable[[], Tensor], signs: Tensor) -> Callable[[], float]:

@@ -4,7 +4,9 @@ What is timed is the trainer's step up to its optimizer: sampling, rewards, log-
 backward.
 """
 
+import copy
 import time
+from dataclasses import replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -14,20 +16,30 @@ from torch import Tensor
 from rntp.bench.clock import Elapsed
 from rntp.bench.job import Job
 from rntp.bench.unshared import PlainSequence, Unshared, own_attention
+from rntp.model import cast_parameters
 
 
 class TrlLoop:
     """Callable: one step, whose seconds it returns.
 
-    rows: completions in one forward of the trainer. as_it_comes: TRL's own choice of activation
-    checkpointing and autocast, instead of neither. Raises ImportError where TRL is not installed.
+    rows: completions in one forward of the trainer. masters: weights in float32, and the type of
+    the job by autocast, as TRL loads a model and as rntp trains (masters in float32); otherwise
+    weights in the type of the job. checkpointing: of activations. Both are TRL's defaults.
+    Raises ImportError where TRL is not installed.
     """
 
-    def __init__(self, job: Job, rows: int = 8, *, as_it_comes: bool = False) -> None:
+    def __init__(
+        self, job: Job, rows: int = 8, *, masters: bool = False, checkpointing: bool = False
+    ) -> None:
         from datasets import Dataset
         from transformers import TrainerCallback
         from trl import GRPOConfig, GRPOTrainer
 
+        halves = job.model.head.dtype == torch.bfloat16
+        # A model of its own: what the trainer puts around its forward is there to stay.
+        job = replace(job, model=replace(job.model, hf=copy.deepcopy(job.model.hf)))
+        if masters:
+            cast_parameters(job.model.hf, torch.float32)
         sizes, model = job.sizes, job.model
         self.job, self.unshared = job, Unshared(job, rows)
         prompts = self._prompts = [
@@ -77,17 +89,14 @@ class TrlLoop:
                 save_strategy="no",
                 logging_strategy="no",
                 disable_tqdm=True,
-                # Without autocast: the weights have the type of the bench already.
-                **({} if as_it_comes else {"gradient_checkpointing": False, "bf16": False}),
+                gradient_checkpointing=checkpointing,
+                bf16=masters and halves,
             ),
         )
 
     def __call__(self) -> Elapsed:
         with own_attention(self.job):
             self._trainer.train()
-        # What the trainer has set up on the model must not slow the others down.
-        self.job.model.hf.gradient_checkpointing_disable()
-        self.job.model.hf.eval()
         self.job.model.hf.zero_grad(set_to_none=True)
         return Elapsed(self._clock.seconds)
 

@@ -126,7 +126,7 @@ class _Rows(NamedTuple):
 def _gradients(
     weight: Tensor, rows: _Rows, last_logits: Tensor | None, shaping: Shaping, how: How
 ) -> tuple[Tensor, Tensor | None]:
-    """Of hidden and, in float32 or better, of weight (None: there are no rows)."""
+    """Of hidden and of weight (None: there are no rows)."""
     d_hidden = torch.zeros_like(rows.hidden)
     d_weight = None
     for chunk in reversed(list(_chunks(len(rows.hidden), how.chunk_rows))):
@@ -231,12 +231,13 @@ def without_ignored(targets: Tensor, shaping: Shaping) -> tuple[Tensor | None, T
 
 
 def _accumulate(d_weight: Tensor | None, d_logits: Tensor, hidden: Tensor) -> Tensor:
-    """d_weight + d_logits.T @ hidden, in float32 or better; None counts as zero."""
+    """d_weight + d_logits.T @ hidden: a sum in float32 or better; None counts as zero."""
     if d_logits.is_cuda and d_logits.dtype in (torch.bfloat16, torch.float16):
         product = torch.mm(d_logits.T, hidden, out_dtype=torch.float32)
     else:
-        product = wide(d_logits.T @ hidden)
-    return product if d_weight is None else d_weight.add_(product)
+        product = d_logits.T @ hidden
+    # One term alone is in no sum: to widen it would be to copy it twice for nothing.
+    return product if d_weight is None else wide(d_weight).add_(wide(product))
 
 
 def _as(d_weight: Tensor | None, weight: Tensor) -> Tensor:
