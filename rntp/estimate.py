@@ -138,6 +138,8 @@ def peak_memory(config: Config, shape: Shape, ranks: int = 1, *, recompute: bool
     weights = shape.parameters * (own + _reference_bytes(config)[0])
     if config.checkpoint.asynchronous and not torch.cuda.is_available():
         weights += checkpoint_bytes(config, shape.parameters) / ranks  # the buffers
+    if narrow == 2 and pick_device(config.model.device).type == "cpu":
+        weights += narrow * shape.parameters  # packed; see `rntp.packed`
     whole = tokens.tree / docs  # what is never split
     if config.placement.interleaved:
         branches = config.thought.thoughts_per_position * config.branch_tokens

@@ -8,7 +8,7 @@
 import os
 import time
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -36,6 +36,7 @@ from rntp.memory import peak_bytes
 from rntp.metrics import Tally
 from rntp.objective import Elsewhere, loss
 from rntp.optim import Optimizer, Update
+from rntp.packed import packed_weights, packing_pays
 from rntp.parallel import microbatches
 from rntp.preflight import (
     check_disk,
@@ -52,7 +53,6 @@ from rntp.replay import Replay, next_ordinal, step_contexts
 from rntp.rollout import Check, no_check
 from rntp.rollout.inprocess import open_engine
 from rntp.rollout.interleaved import interleaved
-from rntp.rollout.packed import packing_pays
 from rntp.rollout.place import placer
 from rntp.saver import Saver
 from rntp.sharding import forget_activations, shard
@@ -132,6 +132,7 @@ class Trainer:
         self.optimizer = Optimizer(
             self.model.hf, config.optim, dtype=dtype, total_steps=config.run.steps
         )
+        self.packs = packing_pays(self.model.hf, config.budget_tokens)
         engine = open_engine(
             self.model,
             config,
@@ -205,35 +206,37 @@ class Trainer:
         config, horizon = self.config, self.config.reward.horizon
         clock = Stopwatch()
 
-        rollouts = self.ranks.agree(lambda: self._sample(step), "rollout")
-        fault_point("rollout")
-        clock.lap("time/rollout_s")
+        # Weights stay as they are up to the update.
+        with packed_weights(self.model.hf) if self.packs else nullcontext():
+            rollouts = self.ranks.agree(lambda: self._sample(step), "rollout")
+            fault_point("rollout")
+            clock.lap("time/rollout_s")
 
-        batches = microbatches(
-            rollouts,
-            tokens=config.parallel.tokens_per_microbatch,
-            horizon=horizon,
-            reads=self.reads,
-        )
-        ahead, counted_P = self._judge_ahead(batches)
-        counts = self.ranks.gather(lambda: Counts.of(rollouts, horizon, counted_P), "count")
-        mine = Tally(config, rollouts, Counts.total(counts))
-        for i, batch in enumerate(batches):
-            self._phase("forward", i, len(batches))
-            tree = plant(self.model, batch, horizon, self.reads)
-            if ahead:
-                scores, judged, elsewhere = ahead[i]
-                scores = self._learn(tree, scores, judged, batch)
-            else:
-                scores = self._score(tree)
-                judged, elsewhere = self._judge(scores, tree, batch)
-            part = loss(scores, tree, judged, mine.counts, config, elsewhere)
-            clock.lap("time/forward_s")
-            fault_point("forward", part.total)
-            self._backward(part.total, last=i + 1 == len(batches), check=self.stop.check)
-            fault_point("backward")
-            clock.lap("time/backward_s")
-            mine.add(scores, judged, elsewhere, part)
+            batches = microbatches(
+                rollouts,
+                tokens=config.parallel.tokens_per_microbatch,
+                horizon=horizon,
+                reads=self.reads,
+            )
+            ahead, counted_P = self._judge_ahead(batches)
+            counts = self.ranks.gather(lambda: Counts.of(rollouts, horizon, counted_P), "count")
+            mine = Tally(config, rollouts, Counts.total(counts))
+            for i, batch in enumerate(batches):
+                self._phase("forward", i, len(batches))
+                tree = plant(self.model, batch, horizon, self.reads)
+                if ahead:
+                    scores, judged, elsewhere = ahead[i]
+                    scores = self._learn(tree, scores, judged, batch)
+                else:
+                    scores = self._score(tree)
+                    judged, elsewhere = self._judge(scores, tree, batch)
+                part = loss(scores, tree, judged, mine.counts, config, elsewhere)
+                clock.lap("time/forward_s")
+                fault_point("forward", part.total)
+                self._backward(part.total, last=i + 1 == len(batches), check=self.stop.check)
+                fault_point("backward")
+                clock.lap("time/backward_s")
+                mine.add(scores, judged, elsewhere, part)
         tally = Tally.joined(self.ranks.gather(lambda: mine, "update"))
         self._phase("update")
         self.saver.let_change()
@@ -555,8 +558,7 @@ class Trainer:
         config, corpus = self.config, self.corpus
         for warning in [*config.warnings(), *corpus.warnings(config.model.spec)]:
             self.log.message(warning, "warning")
-        steps = config.thought.thought_tokens + config.thought.answer_tokens
-        packed = ", packed for sampling" if packing_pays(self.model.hf, steps) else ""
+        packed = ", packed" if self.packs else ""
         self.log.message(
             f"{config.run.name}: {config.model.spec} ({self.model.num_parameters / 1e6:.0f}M "
             f"parameters, {config.model.dtype}, {self.model.device}{packed}), {corpus.facts()}, "

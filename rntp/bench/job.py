@@ -1,5 +1,6 @@
 """What is measured: one step's contexts, positions and thoughts, and the config around them."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +11,7 @@ from rntp.chance import uniform
 from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.objective import Elsewhere, loss
+from rntp.packed import packed_weights, packing_pays
 from rntp.rollout.inprocess import open_engine
 from rntp.step import Counts, judge, plant, sampler_logp, score
 from rntp.tree import Reads
@@ -87,6 +89,12 @@ class Job:
         engine = open_engine(self.model, self.config, thoughts=self.sizes.thoughts)
         positions = self.positions
         return engine.sample(self.contexts, lambda context, entropy, nll: positions)
+
+    def step(self) -> float:
+        """All of it, up to the gradients; the loss in nats."""
+        hf = self.model.hf
+        with packed_weights(hf) if packing_pays(hf, self.sizes.budget) else nullcontext():
+            return self.backward(self.sample())
 
     def backward(self, rollouts: list[Rollout]) -> float:
         """Forward, rewards, advantages, loss and backward; the loss in nats."""

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from rntp.config import Config
 from rntp.model import LanguageModel
+from rntp.packed import packed_weights, packing_pays
 from rntp.rollout import Check, Place, no_check
 from rntp.rollout.decoder import Decoder
 from rntp.rollout.lockstep import Branches, Chance
-from rntp.rollout.packed import packed_weights, packing_pays
 from rntp.rollout.sampling import Draw, always, draw
 from rntp.sharding import is_sharded
 from rntp.tokenizer import pause_id
@@ -35,7 +35,7 @@ class InProcessEngine:
     on the contexts beside it. docs_per_batch: contexts decoded together. purpose names the stream
     of random numbers, so that evaluation and training draw apart. fixed_shapes: see
     `rntp.rollout.lockstep`; by default on CUDA, unless the weights are sharded. pack: see
-    `rntp.rollout.packed`; by default where it pays.
+    `rntp.packed`; by default where it pays.
     """
 
     def __init__(

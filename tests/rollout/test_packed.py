@@ -1,5 +1,6 @@
-"""Weights packed for sampling: thoughts as with plain ones, to the bit, and nothing left behind."""
+"""Packed weights: thoughts and gradients as with plain ones, to the bit; nothing stays behind."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rntp.model import LanguageModel, cast_parameters, load_model
-from rntp.rollout.packed import MIN_STEPS, packed_weights, packing_pays
+from rntp.packed import MIN_STEPS, packed_weights, packing_pays
+from rntp.sharding import forget_activations
+from rntp.step import plant, score
+from rntp.tree import Reads
 
 pytestmark = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
@@ -52,6 +56,49 @@ def test_thoughts_and_log_probs_are_equal_to_the_bit(model: LanguageModel) -> No
     assert counted.plain <= 1
     assert plainly.packed == 0
     assert counted.packed + counted.plain == plainly.plain
+
+
+@pytest.mark.parametrize("model", list(ARCHITECTURES), indirect=True)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_are_equal_to_the_bit(model: LanguageModel, recompute: bool) -> None:
+    rollouts = engine(model, budget=9).sample([context(0), context(1, 17)], place)
+    if recompute:
+        forget_activations(model.hf)
+    outcomes = []
+    for pack in (False, True):
+        model.hf.zero_grad()
+        with packed_weights(model.hf) if pack else nullcontext(), Products() as counted:
+            tree = plant(model, rollouts, 3, Reads(context=True, continuation=False))
+            scores = score(model, tree, temperature=1.0)
+            total = scores.thought_logp_M.sum() + scores.context_logp.square().sum()
+            total.backward()
+        gradients = {name: p.grad.clone() for name, p in model.hf.named_parameters()}
+        outcomes.append((total.detach(), scores.think_logp_PGH, gradients))
+        layers = sum(isinstance(m, nn.Linear) for m in model.hf.modules()) - 1  # and the head
+        # Forward, what does not learn, and once more where activations are forgotten.
+        assert counted.packed == (layers * (3 if recompute else 2) if pack else 0)
+    (total, think, gradients), (own_total, own_think, own_gradients) = outcomes
+    assert torch.equal(total, own_total)
+    assert torch.equal(think, own_think)
+    assert gradients.keys() == own_gradients.keys()
+    for name, gradient in gradients.items():
+        assert gradient.abs().max() > 0, name
+        assert torch.equal(gradient, own_gradients[name]), name
+
+
+def test_a_layer_with_a_bias_alone_and_frozen_ones() -> None:
+    layer, x = nn.Linear(16, 8).bfloat16(), torch.randn(3, 5, 16).bfloat16()
+    upstream = torch.randn(3, 5, 8).bfloat16()
+    for frozen in ((), ("weight",), ("weight", "bias")):
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        leaves = [[x.clone().requires_grad_(), *layer.parameters()] for _ in range(2)]
+        learning = [[t for t in some if t.requires_grad] for some in leaves]
+        plain = torch.autograd.grad(layer(leaves[0][0]), learning[0], upstream)
+        with packed_weights(nn.ModuleList([layer])):
+            own = torch.autograd.grad(layer(leaves[1][0]), learning[1], upstream)
+        for mine, true in zip(own, plain, strict=True):
+            torch.testing.assert_close(mine, true)
 
 
 def test_weights_that_have_moved_are_packed_again(model: LanguageModel) -> None:
