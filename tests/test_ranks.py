@@ -157,7 +157,9 @@ def test_in_bfloat16_with_an_evaluation(raw: dict, tmp_path: Path) -> None:
 def test_a_run_goes_on_with_another_number_of_ranks(raw: dict, tmp_path: Path) -> None:
     raw["run"]["steps"] = 4
     raw["model"]["dtype"] = "float64"
-    raw["objective"] = {"continuation_weight": 0}  # two passes over a tree, the second without graph
+    raw["objective"] = {
+        "continuation_weight": 0
+    }  # two passes over a tree, the second without graph
     one, moved, two, again = (tmp_path / name for name in ("one", "moved", "two", "again"))
     fit(raw, one, [])
     for size, steps in ((4, 1), (2, 2), (1, 3), (2, 4)):
