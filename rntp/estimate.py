@@ -11,7 +11,7 @@ from rntp import rewards
 from rntp.config import Config
 from rntp.model import pick_device
 from rntp.sources import localize
-from rntp.tree import Reads
+from rntp.step import loss_reads
 
 # Share of a plain matmul's speed that a whole step reaches; measured with the quickstart on
 # 2 CPU cores (experiments/quickstart/LOG.md).
@@ -105,7 +105,7 @@ class Tokens:
         again = prefix + config.thought.thought_tokens + 2 if answer else 0
         question = QUESTION + answer + horizon
         judges = len({rewards.NEEDS[name].judge for name in config.reward.names} - {None})
-        reads = Reads.of(config)
+        reads = loss_reads(config)
         document_rows = positions * horizon
         if reads.context:
             document_rows = length + (document_rows - horizon if interleaved else 0)

@@ -17,10 +17,9 @@ from rntp.objective import Elsewhere, Loss
 from rntp.placement import Bands
 from rntp.placement.picked import picked
 from rntp.rollout.interleaved import on_pages
-from rntp.step import Counts, Judgement, Scores
+from rntp.step import Counts, Judgement, Scores, loss_reads
 from rntp.tokenizer import decode, token_strings
 from rntp.tree import (
-    Reads,
     learning_tokens,
     live,
     thought_branch,
@@ -117,7 +116,7 @@ class Tally:
 
     def tokens(self) -> Tokens:
         """What the step has computed, without a judge."""
-        config, horizon, reads = self.config, self.config.reward.horizon, Reads.of(self.config)
+        config, horizon, reads = self.config, self.config.reward.horizon, loss_reads(self.config)
         learned = self.rollouts
         if config.objective.skips_groups:
             learned = live(learned, _cat(j.live_P(config) for j in self.judgements).cpu(), reads)

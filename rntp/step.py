@@ -67,7 +67,7 @@ class Counts:
 
     def learning_rows(self, config: Config) -> int:
         """Those of them that have gradients, where all groups have."""
-        reads = Reads.of(config)
+        reads = loss_reads(config)
         learning = self.thought + self.continuation * reads.continuation
         return learning + self._document_rows(config) * reads.context
 
@@ -133,6 +133,12 @@ class Judgement:
         """bool [P]: the groups whose thoughts the loss reads."""
         counted_P = self.counted_P
         return counted_P if config.objective.skips_groups else torch.ones_like(counted_P)
+
+
+def loss_reads(config: Config) -> Reads:
+    """What the loss of a run reads."""
+    objective = config.objective
+    return Reads(objective.ntp_weight > 0, objective.continuation_weight > 0)
 
 
 def plant(

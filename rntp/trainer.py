@@ -63,13 +63,14 @@ from rntp.step import (
     Scores,
     judge,
     learn,
+    loss_reads,
     over_step,
     plant,
     sampler_logp,
     score,
 )
 from rntp.tokenizer import decode, tokenizer_digest
-from rntp.tree import Reads, ThoughtTree
+from rntp.tree import ThoughtTree
 from rntp.types import Rollout
 from rntp.wandb_mirror import import_wandb
 from rntp.watchdog import Watchdog
@@ -122,7 +123,7 @@ class Trainer:
         # Layers gather their weights once more to compute again, so all ranks have to do the same.
         self.recomputes = any(ranks.gather(lambda: recomputes(config, self.model, ranks), "start"))
         self.shape = Shape.of(self.model.hf)
-        self.reads = Reads.of(config)
+        self.reads = loss_reads(config)
         dtype = getattr(torch, config.model.dtype)
         self.reference = open_reference(self.model, config, dtype)
         if self.recomputes:

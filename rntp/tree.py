@@ -9,7 +9,6 @@ from rntp_kernels import TreeAttention, TreeLayout, TwoPasses
 from rntp_kernels.tree_attention.layout import ROOT
 from torch import Tensor
 
-from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.types import Rollout, Thought
 
@@ -85,12 +84,6 @@ class Reads:
 
     context: bool = False
     continuation: bool = True
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        """The loss of a run."""
-        objective = config.objective
-        return cls(objective.ntp_weight > 0, objective.continuation_weight > 0)
 
 
 BRANCHES = Reads()
@@ -278,7 +271,7 @@ def unshared_tokens(rollout: Rollout, horizon: int) -> int:
     thought and answer: the two may not see each other.
     """
     if not rollout.positions:
-        return len(rollout.context)
+        return max(len(rollout.context) - 1, 1)
     thoughts = [
         (p, t) for p, group in zip(rollout.positions, rollout.thoughts, strict=True) for t in group
     ]

@@ -181,7 +181,7 @@ def test_training_without_thoughts_is_plain_next_token_training(raw: dict) -> No
     assert first["loss/total"] == pytest.approx(sum(nll) / len(nll), abs=1e-4)
     assert second["loss/ntp"] != first["loss/ntp"]
     assert "gain/mean" not in first
-    assert first["tokens/tree"] == first["tokens/unshared"] == sum(map(len, contexts))
+    assert first["tokens/tree"] == first["tokens/unshared"] == sum(len(c) - 1 for c in contexts)
     with pytest.raises(ConfigError, match="only the next-token loss is"):
         Config.parse(raw, ["thought.thoughts_per_position=0"])
 

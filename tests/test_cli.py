@@ -184,7 +184,7 @@ def test_dry_run_prints_sizes_and_writes_nothing(
 ) -> None:
     assert call("train", config, "--dry-run", "--json") == 0
     sizes = json.loads(capsys.readouterr().out)
-    branch = 5 + 2 + 4
+    branch = 5 + 2 + 3  # the last of a continuation predicts nothing
     assert sizes["tokens per step, tree"] == 3 * (48 + 6 * branch)
     assert sizes["tokens per step, one sequence a thought"] == 3 * 6 * ((8 + 44) / 2 + branch)
     assert sizes["rollouts per step"] == 18

@@ -22,6 +22,7 @@ from rntp.step import (
     Scores,
     judge,
     learn,
+    loss_reads,
     over_step,
     plant,
     sampler_logp,
@@ -84,7 +85,7 @@ def run(
 
     spares: what the loss does not read has no gradients, as in the trainer.
     """
-    reads = Reads.of(config)
+    reads = loss_reads(config)
     reads = reads if spares else replace(reads, continuation=True)
 
     def assess(batch: tuple[Rollout, ...]) -> tuple[ThoughtTree, Scores, Judgement, Elsewhere]:
@@ -297,7 +298,7 @@ def test_groups_that_left_the_gradient_leave_the_backward(
         assert distance(gradients, wanted) < 1e-11
     # What was left out: thoughts of dead groups, and pages that nothing else reads.
     live_P = torch.tensor([n not in dead for n in range(8)])
-    reads = Reads.of(config)
+    reads = loss_reads(config)
     halves = [rollouts[:2], rollouts[2:]]
     assert tokens[0] == sum(
         learning_tokens(r, HORIZON, reads)

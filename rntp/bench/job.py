@@ -13,8 +13,7 @@ from rntp.model import LanguageModel
 from rntp.objective import Elsewhere, loss
 from rntp.packed import packed_weights, packing_pays
 from rntp.rollout.inprocess import open_engine
-from rntp.step import Counts, judge, plant, sampler_logp, score
-from rntp.tree import Reads
+from rntp.step import Counts, judge, loss_reads, plant, sampler_logp, score
 from rntp.types import Context, Rollout
 
 
@@ -98,7 +97,7 @@ class Job:
 
     def backward(self, rollouts: list[Rollout]) -> float:
         """Forward, rewards, advantages, loss and backward; the loss in nats."""
-        tree = plant(self.model, rollouts, self.sizes.horizon, Reads.of(self.config))
+        tree = plant(self.model, rollouts, self.sizes.horizon, loss_reads(self.config))
         scores = score(self.model, tree, temperature=self.config.thought.temperature)
         judged = judge(scores, tree, rollouts, self.config)
         elsewhere = Elsewhere(sampler_logp(rollouts).to(self.model.device))

@@ -20,8 +20,8 @@ from rntp.estimate import Shape
 from rntp.memory import keep_freed_memory
 from rntp.model import LanguageModel, cast_parameters
 from rntp.provenance import environment
-from rntp.step import sampler_logp
-from rntp.tree import Reads, learning_tokens, tree_tokens, unshared_tokens
+from rntp.step import loss_reads, sampler_logp
+from rntp.tree import learning_tokens, tree_tokens, unshared_tokens
 
 OURS = "rntp"
 UNSHARED = "unshared loop (transformers)"
@@ -317,7 +317,7 @@ def _logp(logp: Tensor) -> Outcome:
 
 
 def _tokens(job: Job) -> dict[str, float]:
-    horizon, rollouts, reads = job.sizes.horizon, job.rollouts, Reads.of(job.config)
+    horizon, rollouts, reads = job.sizes.horizon, job.rollouts, loss_reads(job.config)
     shared = sum(tree_tokens(r, horizon, reads) for r in rollouts)
     drawn = sum(r.num_sampled for r in rollouts)
     predicted = job.sizes.branches * horizon if reads.continuation else 0
