@@ -559,7 +559,7 @@ class Trainer:
         config, corpus = self.config, self.corpus
         for warning in [*config.warnings(), *corpus.warnings(config.model.spec)]:
             self.log.message(warning, "warning")
-        packed = ", packed" if self.packs else ""
+        packed = ", weights packed" if self.packs else ""
         self.log.message(
             f"{config.run.name}: {config.model.spec} ({self.model.num_parameters / 1e6:.0f}M "
             f"parameters, {config.model.dtype}, {self.model.device}{packed}), {corpus.facts()}, "

@@ -13,7 +13,7 @@ from rntp.model import LanguageModel, load_model
 from rntp.rollout.inprocess import InProcessEngine
 from rntp.rollout.sampling import draw
 from rntp.step import Counts, Scores, plant, score
-from rntp.tree import thought_branch, tree_tokens, unshared_tokens
+from rntp.tree import Reads, learning_tokens, thought_branch, tree_tokens, unshared_tokens
 from rntp.types import Context, Rollout, Thought
 
 BUDGET, ANSWER, HORIZON = 6, 5, 3
@@ -211,3 +211,23 @@ def test_answer_tokens_belong_to_their_thought_and_are_counted(
     prefixes = 3 * (3 + 10 + 20)
     two_sequences = 2 * (prefixes + sum(own)) + 9 * (HORIZON - 1) + sum(answers)
     assert unshared_tokens(rollouts[0], HORIZON) == two_sequences
+
+
+def test_answers_learn_where_continuations_do_not(model_folders: dict[str, Path]) -> None:
+    model = exact(model_folders["llama"])
+    rollouts = engine(model, draw=uneven(model)).sample([context(0), context(1, 17)], place)
+    outcomes = []
+    for reads in (Reads(context=True), Reads(context=True, continuation=False)):
+        model.hf.zero_grad()
+        tree = plant(model, rollouts, HORIZON, reads)
+        assert tree.tree.num_learning == sum(learning_tokens(r, HORIZON, reads) for r in rollouts)
+        scores = score(model, tree, temperature=0.8)
+        (scores.thought_logp_M.square().sum() + scores.context_logp.sum()).backward()
+        outcomes.append((scores, {n: p.grad.clone() for n, p in model.hf.named_parameters()}))
+    (full, wanted), (spared, found) = outcomes
+    assert not spared.think_logp_PGH.requires_grad
+    for name in ("thought_logp_M", "think_logp_PGH", "empty_logp_PH", "context_logp"):
+        mine, true = getattr(spared, name).detach(), getattr(full, name).detach()
+        torch.testing.assert_close(mine, true, rtol=1e-10, atol=1e-12)
+    for name, true in wanted.items():
+        assert (found[name] - true).norm() < 1e-11 * true.norm(), name

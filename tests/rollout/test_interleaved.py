@@ -146,6 +146,23 @@ def test_the_page_is_read_once_for_the_next_token_loss(model: LanguageModel) -> 
     torch.testing.assert_close(found.empty_logp_PH, without.empty_logp_PH, rtol=1e-12, atol=0)
 
 
+def test_seen_thoughts_where_continuations_do_not_learn(model: LanguageModel) -> None:
+    """Pages with thoughts in them end at their position; the bare ones learn all of it."""
+    rollouts = sampled(model, [context(0), context(1, 19)])
+    outcomes = []
+    for reads in (Reads(context=True), Reads(context=True, continuation=False)):
+        model.hf.zero_grad()
+        scores = score(model, plant(model, rollouts, HORIZON, reads), temperature=1.0)
+        (scores.thought_logp_M.square().sum() + scores.context_logp.sum()).backward()
+        outcomes.append((scores, {n: p.grad.clone() for n, p in model.hf.named_parameters()}))
+    (full, wanted), (spared, found) = outcomes
+    for name in ("thought_logp_M", "think_logp_PGH", "empty_logp_PH", "context_logp"):
+        mine, true = getattr(spared, name).detach(), getattr(full, name).detach()
+        torch.testing.assert_close(mine, true, rtol=1e-10, atol=1e-12)
+    for name, true in wanted.items():
+        assert (found[name] - true).norm() < 1e-11 * true.norm(), name
+
+
 def test_the_first_position_is_thought_at_as_ever(model: LanguageModel) -> None:
     """Chance goes by positions of the page; so one position is the isolated mode."""
     pages = [context(0), context(1, 19)]
