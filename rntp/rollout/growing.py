@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rntp.model import LanguageModel
 from rntp.rollout import Check
-from rntp.rollout.lockstep import Branches, Chance, flat_rows
+from rntp.rollout.lockstep import Branches, Chance, flat_rows, still_going
 
 # Branches are gathered in eights: with fewer than four rows a thread, the library adds up the terms
 # of a product in another order, and what is drawn would depend on which branches have ended.
@@ -91,10 +91,7 @@ def going_on(ended: Tensor) -> Tensor | None:
     """
     most = int((~ended).sum(dim=1).max())
     number = -(-most // ROWS) * ROWS
-    if number > LEFT * ended.shape[1]:
-        return None
-    first = ended.byte().argsort(dim=1, stable=True)[:, :number]
-    return first.sort(dim=1).values
+    return None if number > LEFT * ended.shape[1] else still_going(ended, number)
 
 
 def _put_back(drawn: list[tuple[Tensor, Tensor, Tensor]], like: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,11 @@
 The number of the step lives on the device and nothing is read back, so that on CUDA one step is
 captured as a graph and replayed: a small model's step is a few hundred kernels, and starting them
 one by one takes longer than running them. Elsewhere the same step runs as it is.
+
+Branches that have ended go along until those that have not fit half the rows, or a quarter, …:
+then these go on by themselves, in a lane with a graph of its own that finds their tokens where
+they are. A library may add up the terms of a product in another order for fewer rows, and does on
+CUDA: last bits can then depend on which branches have ended, though never from run to run.
 """
 
 from collections.abc import Callable
@@ -17,8 +22,11 @@ from rntp.model import LanguageModel
 from rntp.rollout import Check
 from rntp.rollout.sampling import Draw
 
-# Steps between two looks whether all branches have ended: a look waits for the device.
+# Steps between two looks how many branches have ended: a look waits for the device.
 STEPS_BETWEEN_LOOKS = 16
+# A lane has at least so many branches of each document. Below them a step costs what starting its
+# kernels costs, and reading the weights.
+LEAST = 8
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,13 @@ class Branches:
         """Take over the values of as many others, in place."""
         for name, own in vars(self).items():
             own.copy_(getattr(other, name))
+
+
+def still_going(ended: Tensor, number: int) -> Tensor:
+    """So many branches of each document, those first that have not ended: bool [D, B] -> int64
+    [D, number], rising."""
+    first = ended.byte().argsort(dim=1, stable=True)[:, :number]
+    return first.sort(dim=1).values
 
 
 def flat_rows(kept: Tensor, branches: int) -> Tensor:
@@ -98,21 +113,18 @@ class LockStep:
         budget: int,
         stop_id: int | None,
     ) -> None:
-        self._model = model
-        self._branches = branches
-        self._attention = attention
-        self._chance = chance
-        self._budget = budget
-        self._stop_id = stop_id
         position = branches.position
         wide = torch.float64 if model.head.dtype == torch.float64 else torch.float32
-        self._token = torch.zeros_like(position)
-        self._next_position = torch.zeros_like(position)
-        self._step = torch.zeros(1, dtype=torch.int64, device=position.device)
-        self._ended = torch.zeros_like(position, dtype=torch.bool)
-        self._drawn = position.new_zeros(budget, len(position))
-        self._logprobs = torch.zeros(budget, len(position), dtype=wide, device=position.device)
-        self._replay: Callable[[], None] | None = None
+        self._budget = budget
+        self._stop_id = stop_id
+        self._notes = Notes(
+            step=torch.zeros(1, dtype=torch.int64, device=position.device),
+            drawn=position.new_zeros(budget, len(position)),
+            logprobs=torch.zeros(budget, len(position), dtype=wide, device=position.device),
+        )
+        row = torch.arange(len(position), device=position.device)
+        widest = Lane(model, branches, attention, chance, stop_id, self._notes, row)
+        self._lanes = {widest.width: widest}  # by branches of a document, widest first
 
     def run(self, token_id: int, start: Tensor, check: Check) -> tuple[Tensor, Tensor]:
         """Feed `token_id` at positions `start`, int64 [N], then what is drawn.
@@ -120,57 +132,176 @@ class LockStep:
         Returns tokens and log-probs, [N, T] on the CPU, T <= budget; what follows a stop token is
         to be cut. The attention has to stand where the branches are.
         """
-        if self._replay is None and start.is_cuda:
-            self._replay = self._capture(token_id, start)
-        step = self._replay or self.advance
-        self._begin(token_id, start)
+        lane = self._widest
+        lane.make_ready()
+        lane.begin(token_id, start)
         done = 0
         for done in range(1, self._budget + 1):
             check()
-            step()
+            lane.step()
             look = done % STEPS_BETWEEN_LOOKS == 0 and done < self._budget
-            if look and self._stop_id is not None and bool(self._ended.all()):
+            if not look or self._stop_id is None:
+                continue
+            going = lane.going()
+            if not going:
                 break
-        return self._drawn[:done].T.cpu(), self._logprobs[:done].T.cpu()
+            lane = self._that_holds(going, lane)
+        return self._notes.drawn[:done].T.cpu(), self._notes.logprobs[:done].T.cpu()
+
+    @property
+    def _widest(self) -> "Lane":
+        return next(iter(self._lanes.values()))
+
+    def _that_holds(self, going: int, lane: "Lane") -> "Lane":
+        """The lane to go on in with so many branches of a document: this one, or a narrower one,
+        which takes over."""
+        width = lane.width
+        while width // 2 >= max(going, LEAST):
+            width //= 2
+        if width == lane.width:
+            return lane
+        kept = still_going(lane.ended, width)
+        if width not in self._lanes:
+            self._lanes[width] = lane.narrowed(kept)
+            self._lanes[width].make_ready()
+        self._lanes[width].follow(lane, kept)
+        return self._lanes[width]
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What lanes have in common, on the device: step, int64 [1], the number of the next one; drawn
+    and logprobs, [budget, N], what came of those before it."""
+
+    step: Tensor
+    drawn: Tensor
+    logprobs: Tensor
+
+    def take(self, row: Tensor, token: Tensor, logprob: Tensor) -> None:
+        """Tokens and log-probs of this step, of some of the N branches; all [N']."""
+        at = self.step * self.drawn.shape[1] + row
+        self.drawn.view(-1).index_copy_(0, at, token)
+        self.logprobs.view(-1).index_copy_(0, at, logprob.to(self.logprobs.dtype))
+        self.step.add_(1)
+
+
+class Lane:
+    """Branches that decode together, as many of each document, and the graph of their step.
+
+    row: int64 [N'], which of the N branches they are.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        branches: Branches,
+        attention: DecodeAttention,
+        chance: Chance,
+        stop_id: int | None,
+        notes: Notes,
+        row: Tensor,
+    ) -> None:
+        self._model = model
+        self._branches = branches
+        self._attention = attention
+        self._chance = chance
+        self._stop_id = stop_id
+        self._notes = notes
+        self._row = row
+        self._token = torch.zeros_like(row)
+        self._next_position = torch.zeros_like(row)
+        self._ended = torch.zeros_like(row, dtype=torch.bool)
+        self._replay: Callable[[], None] | None = None
+
+    @property
+    def width(self) -> int:
+        """Branches of a document."""
+        return self._branches.visible.shape[1]
+
+    @property
+    def ended(self) -> Tensor:
+        """bool [D, B']: which branches have drawn the stop token."""
+        return self._ended.view(self._branches.visible.shape)
+
+    def going(self) -> int:
+        """The most branches of a document that have not ended; waits for the device."""
+        return int((~self.ended).sum(dim=1).max())
+
+    def begin(self, token_id: int, start: Tensor) -> None:
+        """Feed this token first, at positions int64 [N']."""
+        self._token.fill_(token_id)
+        self._next_position.copy_(start)
+        self._notes.step.zero_()
+        self._ended.zero_()
+
+    def step(self) -> None:
+        """The next token of every branch."""
+        if self._replay is None:
+            self.advance()
+        else:
+            self._replay()
 
     def advance(self) -> None:
-        """One step: nothing here reads a value back from the device."""
+        """The same without the graph; nothing here reads a value back from the device."""
         hidden = self._model.hidden(self._token, self._next_position, self._attention)
         self._attention.advance()
         logits = self._model.logits(hidden)
-        token, logprob = self._chance.next_token(logits, self._branches, self._step)
-        self._drawn.index_copy_(0, self._step, token[None])
-        self._logprobs.index_copy_(0, self._step, logprob[None].to(self._logprobs.dtype))
+        token, logprob = self._chance.next_token(logits, self._branches, self._notes.step)
+        self._notes.take(self._row, token, logprob)
         if self._stop_id is not None:
             self._ended |= token == self._stop_id
         self._token.copy_(token)
         self._next_position += 1
-        self._step += 1
 
-    def _begin(self, token_id: int, start: Tensor) -> None:
-        self._token.fill_(token_id)
-        self._next_position.copy_(start)
-        self._step.zero_()
-        self._ended.zero_()
+    def narrowed(self, kept: Tensor) -> "Lane":
+        """A lane for some of the branches, int64 [D, B'']; `follow` tells it where they are."""
+        return Lane(
+            self._model,
+            self._branches.some(kept),
+            self._attention.narrowed(kept),
+            self._chance,
+            self._stop_id,
+            self._notes,
+            self._row[flat_rows(kept, self.width)],
+        )
 
-    def _capture(self, token_id: int, start: Tensor) -> Callable[[], None]:
-        """One step as a CUDA graph. Branches, attention and storage are left as they were, but for
-        places that the first steps write anyhow."""
-        lengths = self._attention.lengths
+    def follow(self, wide: "Lane", kept: Tensor) -> None:
+        """Take over these branches of another lane, int64 [D, B'']: as many as this one has."""
+        rows = flat_rows(kept, wide.width)
+        self._branches.become(wide._branches.some(kept))
+        self._attention.follow(wide._attention, kept)
+        for name in ("_row", "_token", "_next_position", "_ended"):
+            getattr(self, name).copy_(getattr(wide, name)[rows])
+
+    def make_ready(self) -> None:
+        """On CUDA capture a step as a graph, once. What was drawn is left as it was, and so are
+        branches, attention and storage, but for places that the next step writes anyhow; token and
+        position are not."""
+        if self._replay is not None or not self._row.is_cuda:
+            return
+        lengths, step = self._attention.lengths, self._notes.step.clone()
+        kept = self._notes.drawn.clone(), self._notes.logprobs.clone()
         # Libraries choose kernels and take their memory at the first call, which may not be part
         # of a graph; PyTorch wants them on another stream.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):
-                self._begin(token_id, start)
+                self._rest()
                 self.advance()
                 self._attention.rewind(lengths)
         torch.cuda.current_stream().wait_stream(side)
-        self._begin(token_id, start)
+        self._rest()
         graph = torch.cuda.CUDAGraph()
         # Other threads may copy meanwhile: a checkpoint is written beside training.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.advance()
         self._attention.rewind(lengths)
-        return graph.replay
+        self._notes.step.copy_(step)
+        self._notes.drawn.copy_(kept[0])
+        self._notes.logprobs.copy_(kept[1])
+        self._replay = graph.replay
+
+    def _rest(self) -> None:
+        """Stand at the first position of the branches, as good as any for a step on trial."""
+        self.begin(0, self._branches.position)

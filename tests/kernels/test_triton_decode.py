@@ -95,6 +95,55 @@ def test_steps_and_a_second_batch_equal_the_growing_loop(monkeypatch: pytest.Mon
     assert not torch.equal(torch.stack(own), torch.stack(plain))  # it was not the same way
 
 
+@pytest.mark.parametrize("by", ["triton", "segmented"])
+def test_some_of_the_branches_go_on_where_they_are(
+    by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of eight branches four, and of these two; then other four, in the lane that is there."""
+    documents, branches, heads, kv_heads, head, slots, budget = 2, 8, 4, 2, 16, 40, 12
+    generator = torch.Generator().manual_seed(2)
+
+    def values(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=generator)
+
+    stored = values(2, documents, kv_heads, slots, head)
+    prefix = SimpleNamespace(keys={0: stored[0]}, values={0: stored[1]})
+    visible = torch.randint(0, slots + 1, (documents, branches), generator=generator)
+    steps = [
+        [values(1, n, documents * branches, head) for n in (heads, kv_heads, kv_heads)]
+        for _ in range(9)
+    ]
+    every = torch.arange(branches).expand(documents, -1)
+    four = torch.tensor([[0, 3, 4, 7], [1, 2, 5, 6]])
+    two = torch.tensor([[1, 2], [0, 3]])  # of the four
+    others = torch.tensor([[1, 3, 5, 6], [0, 2, 3, 7]])
+
+    def step(attention: DecodeAttention, at: int, kept: torch.Tensor) -> torch.Tensor:
+        rows = (kept + branches * torch.arange(documents)[:, None]).flatten()
+        out = attention(0, *(x[:, :, rows] for x in steps[at]), 0.3)
+        attention.advance()
+        return out
+
+    def outputs(fixed: bool) -> list[torch.Tensor]:
+        wide = DecodeAttention(prefix, visible, budget, fixed=fixed)
+        found = [step(wide, at, every) for at in range(3)]
+        narrow = wide.narrowed(four)
+        found += [step(narrow, at, four) for at in (3, 4)]
+        found.append(step(narrow.narrowed(two), 5, four.gather(1, two)))
+        wide.rewind(torch.full_like(visible, 2))  # back to where all branches have been
+        found.append(step(wide, 6, every))
+        if fixed:
+            narrow.follow(wide, others)
+        else:
+            narrow = wide.narrowed(others)
+        return found + [step(narrow, at, others) for at in (7, 8)]
+
+    growing = outputs(fixed=False)
+    monkeypatch.setenv(selection.OVERRIDE, by)
+    for mine, theirs in zip(outputs(fixed=True), growing, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_what_the_kernels_do_not_take_goes_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k = torch.zeros(1, 4, 3, 16), torch.zeros(1, 2, 3, 16)
     assert selection.decode_choice(q, k) == "segmented"  # the CPU

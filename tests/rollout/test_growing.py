@@ -8,10 +8,11 @@ from conftest import ARCHITECTURES
 from test_lockstep import context, engine, place, thoughts_of
 
 from rntp.model import LanguageModel, load_model
-from rntp.rollout import growing
+from rntp.rollout import growing, lockstep
 from rntp.rollout.growing import going_on
+from rntp.rollout.inprocess import InProcessEngine
 from rntp.rollout.sampling import Draw, draw
-from rntp.types import Thought
+from rntp.types import Context, Thought
 
 THOUGHTS, BUDGET = 16, 20
 
@@ -29,24 +30,33 @@ def likely(*ends: int | None) -> Draw:
     return from_biased
 
 
-def sampled(
-    model: LanguageModel, documents: int, answer_tokens: int = 0
+def sampler(model: LanguageModel, **more) -> InProcessEngine:
+    """Of thoughts and answers that end early."""
+    biased = likely(model.think_close_id, model.eos_id)
+    return engine(model, thoughts=THOUGHTS, budget=BUDGET, draw=biased, **more)
+
+
+def pages(documents: int) -> list[Context]:
+    return [context(d, 24 - d) for d in range(documents)]
+
+
+def counted(
+    model: LanguageModel, contexts: list[Context], sampler: InProcessEngine
 ) -> tuple[list[Thought], list[int]]:
     """The thoughts, and the rows of each forward after the one over the pages."""
     rows: list[int] = []
     hook = model.hf.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: rows.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    sampler = engine(
-        model,
-        thoughts=THOUGHTS,
-        budget=BUDGET,
-        answer_tokens=answer_tokens,
-        draw=likely(model.think_close_id, model.eos_id),
-    )
-    found = thoughts_of(sampler.sample([context(d, 24 - d) for d in range(documents)], place))
+    found = thoughts_of(sampler.sample(contexts, place))
     hook.remove()
     return found, rows[1:]
+
+
+def sampled(
+    model: LanguageModel, documents: int, answer_tokens: int = 0
+) -> tuple[list[Thought], list[int]]:
+    return counted(model, pages(documents), sampler(model, answer_tokens=answer_tokens))
 
 
 @pytest.mark.parametrize("answer_tokens", [0, 5])
@@ -76,6 +86,47 @@ def test_fewer_rows_and_the_same_bits(
         going = sum(len(thought.sampled_ids) > t for thought in own)
         assert going <= decoded  # nobody who has something to say is left behind
     assert thinking == sorted(thinking, reverse=True)
+
+
+@pytest.mark.parametrize("answer_tokens", [0, 5])
+@pytest.mark.parametrize("documents", [1, 2])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_fixed_shapes_have_lanes_for_fewer(
+    model_folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: str,
+    documents: int,
+    answer_tokens: int,
+) -> None:
+    monkeypatch.setattr(lockstep, "STEPS_BETWEEN_LOOKS", 2)
+    model = load_model(str(model_folders[architecture]))
+    fixed = sampler(model, answer_tokens=answer_tokens, fixed_shapes=True)
+    batches = [pages(documents), [context(7 + d, 20 + d) for d in range(documents)]]
+    for contexts in [*batches, batches[0]]:  # lanes are made once, and then take over
+        own, rows = counted(model, contexts, fixed)
+        other, _ = counted(model, contexts, sampler(model, answer_tokens=answer_tokens))
+        for mine, theirs in zip(own, other, strict=True):
+            assert torch.equal(mine.sampled_ids, theirs.sampled_ids)
+            assert torch.equal(mine.answer_ids, theirs.answer_ids)
+            torch.testing.assert_close(
+                mine.drawn_logprobs, theirs.drawn_logprobs, rtol=0, atol=1e-5
+            )
+        branches = len(own)
+        assert set(rows) >= {branches, branches // 2, branches // 4}
+        assert sum(rows) < 0.8 * branches * len(rows)
+        for t, decoded in enumerate(rows[: max(len(x.sampled_ids) for x in own)]):
+            assert sum(len(thought.sampled_ids) > t for thought in own) <= decoded
+    (decoder,) = fixed._kept.values()
+    assert list(decoder._think._lanes) == [48, 24, 12]
+
+
+def test_lanes_have_no_fewer_than_eight(model_folders: dict[str, Path]) -> None:
+    model = load_model(str(model_folders["llama"]))
+    fixed = engine(model, thoughts=4, fixed_shapes=True)
+    fixed.sample(pages(1), place)
+    (decoder,) = fixed._kept.values()
+    loop = decoder._think
+    assert loop._that_holds(1, loop._widest) is loop._widest  # six would hold it
 
 
 def test_which_branches_go_on() -> None:

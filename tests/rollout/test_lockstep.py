@@ -103,13 +103,13 @@ def test_a_step_reads_nothing_back_and_all_steps_have_the_same_shapes(
     fixed = engine(model, fixed_shapes=True, draw=how, docs_per_batch=2)
     fixed.sample([context(0), context(1)], place)
     (decoder,) = fixed._kept.values()
-    loop = decoder._think
-    loop._begin(1, decoder._branches.position)
+    lane = decoder._think._widest
+    lane.begin(1, decoder._branches.position)
     decoder._attention.rewind(decoder._attention.lengths.zero_())
     steps = []
     for _ in range(7):
         with torch.no_grad(), Watch() as watch:
-            loop.advance()
+            lane.advance()
         steps.append(watch.seen)
     assert len(steps[0]) > 50
     assert all(step == steps[0] for step in steps)

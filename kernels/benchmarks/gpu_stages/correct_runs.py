@@ -7,32 +7,34 @@ from typing import Any
 
 import torch
 from rntp_kernels.tree_attention import selection
+from torch import Tensor
 
 from gpu_stages.setting import Setting
 from rntp.bench.job import Job
 from rntp.bench.run import run
-from rntp.model import cast_parameters
+from rntp.model import LanguageModel, cast_parameters
 from rntp.rollout.inprocess import InProcessEngine
+from rntp.rollout.sampling import Draw, draw
 from rntp.step import plant, sampler_logp, score
+from rntp.types import Thought
 
 
 def decode(setting: Setting) -> dict[str, Any]:
     """Decoding as a graph, in the growing loop, and by a scoring forward."""
-    model = setting.small_model()
-    job = Job(model, setting.small)
+    model, sizes = setting.small_model(), setting.small
+    job = Job(model, sizes)
 
-    def sample(fixed: bool, docs: int) -> list[Any]:
-        sizes = setting.small
+    def sample(fixed: bool, **more: Any) -> list[Thought]:
+        settings = {"thoughts": sizes.thoughts, "budget": sizes.budget, **more}
         engine = InProcessEngine(
             model,
-            thoughts=sizes.thoughts,
-            budget=sizes.budget,
             answer_tokens=3,
             temperature=1.0,
             seed=0,
             slots=sizes.context,
-            docs_per_batch=docs,
+            docs_per_batch=1,
             fixed_shapes=fixed,
+            **settings,
         )
         return [
             t
@@ -42,14 +44,15 @@ def decode(setting: Setting) -> dict[str, Any]:
             for t in group
         ]
 
-    growing, fixed = sample(False, 1), sample(True, 1)
-    different = sum(
-        not (torch.equal(a.sampled_ids, b.sampled_ids) and torch.equal(a.answer_ids, b.answer_ids))
-        for a, b in zip(growing, fixed, strict=True)
-    )
-    # Rounding may move a draw across a border between two tokens, but not many.
-    if different > 0.05 * len(growing):
-        raise AssertionError(f"{different} of {len(growing)} thoughts differ from the growing loop")
+    found = {"thoughts that differ": _differing(sample(False), sample(True))}
+    # Most end early, so that the others go on in narrower lanes.
+    ending = {"thoughts": 16, "budget": 40, "draw": _ends_soon(model.think_close_id)}
+    with _rows_of_forwards(model) as rows:
+        fixed = sample(True, **ending)
+    branches = sizes.positions * 16
+    if min(rows) > branches // 2:
+        raise AssertionError(f"all {branches} branches went on to the end: {sorted(rows)}")
+    found["thoughts that differ, in lanes"] = _differing(sample(False, **ending), fixed)
     gaps = {}
     for dtype in setting.types:
         cast_parameters(model.hf, dtype)
@@ -62,7 +65,43 @@ def decode(setting: Setting) -> dict[str, Any]:
     for name, gap in gaps.items():
         if not gap <= bound[name]:
             raise AssertionError(f"sampler and trainer are {gap:.2g} nats apart in {name}")
-    return {"thoughts that differ": different, "of": len(growing), "sampler gap, nats": gaps}
+    return {**found, "sampler gap, nats": gaps}
+
+
+def _differing(growing: list[Thought], fixed: list[Thought]) -> str:
+    """How many, of how many. Raises AssertionError if that is not a few."""
+    different = sum(
+        not (torch.equal(a.sampled_ids, b.sampled_ids) and torch.equal(a.answer_ids, b.answer_ids))
+        for a, b in zip(growing, fixed, strict=True)
+    )
+    # Rounding may move a draw across a border between two tokens, but not many.
+    if different > 0.05 * len(growing):
+        raise AssertionError(f"{different} of {len(growing)} thoughts differ from the growing loop")
+    return f"{different} of {len(growing)}"
+
+
+def _ends_soon(close_id: int) -> Draw:
+    """Draws from a model that says this token one time in eight, wherever it is."""
+
+    def from_biased(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        biased = logits.clone()
+        biased[:, close_id] = biased.float().logsumexp(dim=1).sub(2).to(biased.dtype)
+        return draw(biased, uniforms, temperature)
+
+    return from_biased
+
+
+@contextmanager
+def _rows_of_forwards(model: LanguageModel) -> Iterator[set[int]]:
+    """Numbers of rows that go through the trunk inside; a graph counts when it is captured."""
+    rows: set[int] = set()
+    hook = model.hf.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.add(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        yield rows
+    finally:
+        hook.remove()
 
 
 def step(setting: Setting) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def _types(names: list[str], constants: dict[str, int]) -> dict[str, str]:
     """By what an argument is called."""
     tables = {"blocks_ptr", "seen_ptr", "pieces_ptr", "seers_ptr", "shared_ptr"}
     sums = {"lse_ptr", "delta_ptr", "share_ptr", "highest_ptr", "total_ptr", "part_ptr"}
-    places = {"visible_ptr", "lengths_ptr"}
+    places = {"visible_ptr", "places_ptr", "lengths_ptr"}
     found = {}
     for name in names:
         if name in constants:

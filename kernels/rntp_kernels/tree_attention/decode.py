@@ -59,8 +59,9 @@ class DecodeAttention:
 
     fixed: every call reads the storage at its full width and takes the place of the next token
     from the device, so that all calls have the same shapes and addresses (a CUDA graph needs
-    that); `restart` then begins with other documents in the same storage, which is the prefix's.
-    With fixed shapes Triton's kernels may do the work; see `decode_choice`.
+    that); `restart` then begins with other documents in the same storage, which is the prefix's,
+    and `narrowed` goes on in it. With fixed shapes Triton's kernels may do the work; see
+    `decode_choice`.
     """
 
     def __init__(
@@ -78,6 +79,10 @@ class DecodeAttention:
         self._fixed = fixed
         self._by_kernels: bool | None = None  # known at the first call
         self._visible = visible.clone()
+        self._stored = self._branches  # for so many branches of a document there is storage
+        # int64 [D, B]: which of these places is each branch's.
+        place = torch.arange(self._branches, device=visible.device)
+        self._places = place.expand(visible.shape).clone()
         slots = next(iter(prefix.keys.values())).shape[2]
         # Additive, because a boolean mask would be converted in every layer.
         self._bias = torch.zeros(
@@ -132,27 +137,38 @@ class DecodeAttention:
         _show(self._own_bias, self._lengths + 1)
 
     def narrowed(self, kept: Tensor) -> "DecodeAttention":
-        """The same for some of the branches, in storage of their own: int64 [D, B'], as many of
-        each document. What this one holds stays as it is.
+        """The same for some of the branches: int64 [D, B'], as many of each document.
 
-        Raises ValueError with fixed shapes.
+        They go on in storage of their own, without the gaps, and what this one holds stays as it
+        is; with fixed shapes in the same storage, each in its place.
         """
-        if self._fixed:
-            raise ValueError("fixed shapes have a fixed number of branches")
         other = copy(self)
         other._branches = kept.shape[1]
         other._visible = self._visible.gather(1, kept)
         other._bias = _take(self._bias, kept)
-        other._keys = {layer: _take(x, kept) for layer, x in self._keys.items()}
-        other._values = {layer: _take(x, kept) for layer, x in self._values.items()}
         if self._lengths is not None and self._own_bias is not None:
             other._lengths = self._lengths.gather(1, kept)
             other._own_bias = _take(self._own_bias, kept)
+        if self._fixed:
+            other._places = self._places.gather(1, kept)
+        else:
+            other._stored, other._places = kept.shape[1], self._places[:, : kept.shape[1]]
+            other._keys = {layer: _take(x, kept) for layer, x in self._keys.items()}
+            other._values = {layer: _take(x, kept) for layer, x in self._values.items()}
         return other
 
+    def follow(self, wide: "DecodeAttention", kept: Tensor) -> None:
+        """Become `wide.narrowed(kept)` where this one is: fixed shapes, with storage in common, and
+        as many branches."""
+        now = wide.narrowed(kept)
+        self._visible.copy_(now._visible)
+        self._bias.copy_(now._bias)
+        self._places.copy_(now._places)
+        self.rewind(now.lengths)
+
     def take_back(self, narrow: "DecodeAttention", kept: Tensor) -> None:
-        """Take over what the branches that `narrowed(kept)` went on with have seen. `rewind` has
-        to follow: branches are no longer equally long."""
+        """Take over what the branches that `narrowed(kept)` went on with have seen in storage of
+        their own. `rewind` has to follow: branches are no longer equally long."""
         for mine, theirs in ((self._keys, narrow._keys), (self._values, narrow._values)):
             for layer, storage in mine.items():
                 for own, other, rows in zip(storage, theirs[layer], kept, strict=True):
@@ -201,6 +217,7 @@ class DecodeAttention:
             self._storage(self._keys, layer, k),
             self._storage(self._values, layer, v),
             self._visible,
+            self._places,
             self._lengths,
             scale,
         )
@@ -212,13 +229,18 @@ class DecodeAttention:
         if self._lengths is None:
             store[layer][:, :, :, self._length] = token
             return store[layer][:, :, :, : self._length + 1]
-        place = self._lengths[:, None, :, None, None].expand(-1, kv_heads, -1, 1, head)
-        return store[layer].scatter_(3, place, token.unsqueeze(3))
+        if self._branches == self._stored:
+            place = self._lengths[:, None, :, None, None].expand(-1, kv_heads, -1, 1, head)
+            return store[layer].scatter_(3, place, token.unsqueeze(3))
+        document = torch.arange(self._documents, device=new.device)[:, None]
+        by_token = store[layer].permute(0, 2, 3, 1, 4)  # [D, places, budget, Hkv, head]
+        by_token.index_put_((document, self._places, self._lengths), token.transpose(1, 2))
+        return _take(store[layer], self._places)
 
     def _storage(self, store: dict[int, Tensor], layer: int, new: Tensor) -> Tensor:
-        """Of a layer, [D, Hkv, B, budget, head]; made at its first token."""
+        """Of a layer, [D, Hkv, places, budget, head]; made at its first token."""
         if layer not in store:
-            shape = self._documents, new.shape[1], self._branches, self._budget, new.shape[3]
+            shape = self._documents, new.shape[1], self._stored, self._budget, new.shape[3]
             # Zeros: a place that is read before it is written must not hold a NaN.
             store[layer] = new.new_zeros(shape)
         return store[layer]

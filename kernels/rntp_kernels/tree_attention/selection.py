@@ -69,7 +69,7 @@ def check_decode(device: torch.device, dtype: torch.dtype, head: int, repeat: in
 
     generator = torch.Generator().manual_seed(0)
     documents, branches, kv_heads, slots, budget = 2, 37, 2, 150, 45
-    own, rows = (documents, kv_heads, branches, budget, head), documents * branches
+    own, rows = (documents, kv_heads, branches + 3, budget, head), documents * branches
 
     def values(*size: int) -> Tensor:
         return torch.randn(size, generator=generator).to(device, dtype)
@@ -77,13 +77,19 @@ def check_decode(device: torch.device, dtype: torch.dtype, head: int, repeat: in
     q, k, v = (values(1, n, rows, head) for n in (kv_heads * repeat, kv_heads, kv_heads))
     doc_k, doc_v = (values(documents, kv_heads, slots, head) for _ in range(2))
     own_k, own_v = values(*own), values(*own)
+    places = [torch.randperm(own[2], generator=generator)[:branches] for _ in range(documents)]
+    place = torch.stack(places).to(device)
     visible = torch.arange(rows).mul(2).view(documents, branches).to(device)
     lengths = (torch.arange(rows) % budget).view(documents, branches).to(device)
+    past = [
+        torch.stack([x.index_select(1, at) for x, at in zip(stored, place, strict=True)])
+        for stored in (own_k, own_v)
+    ]
     exact, usual = (
-        _plain_decode([x.to(kind) for x in (q, k, v, doc_k, doc_v, own_k, own_v)], visible, lengths)
+        _plain_decode([x.to(kind) for x in (q, k, v, doc_k, doc_v, *past)], visible, lengths)
         for kind in (torch.float64, dtype)
     )
-    mine = decode_step(q, k, v, doc_k, doc_v, own_k, own_v, visible, lengths, 0.2)
+    mine = decode_step(q, k, v, doc_k, doc_v, own_k, own_v, visible, place, lengths, 0.2)
     require_agreement(
         f"decoding by 'triton' on {device} in {dtype} with heads of {head}",
         ("output",),
@@ -95,8 +101,8 @@ def check_decode(device: torch.device, dtype: torch.dtype, head: int, repeat: in
 
 
 def _plain_decode(tensors: list[Tensor], visible: Tensor, lengths: Tensor) -> Tensor:
-    """What `decode_step` computes of its first seven arguments, with all scores in memory and a
-    scale of 0.2."""
+    """What `decode_step` computes of its first seven arguments, each branch's own tokens in its
+    place, with all scores in memory and a scale of 0.2."""
     q, k, v, doc_k, doc_v, own_k, own_v = tensors
     documents, kv_heads, branches, budget, head = own_k.shape
     repeat = q.shape[1] // kv_heads

@@ -96,12 +96,14 @@ def branch_kernel(
     v_ptr,
     own_k_ptr,
     own_v_ptr,
+    places_ptr,
     lengths_ptr,
     highest_ptr,
     total_ptr,
     part_ptr,
     out_ptr,
     branches,
+    places,
     repeat,
     budget,
     pieces,
@@ -117,7 +119,10 @@ def branch_kernel(
     HEAD: tl.constexpr,
     OWN: tl.constexpr,
 ):
-    """A branch and a head: its own tokens, the new one, and what the pieces of the page gave."""
+    """A branch and a head: its own tokens, the new one, and what the pieces of the page gave.
+
+    places: of each document, that storage has for own tokens.
+    """
     row = tl.program_id(0).to(tl.int64)  # document · branches + branch
     head = tl.program_id(1).to(tl.int64)
     kv_heads = tl.num_programs(1) // repeat
@@ -134,7 +139,7 @@ def branch_kernel(
     highest = tl.sum(new_k.to(tl.float32) * q, axis=0)
     total = 1.0
     out = new_v.to(tl.float32)
-    storage = (group * branches + branch) * budget * HEAD
+    storage = (group * places + tl.load(places_ptr + row)) * budget * HEAD
     for at in range(0, length, OWN):
         own = at + tl.arange(0, OWN)
         inside = own < length
@@ -175,16 +180,19 @@ def decode_step(
     own_k: Tensor,
     own_v: Tensor,
     visible: Tensor,
+    places: Tensor,
     lengths: Tensor,
     scale: float,
 ) -> Tensor:
     """q [1, Hq, D·B, head], k and v [1, Hkv, D·B, head] of the new tokens -> [1, Hq, D·B, head].
 
-    doc_k, doc_v: [D, Hkv, slots, head]. own_k, own_v: [D, Hkv, B, budget, head], to which the new
-    token is added at `lengths`. visible, lengths: int64 [D, B].
+    doc_k, doc_v: [D, Hkv, slots, head]. own_k, own_v: [D, Hkv, places, budget, head], to which the
+    new token is added at `lengths`. visible, places, lengths: int64 [D, B]; places: where each
+    branch's own tokens are.
     """
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-    documents, kv_heads, branches, budget, head = own_k.shape
+    documents, kv_heads, stored, budget, head = own_k.shape
+    branches = visible.shape[1]
     repeat = q.shape[1] // kv_heads
     slots, num_rows = doc_k.shape[2], branches * repeat
     row_tiles = triton.cdiv(num_rows, ROWS)
@@ -223,12 +231,14 @@ def decode_step(
         v,
         own_k,
         own_v,
+        places,
         lengths,
         highest,
         total,
         part,
         out,
         branches,
+        stored,
         repeat,
         budget,
         pieces,
