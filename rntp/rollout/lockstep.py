@@ -274,34 +274,44 @@ class Lane:
             getattr(self, name).copy_(getattr(wide, name)[rows])
 
     def make_ready(self) -> None:
-        """On CUDA capture a step as a graph, once. What was drawn is left as it was, and so are
-        branches, attention and storage, but for places that the next step writes anyhow; token and
-        position are not."""
-        if self._replay is not None or not self._row.is_cuda:
+        """Where there are graphs, capture a step, once. What was drawn is left as it was, and so
+        are branches, attention and storage, but for places that the next step writes anyhow; token
+        and position are not."""
+        if self._replay is not None or not has_graphs(self._row.device):
             return
-        lengths, step = self._attention.lengths, self._notes.step.clone()
-        kept = self._notes.drawn.clone(), self._notes.logprobs.clone()
-        # Libraries choose kernels and take their memory at the first call, which may not be part
-        # of a graph; PyTorch wants them on another stream.
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                self._rest()
-                self.advance()
-                self._attention.rewind(lengths)
-        torch.cuda.current_stream().wait_stream(side)
-        self._rest()
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may copy meanwhile: a checkpoint is written beside training.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.advance()
-        self._attention.rewind(lengths)
-        self._notes.step.copy_(step)
-        self._notes.drawn.copy_(kept[0])
-        self._notes.logprobs.copy_(kept[1])
-        self._replay = graph.replay
+        notes, lengths = self._notes, self._attention.lengths
+        kept = notes.step.clone(), notes.drawn.clone(), notes.logprobs.clone()
 
-    def _rest(self) -> None:
-        """Stand at the first position of the branches, as good as any for a step on trial."""
-        self.begin(0, self._branches.position)
+        def stand() -> None:  # at the first position: for a step on trial as good as any
+            self.begin(0, self._branches.position)
+            self._attention.rewind(lengths)
+
+        self._replay = as_graph(self.advance, stand)
+        self._attention.rewind(lengths)
+        for own, before in zip((notes.step, notes.drawn, notes.logprobs), kept, strict=True):
+            own.copy_(before)
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Whether work on this device can be captured and replayed."""
+    return device.type == "cuda"
+
+
+def as_graph(work: Callable[[], None], stand: Callable[[], None]) -> Callable[[], None]:
+    """What does `work` again, as a CUDA graph. stand: brings about the state that work begins in;
+    work is done three times in all."""
+    # Libraries choose kernels and take their memory at the first call, which may not be part of a
+    # graph; PyTorch wants them on another stream.
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            stand()
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    stand()
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may copy meanwhile: a checkpoint is written beside training.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        work()
+    return graph.replay
