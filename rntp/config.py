@@ -316,7 +316,8 @@ class RolloutSection(Section):
     engine: Literal["inprocess"] = "inprocess"
     """inprocess samples with the trainer's own weights."""
     docs_per_batch: Positive = 8
-    """Contexts that decode together. Changes speed and memory, not the thoughts."""
+    """Contexts that decode together. Changes speed and memory; the thoughts only as far as a GPU
+    rounds differently."""
 
 
 class Checkpoint(Section):

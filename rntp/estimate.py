@@ -162,7 +162,8 @@ def peak_memory(config: Config, shape: Shape, ranks: int = 1, *, recompute: bool
 
 def decoding_bytes(config: Config, shape: Shape) -> int:
     """What the sampler keeps while training goes on: on CUDA the storage that its graph works on
-    (keys and values of pages and branches, and the logits of a step); elsewhere nothing.
+    (keys and values of pages and branches, and the logits of a step, twice: narrower graphs, for
+    branches that have not ended, have half of them, a quarter, …); elsewhere nothing.
     """
     thoughts, rollout = config.thought, config.rollout
     if not thoughts.thoughts_per_position or pick_device(config.model.device).type != "cuda":
@@ -173,7 +174,7 @@ def decoding_bytes(config: Config, shape: Shape) -> int:
     branches = positions * thoughts.thoughts_per_position
     answer = thoughts.answer_tokens + 1 if thoughts.answer_tokens else 0
     kept = config.longest_context + branches * (thoughts.thought_tokens + answer)
-    numbers = 2 * shape.layers * shape.kv_width * kept + branches * shape.vocabulary
+    numbers = 2 * shape.layers * shape.kv_width * kept + 2 * branches * shape.vocabulary
     return (docs + rest) * numbers * _widths(config)[1]
 
 

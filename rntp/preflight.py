@@ -16,6 +16,7 @@ from rntp.model import LanguageModel, load_model, pick_device
 from rntp.ranks import ALONE, Ranks
 from rntp.records import RECORDS
 from rntp.rollout import Place
+from rntp.types import Known
 
 
 def check_names(config: Config) -> None:
@@ -94,7 +95,7 @@ def missing_data(config: Config) -> list[str]:
 def check_placement(place: Place, corpus: Corpus) -> None:
     """Raise DataError if a policy wants labels and the corpus has none: place once, for nothing."""
     context = corpus.train[0]
-    place(context, torch.zeros(len(context)), torch.zeros(len(context)))
+    place(context, Known(torch.zeros(len(context)), torch.zeros(len(context))))
 
 
 def open_model(config: Config) -> LanguageModel:

@@ -6,6 +6,7 @@ document, G thoughts per position, H horizon, T thought tokens, N any flat row c
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -202,26 +203,49 @@ class RewardInputs:
         return self.discount**exponent
 
 
+class Outlook(Protocol):
+    """What the model expects of the tokens of a context without thinking: float32 nats, [L]. Entry
+    i speaks of the prediction of token i; entry 0 is 0, since nothing predicts it."""
+
+    @property
+    def entropy_L(self) -> Tensor:
+        """Of the distribution over the next token."""
+        ...
+
+    @property
+    def nll_L(self) -> Tensor:
+        """−log p of the true token."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
+class Known:
+    """An `Outlook` that is at hand."""
+
+    entropy_L: Tensor
+    nll_L: Tensor
+
+
+@dataclass(frozen=True)
 class PlacementInputs:
     """What a placement policy may look at; entry i speaks of the prediction of token i.
 
     A policy sees the eligible positions only, so that it may rank them among themselves.
 
-    entropy_L, nll_L: float32 nats of the no-think prediction (entry 0 is 0: nothing predicts it).
-    noise_L: float64 uniform draws of this context, a function of the run seed and its ordinal.
-    count: positions wanted. progress: share of the run that lies before this context, in [0, 1).
-    learned_L: float32, what the policy's own record says of such positions (see `rntp.records`);
-    zeros where it keeps none. starts_sentence_L: bool, a sentence begins with this token; None for
-    policies that did not ask for it. oracle_gain_L: float32 nats that a perfect thought is worth,
-    0 where none helps. class_L: int64 numbers of the tokens' classes, -1 where unknown. Both are
-    None without labels.
+    outlook: of the whole context, and eligible the part of it that the policy sees: entropy_L and
+    nll_L. A policy that looks at neither does not pay for them. noise_L: float64 uniform draws of
+    this context, a function of the run seed and its ordinal. count: positions wanted. progress:
+    share of the run that lies before this context, in [0, 1). learned_L: float32, what the policy's
+    own record says of such positions (see `rntp.records`); zeros where it keeps none.
+    starts_sentence_L: bool, a sentence begins with this token; None for policies that did not ask
+    for it. oracle_gain_L: float32 nats that a perfect thought is worth, 0 where none helps.
+    class_L: int64 numbers of the tokens' classes, -1 where unknown. Both are None without labels.
     """
 
-    entropy_L: Tensor
-    nll_L: Tensor
+    outlook: Outlook
     noise_L: Tensor
     learned_L: Tensor
+    eligible: slice = field(default_factory=lambda: slice(None))
     count: int = 1
     progress: float = 0.0
     starts_sentence_L: Tensor | None = None
@@ -229,9 +253,18 @@ class PlacementInputs:
     class_L: Tensor | None = None
 
     def between(self, first: int, stop: int) -> "PlacementInputs":
-        """The same for positions first … stop - 1."""
+        """The same for positions first … stop - 1 of the whole context."""
         by_token = (f.name for f in fields(self) if f.name.endswith("_L"))
         values = {name: getattr(self, name) for name in by_token}
-        return replace(
-            self, **{name: value[first:stop] for name, value in values.items() if value is not None}
-        )
+        some = {name: value[first:stop] for name, value in values.items() if value is not None}
+        return replace(self, eligible=slice(first, stop), **some)
+
+    @property
+    def entropy_L(self) -> Tensor:
+        """Of the outlook, at the positions that the policy sees."""
+        return self.outlook.entropy_L[self.eligible]
+
+    @property
+    def nll_L(self) -> Tensor:
+        """Of the outlook, at the positions that the policy sees."""
+        return self.outlook.nll_L[self.eligible]

@@ -112,7 +112,7 @@ def test_a_gpu_keeps_larger_chunks_and_the_samplers_storage(
     assert decoding_bytes(config, shape) == 0
     monkeypatch.setattr(estimate, "pick_device", lambda name: torch.device("cuda"))
     branches = config.placement.positions_per_doc * config.thought.thoughts_per_position
-    a_page = 2 * 2 * 6 * (128 + branches * 2000) + branches * 30
+    a_page = 2 * 2 * 6 * (128 + branches * 2000) + 2 * branches * 30
     kept = decoding_bytes(config, shape)
     assert kept == (3 + 2) * a_page * 2  # three pages at once, then two; two bytes a number
     # Chunks of 4,096 rows instead of 2,048, two of them, of 30 logits, and no packed weights; the

@@ -8,7 +8,7 @@ import torch
 
 from rntp import losses, placement, rewards
 from rntp.advantages import advantages, dead_groups, group_mean, leave_one_out
-from rntp.types import PlacementInputs, RewardInputs
+from rntp.types import Known, PlacementInputs, RewardInputs
 
 
 def inputs(discount: float = 1.0) -> RewardInputs:
@@ -244,8 +244,7 @@ def test_likelihood_and_kl() -> None:
 
 def test_placement() -> None:
     given = PlacementInputs(
-        entropy_L=torch.tensor([9.0, 8, 1, 5, 3, 4, 2, 7]),
-        nll_L=torch.zeros(8),
+        Known(torch.tensor([9.0, 8, 1, 5, 3, 4, 2, 7]), torch.zeros(8)),
         noise_L=torch.tensor([0.9, 0.9, 0.1, 0.2, 0.8, 0.3, 0.4, 0.9], dtype=torch.float64),
         learned_L=torch.zeros(8),
     )

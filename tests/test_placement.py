@@ -26,7 +26,7 @@ from rntp.rollout.place import placer
 from rntp.selector import Selector, yields
 from rntp.sentences import SentenceStarts
 from rntp.tokenizer import encode, token_strings
-from rntp.types import Context, Labels, Oracle, PlacementInputs, Rollout
+from rntp.types import Context, Known, Labels, Oracle, PlacementInputs, Rollout
 
 HELPFUL = 7  # the token after which, in the stream below, thoughts earn unequal rewards
 
@@ -34,7 +34,8 @@ HELPFUL = 7  # the token after which, in the stream below, thoughts earn unequal
 def inputs(length: int = 40, ordinal: int = 0, **more: torch.Tensor) -> PlacementInputs:
     noise = uniform(0, "placement", ordinal, torch.arange(length))
     entropy = uniform(0, "entropy", ordinal, torch.arange(length)).float() * 4
-    return PlacementInputs(entropy, entropy, noise, **{"learned_L": noise.float() * 0, **more})
+    outlook = Known(entropy, entropy)
+    return PlacementInputs(outlook, noise, **{"learned_L": noise.float() * 0, **more})
 
 
 def positions(policy: str, given: PlacementInputs, count: int, **more: Any) -> tuple[int, ...]:
@@ -97,7 +98,7 @@ def test_learnability_samples_in_proportion_to_the_variance() -> None:
     picks = []
     for ordinal in range(2000):
         noise = uniform(0, "placement", ordinal, torch.arange(4))
-        given = PlacementInputs(spreads, spreads, noise, learned_L=spreads)
+        given = PlacementInputs(Known(spreads, spreads), noise, learned_L=spreads)
         picks += positions("learnability", given, 1, min_prefix=0, horizon=1)
     floored = spreads.square() + 0.02 * 16
     for index, share in enumerate(floored / floored.sum()):
@@ -145,7 +146,7 @@ def test_positions_that_teach_are_found(policy: str, low: float, high: float) ->
     for ordinal in range(60):
         ids = uniform(1, "tokens", ordinal, torch.arange(100)).mul(10).long()
         context = Context(ordinal, "d", ids)
-        chosen = choose(context, flat, flat)
+        chosen = choose(context, Known(flat, flat))
         helpful = [int(ids[p - 1]) == HELPFUL for p in chosen]
         rewards = uniform(1, "rewards", ordinal, torch.arange(4)[:, None], torch.arange(8))
         rewards = torch.where(torch.tensor(helpful)[:, None], rewards, 0.5)
@@ -162,7 +163,7 @@ def test_positions_that_teach_are_found(policy: str, low: float, high: float) ->
 
 
 def test_surprise_takes_the_true_tokens_that_were_least_expected() -> None:
-    given = replace(inputs(), nll_L=torch.arange(40.0))
+    given = replace(inputs(), outlook=Known(torch.zeros(40), torch.arange(40.0)))
     assert positions("surprise", given, 3) == (35, 36, 37)
 
 
@@ -180,7 +181,7 @@ def test_bands_come_first_and_others_fill_up() -> None:
     entropy = torch.tensor([0.0, 0, 0, 0, 3, 1, 2, 5, 1, 2])
     nll = torch.tensor([0.0, 0, 0, 0, 1, 1, 0, 1, 1, 1])
     noise = torch.arange(10, dtype=torch.float64) / 10
-    given = PlacementInputs(entropy, nll, noise, learned_L=torch.zeros(10))
+    given = PlacementInputs(Known(entropy, nll), noise, learned_L=torch.zeros(10))
 
     def chosen(count: int, bands: Bands) -> tuple[int, ...]:
         return positions("random", replace(given, count=count), count, horizon=1, bands=bands)
@@ -204,7 +205,9 @@ def test_tiers_move_from_easy_to_hard_and_leave_the_certain_alone() -> None:
         picks = []
         for ordinal in range(1000):
             noise = uniform(0, "placement", ordinal, torch.arange(50))
-            given = PlacementInputs(entropy, entropy, noise, noise.float() * 0, progress=progress)
+            given = PlacementInputs(
+                Known(entropy, entropy), noise, noise.float() * 0, progress=progress
+            )
             picks += positions("tiers", given, 1, min_prefix=0, horizon=1)
         tiers = torch.bucketize(entropy[picks], torch.tensor([0.5, 1.0, 1.5]))
         return tiers.bincount(minlength=4).tolist()
@@ -221,11 +224,9 @@ def test_the_run_goes_from_easy_to_hard_by_ordinal() -> None:
     config = Config.parse(minimal(), options)
     choose = placer(config, "tiers", "placement")
     entropy = torch.tensor([0.7, 2.0]).repeat(50)
+    outlook = Known(entropy, entropy)
     hard = [
-        float(
-            entropy[choose(Context(n, "d", torch.zeros(100, dtype=torch.long)), entropy, entropy)]
-        )
-        > 1.5
+        float(entropy[choose(Context(n, "d", torch.zeros(100, dtype=torch.long)), outlook)]) > 1.5
         for n in range(20)
     ]
     assert sum(hard[:6]) < sum(hard[-6:])
@@ -284,7 +285,7 @@ def test_sentences_begin_after_a_stop_and_a_space_or_a_line_break(
     choose = placer(config, "sentence_starts", "placement", tokenizer=words)
     flat = torch.zeros(len(ids))
     for ordinal in range(20):
-        chosen = choose(Context(ordinal, "d", ids), flat, flat)
+        chosen = choose(Context(ordinal, "d", ids), Known(flat, flat))
         assert all(starts[list(chosen)])
 
 

@@ -26,7 +26,7 @@ def loaded(model_folders: dict[str, Path], name: str = "llama", **more) -> Langu
 def rollouts_of(model: LanguageModel) -> list[Rollout]:
     contexts = [Context(n, f"d{n}", (torch.arange(30 - 5 * n) * 7 + n) % 300) for n in range(3)]
     engine = InProcessEngine(model, thoughts=2, budget=3, temperature=1.0, seed=0, slots=32)
-    return engine.sample(contexts, lambda c, e, n: (5, len(c) - HORIZON))
+    return engine.sample(contexts, lambda c, outlook: (5, len(c) - HORIZON))
 
 
 def optimizer_of(model: LanguageModel, dtype: torch.dtype) -> Optimizer:

@@ -51,7 +51,7 @@ def rollouts(model: LanguageModel) -> list[Rollout]:
     engine = InProcessEngine(
         model, thoughts=3, budget=6, temperature=1.0, seed=0, slots=32, draw=uneven(model)
     )
-    return engine.sample(contexts, lambda c, e, n: (5, len(c) - HORIZON))
+    return engine.sample(contexts, lambda c, outlook: (5, len(c) - HORIZON))
 
 
 def uneven(model: LanguageModel) -> Callable:
@@ -510,7 +510,7 @@ def test_the_policy_gradient_reaches_the_answers(model: LanguageModel) -> None:
     engine = InProcessEngine(
         model, thoughts=3, budget=4, answer_tokens=3, temperature=1.0, seed=0, slots=32
     )
-    (rollout,) = engine.sample([context], lambda c, e, n: (5, len(c) - HORIZON))
+    (rollout,) = engine.sample([context], lambda c, outlook: (5, len(c) - HORIZON))
     config = config_of(*ONLY_POLICY, "thought.answer_tokens=3")
     tree, counts = plant(model, [rollout], HORIZON), Counts.of([rollout], HORIZON)
     drawn = torch.tensor([t.num_drawn for group in rollout.thoughts for t in group])

@@ -87,7 +87,7 @@ class Job:
         """The rollouts of the step: pages read once, all branches in lock-step."""
         engine = open_engine(self.model, self.config, thoughts=self.sizes.thoughts)
         positions = self.positions
-        return engine.sample(self.contexts, lambda context, entropy, nll: positions)
+        return engine.sample(self.contexts, lambda context, outlook: positions)
 
     def step(self) -> float:
         """All of it, up to the gradients; the loss in nats."""

@@ -3,12 +3,11 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
 from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.rollout.inprocess import open_engine
-from rntp.types import Context, Thought
+from rntp.types import Context, Outlook, Thought
 
 Ids = tuple[int, ...]
 """Token ids."""
@@ -26,7 +25,7 @@ def thoughts_after(
     contexts = [Context(n, "", torch.tensor([*text, 0])) for n, text in enumerate(different)]
     engine = open_engine(model, config, thoughts=thoughts, purpose="task thought")
 
-    def at_the_end(context: Context, entropy: Tensor, nll: Tensor) -> tuple[int, ...]:
+    def at_the_end(context: Context, outlook: Outlook) -> tuple[int, ...]:
         return (len(context) - 1,)
 
     rollouts = engine.sample(contexts, at_the_end, lambda: None)

@@ -1,8 +1,8 @@
 """Placement policies: one file each, a pure function that scores the eligible positions.
 
 The K positions with the highest scores are thought at, those inside the bands of the config before
-all others. Scores come for free: prefilling the context for sampling already yields every
-next-token entropy and loss.
+all others. Entropies and losses of the next token cost the head over the page and nothing else: the
+trunk reads it for sampling anyhow.
 """
 
 from collections.abc import Callable
@@ -23,13 +23,16 @@ register = REGISTRY.register
 class Bands:
     """Which positions are worth a thought, by the no-think prediction; nats, both ends included."""
 
-    entropy: tuple[float, float] = (0.0, float("inf"))
-    surprise: tuple[float, float] = (0.0, float("inf"))
+    entropy: tuple[float, float] = (0.0, 100.0)
+    surprise: tuple[float, float] = (0.0, 100.0)
 
     def hold(self, entropy: Tensor, nll: Tensor) -> Tensor:
         """bool, of the shape of both."""
         (low, high), (least, most) = self.entropy, self.surprise
         return (low <= entropy) & (entropy <= high) & (least <= nll) & (nll <= most)
+
+
+ANYWHERE = Bands()  # what a config says that sets none: nobody has to look
 
 
 def place(
@@ -38,19 +41,19 @@ def place(
     *,
     min_prefix: int,
     horizon: int,
-    bands: Bands | None = None,
+    bands: Bands = ANYWHERE,
 ) -> tuple[int, ...]:
     """The `inputs.count` best positions p, ascending, with min_prefix <= p <= L − horizon.
 
     inputs: of the whole context. Positions outside the bands fill up where too few are inside.
     Raises ValueError if there are fewer eligible positions.
     """
-    first, last = min_prefix, inputs.entropy_L.shape[0] - horizon
+    first, last = min_prefix, len(inputs.noise_L) - horizon
     if last - first + 1 < inputs.count:
         raise ValueError(f"{max(0, last - first + 1)} eligible positions, {inputs.count} wanted")
     eligible = inputs.between(first, last + 1)
     score = policy(eligible)
-    if bands:
+    if bands != ANYWHERE:
         score = _inside_first(score, bands.hold(eligible.entropy_L, eligible.nll_L))
     best = score.topk(inputs.count).indices + first
     return tuple(sorted(best.tolist()))

@@ -6,12 +6,10 @@ An engine has one method, `sample(contexts, place, check)`; see `Engine`.
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from torch import Tensor
+from rntp.types import Context, Outlook, Rollout
 
-from rntp.types import Context, Rollout
-
-# (context, entropy [L], nll [L]) -> positions, ascending; entries speak of the prediction of x[i].
-Place = Callable[[Context, Tensor, Tensor], tuple[int, ...]]
+# (context, what the model expects of it) -> positions, ascending.
+Place = Callable[[Context, Outlook], tuple[int, ...]]
 # Called often while sampling; raises to stop (see `rntp.types.Preempted`).
 Check = Callable[[], None]
 

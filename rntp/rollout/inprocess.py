@@ -18,6 +18,7 @@ from rntp.packed import packed_weights, packing_pays
 from rntp.rollout import Check, Place, no_check
 from rntp.rollout.decoder import Decoder
 from rntp.rollout.lockstep import Branches, Chance
+from rntp.rollout.outlook import LazyOutlook
 from rntp.rollout.sampling import Draw, always, draw
 from rntp.sharding import is_sharded
 from rntp.tokenizer import pause_id
@@ -93,45 +94,28 @@ class InProcessEngine:
         for first in range(0, len(contexts), self.docs_per_batch):
             batch = contexts[first : first + self.docs_per_batch]
             check()
-            prefix, entropies, nlls = self._prefill(batch)
+            prefix, outlooks = self._prefill(batch)
             positions = [
-                place(context, entropy, nll)
-                for context, entropy, nll in zip(batch, entropies, nlls, strict=True)
+                place(context, outlook) for context, outlook in zip(batch, outlooks, strict=True)
             ]
             groups = self._think(batch, positions, prefix, check)
-            for i, context in enumerate(batch):
-                at = list(positions[i])
+            for context, at, thoughts, outlook in zip(
+                batch, positions, groups, outlooks, strict=True
+            ):
                 rollouts.append(
-                    Rollout(
-                        context=context,
-                        positions=positions[i],
-                        thoughts=groups[i],
-                        entropy=entropies[i][at],
-                        nll=nlls[i][at],
-                        policy_version=policy_version,
-                    )
+                    Rollout(context, at, thoughts, *outlook.at(at), policy_version=policy_version)
                 )
         return rollouts
 
-    def _prefill(
-        self, contexts: Sequence[Context]
-    ) -> tuple[PrefixRecorder, list[Tensor], list[Tensor]]:
-        """Keys and values of the contexts; entropy and loss of every next-token prediction."""
+    def _prefill(self, contexts: Sequence[Context]) -> tuple[PrefixRecorder, list[LazyOutlook]]:
+        """Keys and values of the contexts, and what the model expects of each."""
         device, lengths = self.model.device, tuple(len(c) for c in contexts)
         ids = torch.cat([c.token_ids for c in contexts]).to(device)
         recorder = PrefixRecorder(lengths, self.slots, device)
         position_ids = torch.cat([torch.arange(n) for n in lengths]).to(device)
         hidden = self.model.hidden(ids, position_ids, recorder)
-        # Row i predicts token i + 1; what it says of the next document's first token is dropped.
-        logprob, entropy, _ = self.model.logprob(hidden, ids.roll(-1))
-        entropies, nlls = [], []
-        for row_entropy, row_logprob in zip(
-            entropy.split(lengths), logprob.split(lengths), strict=True
-        ):
-            nothing = row_entropy.new_zeros(1)  # no row predicts a context's first token
-            entropies.append(torch.cat([nothing, row_entropy[:-1]]).cpu())
-            nlls.append(torch.cat([nothing, -row_logprob[:-1]]).cpu())
-        return recorder, entropies, nlls
+        of_contexts = zip(ids.split(lengths), hidden.split(lengths), strict=True)
+        return recorder, [LazyOutlook(self.model, *of_context) for of_context in of_contexts]
 
     def _think(
         self,

@@ -23,7 +23,7 @@ from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.rollout import Check, Engine, Place, no_check
 from rntp.tree import thought_branch
-from rntp.types import Context, Rollout, Seen
+from rntp.types import Context, Outlook, Rollout, Seen
 
 
 class InterleavedEngine:
@@ -48,8 +48,8 @@ class InterleavedEngine:
         """K rollouts a context, in order; see `Engine`. place is asked once, for the bare page."""
         chosen: list[tuple[int, ...]] = []
 
-        def first(context: Context, entropy: Tensor, nll: Tensor) -> tuple[int, ...]:
-            chosen.append(place(context, entropy, nll))
+        def first(context: Context, outlook: Outlook) -> tuple[int, ...]:
+            chosen.append(place(context, outlook))
             return chosen[-1][:1]
 
         rounds = [self._engine.sample(contexts, first, check, policy_version)]
@@ -60,7 +60,7 @@ class InterleavedEngine:
             }
 
             def next_one(
-                context: Context, entropy: Tensor, nll: Tensor, at: dict[int, int] = following
+                context: Context, outlook: Outlook, at: dict[int, int] = following
             ) -> tuple[int, ...]:
                 return (at[context.ordinal],)
 

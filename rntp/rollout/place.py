@@ -1,7 +1,6 @@
 """From a placement policy to the callback that an engine asks for positions."""
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rntp import placement
@@ -12,7 +11,7 @@ from rntp.records import Record
 from rntp.replay import progress
 from rntp.rollout import Place
 from rntp.sentences import SentenceStarts
-from rntp.types import Context, PlacementInputs
+from rntp.types import Context, Outlook, PlacementInputs
 
 
 def placer(
@@ -35,17 +34,18 @@ def placer(
         assert tokenizer is not None
         sentences = SentenceStarts(tokenizer)
 
-    def place(context: Context, entropy: Tensor, nll: Tensor) -> tuple[int, ...]:
+    def place(context: Context, outlook: Outlook) -> tuple[int, ...]:
         index = torch.arange(len(context))
         noise = uniform(config.run.seed, purpose, context.ordinal, index)
         return placement.place(
             placement.REGISTRY[policy],
             PlacementInputs(
-                entropy_L=entropy,
-                nll_L=nll,
+                outlook=outlook,
                 noise_L=noise,
                 learned_L=(
-                    record.of(context, entropy, nll) if record else torch.zeros(len(context))
+                    record.of(context, outlook.entropy_L, outlook.nll_L)
+                    if record
+                    else torch.zeros(len(context))
                 ),
                 count=count or section.positions_per_doc,
                 progress=progress(config, context.ordinal),

@@ -14,7 +14,7 @@ from rntp.rollout.inprocess import InProcessEngine
 from rntp.rollout.sampling import draw
 from rntp.step import Counts, Scores, plant, score
 from rntp.tree import Reads, learning_tokens, thought_branch, tree_tokens, unshared_tokens
-from rntp.types import Context, Rollout, Thought
+from rntp.types import Context, Outlook, Rollout, Thought
 
 BUDGET, ANSWER, HORIZON = 6, 5, 3
 
@@ -24,7 +24,7 @@ def context(ordinal: int, length: int = 24) -> Context:
     return Context(ordinal, f"doc{ordinal}", torch.randint(1, 318, (length,), generator=generator))
 
 
-def place(context: Context, entropy: torch.Tensor, nll: torch.Tensor) -> tuple[int, ...]:
+def place(context: Context, outlook: Outlook) -> tuple[int, ...]:
     return (3, 10, len(context) - 4)
 
 

@@ -13,7 +13,7 @@ from rntp.model import LanguageModel, load_model
 from rntp.rollout.inprocess import InProcessEngine
 from rntp.rollout.sampling import draw, greedy
 from rntp.step import plant, score
-from rntp.types import Context, Rollout
+from rntp.types import Context, Outlook, Rollout
 
 BUDGET = 9
 
@@ -28,7 +28,7 @@ def engine(model: LanguageModel, **more) -> InProcessEngine:
     return InProcessEngine(model, **{**settings, **more})
 
 
-def place(context: Context, entropy: torch.Tensor, nll: torch.Tensor) -> tuple[int, ...]:
+def place(context: Context, outlook: Outlook) -> tuple[int, ...]:
     return (3, 10, len(context) - 4)
 
 

@@ -18,7 +18,7 @@ from rntp.rollout.interleaved import InterleavedEngine, on_pages, splice
 from rntp.step import Counts, plant, score
 from rntp.trainer import Trainer
 from rntp.tree import Reads, thought_branch
-from rntp.types import Context, Rollout, Seen
+from rntp.types import Context, Outlook, Rollout, Seen
 
 BUDGET, HORIZON, POSITIONS = 6, 3, (4, 5, 12)
 
@@ -35,7 +35,7 @@ def context(ordinal: int, length: int = 24) -> Context:
     return Context(ordinal, f"doc{ordinal}", torch.randint(1, 318, (length,), generator=generator))
 
 
-def place(context: Context, entropy: torch.Tensor, nll: torch.Tensor) -> tuple[int, ...]:
+def place(context: Context, outlook: Outlook) -> tuple[int, ...]:
     assert not context.seen  # positions are chosen on the bare page
     return POSITIONS
 

@@ -53,7 +53,7 @@ def test_thoughts_and_log_probs_are_equal_to_the_bit(model: LanguageModel) -> No
         assert torch.equal(own.sampled_ids, other.sampled_ids)
         assert torch.equal(own.drawn_logprobs, other.drawn_logprobs)
     # What is left is the head over the pages, which is no layer's forward.
-    assert counted.plain <= 1
+    assert counted.plain <= len(contexts)  # the head, at the positions of each
     assert plainly.packed == 0
     assert counted.packed + counted.plain == plainly.plain
 
