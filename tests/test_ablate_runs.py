@@ -31,7 +31,7 @@ def experiment(
         "question": "Does the learning rate matter?",
         "base": "config.yaml",
         "seeds": [0, 1],
-        "set": {"run.steps": 16},
+        "set": {"run.steps": 32},
         "arms": {"lr 1e-3": {"optim.lr": 1e-3}, "no lr": {"optim.lr": 1e-12}},
         "controls": ["no lr"],
         "reference": "no lr",
@@ -98,7 +98,7 @@ def test_a_grid_stops_resumes_and_survives_a_failing_arm(
         trained["columns"]["change"]["mean"] - control["columns"]["change"]["mean"]
     )
     # What was resumed is what a run that never stopped computes.
-    assert trained["columns"]["tokens"]["lowest"] == 16 * 3 * 48
+    assert trained["columns"]["tokens"]["lowest"] == 32 * 3 * 48
     text = Path("results/tiny/table.md").read_text()
     assert "no lr (control)" in text
     assert results["provenance"]["data_digests"][0][:16] in text

@@ -99,10 +99,11 @@ def test_a_step_of_decoding_copies_nothing_from_or_to_the_host(
         engine.sample([page], lambda *_: (3, 10))
         (decoder,) = engine._kept.values()
         decoder._attention.rewind(decoder._attention.lengths.zero_())
-        decoder._think._begin(1, decoder._branches.position)
+        lane = decoder._think._widest
+        lane.begin(1, decoder._branches.position)
         crossings.clear()
         for _ in range(4):
-            decoder._think.advance()
+            lane.advance()
         assert crossings == []
-        assert decoder._think._drawn.cpu()[:4].unique().numel() > 2
+        assert decoder._think._notes.drawn.cpu()[:4].unique().numel() > 2
         assert crossings == ["aten._to_copy.default"]
