@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ARCHITECTURES
-from test_lockstep import context, engine, place, thoughts_of
+from test_lockstep import assert_same_thoughts, context, engine, place, thoughts_of
 
 from rntp.model import LanguageModel, load_model
 from rntp.rollout import growing, lockstep
@@ -118,12 +118,7 @@ def test_fixed_shapes_have_lanes_for_fewer(
     for contexts in [*batches, batches[0]]:  # lanes are made once, and then take over
         own, rows = counted(model, contexts, fixed)
         other, _ = counted(model, contexts, sampler(model, answer_tokens=answer_tokens))
-        for mine, theirs in zip(own, other, strict=True):
-            assert torch.equal(mine.sampled_ids, theirs.sampled_ids)
-            assert torch.equal(mine.answer_ids, theirs.answer_ids)
-            torch.testing.assert_close(
-                mine.drawn_logprobs, theirs.drawn_logprobs, rtol=0, atol=1e-5
-            )
+        assert_same_thoughts(own, other)
         branches = len(own)
         assert set(rows) >= {branches, branches // 2, branches // 4}
         if graphs:

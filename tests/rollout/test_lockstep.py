@@ -33,7 +33,11 @@ def thoughts_of(rollouts: list[Rollout]) -> list[Thought]:
 
 
 def assert_same(own: list[Rollout], other: list[Rollout]) -> None:
-    for mine, theirs in zip(thoughts_of(own), thoughts_of(other), strict=True):
+    assert_same_thoughts(thoughts_of(own), thoughts_of(other))
+
+
+def assert_same_thoughts(own: list[Thought], other: list[Thought]) -> None:
+    for mine, theirs in zip(own, other, strict=True):
         for name in ("sampled_ids", "answer_ids"):
             assert torch.equal(getattr(mine, name), getattr(theirs, name))
         assert (mine.closed, mine.answer_ended) == (theirs.closed, theirs.answer_ended)
