@@ -1,0 +1,11 @@
+"""Language models that run token trees: loading, checking, attention and head."""
+
+from rntp.model.language_model import (
+    LanguageModel,
+    adopt_model,
+    cast_parameters,
+    load_model,
+    pick_device,
+)
+
+__all__ = ["LanguageModel", "adopt_model", "cast_parameters", "load_model", "pick_device"]
