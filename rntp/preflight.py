@@ -10,9 +10,10 @@ from rntp.config import Config
 from rntp.data.corpus import Corpus, open_data
 from rntp.data.manifest import Manifest
 from rntp.errors import CheckpointError, ConfigError, DataError
-from rntp.estimate import Shape, checkpoint_bytes, peak_memory
+from rntp.estimate import Shape, Tokens, checkpoint_bytes, peak_memory
 from rntp.memory import total_bytes
 from rntp.model import LanguageModel, load_model, pick_device
+from rntp.model.routing import balancing_biases, routers
 from rntp.ranks import ALONE, Ranks
 from rntp.records import RECORDS
 from rntp.rollout import Place
@@ -110,7 +111,13 @@ def open_model(config: Config) -> LanguageModel:
         think_close=config.model.think_close,
         dtype=dtype,
         device=pick_device(config.model.device),
+        sharing=config.model.sharing,
     )
+    if config.objective.router_weight > 0 and not routers(model.hf):
+        raise ConfigError(
+            f"objective.router_weight {config.objective.router_weight:g} balances experts, and "
+            f"transformers records no router of {config.model.spec}; set it to 0"
+        )
     interleaved = config.placement.interleaved
     if config.span_tokens > model.max_span:
         with_ = "interleaved thoughts" if interleaved else "thought, continuation and answer"
@@ -148,7 +155,8 @@ def recomputes(config: Config, model: LanguageModel, ranks: Ranks = ALONE) -> bo
     if model.device.type == "cpu":
         there //= ranks.on_this_machine
     for recompute in (False, True) if asked == "auto" else (asked,):
-        needed = peak_memory(config, Shape.of(model.hf), ranks.size, recompute=recompute)
+        shape = Shape.of(model.hf, shares=model.shares)
+        needed = peak_memory(config, shape, ranks.size, recompute=recompute)
         if needed <= there:
             return recompute
     off = "parallel.activation_checkpointing is off: set it to auto; or " if asked is False else ""
@@ -158,3 +166,22 @@ def recomputes(config: Config, model: LanguageModel, ranks: Ranks = ALONE) -> bo
         "with its branches is never split, data.context_tokens, reward.horizon or the thoughts of "
         "a context"
     )
+
+
+def sharing_notes(config: Config, model: LanguageModel) -> list[str]:
+    """Of a model that shares nothing: that it does, why, how and what that costs; and of a mixture
+    of experts, what training leaves as it is."""
+    notes = []
+    if model.plain is not None:
+        tokens = Tokens.of(config)
+        notes.append(
+            f"model.sharing: none, since {model.plain.why}; {model.plain.describe()}: a step of "
+            f"full length computes about {tokens.plain:.0f} tokens, where a tree has {tokens.tree} "
+            f"({tokens.plain / tokens.tree:.1f} times as many)"
+        )
+    if biases := balancing_biases(model.hf):
+        notes.append(
+            f"{len(biases)} balancing biases of routers ({biases[0]}, …) are not trained: no "
+            "gradient reaches them; objective.router_weight balances instead"
+        )
+    return notes

@@ -34,6 +34,8 @@ from rntp.judging import open_judge
 from rntp.log import NoLog, RunLog
 from rntp.memory import peak_bytes
 from rntp.metrics import Tally
+from rntp.model.routing import routers
+from rntp.moe import Routing
 from rntp.objective import Elsewhere, loss
 from rntp.optim import Optimizer, Update
 from rntp.packed import packed_weights, packing_pays
@@ -44,6 +46,7 @@ from rntp.preflight import (
     check_placement,
     open_model,
     recomputes,
+    sharing_notes,
 )
 from rntp.provenance import device_name
 from rntp.ranks import ALONE, Ranks, on_device
@@ -122,8 +125,9 @@ class Trainer:
         check_disk(config, self.model.num_parameters)
         # Layers gather their weights once more to compute again, so all ranks have to do the same.
         self.recomputes = any(ranks.gather(lambda: recomputes(config, self.model, ranks), "start"))
-        self.shape = Shape.of(self.model.hf)
+        self.shape = Shape.of(self.model.hf, shares=self.model.shares)
         self.reads = loss_reads(config)
+        self.watches = bool(routers(self.model.hf))
         dtype = getattr(torch, config.model.dtype)
         self.reference = open_reference(self.model, config, dtype)
         if self.recomputes:
@@ -133,7 +137,7 @@ class Trainer:
         self.optimizer = Optimizer(
             self.model.hf, config.optim, dtype=dtype, total_steps=config.run.steps
         )
-        self.packs = packing_pays(self.model.hf, config.budget_tokens)
+        self.packs = self.model.shares and packing_pays(self.model.hf, config.budget_tokens)
         engine = open_engine(
             self.model,
             config,
@@ -218,9 +222,13 @@ class Trainer:
                 tokens=config.parallel.tokens_per_microbatch,
                 horizon=horizon,
                 reads=self.reads,
+                shares=self.model.shares,
             )
             ahead, counted_P = self._judge_ahead(batches)
-            counts = self.ranks.gather(lambda: Counts.of(rollouts, horizon, counted_P), "count")
+            routing = Routing.total(known.routing for known, _, _ in ahead)
+            counts = self.ranks.gather(
+                lambda: Counts.of(rollouts, horizon, counted_P, routing), "count"
+            )
             mine = Tally(config, rollouts, Counts.total(counts))
             for i, batch in enumerate(batches):
                 self._phase("forward", i, len(batches))
@@ -298,6 +306,7 @@ class Trainer:
             tree,
             temperature=self.config.thought.temperature,
             with_collision=any(rewards.NEEDS[name].collision for name in self.config.reward.names),
+            watch=self.watches,
         )
 
     def _learn(
@@ -314,6 +323,7 @@ class Trainer:
             self.config.reward.horizon,
             self.reads,
             temperature=self.config.thought.temperature,
+            watch=self.watches,
         )
 
     def _judge(
@@ -567,6 +577,8 @@ class Trainer:
             if done < config.run.steps
             else f"{config.run.name}: all {done} steps are done; raise run.steps to go on"
         )
+        for note in sharing_notes(config, self.model):
+            self.log.message(note)
         if self.recomputes and self.config.parallel.activation_checkpointing == "auto":
             self.log.message(
                 "layers keep only their inputs for the backward (parallel.activation_checkpointing:"
@@ -582,7 +594,8 @@ class Trainer:
     def _ranks_facts(self) -> dict[str, object]:
         """Of this start, which the next may do without."""
         devices = self.ranks.gather(lambda: device_name(self.config.model.device), "start")
-        return {"world_size": self.ranks.size, "devices": devices}
+        sharing = "tree" if self.model.shares else "none"
+        return {"world_size": self.ranks.size, "devices": devices, "sharing": sharing}
 
     def _facts(self) -> dict[str, object]:
         return {

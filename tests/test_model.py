@@ -117,7 +117,7 @@ REFUSED = {
 def test_what_cannot_run_trees_is_refused_with_the_reason(tmp_path: Path, reason: str) -> None:
     spec = save(REFUSED[reason](), tmp_path)
     with pytest.raises(ConfigError, match=rf"cannot run token trees: .*({reason})"):
-        load_model(spec)
+        load_model(spec, sharing="tree")
 
 
 def test_transformed_logits_are_refused(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_transformed_logits_are_refused(tmp_path: Path) -> None:
 
     config = CohereConfig(**SIZES, logit_scale=0.25)
     with pytest.raises(ConfigError, match="its logits differ from its own attention's"):
-        load_model(save(CohereForCausalLM(config), tmp_path))
+        load_model(save(CohereForCausalLM(config), tmp_path), sharing="tree")
 
 
 def test_a_sliding_window_limits_the_span(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def bench(arguments: argparse.Namespace) -> None:
         weight = arguments.continuation_weight
         raise ConfigError(f"--continuation-weight must be 0 or more, not {weight}")
     device = pick_device(arguments.device)
-    model = load_model(arguments.model, device=device)
+    model = load_model(arguments.model, device=device, sharing="tree")
     if model.max_span < sizes.context + sizes.budget + sizes.horizon + 2:
         raise ConfigError(f"{arguments.model} sees {model.max_span} tokens; lower --context")
     names = list(NAMES) if arguments.name == "all" else [arguments.name]

@@ -18,6 +18,7 @@ from rntp.errors import ConfigError
 from rntp.harness.thinking import Ids, thoughts_after
 from rntp.model import LanguageModel
 from rntp.rollout.sampling import draw, greedy
+from rntp.rollout.unshared import PlainDecoder
 from rntp.tokenizer import decode
 from rntp.tree import thought_branch
 
@@ -106,6 +107,8 @@ def _write(
 
     writings: of one temperature and one limit. numbers: of the questions, which chance goes by.
     """
+    if not model.shares:
+        return _write_plainly(model, config, numbers, before, writings)
     device, lengths = model.device, tuple(len(ids) for ids in before)
     # As wide whatever stands beside, so that an answer does not depend on it.
     recorder = PrefixRecorder(lengths, config.data.context_tokens + _thought_span(config), device)
@@ -133,6 +136,42 @@ def _write(
     return [
         _text(model, ids) if text is None else text for ids, text in zip(drawn, texts, strict=True)
     ]
+
+
+def _write_plainly(
+    model: LanguageModel,
+    config: Config,
+    numbers: Sequence[int],
+    before: Sequence[Tensor],
+    writings: Sequence[Writing],
+) -> list[str]:
+    """The same of a model that shares nothing: texts of one length decode together."""
+    most, temperature = writings[0].most_tokens, writings[0].temperature
+    texts: list[str] = ["" for _ in before]
+
+    def length(i: int) -> int:
+        return len(before[i])
+
+    for _, alike in groupby(sorted(range(len(before)), key=length), key=length):
+        some = list(alike)
+        decoder = PlainDecoder(model, torch.stack([before[i] for i in some]))
+        ordinal = torch.tensor([numbers[i] for i in some], device=model.device)
+        drawn: dict[int, list[int]] = {i: [] for i in some}
+        going = set(some)
+        for t in range(most):
+            noise = uniform(config.run.seed, "task answer", ordinal, token=t)
+            pick = draw if temperature else greedy
+            token, _ = pick(decoder.logits, noise, temperature or 1.0)
+            for i, new in zip(some, token.tolist(), strict=True):
+                if i in going and (text := _ended(model, drawn[i], new, writings[i])) is not None:
+                    texts[i] = text
+                    going.discard(i)
+            if not going or t + 1 == most:
+                break
+            decoder.feed(token)
+        for i in going:
+            texts[i] = _text(model, drawn[i])
+    return texts
 
 
 def _ended(model: LanguageModel, ids: list[int], new: int, writing: Writing) -> str | None:

@@ -6,7 +6,8 @@ is refused at load, with the reason.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from rntp_kernels import TreeAttention, TreeLayout, linear_logprob_top1
@@ -15,11 +16,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.modeling_utils import AttentionInterface
 
 from rntp.errors import ConfigError
+from rntp.model.plain_check import check_ends, check_runs_plain, in_float64
+from rntp.model.unshared import Plain
 from rntp.sources import localize
 from rntp.tokenizer import add_marker, load_tokenizer
 
 ATTENTION = "rntp"
 _CHUNK_ROWS = 256
+
+Sharing = Literal["auto", "tree", "none"]
 
 # (layer, q [1, Hq, N, D], k [1, Hkv, N, D], v [1, Hkv, N, D], scale) -> [1, Hq, N, D]
 Attention = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
@@ -63,6 +68,8 @@ class LanguageModel:
     """A causal language model that runs token trees.
 
     max_span: longest sequence it can see, in positions (its limit, or its sliding window).
+    plain: how it runs one sequence a branch, where it does not run trees; see
+    `rntp.model.unshared`.
     """
 
     hf: PreTrainedModel
@@ -71,6 +78,12 @@ class LanguageModel:
     think_open_id: int
     think_close_id: int
     max_span: int
+    plain: Plain | None = None
+
+    @property
+    def shares(self) -> bool:
+        """Whether branches of a tree share what they have in common."""
+        return self.plain is None
 
     @property
     def device(self) -> torch.device:
@@ -130,14 +143,15 @@ def load_model(
     think_close: str = "</think>",
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    sharing: Sharing = "auto",
 ) -> LanguageModel:
     """Load a model and check, on a small tree, that it computes what its own attention computes.
 
     spec: hub id, local folder, GGUF file, or `package:NAME` for an installed package that ships
     weights. Markers that are no single token are added as new tokens, whose embeddings (input, and
-    output if it is not tied) are the mean of their sub-tokens'.
+    output if it is not tied) are the mean of their sub-tokens'. sharing: see `adopt_model`.
 
-    Raises ConfigError if there is no such model, or if it cannot run token trees, with the reason.
+    Raises ConfigError if there is no such model, or if it cannot be run, with the reason.
     """
     tokenizer = load_tokenizer(spec)
     try:
@@ -145,7 +159,9 @@ def load_model(
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.spec {spec!r} cannot be loaded: {error}") from error
     nn.Module.to(hf, device)  # PreTrainedModel.to is decorated beyond what types can follow
-    return adopt_model(hf, tokenizer, spec, think_open=think_open, think_close=think_close)
+    return adopt_model(
+        hf, tokenizer, spec, think_open=think_open, think_close=think_close, sharing=sharing
+    )
 
 
 def adopt_model(
@@ -155,15 +171,31 @@ def adopt_model(
     *,
     think_open: str = "<think>",
     think_close: str = "</think>",
+    sharing: Sharing = "auto",
 ) -> LanguageModel:
     """What `load_model` does with a model once it is in memory, in place.
 
-    spec: what messages call it. Raises ConfigError if it cannot run token trees, with the reason.
+    spec: what messages call it. sharing: tree wants branches that share their prefix, none runs one
+    plain sequence a branch, auto does that where a model cannot run trees. Raises ConfigError if it
+    cannot be run so, with the reason.
     """
     hf.eval()  # dropout would make tree and unshared sequence differ
+    check_ends(hf, spec)
     open_id, close_id = (_learn_marker(hf, tokenizer, m) for m in (think_open, think_close))
-    max_span = _check_runs_trees(hf, spec)
-    return LanguageModel(hf, tokenizer, spec, open_id, close_id, max_span)
+    if _weight(hf.get_input_embeddings()).dtype == torch.float64:
+        in_float64(hf)
+    model = LanguageModel(hf, tokenizer, spec, open_id, close_id, 0)
+    why, own = "model.sharing is none", hf.config._attn_implementation
+    if sharing != "none":
+        try:
+            return replace(model, max_span=_check_runs_trees(hf, spec))
+        except ConfigError as error:
+            if sharing == "tree":
+                raise
+            why = str(error).partition("cannot run token trees: ")[2] or str(error)
+            hf.set_attn_implementation(own)
+    plain, max_span = check_runs_plain(hf, model, spec, why)
+    return replace(model, plain=plain, max_span=max_span)
 
 
 def cast_parameters(hf: PreTrainedModel, dtype: torch.dtype) -> None:

@@ -1,0 +1,326 @@
+"""What is checked of a model before it runs plain sequences: that they mean what a tree would.
+
+A branch is read as the end of a sequence of its own, and its prefix from another sequence. So a
+model has to be a function of tokens, the rows of which depend on nothing that comes later, on no
+sequence beside, and not on the length; and its head has to be what its hidden states go through.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rntp.errors import ConfigError
+from rntp.model.unshared import FILLING, Plain, run_plain
+
+
+class Head(Protocol):
+    """What a `LanguageModel` makes of hidden states."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, H] -> [N, V]."""
+        ...
+
+    def logprob(
+        self, hidden: Tensor, targets: Tensor, temperature: float | Tensor = 1.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the targets, [N], entropies and arg-maxes."""
+        ...
+
+
+TOKENS = 40  # of a sequence of the check
+MOST_TOKENS = 520  # of the one that reaches over windows and chunks
+DRAWN = 3  # tokens that the cache is tried with
+
+
+def check_ends(hf: PreTrainedModel, spec: str) -> None:
+    """Raise ConfigError unless the model has an embedding of token ids and a head with weights."""
+    for name in ("input", "output"):
+        try:
+            end = getattr(hf, f"get_{name}_embeddings")()
+        except NotImplementedError:
+            end = None
+        weight = getattr(end, "weight", None)
+        if not (isinstance(weight, Tensor) and weight.ndim == 2):
+            raise ConfigError(
+                f"model.spec {spec!r} ({type(hf).__name__}) has no {name} embedding that "
+                "transformers knows of (one matrix, vocabulary by width), so that think markers "
+                "cannot be added and log-probs not be computed; choose another model"
+            )
+
+
+def in_float64(hf: PreTrainedModel) -> None:
+    """Have experts computed one by one: their grouped products know no float64."""
+    if getattr(hf.config, "_experts_implementation", None) and hf._can_set_experts_implementation():
+        hf.set_experts_implementation("eager")
+
+
+@torch.no_grad()
+def check_runs_plain(hf: PreTrainedModel, head: Head, spec: str, why: str) -> tuple[Plain, int]:
+    """How the model runs plain sequences, and the longest one that it may see, in positions.
+
+    why: it runs no trees. Raises ConfigError, with class, cause and remedy, for models that are no
+    functions of the tokens before.
+    """
+    refused = f"model.spec {spec!r} ({type(hf).__name__}) cannot be trained, not even unshared: "
+    span = max_span(hf)
+    # RWKV divides its weights by powers of 2 in place as soon as it is evaluated, against overflow
+    # in float16: they would be trained and saved like that.
+    if getattr(hf.config, "rescale_every", 0):
+        hf.config.rescale_every = 0
+    try:
+        plain = _that_has_the_head(hf, head, Plain(why))
+        probe = _Probe(hf, head, plain)
+        probe.check_function(min(span, TOKENS))
+        probe.check_function(min(span, max([2 * n + 8 for n in _widths(hf)], default=0)))
+        together = probe.may_share(min(span, TOKENS))
+        cached = probe.decodes(min(span, TOKENS))
+        _check_gradient(hf, plain, min(span, TOKENS))
+    except ConfigError as error:
+        raise ConfigError(refused + str(error)) from error
+    return replace(plain, together=together, cached=cached), span
+
+
+def max_span(hf: PreTrainedModel) -> int:
+    """The longest sequence whose rows do not depend on its length, and that positions reach to."""
+    text = hf.config.get_text_config()
+    limits = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions")]
+    limits += [limit for _, limit in length_switches(hf)]
+    return min((n for n in limits if isinstance(n, int) and n > 0), default=2**31)
+
+
+def length_switches(hf: PreTrainedModel) -> list[tuple[str, int]]:
+    """Kinds of rotary embeddings whose frequencies are others for all tokens of a sequence once it
+    is longer than so many positions: (kind, positions)."""
+    text = hf.config.get_text_config()
+    given = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None)
+    sets = [given, *given.values()] if isinstance(given, dict) else []
+    whole = getattr(text, "max_position_embeddings", None)
+    found = []
+    for rope in sets:
+        if not isinstance(rope, dict):
+            continue
+        kind = rope.get("rope_type", rope.get("type"))
+        original = rope.get("original_max_position_embeddings") or getattr(
+            text, "original_max_position_embeddings", None
+        )
+        limit = {"longrope": original, "dynamic": whole}.get(str(kind))
+        if limit:
+            found.append((str(kind), int(limit)))
+    return found
+
+
+def _widths(hf: PreTrainedModel) -> Iterator[int]:
+    """Windows, chunks and blocks of the config that the check can reach over."""
+    for name, value in vars(hf.config.get_text_config()).items():
+        wide = any(part in name for part in ("window", "chunk", "block_size"))
+        number = value if isinstance(value, int) and not isinstance(value, bool) else 0
+        if wide and number > 0 and 2 * number + 8 <= MOST_TOKENS:
+            yield number
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Largest difference of logits, in their standard deviations, that is rounding. Norms of
+    transformers work in float32 whatever the type, so float64 has no bound of its own."""
+    return 1e-3 if dtype in (torch.float64, torch.float32) else 0.1
+
+
+def _ids(hf: PreTrainedModel, number: int, seed: int = 0) -> Tensor:
+    """int64 [number]: tokens all over the vocabulary."""
+    weight = hf.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    vocabulary = len(weight)
+    # The first few ids are often special: padding, for one, has no position in some models.
+    ids = (torch.arange(number) * 7919 + 11 + 104729 * seed) % max(vocabulary - 8, 1)
+    return (ids + min(8, vocabulary - 1)).to(hf.device)
+
+
+def _gap(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference of logits in units of their spread; inf where one is not finite and the
+    other is."""
+    found, wanted = found.double(), wanted.double()
+    known = torch.isfinite(wanted)  # masked columns of a padded vocabulary are not
+    if found.shape != wanted.shape or not torch.equal(known, torch.isfinite(found)):
+        return float("inf")
+    return float((found[known] - wanted[known]).abs().max() / wanted[known].std())
+
+
+def _that_has_the_head(hf: PreTrainedModel, head: Head, plain: Plain) -> Plain:
+    """Where hidden states are read: behind the trunk, or else where the head is called."""
+    ids = _ids(hf, min(max_span(hf), 16))
+    own = _own_logits(hf, ids)
+    gaps = []
+    for at_head in (False, True):
+        tried = replace(plain, at_head=at_head)
+        try:
+            hidden = run_plain(hf, tried, ids[None]).hidden[0]
+            gap = _head_gap(head, hidden, own)
+        except (ConfigError, RuntimeError, AttributeError) as error:
+            gaps.append(str(error))
+            continue
+        if gap <= tolerance(own.dtype):
+            return tried
+        gaps.append(f"{gap:.2g} standard deviations")
+    raise ConfigError(
+        f"its logits are not those of its head on the hidden states ({gaps[0]} behind the trunk, "
+        f"{gaps[1]} at the head itself; bound {tolerance(own.dtype)}): it transforms logits in a "
+        "way that is not supported; choose another model"
+    )
+
+
+def _head_gap(head: Head, hidden: Tensor, own: Tensor) -> float:
+    """Of logits and of log-probs, in units of the logits' spread. own: [N, V], the model's."""
+    logits = head.logits(hidden)
+    if hidden.ndim != 2 or logits.shape[1] > own.shape[1]:
+        return float("inf")
+    own = own[:, : logits.shape[1]]
+    known = torch.isfinite(logits[0])  # ids that the tokenizer does not have are masked
+    if not known.any():
+        return float("inf")
+    targets = known.nonzero()[:, 0][torch.arange(len(own)) % int(known.sum())]
+    wanted = own[:, known].double().log_softmax(-1)
+    wanted = wanted.gather(1, (known.cumsum(0) - 1)[targets][:, None])[:, 0]
+    found, _, _ = head.logprob(hidden, targets)
+    spread = own[:, known].double().std()
+    of_logprob = float((found.double() - wanted).abs().max() / spread)
+    return max(_gap(logits[:, known], own[:, known]), of_logprob)
+
+
+def _own_logits(hf: PreTrainedModel, ids: Tensor) -> Tensor:
+    try:
+        logits: Tensor = hf(input_ids=ids[None], use_cache=False).logits[0]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0][:300]
+        raise ConfigError(
+            f"transformers itself cannot run it on token ids alone ({type(error).__name__}: "
+            f"{first}); install what it misses, or choose another model"
+        ) from error
+    if not torch.isfinite(logits).any():
+        raise ConfigError("its logits are not finite; look at the weights, or at model.dtype")
+    return logits
+
+
+class _Probe:
+    """Compares rows of logits of one forward with those of another."""
+
+    def __init__(self, hf: PreTrainedModel, head: Head, plain: Plain) -> None:
+        self._hf, self._head, self._plain = hf, head, plain
+
+    def _logits(self, ids_BS: Tensor) -> Tensor:
+        hidden = run_plain(self._hf, self._plain, ids_BS).hidden
+        return self._head.logits(hidden.flatten(0, 1)).view(*ids_BS.shape, -1)
+
+    def _same(self, found: Tensor, wanted: Tensor) -> bool:
+        return _gap(found, wanted) <= tolerance(wanted.dtype)
+
+    def check_function(self, number: int) -> None:
+        """Raise ConfigError unless rows depend on the tokens up to theirs, and on nothing else."""
+        if number < 2:
+            return
+        ids, early = _ids(self._hf, number), max(number // 2, 1)
+        whole = self._logits(ids[None])[0]
+        if not self._same(self._logits(ids[None])[0], whole):
+            raise ConfigError("two forwards of the same tokens differ: something in it is random")
+        other = ids.clone()
+        other[early:] = _ids(self._hf, number - early, seed=1)
+        changed = self._logits(other[None])[0]
+        if not self._same(changed[:early], whole[:early]):
+            raise ConfigError(self._not_causal())
+        if self._same(changed[early:], whole[early:]):
+            raise ConfigError("its logits do not depend on the tokens that it is given")
+        for length in {early, number - 1, number * 2 // 3} - {0}:
+            if not self._same(self._logits(ids[None, :length])[0], whole[:length]):
+                raise ConfigError(
+                    f"what it makes of a token depends on the length of the sequence: the first "
+                    f"{length} tokens alone have other logits than with {number - length} behind "
+                    "them; choose a model whose attention and rotary embeddings do not switch with "
+                    "the length"
+                )
+
+    def _not_causal(self) -> str:
+        decoder = getattr(self._hf.config, "is_decoder", None)
+        trap = (
+            "; its config says is_decoder: false, so it is an encoder: if the weights are those of "
+            "a decoder, set is_decoder to true in its config.json"
+            if decoder is False
+            else ""
+        )
+        return (
+            "a token sees tokens that come after it (another later token changes earlier logits), "
+            f"so it is no causal language model{trap}; otherwise choose another model"
+        )
+
+    def may_share(self, number: int) -> bool:
+        """Whether a sequence beside it and filling behind it leave a sequence as it is."""
+        short = max(number * 2 // 3, 1)
+        ids, beside = _ids(self._hf, number), _ids(self._hf, short, seed=2)
+        batch = torch.full((2, number), FILLING, device=ids.device)
+        batch[0], batch[1, :short] = ids, beside
+        try:
+            both = self._logits(batch)
+        except ConfigError:
+            return False
+        return self._same(both[0], self._logits(ids[None])[0]) and self._same(
+            both[1, :short], self._logits(beside[None])[0]
+        )
+
+    def decodes(self, number: int) -> bool:
+        """Whether its cache, one row of it made two, gives what whole sequences give."""
+        prefix = number - DRAWN
+        if prefix < 1:
+            return False
+        rows = torch.stack([_ids(self._hf, number), _ids(self._hf, number, seed=3)])
+        rows[:, :prefix] = rows[0, :prefix]
+        try:
+            ran = run_plain(self._hf, self._plain, rows[:1, :prefix], keep=True)
+            if ran.cache is None:
+                return False
+            ran.cache.reorder_cache(torch.zeros(2, dtype=torch.int64, device=rows.device))
+            for t in range(prefix, number):
+                wanted = self._logits(rows[:, : t + 1])[:, -1]
+                ran = run_plain(
+                    self._hf, self._plain, rows[:, t : t + 1], cache=ran.cache, keep=True
+                )
+                if not self._same(self._head.logits(ran.hidden[:, -1]), wanted):
+                    return False
+        # A cache that fails is one that does not work: then sequences are computed again.
+        except (ConfigError, RuntimeError, AttributeError, TypeError, ValueError):
+            return False
+        return True
+
+
+@torch.enable_grad()
+def _check_gradient(hf: PreTrainedModel, plain: Plain, number: int) -> None:
+    """Raise ConfigError unless there is a backward, with finite gradients.
+
+    Every one is dropped as soon as it is there, so that this takes no more memory than a forward.
+    """
+    sizes: list[float] = []
+
+    def drop(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        sizes.append(float(parameter.grad.double().norm()))
+        parameter.grad = None
+
+    learning = [p for p in hf.parameters() if p.requires_grad]
+    handles = [p.register_post_accumulate_grad_hook(drop) for p in learning]
+    try:
+        hidden = run_plain(hf, plain, _ids(hf, number)[None]).hidden
+        (hidden.float() * torch.linspace(0.5, 1.5, hidden.shape[-1]).to(hidden)).sum().backward()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ConfigError(
+            f"it has no gradient ({str(error).splitlines()[0][:300]}); choose another model"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not any(sizes) or not all(map(math.isfinite, sizes)):
+        raise ConfigError("its gradient is not finite, or zero everywhere; choose another model")
