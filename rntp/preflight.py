@@ -175,7 +175,7 @@ def sharing_notes(config: Config, model: LanguageModel) -> list[str]:
     if model.plain is not None:
         tokens = Tokens.of(config)
         notes.append(
-            f"model.sharing: none, since {model.plain.why}; {model.plain.describe()}: a step of "
+            f"model.sharing: none, because {model.plain.why}; {model.plain.describe()}: a step of "
             f"full length computes about {tokens.plain:.0f} tokens, where a tree has {tokens.tree} "
             f"({tokens.plain / tokens.tree:.1f} times as many)"
         )

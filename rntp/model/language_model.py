@@ -185,7 +185,7 @@ def adopt_model(
     if _weight(hf.get_input_embeddings()).dtype == torch.float64:
         in_float64(hf)
     model = LanguageModel(hf, tokenizer, spec, open_id, close_id, 0)
-    why, own = "model.sharing is none", hf.config._attn_implementation
+    why, own = "it is asked for", hf.config._attn_implementation
     if sharing != "none":
         try:
             return replace(model, max_span=_check_runs_trees(hf, spec))

@@ -48,11 +48,14 @@ def routers(hf: PreTrainedModel) -> list[tuple[nn.Module, int]]:
     return found
 
 
+_BALANCING = ("score_correction_bias", "expert_bias")
+
+
 def balancing_biases(hf: PreTrainedModel) -> list[str]:
     """Buffers and parameters that steer which experts are chosen and that no gradient reaches
     (2408.15664): they would be moved by hand after each step, and here they are not."""
     everything = [*hf.named_parameters(), *hf.named_buffers()]
-    return sorted(name for name, _ in everything if "score_correction_bias" in name)
+    return sorted(name for name, _ in everything if name.endswith(_BALANCING))
 
 
 @contextmanager

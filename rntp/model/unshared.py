@@ -96,6 +96,8 @@ def run_plain(
         raise
     except Exception as error:
         raise ConfigError(_failed(hf, error)) from error
+    # Some keep a residual stream of float32 in a model of bfloat16.
+    hidden = hidden.to(getattr(hf.get_output_embeddings(), "weight", hidden).dtype)
     if not keep:
         return Ran(hidden)
     kept = getattr(output, "cache", None)
