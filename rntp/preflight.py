@@ -17,6 +17,7 @@ from rntp.model.routing import balancing_biases, routers
 from rntp.ranks import ALONE, Ranks
 from rntp.records import RECORDS
 from rntp.rollout import Place
+from rntp.tree import ROOT, TokenTree
 from rntp.types import Known
 
 
@@ -128,6 +129,21 @@ def open_model(config: Config) -> LanguageModel:
             f"data.context_tokens, thought.thought_tokens or {third}"
         )
     return model
+
+
+@torch.no_grad()
+def try_forward(config: Config, model: LanguageModel) -> None:
+    """One small forward of the copy that computes. Raises ConfigError where it fails in its type:
+    some models have buffers of float32 that do not go with weights of another."""
+    try:
+        model.logits(TokenTree.build([(torch.arange(1, 9), ROOT, 0)]).hidden(model))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ConfigError) as error:
+        raise ConfigError(
+            f"{type(model.hf).__name__} does not compute in model.dtype {config.model.dtype} "
+            f"({str(error).splitlines()[0][:300]}); set model.dtype to float32"
+        ) from error
 
 
 def check_disk(config: Config, num_parameters: int) -> None:

@@ -255,7 +255,7 @@ def learn(
         asked["context"] = _Query(tree.context_rows, tree.context_targets)
     found = _logprobs(model, hidden, asked)
     groups = [group for r in rollouts for group in r.thoughts]
-    drawn_P = torch.tensor([sum(t.num_drawn for t in group) for group in groups])
+    drawn_P = torch.tensor([sum(t.num_drawn for t in g) for g in groups], dtype=torch.int64)
     live_M = live_P.repeat_interleave(drawn_P).to(hidden.device)
     thought = found["thought"]
     return replace(

@@ -47,6 +47,7 @@ from rntp.preflight import (
     open_model,
     recomputes,
     sharing_notes,
+    try_forward,
 )
 from rntp.provenance import device_name
 from rntp.ranks import ALONE, Ranks, on_device
@@ -137,6 +138,7 @@ class Trainer:
         self.optimizer = Optimizer(
             self.model.hf, config.optim, dtype=dtype, total_steps=config.run.steps
         )
+        try_forward(config, self.model)
         self.packs = self.model.shares and packing_pays(self.model.hf, config.budget_tokens)
         engine = open_engine(
             self.model,

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rntp.errors import ConfigError
-from rntp.model.unshared import FILLING, Plain, run_plain
+from rntp.model.unshared import FILLING, Plain, in_words, run_plain
 
 
 class Head(Protocol):
@@ -198,10 +198,9 @@ def _own_logits(hf: PreTrainedModel, ids: Tensor) -> Tensor:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0][:300]
         raise ConfigError(
-            f"transformers itself cannot run it on token ids alone ({type(error).__name__}: "
-            f"{first}); install what it misses, or choose another model"
+            f"transformers itself cannot run it on token ids alone ({in_words(error)}); install "
+            "what it misses, or choose another model"
         ) from error
     if not torch.isfinite(logits).any():
         raise ConfigError("its logits are not finite; look at the weights, or at model.dtype")
@@ -317,7 +316,7 @@ def _check_gradient(hf: PreTrainedModel, plain: Plain, number: int) -> None:
         raise
     except RuntimeError as error:
         raise ConfigError(
-            f"it has no gradient ({str(error).splitlines()[0][:300]}); choose another model"
+            f"it has no gradient ({in_words(error)}); choose another model"
         ) from error
     finally:
         for handle in handles:

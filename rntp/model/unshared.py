@@ -95,7 +95,11 @@ def run_plain(
     except (torch.OutOfMemoryError, ConfigError):
         raise
     except Exception as error:
-        raise ConfigError(_failed(hf, error)) from error
+        raise ConfigError(
+            f"the forward of {type(hf).__name__} fails ({in_words(error)}); see whether "
+            "transformers runs this model by itself on token ids alone, and install what it "
+            "misses, or choose another model.spec"
+        ) from error
     # Some keep a residual stream of float32 in a model of bfloat16.
     hidden = hidden.to(getattr(hf.get_output_embeddings(), "weight", hidden).dtype)
     if not keep:
@@ -110,14 +114,10 @@ def _cache_name(module: nn.Module) -> str:
     return "cache" if "cache" in names else "past_key_values"
 
 
-def _failed(hf: PreTrainedModel, error: Exception) -> str:
-    first = str(error).strip().splitlines()
-    cause = f"{type(error).__name__}: {first[0][:300]}" if first else type(error).__name__
-    return (
-        f"the forward of {type(hf).__name__} fails ({cause}); see whether transformers runs this "
-        "model by itself on token ids alone, and install what it misses, or choose another "
-        "model.spec"
-    )
+def in_words(error: Exception) -> str:
+    """An error of somebody else's code, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 @contextmanager
