@@ -1,4 +1,4 @@
-"""Balancing experts: transformers' loss to the digit, each token of a tree once, however it is cut."""
+"""Balancing experts: transformers' loss, each token of a tree once, however a step is cut."""
 
 from collections.abc import Sequence
 

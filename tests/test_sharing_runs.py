@@ -1,4 +1,4 @@
-"""Whole runs without sharing: the tree's run for a Llama, and hybrids that learn, resume and ship."""
+"""Whole runs without sharing: the tree's run for a Llama, and hybrids that resume and ship."""
 
 import json
 import math
@@ -56,8 +56,12 @@ def hybrid(raw: dict, name: str, folder: Path) -> dict:
         ["baseline.weights=frozen", "baseline.use=clip", "placement.policy=entropy"],
         ["placement.interleaved=true", "objective.ntp_weight=0.3"],
         ["objective.algorithm=gspo", "objective.epochs_per_rollout=2"],
-        ["thought.thoughts_per_position=0", "objective.pg_weight=0"]
-        + ["objective.continuation_weight=0", "objective.ntp_weight=1"],
+        [
+            "thought.thoughts_per_position=0",
+            "objective.pg_weight=0",
+            "objective.continuation_weight=0",
+            "objective.ntp_weight=1",
+        ],
     ],
     ids=lambda options: options[0],
 )
