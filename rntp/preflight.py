@@ -110,6 +110,7 @@ def open_model(config: Config) -> LanguageModel:
         think_close=config.model.think_close,
         dtype=dtype,
         device=pick_device(config.model.device),
+        span=config.span_tokens,
     )
     interleaved = config.placement.interleaved
     if config.span_tokens > model.max_span:

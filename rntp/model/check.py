@@ -1,0 +1,279 @@
+"""What is asked of a model before it is used: what its head does, and whether trees are exact.
+
+Both compare numbers with the model's own, so that nothing depends on what a class says of itself.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from rntp_kernels import DecodeAttention, TreeAttention, TreeLayout
+from rntp_kernels.tree_attention import PrefixRecorder
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from rntp.errors import ConfigError
+from rntp.model.attention import ATTENTION, NotATreeError, note_layers, trunk
+from rntp.model.head import Head, raw_logits, weight_of
+
+# Numbers of a config that may stand between the hidden states and the logits.
+_SCALES = re.compile(r"scal|mult|logit|base|mup|factor", re.IGNORECASE)
+_CAPS = re.compile(r"cap", re.IGNORECASE)
+# Numbers of a config at which attention may change.
+_SWITCHES = re.compile(
+    r"window|position|chunk|context|length|len$|extent|local|topk|block|stride|n_ctx", re.IGNORECASE
+)
+# A caller who names no length gets a check of these; longer ones cost seconds on a large model.
+CHECKED_UNASKED = 512
+_SHORT = 24
+REMEDY = "choose another model, or set model.sharing to none"
+
+
+def check_head(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: str) -> Head:
+    """What lies between the last hidden states and the logits, found in the config's numbers and
+    compared with what the model computes.
+
+    tokenizer: with the think markers. Raises ConfigError for a head that does something else.
+    """
+    refused = f"model.spec {spec!r} ({type(hf).__name__}) cannot be used: "
+    out = hf.get_output_embeddings()
+    try:
+        rows = weight_of(out).shape[0]
+        assert out is not None
+        with torch.no_grad():
+            ids = _ids(hf, _SHORT)
+            hidden = hf.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+            logits = hf(input_ids=ids[None], use_cache=False).logits[0].double()
+            raw = raw_logits(out, hidden).double()
+    except Exception as error:
+        raise ConfigError(
+            f"{refused}its own forward ends in {_words(error)}; choose another model"
+        ) from error
+    columns = logits.shape[1]
+    if columns > rows or len(logits) != len(raw):
+        raise ConfigError(
+            f"{refused}its logits have the shape {tuple(logits.shape)} and its output embedding "
+            f"has {rows} rows; choose another model"
+        )
+    known = min(columns, max(tokenizer.get_vocab().values()) + 1)
+    vocabulary = None if known == rows else known
+    tolerance = _tolerance(hidden) * logits.std().clamp_min(1e-30)
+    best = float("inf")
+    for scale, soft_cap in _shapes(hf.config.get_text_config()):
+        head = Head(scale, soft_cap, vocabulary)
+        gap = (head.scaled(raw[:, :columns]) - logits).abs().max()
+        if gap <= tolerance:
+            return head
+        best = min(best, float(gap / logits.std()))
+    raise ConfigError(
+        f"{refused}its logits are no scaled and soft-capped products of its hidden states with its "
+        f"output embedding (off by {best:.2g} standard deviations); choose another model"
+    )
+
+
+def check_trunk(hf: PreTrainedModel, spec: str, span: int | None = None) -> int:
+    """Compare trees with the model's own attention on the unshared sequences, and decoding too, on
+    a tree that is long enough for every window and switch of the config that `span` positions meet.
+
+    span: the longest sequence that will be used; None: as far as the model sees, up to the first
+    switch behind 512 positions.
+    Returns the longest sequence that trees can have. Leaves the model with the trees' attention.
+    Raises ConfigError with the reason; the model then has the attention that it had.
+    """
+    before = hf.config._attn_implementation
+    refused = f"model.spec {spec!r} ({type(hf).__name__}) cannot run token trees: "
+    try:
+        return _check_trunk(hf, span)
+    except Exception as error:
+        hf.set_attn_implementation(before)
+        cause = str(error) if isinstance(error, ConfigError) else _words(error)
+        if isinstance(error, NotATreeError):
+            cause = "its layers do not pass keywords on to their attention"
+        raise ConfigError(f"{refused}{cause}; {REMEDY}") from error
+
+
+@torch.no_grad()
+def _check_trunk(hf: PreTrainedModel, span: int | None) -> int:
+    if not hf._supports_attention_backend:
+        raise ConfigError("it does not go through the transformers attention interface")
+    if any(True for _ in _named(hf.config.to_dict(), r"^index_topk$")):
+        raise ConfigError("its layers pick the keys that a token sees (sparse attention)")
+    limit = _limit(hf)
+    switches = sorted(set(_switches(hf.config.get_text_config().to_dict())))
+    if span is None:
+        beyond = [s for s in switches if s >= CHECKED_UNASKED]
+        limit = min(limit, *beyond) if beyond else limit
+        span = limit
+    span = min(span, limit)
+    met = [s for s in switches if s < span]
+    # One position more than a switch is beyond it; a few more make it show in many rows.
+    longest = max(_SHORT, min(max(met, default=0) + 8, span))
+    if longest > span:
+        raise ConfigError(f"it sees {span} positions, and its check takes {longest}")
+
+    own = hf.config._attn_implementation
+    tree = _Probe.of(longest)
+    ids = _ids(hf, tree.layout.num_tokens)
+    expected = {
+        s: hf.base_model(input_ids=ids[tree.layout.unshared(s)][None], use_cache=False)
+        .last_hidden_state[0]
+        .double()
+        for s in tree.asked
+    }
+    notes = note_layers(hf, ids[:8], span)
+    _require_layers(hf, notes.calls)
+    hf.set_attn_implementation(ATTENTION)
+    positions = tree.layout.position_ids().to(hf.device)
+    hidden = trunk(hf, ids, positions, TreeAttention(tree.layout, hf.device))
+    _require_equal(tree, hidden.double(), expected, _tolerance(hidden), "its hidden states")
+    decoded = _decode(hf, tree, ids)
+    for segment, found in decoded.items():
+        gap = _gap(found.double(), expected[segment])
+        _require(gap, _tolerance(hidden), "what it decodes, token by token,", own)
+    return limit
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A long page with short branches at its end, and branches of these; a short page beside it.
+
+    asked: segments whose unshared sequences are compared; they cover all others.
+    """
+
+    layout: TreeLayout
+    asked: tuple[int, ...]
+
+    @classmethod
+    def of(cls, longest: int) -> "_Probe":
+        page = longest - 8
+        layout = TreeLayout(
+            (page, 5, 4, 4, 5, 7, 4),
+            (-1, 0, 1, 0, 0, -1, 5),
+            (0, page - 1, 4, page, page // 3, 0, 3),
+        )
+        return cls(layout, (2, 3, 4, 6, 5))
+
+
+def _require_equal(
+    tree: _Probe, hidden: Tensor, expected: dict[int, Tensor], tolerance: float, what: str
+) -> None:
+    for segment, wanted in expected.items():
+        rows = tree.layout.unshared(segment)
+        _require(_gap(hidden[rows], wanted), tolerance, what, "own")
+
+
+def _gap(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference of the last rows, in standard deviations: so that the bound does not
+    depend on the model."""
+    return float((found - wanted[-len(found) :]).abs().max() / wanted.std().clamp_min(1e-30))
+
+
+def _require(gap: float, tolerance: float, what: str, _: str) -> None:
+    if not gap <= tolerance:
+        raise ConfigError(
+            f"{what} differ from its own attention's by {gap:.2g} standard deviations (bound "
+            f"{tolerance}); its layers do something with a sequence that branches do not have "
+            "(convolutions, states, or positions in a way that is not supported)"
+        )
+
+
+def _decode(hf: PreTrainedModel, tree: _Probe, ids: Tensor) -> dict[int, Tensor]:
+    """The branches that hang at the end of the page, token by token: segment -> [n, H]."""
+    layout, device = tree.layout, hf.device
+    page = layout.lengths[0]
+    recorder = PrefixRecorder((page,), page, device)
+    trunk(hf, ids[:page], torch.arange(page, device=device), recorder)
+    branches = (1, 3)
+    visible = torch.tensor([[layout.attach[s] for s in branches]], device=device)
+    attention = DecodeAttention(recorder, visible, 4)
+    steps = []
+    for t in range(4):
+        token = torch.stack([ids[layout.offsets[s] + t] for s in branches])
+        steps.append(trunk(hf, token, visible[0] + t, attention))
+        attention.advance()
+    # The first branch is compared as part of what hangs at it.
+    return {3: torch.stack(steps)[:, 1]}
+
+
+def _require_layers(hf: PreTrainedModel, calls: list[int]) -> None:
+    layers = hf.config.get_text_config().num_hidden_layers
+    if len(calls) < layers:
+        raise ConfigError(
+            f"{layers - len(calls)} of its {layers} layers do not go through the attention "
+            "interface (state-space and linear-attention layers cannot branch)"
+        )
+    if len(set(calls)) < len(calls):
+        raise ConfigError("some of its layers run more than once a token")
+
+
+def _limit(hf: PreTrainedModel) -> int:
+    """The longest sequence for which every position means the same in sequences of all lengths.
+
+    Rotary frequencies that depend on the longest position of a call (longrope, dynamic NTK) are
+    those of short sequences up to there: a tree has one call for sequences of many lengths.
+    """
+    config = hf.config.get_text_config()
+    # Of chunks (Llama 4's) trees know one.
+    names = ("max_position_embeddings", "attention_chunk_size")
+    found = [getattr(config, name, None) for name in names]
+    for module in hf.modules():
+        kinds = getattr(module, "rope_type", None)
+        own = kinds.values() if isinstance(kinds, dict) else [kinds]
+        if {"longrope", "dynamic"} & {str(kind) for kind in own}:
+            found += [
+                n
+                for n in _named(config.to_dict(), r"^original_max_position_embeddings$")
+                if isinstance(n, int)
+            ]
+    return min((n for n in found if n), default=2**31)
+
+
+def _switches(config: dict[str, object]) -> Iterator[int]:
+    for number in _named(config, _SWITCHES):
+        if isinstance(number, int) and not isinstance(number, bool) and number > 1:
+            yield number
+
+
+def _named(config: object, name: str | re.Pattern[str]) -> Iterator[object]:
+    """Values of a config whose keys match, however deep."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if re.search(name, str(key)) and not isinstance(value, dict | list):
+                yield value
+            elif isinstance(value, dict | list):
+                yield from _named(value, name)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _named(value, name)
+
+
+def _shapes(config: PreTrainedConfig) -> Iterator[tuple[float, float | None]]:
+    """(scale, soft cap) that a head may have: plain first, then by the numbers of the config."""
+    numbers = {k: v for k, v in config.to_dict().items() if type(v) in (int, float) and v > 0}
+    scales = [1.0]
+    for key, value in numbers.items():
+        if _SCALES.search(key):
+            scales += [float(value), 1.0 / value]
+    if "dim_model_base" in numbers:  # MiniCPM's (2404.06395)
+        scales.append(numbers["dim_model_base"] / numbers["hidden_size"])
+    caps = [None, *(float(v) for k, v in numbers.items() if _CAPS.search(k))]
+    for soft_cap in caps:
+        for scale in dict.fromkeys(scales):
+            yield scale, soft_cap
+
+
+def _ids(hf: PreTrainedModel, number: int) -> Tensor:
+    vocabulary = weight_of(hf.get_input_embeddings()).shape[0]
+    return (torch.arange(number, device=hf.device) * 7919 + 11) % vocabulary
+
+
+def _tolerance(x: Tensor) -> float:
+    # Norms of transformers work in float32 whatever the type, so float64 has no bound of its own.
+    return 1e-3 if x.dtype in (torch.float64, torch.float32) else 0.1
+
+
+def _words(error: Exception) -> str:
+    """An error of somebody else's code, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
