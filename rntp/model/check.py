@@ -27,6 +27,8 @@ _SWITCHES = re.compile(
 # A caller who names no length gets a check of these; longer ones cost seconds on a large model.
 CHECKED_UNASKED = 512
 _SHORT = 24
+_LEAST = 12
+UNLIMITED = 1 << 20
 REMEDY = "choose another model, or set model.sharing to none"
 
 
@@ -37,38 +39,47 @@ def check_head(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: st
     tokenizer: with the think markers. Raises ConfigError for a head that does something else.
     """
     refused = f"model.spec {spec!r} ({type(hf).__name__}) cannot be used: "
-    out = hf.get_output_embeddings()
     try:
-        rows = weight_of(out).shape[0]
-        assert out is not None
-        with torch.no_grad():
-            ids = _ids(hf, _SHORT)
-            hidden = hf.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
-            logits = hf(input_ids=ids[None], use_cache=False).logits[0].double()
-            raw = raw_logits(out, hidden).double()
-    except Exception as error:
+        return _find_head(hf, max(tokenizer.get_vocab().values()) + 1)
+    except ConfigError as error:
+        raise ConfigError(f"{refused}{error}; choose another model") from error
+    except Exception as error:  # of the class's own code
         raise ConfigError(
             f"{refused}its own forward ends in {_words(error)}; choose another model"
         ) from error
+
+
+@torch.no_grad()
+def _find_head(hf: PreTrainedModel, tokens: int) -> Head:
+    """tokens: ids that the tokenizer may give are below."""
+    out = hf.get_output_embeddings()
+    if out is None:
+        raise ConfigError("it has no output embedding")
+    rows = weight_of(out).shape[0]
+    ids = _ids(hf, min(_SHORT, _own_limit(hf)))
+    hidden = hf.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+    logits = hf(input_ids=ids[None], use_cache=False).logits[0].double()
     columns = logits.shape[1]
-    if columns > rows or len(logits) != len(raw):
+    if columns > rows or len(logits) != len(hidden):
         raise ConfigError(
-            f"{refused}its logits have the shape {tuple(logits.shape)} and its output embedding "
-            f"has {rows} rows; choose another model"
+            f"its logits have the shape {tuple(logits.shape)}, and its output embedding has {rows} "
+            "rows"
         )
-    known = min(columns, max(tokenizer.get_vocab().values()) + 1)
+    # Of the width of the embedding, or nothing that is known here lies between.
+    fits = hidden.shape[1] == weight_of(out).shape[1]
+    raw = raw_logits(out, hidden).double() if fits else logits
+    known = min(columns, tokens)
     vocabulary = None if known == rows else known
-    tolerance = _tolerance(hidden) * logits.std().clamp_min(1e-30)
-    best = float("inf")
-    for scale, soft_cap in _shapes(hf.config.get_text_config()):
+    best, spread = float("inf"), logits.std().clamp_min(1e-30)
+    for scale, soft_cap in _shapes(hf.config.get_text_config()) if fits else ():
         head = Head(scale, soft_cap, vocabulary)
-        gap = (head.scaled(raw[:, :columns]) - logits).abs().max()
-        if gap <= tolerance:
+        gap = float((head.scaled(raw[:, :columns]) - logits).abs().max() / spread)
+        if gap <= _tolerance(hidden):
             return head
-        best = min(best, float(gap / logits.std()))
+        best = min(best, gap)
     raise ConfigError(
-        f"{refused}its logits are no scaled and soft-capped products of its hidden states with its "
-        f"output embedding (off by {best:.2g} standard deviations); choose another model"
+        "its logits are no scaled and soft-capped products of its last hidden states with its "
+        f"output embedding (off by {best:.2g} standard deviations or more)"
     )
 
 
@@ -99,20 +110,23 @@ def _check_trunk(hf: PreTrainedModel, span: int | None) -> int:
         raise ConfigError("it does not go through the transformers attention interface")
     if any(True for _ in _named(hf.config.to_dict(), r"^index_topk$")):
         raise ConfigError("its layers pick the keys that a token sees (sparse attention)")
-    limit = _limit(hf)
+    own_limit, (tree_limit, why) = _own_limit(hf), _tree_limit(hf)
+    if span is not None and tree_limit < min(span, own_limit):
+        raise ConfigError(
+            f"{why} at {tree_limit} positions, and the run reaches {span}; lower "
+            "data.context_tokens or thought.thought_tokens"
+        )
+    limit = min(own_limit, tree_limit)
     switches = sorted(set(_switches(hf.config.get_text_config().to_dict())))
     if span is None:
-        beyond = [s for s in switches if s >= CHECKED_UNASKED]
-        limit = min(limit, *beyond) if beyond else limit
-        span = limit
-    span = min(span, limit)
-    met = [s for s in switches if s < span]
+        limit = min([limit, *(s for s in switches if s >= CHECKED_UNASKED)])
+    span = min(span or limit, limit)
     # One position more than a switch is beyond it; a few more make it show in many rows.
-    longest = max(_SHORT, min(max(met, default=0) + 8, span))
-    if longest > span:
-        raise ConfigError(f"it sees {span} positions, and its check takes {longest}")
+    met = max((s for s in switches if s < span), default=0)
+    longest = min(max(_SHORT, met + 8), span)
+    if longest < _LEAST:
+        raise ConfigError(f"it sees {span} positions, and its check takes {_LEAST}")
 
-    own = hf.config._attn_implementation
     tree = _Probe.of(longest)
     ids = _ids(hf, tree.layout.num_tokens)
     expected = {
@@ -126,11 +140,12 @@ def _check_trunk(hf: PreTrainedModel, span: int | None) -> int:
     hf.set_attn_implementation(ATTENTION)
     positions = tree.layout.position_ids().to(hf.device)
     hidden = trunk(hf, ids, positions, TreeAttention(tree.layout, hf.device))
-    _require_equal(tree, hidden.double(), expected, _tolerance(hidden), "its hidden states")
-    decoded = _decode(hf, tree, ids)
-    for segment, found in decoded.items():
+    for segment, wanted in expected.items():
+        rows = tree.layout.unshared(segment)
+        _require_small(_gap(hidden[rows].double(), wanted), hidden, "its hidden states differ")
+    for segment, found in _decode(hf, tree, ids).items():
         gap = _gap(found.double(), expected[segment])
-        _require(gap, _tolerance(hidden), "what it decodes, token by token,", own)
+        _require_small(gap, hidden, "what it decodes token by token differs")
     return limit
 
 
@@ -155,26 +170,18 @@ class _Probe:
         return cls(layout, (2, 3, 4, 6, 5))
 
 
-def _require_equal(
-    tree: _Probe, hidden: Tensor, expected: dict[int, Tensor], tolerance: float, what: str
-) -> None:
-    for segment, wanted in expected.items():
-        rows = tree.layout.unshared(segment)
-        _require(_gap(hidden[rows], wanted), tolerance, what, "own")
-
-
 def _gap(found: Tensor, wanted: Tensor) -> float:
     """The largest difference of the last rows, in standard deviations: so that the bound does not
     depend on the model."""
     return float((found - wanted[-len(found) :]).abs().max() / wanted.std().clamp_min(1e-30))
 
 
-def _require(gap: float, tolerance: float, what: str, _: str) -> None:
-    if not gap <= tolerance:
+def _require_small(gap: float, hidden: Tensor, what: str) -> None:
+    if not gap <= _tolerance(hidden):
         raise ConfigError(
-            f"{what} differ from its own attention's by {gap:.2g} standard deviations (bound "
-            f"{tolerance}); its layers do something with a sequence that branches do not have "
-            "(convolutions, states, or positions in a way that is not supported)"
+            f"{what} from its own attention's by {gap:.2g} standard deviations (bound "
+            f"{_tolerance(hidden)}); its layers do something with a sequence that branches do not "
+            "have (convolutions, states, or positions in a way that is not supported)"
         )
 
 
@@ -207,26 +214,30 @@ def _require_layers(hf: PreTrainedModel, calls: list[int]) -> None:
         raise ConfigError("some of its layers run more than once a token")
 
 
-def _limit(hf: PreTrainedModel) -> int:
-    """The longest sequence for which every position means the same in sequences of all lengths.
-
-    Rotary frequencies that depend on the longest position of a call (longrope, dynamic NTK) are
-    those of short sequences up to there: a tree has one call for sequences of many lengths.
-    """
+def _own_limit(hf: PreTrainedModel) -> int:
+    """The longest sequence that a model says it sees."""
     config = hf.config.get_text_config()
-    # Of chunks (Llama 4's) trees know one.
-    names = ("max_position_embeddings", "attention_chunk_size")
-    found = [getattr(config, name, None) for name in names]
+    limit = config.to_dict().get("max_position_embeddings")
+    if limit is None:  # some say it by another name
+        limit = getattr(config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else UNLIMITED
+
+
+def _tree_limit(hf: PreTrainedModel) -> tuple[int, str]:
+    """The longest sequence for which a position means the same in sequences of all lengths, and
+    what changes there: a tree has one call for sequences of many lengths."""
+    config = hf.config.get_text_config().to_dict()
+    chunk = config.get("attention_chunk_size")
+    if isinstance(chunk, int):
+        return chunk, "its layers begin a new chunk (attention_chunk_size)"
     for module in hf.modules():
         kinds = getattr(module, "rope_type", None)
         own = kinds.values() if isinstance(kinds, dict) else [kinds]
         if {"longrope", "dynamic"} & {str(kind) for kind in own}:
-            found += [
-                n
-                for n in _named(config.to_dict(), r"^original_max_position_embeddings$")
-                if isinstance(n, int)
-            ]
-    return min((n for n in found if n), default=2**31)
+            named = _named(config, r"^original_max_position_embeddings$")
+            switch = min((n for n in named if isinstance(n, int)), default=UNLIMITED)
+            return switch, "its rotary frequencies change for the whole sequence (longrope)"
+    return UNLIMITED, ""
 
 
 def _switches(config: dict[str, object]) -> Iterator[int]:

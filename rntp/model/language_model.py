@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from rntp.errors import ConfigError
-from rntp.model.attention import Attention, trunk
+from rntp.model.attention import ATTENTION, Attention, own_attention, trunk
 from rntp.model.check import check_head, check_trunk
 from rntp.model.head import Head, bias_of, raw_logits, weight_of
 from rntp.model.markers import learn_marker
@@ -182,6 +182,8 @@ def pick_device(name: str) -> torch.device:
 
 def _make_usable(hf: PreTrainedModel) -> None:
     """What some classes need before anything else, in place."""
+    if hf.config._attn_implementation == ATTENTION:  # it was in use before
+        hf.set_attn_implementation(own_attention(hf))
     if hf.base_model is hf:  # its name for the trunk is another's
         trunks = [name for name in ("model", "transformer", "decoder") if hasattr(hf, name)]
         hf.base_model_prefix = trunks[0] if trunks else hf.base_model_prefix
