@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from rntp_kernels.linear_logprob import default_chunk_rows
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from rntp import rewards
 from rntp.config import Config
@@ -46,19 +46,16 @@ class Shape:
         # Tied embeddings are one tensor and count once.
         embeddings = {id(p): p.numel() for end in ends if end for p in end.parameters()}
         text = model.config.get_text_config()
-        # Layers without attention have no heads, and configs of layers of many kinds other names.
-        heads = getattr(text, "num_attention_heads", None) or 1
-        heads = heads if isinstance(heads, int) else max(heads)
-        head = getattr(text, "head_dim", None) or text.hidden_size // heads
-        inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+        heads = _number(text, "num_attention_heads", "n_heads", "num_heads") or 1
+        head = _number(text, "head_dim") or text.hidden_size // heads
         return cls(
             parameters=parameters,
             trunk=parameters - sum(embeddings.values()),
             hidden=text.hidden_size,
-            intermediate=inner if isinstance(inner, int) else max(inner),
+            intermediate=_number(text, "intermediate_size") or 4 * text.hidden_size,
             layers=text.num_hidden_layers,
             vocabulary=text.vocab_size,
-            kv_width=(getattr(text, "num_key_value_heads", None) or heads) * head,
+            kv_width=(_number(text, "num_key_value_heads") or heads) * head,
             shares=shares,
         )
 
@@ -71,6 +68,20 @@ class Shape:
             hf = AutoModelForCausalLM.from_config(hf_config)
         shares = sharing == "tree" or (sharing == "auto" and not cannot_branch(hf))
         return cls.of(hf, shares=shares)
+
+
+def _number(config: PreTrainedConfig, *names: str) -> int | None:
+    """The first of these that a config has; the largest, where layers have their own."""
+    for name in names:
+        try:
+            found = getattr(config, name, None)
+        except RuntimeError:  # it is another one in every layer, says transformers
+            found = [getattr(layer, name, None) for layer in config.per_layer_config]
+        if isinstance(found, list | tuple):
+            found = max((n for n in found if isinstance(n, int)), default=None)
+        if isinstance(found, int):
+            return found
+    return None
 
 
 @dataclass(frozen=True)

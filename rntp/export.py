@@ -13,7 +13,7 @@ from rntp import __version__, checkpoint
 from rntp.config import Config
 from rntp.errors import CheckpointError, ConfigError
 from rntp.log import read_manifest
-from rntp.model import LanguageModel
+from rntp.model import LanguageModel, own_attention
 from rntp.tokenizer import encode
 from rntp.trained import open_trained
 
@@ -42,7 +42,7 @@ def write_folder(model: LanguageModel, out: Path, texts: Mapping[str, str]) -> N
     Raises CheckpointError if plain transformers computes something else with the folder.
     """
     if model.shares:  # else the model has its own attention already
-        model.hf.set_attn_implementation("sdpa")
+        model.hf.set_attn_implementation(own_attention(model.hf))
     ids = encode(model.tokenizer, PROBE)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".tmp-export-", dir=out.parent))

@@ -113,6 +113,7 @@ def open_model(config: Config) -> LanguageModel:
         dtype=dtype,
         device=pick_device(config.model.device),
         sharing=config.model.sharing,
+        span=config.span_tokens,
     )
     if config.objective.router_weight > 0 and not routers(model.hf):
         raise ConfigError(

@@ -15,6 +15,7 @@ from torch import Tensor
 from rntp.advantages import leave_one_out
 from rntp.bench.job import Job
 from rntp.model import ATTENTION
+from rntp.model import own_attention as usual_attention
 from rntp.types import Rollout
 
 
@@ -159,7 +160,7 @@ def _left_padded(sequences: Sequence[Tensor], device: torch.device) -> tuple[Ten
 @contextmanager
 def own_attention(job: Job) -> Iterator[None]:
     """The model computes ordinary sequences with torch's attention inside the block."""
-    job.model.hf.set_attn_implementation("sdpa")
+    job.model.hf.set_attn_implementation(usual_attention(job.model.hf))
     try:
         yield
     finally:

@@ -43,6 +43,7 @@ def third_losses(
         think_open=config.model.think_open,
         think_close=config.model.think_close,
         device=device,
+        span=config.span_tokens,
     )
     cast_parameters(model.hf, getattr(torch, config.model.dtype))
     horizon, found = config.reward.horizon, []

@@ -122,7 +122,7 @@ def _write(
     drawn: list[list[int]] = [[] for _ in before]
     texts: list[str | None] = [None for _ in before]
     for t in range(most):
-        logits = hidden @ model.head.T
+        logits = model.logits(hidden)
         noise = uniform(config.run.seed, "task answer", ordinal, token=t)
         pick = draw if temperature else greedy
         token, _ = pick(logits, noise, temperature or 1.0)

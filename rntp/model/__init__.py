@@ -1,5 +1,7 @@
 """Language models that run token trees: loading, checking, attention and head."""
 
+from rntp.model.attention import ATTENTION, own_attention
+from rntp.model.head import Head
 from rntp.model.language_model import (
     LanguageModel,
     Sharing,
@@ -10,10 +12,13 @@ from rntp.model.language_model import (
 )
 
 __all__ = [
+    "ATTENTION",
+    "Head",
     "LanguageModel",
     "Sharing",
     "adopt_model",
     "cast_parameters",
     "load_model",
+    "own_attention",
     "pick_device",
 ]

@@ -6,7 +6,6 @@ sequence beside, and not on the length; and its head has to be what its hidden s
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rntp.errors import ConfigError
+from rntp.model.check import own_limit, rotary_limit, switches_of
 from rntp.model.unshared import FILLING, Plain, in_words, run_plain
 
 
@@ -33,7 +33,7 @@ class Head(Protocol):
 
 
 TOKENS = 40  # of a sequence of the check
-MOST_TOKENS = 520  # of the one that reaches over windows and chunks
+MOST_TOKENS = 520  # of one that reaches over switches of the config, where no span is given
 DRAWN = 3  # tokens that the cache is tried with
 
 
@@ -53,74 +53,38 @@ def check_ends(hf: PreTrainedModel, spec: str) -> None:
             )
 
 
-def in_float64(hf: PreTrainedModel) -> None:
-    """Have experts computed one by one: their grouped products know no float64."""
-    if getattr(hf.config, "_experts_implementation", None) and hf._can_set_experts_implementation():
-        hf.set_experts_implementation("eager")
-
-
 @torch.no_grad()
-def check_runs_plain(hf: PreTrainedModel, head: Head, spec: str, why: str) -> tuple[Plain, int]:
+def check_runs_plain(
+    hf: PreTrainedModel, head: Head, spec: str, plain: Plain, span: int | None = None
+) -> tuple[Plain, int]:
     """How the model runs plain sequences, and the longest one that it may see, in positions.
 
-    why: it runs no trees. Raises ConfigError, with class, cause and remedy, for models that are no
-    functions of the tokens before.
+    plain: why, and where its hidden states are. span: the longest sequence that will be used;
+    None: as far as the check goes. Raises ConfigError, with class, cause and remedy, for models
+    that are no functions of the tokens before.
     """
     refused = f"model.spec {spec!r} ({type(hf).__name__}) cannot be trained, not even unshared: "
-    span = max_span(hf)
-    # RWKV divides its weights by powers of 2 in place as soon as it is evaluated, against overflow
-    # in float16: they would be trained and saved like that.
-    if getattr(hf.config, "rescale_every", 0):
-        hf.config.rescale_every = 0
     try:
-        plain = _that_has_the_head(hf, head, Plain(why))
+        seen, (rotary, why) = own_limit(hf), rotary_limit(hf)
+        if span is not None and rotary < min(span, seen):
+            raise ConfigError(
+                f"{why} at {rotary} positions, so that no token behind them has a meaning of its "
+                f"own, and the run reaches {span}; lower data.context_tokens or "
+                "thought.thought_tokens"
+            )
+        limit = min(seen, rotary)
+        short = min(limit, TOKENS)
         probe = _Probe(hf, head, plain)
-        probe.check_function(min(span, TOKENS))
-        probe.check_function(min(span, max([2 * n + 8 for n in _widths(hf)], default=0)))
-        together = probe.may_share(min(span, TOKENS))
-        cached = probe.decodes(min(span, TOKENS))
-        _check_gradient(hf, plain, min(span, TOKENS))
+        probe.check_head(short)
+        probe.check_function(short)
+        switches = switches_of(hf.config.get_text_config().to_dict())
+        met = [s for s in switches if s < min(span or MOST_TOKENS, limit)]
+        probe.check_function(min(limit, max(met, default=0) + 8))
+        together, cached = probe.may_share(short), probe.decodes(short)
+        _check_gradient(hf, plain, short)
     except ConfigError as error:
         raise ConfigError(refused + str(error)) from error
-    return replace(plain, together=together, cached=cached), span
-
-
-def max_span(hf: PreTrainedModel) -> int:
-    """The longest sequence whose rows do not depend on its length, and that positions reach to."""
-    text = hf.config.get_text_config()
-    limits = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions")]
-    limits += [limit for _, limit in length_switches(hf)]
-    return min((n for n in limits if isinstance(n, int) and n > 0), default=2**31)
-
-
-def length_switches(hf: PreTrainedModel) -> list[tuple[str, int]]:
-    """Kinds of rotary embeddings whose frequencies are others for all tokens of a sequence once it
-    is longer than so many positions: (kind, positions)."""
-    text = hf.config.get_text_config()
-    given = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None)
-    sets = [given, *given.values()] if isinstance(given, dict) else []
-    whole = getattr(text, "max_position_embeddings", None)
-    found = []
-    for rope in sets:
-        if not isinstance(rope, dict):
-            continue
-        kind = rope.get("rope_type", rope.get("type"))
-        original = rope.get("original_max_position_embeddings") or getattr(
-            text, "original_max_position_embeddings", None
-        )
-        limit = {"longrope": original, "dynamic": whole}.get(str(kind))
-        if limit:
-            found.append((str(kind), int(limit)))
-    return found
-
-
-def _widths(hf: PreTrainedModel) -> Iterator[int]:
-    """Windows, chunks and blocks of the config that the check can reach over."""
-    for name, value in vars(hf.config.get_text_config()).items():
-        wide = any(part in name for part in ("window", "chunk", "block_size"))
-        number = value if isinstance(value, int) and not isinstance(value, bool) else 0
-        if wide and number > 0 and 2 * number + 8 <= MOST_TOKENS:
-            yield number
+    return replace(plain, together=together, cached=cached), limit
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -147,31 +111,6 @@ def _gap(found: Tensor, wanted: Tensor) -> float:
     if found.shape != wanted.shape or not torch.equal(known, torch.isfinite(found)):
         return float("inf")
     return float((found[known] - wanted[known]).abs().max() / wanted[known].std())
-
-
-def _that_has_the_head(hf: PreTrainedModel, head: Head, plain: Plain) -> Plain:
-    """Where hidden states are read: behind the trunk, or else where the head is called."""
-    ids = _ids(hf, min(max_span(hf), 16))
-    own = _own_logits(hf, ids)
-    if not _gap(_own_logits(hf, ids), own) <= tolerance(own.dtype):
-        raise ConfigError("two forwards of the same tokens differ: something in it is random")
-    gaps = []
-    for at_head in (False, True):
-        tried = replace(plain, at_head=at_head)
-        try:
-            hidden = run_plain(hf, tried, ids[None]).hidden[0]
-            gap = _head_gap(head, hidden, own)
-        except (ConfigError, RuntimeError, AttributeError) as error:
-            gaps.append(str(error))
-            continue
-        if gap <= tolerance(own.dtype):
-            return tried
-        gaps.append(f"{gap:.2g} standard deviations")
-    raise ConfigError(
-        f"its logits are not those of its head on the hidden states ({gaps[0]} behind the trunk, "
-        f"{gaps[1]} at the head itself; bound {tolerance(own.dtype)}): it transforms logits in a "
-        "way that is not supported; choose another model"
-    )
 
 
 def _head_gap(head: Head, hidden: Tensor, own: Tensor) -> float:
@@ -219,6 +158,20 @@ class _Probe:
 
     def _same(self, found: Tensor, wanted: Tensor) -> bool:
         return _gap(found, wanted) <= tolerance(wanted.dtype)
+
+    def check_head(self, number: int) -> None:
+        """Raise ConfigError unless log-probs are those of the model's own logits."""
+        ids = _ids(self._hf, number)
+        own = _own_logits(self._hf, ids)
+        if not _gap(_own_logits(self._hf, ids), own) <= tolerance(own.dtype):
+            raise ConfigError("two forwards of the same tokens differ: something in it is random")
+        hidden = run_plain(self._hf, self._plain, ids[None]).hidden[0]
+        gap = _head_gap(self._head, hidden, own)
+        if not gap <= tolerance(own.dtype):
+            raise ConfigError(
+                f"log-probs of its hidden states differ from those of its logits by {gap:.2g} "
+                f"standard deviations (bound {tolerance(own.dtype)}); choose another model"
+            )
 
     def check_function(self, number: int) -> None:
         """Raise ConfigError unless rows depend on the tokens up to theirs, and on nothing else."""
