@@ -289,7 +289,7 @@ def step_line(metrics: Metrics, total_steps: int) -> str:
 
     parts = [f"step {int(metrics['step']):>{len(str(total_steps))}}/{total_steps}"]
     if has("skipped") and float(metrics["skipped"]):
-        parts.append("SKIPPED: not finite, no update")
+        parts.append(f"SKIPPED: not finite, updates dropped: {int(metrics['skipped'])}")
     if has("reward/mean"):
         sem = f"±{number('reward/sem', '.3f')}" if has("reward/sem") else ""
         parts.append(f"reward {number('reward/mean', '.3f')}{sem}")

@@ -52,6 +52,7 @@ class Tally:
             whole.judgements += part.judgements
             whole.elsewhere += part.elsewhere
             whole.losses += part.losses
+            whole.clipped_tokens += part.clipped_tokens
         return whole
 
     def add(self, scores: Scores, judgement: Judgement, elsewhere: Elsewhere, loss: Loss) -> None:
@@ -61,9 +62,11 @@ class Tally:
         self.elsewhere.append(elsewhere)
         self.losses.append(replace(loss, total=loss.total.detach()))
 
-    @property
-    def loss_is_finite(self) -> bool:
-        return all(bool(torch.isfinite(part.total)) for part in self.losses)
+    def known(self, i: int) -> tuple[Scores, Judgement, Elsewhere]:
+        """What the first epoch found of microbatch i, for one more over the same thoughts."""
+        scores = self.scores[i]
+        elsewhere = replace(self.elsewhere[i], old_logp_M=scores.thought_logp_M)
+        return scores, self.judgements[i], elsewhere
 
     @property
     def pages(self) -> list[Rollout]:

@@ -76,7 +76,7 @@ def test_step_line_reads_as_documented() -> None:
 
 def test_step_line_marks_a_skipped_step_and_leaves_out_what_is_missing() -> None:
     line = step_line({"step": 7, "skipped": 1, "grad_norm": math.nan}, 24)
-    assert line == "step  7/24  SKIPPED: not finite, no update  grad nan"
+    assert line == "step  7/24  SKIPPED: not finite, updates dropped: 1  grad nan"
 
 
 @pytest.mark.parametrize(

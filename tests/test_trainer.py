@@ -345,8 +345,8 @@ def test_a_frozen_judge_parts_from_the_policy(raw: dict, tmp_path: Path) -> None
 
 def test_a_skipped_step_is_not_followed(raw: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["baseline.weights=ema", "baseline.decay=0.5", "placement.policy=learnability"]
+    monkeypatch.setenv("RNTP_FAULT", "gradient#1=nan")
     trainer = Trainer(Config.parse(raw, [*options, "evaluation.enabled=false", "run.steps=1"]))
-    monkeypatch.setattr("rntp.trainer.Tally.loss_is_finite", False)
     kept = {name: t.clone() for name, t in trainer.reference.tensors().items()}
     trainer.fit()
     for name, tensor in trainer.reference.tensors().items():
@@ -401,6 +401,59 @@ def test_several_epochs_over_the_same_thoughts(raw: dict, tmp_path: Path) -> Non
     assert other["reward/mean"] == first["reward/mean"]  # the same thoughts at first
     assert second["reward/mean"] != comparable(once.config.run.dir)[1]["reward/mean"]
     assert sum(row["policy/clip_frac"] for row in comparable(thrice.config.run.dir)) > 0
+
+
+@pytest.mark.parametrize("dropped", [[1], [2], [1, 2], []])
+def test_every_epochs_update_is_told_truly(
+    raw: dict, monkeypatch: pytest.MonkeyPatch, dropped: list[int]
+) -> None:
+    """Which of two updates was dropped, whether the weights moved, and what follows them."""
+    raw["evaluation"] = {"enabled": False}
+    raw["parallel"]["tokens_per_microbatch"] = 4096  # one microbatch an epoch
+    options = ["objective.algorithm=clipped_ratio", "objective.epochs_per_rollout=2"]
+    options += ["baseline.weights=ema", "baseline.decay=0.5", "run.steps=1", "optim.lr=0.01"]
+    options += ["placement.policy=learnability"]
+    if dropped:
+        monkeypatch.setenv("RNTP_FAULT", ";".join(f"gradient#{n}=nan" for n in dropped))
+    trainer = Trainer(Config.parse(raw, options))
+    before = {name: master.detach().clone() for name, master in trainer.optimizer.masters.items()}
+    average = {name: t.clone() for name, t in trainer.reference.tensors().items()}
+    trainer.fit()
+    moved = any(not torch.equal(before[n], m) for n, m in trainer.optimizer.masters.items())
+    assert moved == (len(dropped) < 2)
+    followed = any(not torch.equal(average[n], t) for n, t in trainer.reference.tensors().items())
+    assert followed == moved
+    assert bool(trainer.record.tensors()["groups"].sum()) == moved
+    assert trainer.optimizer.moments()[f"step.{next(iter(before))}"] == 2 - len(dropped)
+    folder = trainer.config.run.dir
+    [row] = read_metrics(folder)
+    assert row["skipped"] == len(dropped)
+    assert (row["grad_norm"] is None) == (2 in dropped)
+    note = folder / "quarantine" / "step_00000001.json"
+    assert note.exists() == bool(dropped)
+    if dropped:
+        facts = json.loads(note.read_text())
+        assert (facts["dropped_updates"], facts["updates"], facts["moved"]) == (dropped, 2, moved)
+        assert facts["grad_norm"] is None
+        said = (folder / "log.txt").read_text()
+        assert ("weights and moments are unchanged" in said) == (not moved)
+        assert ("moved weights and moments" in said) == moved
+
+
+def test_a_dropped_first_epoch_leaves_the_second_what_it_would_be(
+    raw: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights have not moved, so the second epoch's update is the first one's."""
+    raw["evaluation"] = {"enabled": False}
+    options = ["objective.algorithm=clipped_ratio", "run.steps=1", "optim.lr=0.01"]
+    once = Trainer(Config.parse(raw, [*options, f"run.dir={tmp_path / 'once'}"]))
+    once.fit()
+    monkeypatch.setenv("RNTP_FAULT", "gradient#1=nan")
+    options += ["objective.epochs_per_rollout=2", f"run.dir={tmp_path / 'twice'}"]
+    twice = Trainer(Config.parse(raw, options))
+    twice.fit()
+    for name, master in once.optimizer.masters.items():
+        torch.testing.assert_close(twice.optimizer.masters[name], master, rtol=1e-5, atol=1e-7)
 
 
 def test_every_ratio_goes_several_epochs(raw: dict, tmp_path: Path) -> None:
