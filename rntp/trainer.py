@@ -114,6 +114,7 @@ class Trainer:
         check_names(config)
         import_wandb(config)
         ranks.decide(lambda: run_folder.check(config, resume), "start")
+        self.changed = ranks.decide(lambda: run_folder.changes(config), "start")
         manifest = open_data(config, tolerant=True)
         self.model = open_model(config)
         self.corpus = open_corpus(config, manifest, self.model.tokenizer)
@@ -178,7 +179,7 @@ class Trainer:
                 done = self._restore()
                 saver = self.saver = self._open_saver(done)
                 open_.callback(saver.wait)
-                log.write_manifest(self._facts(), self._ranks_facts())
+                log.write_manifest(self._facts(), self._start_facts())
                 self._greet(done)
                 fault_point("restored")
                 try:
@@ -573,6 +574,9 @@ class Trainer:
             if done < config.run.steps
             else f"{config.run.name}: all {done} steps are done; raise run.steps to go on"
         )
+        if self.changed:
+            listed = (f"{name}: {c['was']} → {c['is']}" for name, c in self.changed.items())
+            self.log.message(f"set otherwise than at the last start: {'; '.join(listed)}")
         if self.recomputes and self.config.parallel.activation_checkpointing == "auto":
             self.log.message(
                 "layers keep only their inputs for the backward (parallel.activation_checkpointing:"
@@ -585,10 +589,11 @@ class Trainer:
             self.log.message(f"{faults.ARMED_BY} is set: this run is made to fail", "warning")
         self.log.begin(done, config.run.steps)
 
-    def _ranks_facts(self) -> dict[str, object]:
-        """Of this start, which the next may do without."""
+    def _start_facts(self) -> dict[str, object]:
+        """Collect the facts of this start, which the next may change."""
         devices = self.ranks.gather(lambda: device_name(self.config.model.device), "start")
-        return {"world_size": self.ranks.size, "devices": devices}
+        facts: dict[str, object] = {"world_size": self.ranks.size, "devices": devices}
+        return {**facts, "changed": self.changed} if self.changed else facts
 
     def _facts(self) -> dict[str, object]:
         return {

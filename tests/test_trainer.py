@@ -242,64 +242,6 @@ def test_stopping_and_starting_again_changes_nothing(raw: dict, tmp_path: Path, 
     assert same_shards(one, other) == {"weights", "moments", "alarms"}
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["placement.policy=entropy"],
-        ["thought.temperature=0.7", "objective.ntp_weight=0"],
-        ["objective.advantage=group_mean", "objective.advantage_std=true"],
-        ["baseline.use=clip", "optim.schedule=cosine", "optim.weight_decay=0.1"],
-        ["objective.algorithm=clipped_ratio", "objective.epochs_per_rollout=2"],
-        [
-            "objective.continuation_weight=0",
-            "objective.algorithm=cispo",
-            "objective.epochs_per_rollout=2",
-            "objective.drop_dead_groups=true",
-            "reward.scheme=exact_prefix",
-        ],
-        ["reward.scheme=exact_prefix", "reward.shadows=[]"],
-        [
-            "reward.scheme=random",
-            f"reward.shadows=[{', '.join(sorted(rewards.REGISTRY))}]",
-            "thought.answer_tokens=3",
-            "reward.length_half_life=1",
-        ],
-        ["reward.scheme={judge_gold: 1, log_ratio: 0.1}", "thought.answer_tokens=2"],
-        ["reward.judge=frozen", "reward.scheme=judge_gold", "thought.answer_tokens=2"],
-        ["reward.scheme={mean_prob: 0.9, format_only: 0.1}", "baseline.use=clip"],
-        ["baseline.weights=ema", "baseline.decay=0.9", "baseline.use=clip"],
-        ["baseline.weights=frozen", "baseline.use=group_member", "model.dtype=float32"],
-        ["baseline.use=position_weight", "reward.scheme=mean_prob"],
-        ["placement.policy=learnability", "optim.lr=0.01"],
-        ["data.replay_docs=1", "optim.lr=0.01"],
-        ["placement.interleaved=true", "placement.policy=learnability", "model.dtype=float32"],
-        ["evaluation.every_steps=1", "evaluation.thoughts_per_position=2"],
-        ["rollout.docs_per_batch=1", "parallel.tokens_per_microbatch=16"],
-        ["model.dtype=float64"],
-    ],
-    ids=lambda options: options[0],
-)
-def test_options_run_and_resume(raw: dict, tmp_path: Path, options: list[str]) -> None:
-    """In two steps after a start, and in one after a resume: the same to the bit."""
-    raw["checkpoint"]["every_steps"] = 1
-    whole = fit(raw, *options, "run.steps=2", f"run.dir={tmp_path / 'whole'}").config.run.dir
-    metrics = comparable(whole)
-    assert all(math.isfinite(v) for row in metrics for v in row.values() if isinstance(v, float))
-    assert metrics[0]["nll/think"] != metrics[1]["nll/think"]
-    # As a kill after the first step leaves the folder.
-    copy = shutil.copytree(whole, tmp_path / "copy")
-    shutil.rmtree(copy / "checkpoints" / "step_00000002")
-    resumed = fit(raw, *options, "run.steps=2", f"run.dir={copy}").config.run.dir
-    assert comparable(resumed) == metrics
-    one, other = (d / "checkpoints" / "step_00000002" for d in (whole, resumed))
-    stems = same_shards(one, other)
-    assert ("reference" in stems) == any("=ema" in o or "=frozen" in o for o in options)
-    assert ("replay" in stems) == ("data.replay_docs=1" in options)
-    assert ("placement" in stems) == ("placement.policy=learnability" in options)
-    last = "eval/step_00000002.json"
-    assert json.loads((copy / last).read_text()) == json.loads((whole / last).read_text())
-
-
 def test_other_baseline_weights_reach_the_reward_and_nothing_else(
     raw: dict, tmp_path: Path
 ) -> None:
