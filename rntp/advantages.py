@@ -62,6 +62,10 @@ def advantages(
     return centred / std.clamp_min(std_floor)
 
 
-def dead_groups(reward_PG: Tensor, tolerance: float = 1e-6) -> Tensor:
-    """bool [P]: all thoughts of the group earn the same, so nothing can be learnt from it."""
-    return (reward_PG.amax(dim=1) - reward_PG.amin(dim=1)).abs() <= torch.as_tensor(tolerance)
+def dead_groups(reward_PG: Tensor, tolerance: float | Tensor = 1e-6) -> Tensor:
+    """Find the groups, bool [P], whose thoughts all earn the same: nothing is to be learnt there.
+
+    tolerance: reward units, a number or [P]: what equal rewards may differ by; see `rntp.rounding`.
+    """
+    spread_P = (reward_PG.amax(dim=1) - reward_PG.amin(dim=1)).abs()
+    return spread_P <= torch.as_tensor(tolerance, dtype=spread_P.dtype, device=spread_P.device)

@@ -8,7 +8,7 @@ import copy
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -123,6 +123,9 @@ class Placement(Section):
     """Which positions to think at; see `rntp.placement`."""
     positions_per_doc: Positive
     """Positions in one context (K)."""
+    ramp_steps: NonNegative = 0
+    """Steps over which a policy goes that changes as the run goes on (tiers: easy to hard); it
+    stays at its end from then on. Such a policy needs it; 0 is for the others."""
     interleaved: bool = False
     """Later thoughts of a context see one thought of each earlier position, drawn evenly, and so
     does their baseline. A page is read again for each position. Evaluation thinks in isolation."""
@@ -655,30 +658,76 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def identity(self) -> dict[str, Any]:
-        """The fields that decide what the run computes.
+        """The fields that decide what is trained.
 
-        Left out is what may change between two starts of one run without changing a number:
-        where it lies, how long it goes on, and how it saves, logs and cuts its work.
+        Left out is what may change between two starts of one run without changing an update: where
+        it lies, how long it goes on, on which device, what it measures and only logs, and how it
+        saves and cuts its work; and fields that nothing reads as the others are set.
         """
-        facts = self.model_dump(mode="json", exclude={"checkpoint", "log", "parallel", "rollout"})
-        of_the_start = ("name", "dir", "steps", "hang_timeout_s", "max_rollbacks", "stop_on_alarm")
-        for name in of_the_start:
-            del facts["run"][name]
-        del facts["model"]["sharing"]  # the numbers are the same
+        facts = self.model_dump(mode="json", exclude=_NOT_TRAINED)
+        for section, names in _FREE.items():
+            for name in names:
+                del facts[section][name]
+        for (section, name), reaches in _CONDITIONAL.items():
+            if not reaches(self):
+                del facts[section][name]
         # A manifest's digest is a corpus' identity, not its path.
-        del facts["data"]["source"]
-        for name in ("max_damaged", "workers", "worker_kind", "deadline_s"):
-            del facts["data"][name]
         if isinstance(self.data.source, dict):
             facts["data"]["weights"] = list(self.data.source.values())
-        facts["evaluation"]["source"] = self.evaluation.source is not None
+        # The evaluation's positions, too, need room in a document.
+        facts["data"]["min_document_tokens"] = self.min_document_tokens
         if self.optim.schedule == "cosine":
             facts["optim"]["steps"] = self.run.steps
         return facts
 
     def digest(self) -> str:
         """SHA-256 of `identity`, hexadecimal."""
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+        return _digest(self.identity())
+
+    def measured(self) -> dict[str, Any]:
+        """The fields that decide what is measured of what is trained, and by which schemes."""
+        facts = self.model_dump(mode="json", include={"evaluation", "reward"})
+        for name in ("every_steps", "enabled"):
+            del facts["evaluation"][name]
+        # As with the training corpus; a result names its digest.
+        facts["evaluation"]["source"] = self.evaluation.source is not None
+        return {
+            "evaluation": facts["evaluation"],
+            "reward": {"shadows": facts["reward"]["shadows"]},
+        }
+
+    def evaluation_digest(self) -> str:
+        """SHA-256 of how evaluations are made, hexadecimal: results of one can be compared."""
+        return _digest(self.measured()["evaluation"])
+
+
+# What no update depends on: whole sections, and fields of the others.
+_NOT_TRAINED = {"checkpoint", "log", "parallel", "rollout", "evaluation"}
+_FREE = {
+    "run": ("name", "dir", "steps", "hang_timeout_s", "max_rollbacks", "stop_on_alarm"),
+    "model": ("device", "sharing"),
+    "data": ("source", "max_damaged", "workers", "worker_kind", "deadline_s"),
+    "reward": ("shadows",),
+}
+# Fields that only some settings of others read.
+_CONDITIONAL: dict[tuple[str, str], Callable[[Config], bool]] = {
+    ("reward", "token_cost"): lambda c: "net_gain" in c.reward.weights,
+    ("reward", "token_cost_after"): lambda c: "net_gain" in c.reward.weights,
+    ("reward", "length_budget"): lambda c: "length_triangle" in c.reward.weights,
+    ("reward", "length_half_life"): lambda c: "length_triangle" in c.reward.weights,
+    ("baseline", "decay"): lambda c: c.reference_weights == "ema",
+    ("objective", "router_weight"): lambda c: c.objective.router_weight > 0,
+    ("optim", "min_lr_fraction"): lambda c: c.optim.schedule == "cosine",
+    ("objective", "kl_estimator"): lambda c: c.objective.kl_weight > 0,
+    ("objective", "kl_in"): lambda c: c.objective.kl_weight > 0,
+    ("objective", "kl_reference"): lambda c: c.objective.kl_weight > 0,
+    ("objective", "clip_low"): lambda c: c.objective.algorithm != "policy_gradient",
+    ("objective", "clip_high"): lambda c: c.objective.algorithm != "policy_gradient",
+}
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

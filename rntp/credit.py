@@ -11,13 +11,18 @@ from rntp.config import Config
 
 
 def credit(
-    reward_PG: Tensor, empty_logp_PH: Tensor, config: Config, usual_std: float = 0.0
+    reward_PG: Tensor,
+    empty_logp_PH: Tensor,
+    config: Config,
+    usual_std: float = 0.0,
+    tolerance: float | Tensor = 1e-6,
 ) -> tuple[Tensor, Tensor]:
     """Advantages [P, G], detached, and bool [P]: the groups that count in the policy gradient.
 
     Groups that do not count have advantage 0, and nothing is compared with them. reward_PG: what
     drives, all penalties taken off. empty_logp_PH: the baseline, nats. usual_std: of a group's
-    rewards, for `objective.min_group_std`. Where `objective.needs_whole_step`, the groups must be
+    rewards, for `objective.min_group_std`. tolerance: reward units, what equal rewards may differ
+    by, a number or [P]; see `rntp.rounding`. Where `objective.needs_whole_step`, the groups must be
     all those of a step.
     """
     objective, use = config.objective, config.baseline.use
@@ -27,7 +32,7 @@ def credit(
         # Not `>=`: a reward that is no number has to reach the loss, where it is noticed.
         counted_P = ~(compared.std(dim=1, correction=0) < objective.min_group_std * usual_std)
         if objective.drop_dead_groups:
-            counted_P &= ~dead_groups(compared)
+            counted_P &= ~dead_groups(compared, tolerance)
     centre = partial(
         advantages,
         kind=objective.advantage,

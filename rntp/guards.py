@@ -33,26 +33,32 @@ class Guards:
 
     def watch(
         self,
-        update: Update,
+        updates: Sequence[Update],
         contexts: Sequence[Context],
         metrics: Mapping[str, float],
         log: RunLog | NoLog,
     ) -> None:
-        """Take in a step that is on record.
+        """Take in a step that is on record, with the updates of all its epochs.
 
+        A step counts as non-finite where any of them was dropped.
         Raises Diverged at an alarm, if `run.stop_on_alarm` says so.
         """
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.skipped else 0
-        if update.skipped:
+        dropped = [number for number, update in enumerate(updates, 1) if update.skipped]
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if dropped else 0
+        if dropped:
             self._ranks.decide(
-                lambda: self._note_skip(int(metrics["step"]), update, contexts), "record"
+                lambda: self._note_skip(int(metrics["step"]), updates, contexts), "record"
             )
             fresh = [c.ordinal for c in contexts if c.replay_of is None]
-            log.message(
-                f"loss or gradient is not finite; weights and moments are unchanged, ordinals "
-                f"{fresh[0]} … {fresh[-1]} were not trained",
-                "warning",
-            )
+            these = f"ordinals {fresh[0]} … {fresh[-1]}" if fresh else "the contexts of this step"
+            outcome = f"weights and moments are unchanged, {these} were not trained"
+            if len(dropped) < len(updates):
+                numbers = ", ".join(map(str, dropped))
+                outcome = (
+                    f"update {numbers} of {len(updates)} was dropped, the others on {these} moved "
+                    "weights and moments"
+                )
+            log.message(f"loss or gradient is not finite; {outcome}", "warning")
         lines = self.alarms.observe(metrics)
         for line in lines:
             log.message(line, "warning")
@@ -99,6 +105,13 @@ class Guards:
         self.aside |= set(aside)
         self.skipped_in_a_row = skipped
 
-    def _note_skip(self, step: int, update: Update, contexts: Sequence[Context]) -> None:
-        facts = {"grad_norm": update.grad_norm, "lr": update.lr}
+    def _note_skip(self, step: int, updates: Sequence[Update], contexts: Sequence[Context]) -> None:
+        first = next(update for update in updates if update.skipped)
+        facts = {
+            "grad_norm": first.grad_norm,
+            "lr": first.lr,
+            "updates": len(updates),
+            "dropped_updates": [n for n, update in enumerate(updates, 1) if update.skipped],
+            "moved": any(not update.skipped for update in updates),
+        }
         quarantine.note_skip(self._config.run.dir, step, contexts, facts)

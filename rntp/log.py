@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TextIO
+from typing import Any, Literal, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -213,19 +213,21 @@ class RunLog:
     ) -> None:
         """Write manifest.json: `facts` beside the versions, source, machine and command.
 
-        A manifest that is there keeps its content, and its `segments` gain an entry for this
-        start, which says after which step of metrics.jsonl it goes on: call `rewind` before.
-        start: what else is true of this start only.
+        A manifest that is there keeps its content, but for the `segments` of its data, which are
+        those of now. `starts` gains an entry for this start, which says after which step of
+        metrics.jsonl it goes on: call `rewind` before. start: what is true of this start only.
         """
         path = self._dir / "manifest.json"
         now = _now()
-        here = {**environment(self._config.model.device), **(start or {})}
+        here = environment(self._config.model.device)
+        begins = {"started": now, "from_step": self._last_step(), **here, **(start or {})}
         if path.exists():
             manifest = read_manifest(self._dir)
-            segment = {"started": now, "from_step": self._last_step(), **here}
-            manifest["segments"] = [*manifest.get("segments", []), segment]
+            manifest["starts"] = [*starts_of(manifest), begins]
+            if "segments" in facts:
+                manifest["segments"] = facts["segments"]
         else:
-            manifest = {"created": now, **here, **facts, "segments": []}
+            manifest = {"created": now, **here, **(start or {}), **facts, "starts": [begins]}
         write_json(path, redact(manifest, self._secrets))
 
     def _say(self, text: str, level: str) -> None:
@@ -289,7 +291,7 @@ def step_line(metrics: Metrics, total_steps: int) -> str:
 
     parts = [f"step {int(metrics['step']):>{len(str(total_steps))}}/{total_steps}"]
     if has("skipped") and float(metrics["skipped"]):
-        parts.append("SKIPPED: not finite, no update")
+        parts.append(f"SKIPPED: not finite, updates dropped: {int(metrics['skipped'])}")
     if has("reward/mean"):
         sem = f"±{number('reward/sem', '.3f')}" if has("reward/sem") else ""
         parts.append(f"reward {number('reward/mean', '.3f')}{sem}")
@@ -358,6 +360,19 @@ def read_manifest(run_dir: Path) -> dict:
     if not isinstance(manifest, dict):
         raise ConfigError(f"{path} holds no JSON object")
     return manifest
+
+
+def starts_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """List the starts of a run by its manifest, the first one first.
+
+    Manifests of older versions have the later ones under `segments`, and the first at the top.
+    """
+    if "starts" in manifest:
+        return list(manifest["starts"])
+    later = [part for part in manifest.get("segments", []) if "started" in part]
+    first = {"started": manifest.get("created"), "from_step": 0}
+    known = ("versions", "git", "device", "devices", "world_size", "threads", "command")
+    return [first | {key: manifest[key] for key in known if key in manifest}, *later]
 
 
 def numbered_files(folder: Path, ending: str) -> list[tuple[int, Path]]:

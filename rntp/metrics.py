@@ -18,6 +18,7 @@ from rntp.objective import Elsewhere, Loss
 from rntp.placement import Bands
 from rntp.placement.picked import picked
 from rntp.rollout.interleaved import on_pages
+from rntp.rounding import Rounding, tolerance
 from rntp.step import Counts, Judgement, Scores, loss_reads
 from rntp.tokenizer import decode, token_strings
 from rntp.tree import (
@@ -55,6 +56,7 @@ class Tally:
             whole.judgements += part.judgements
             whole.elsewhere += part.elsewhere
             whole.losses += part.losses
+            whole.clipped_tokens += part.clipped_tokens
         return whole
 
     def add(self, scores: Scores, judgement: Judgement, elsewhere: Elsewhere, loss: Loss) -> None:
@@ -64,9 +66,11 @@ class Tally:
         self.elsewhere.append(elsewhere)
         self.losses.append(replace(loss, total=loss.total.detach()))
 
-    @property
-    def loss_is_finite(self) -> bool:
-        return all(bool(torch.isfinite(part.total)) for part in self.losses)
+    def known(self, i: int) -> tuple[Scores, Judgement, Elsewhere]:
+        """What the first epoch found of microbatch i, for one more over the same thoughts."""
+        scores = self.scores[i]
+        elsewhere = replace(self.elsewhere[i], old_logp_M=scores.thought_logp_M)
+        return scores, self.judgements[i], elsewhere
 
     @property
     def pages(self) -> list[Rollout]:
@@ -152,25 +156,26 @@ class Tally:
         of_thought_M = torch.cat([torch.tensor([True, False]).repeat_interleave(n) for n in drawn])
         sampler_M = _cat(e.sampler_logp_M for e in self.elsewhere)
         mismatch = logp_M - sampler_M
-        discounts = self.config.reward.discount ** torch.arange(think.shape[2])
+        rounding = Rounding.total([j.rounding for j in self.judgements])
+        sensitivity_P = _cat(j.sensitivity_P for j in self.judgements)
+        dead_P = dead_groups(self.compared_PG, tolerance(sensitivity_P, rounding))
         found = {
             "reward/mean": reward.mean(),
             "reward/std": reward.std(correction=0),
-            "reward/sem": reward.std(correction=0) / reward.numel() ** 0.5,
             "group/reward_std": reward.std(dim=1, correction=0).mean(),
-            # Two evaluations of one policy, sampler's and trainer's, differ by rounding only; a
-            # reward adds up H such log-probs.
-            "reward/noise_floor": mismatch.square().mean().sqrt() * discounts.square().sum().sqrt(),
+            "reward/noise_floor": rounding.nats * sensitivity_P.square().mean().sqrt(),
             "gain/mean": (think - empty[:, None]).mean(),
             "nll/no_think": -empty.mean(),
             "nll/think": -think.mean(),
             "thought/tokens_mean": lengths.mean(),
             "thought/closed_frac": torch.tensor([float(t.closed) for t in thoughts]).mean(),
-            "group/dead_frac": dead_groups(self.compared_PG).float().mean(),
+            "group/dead_frac": dead_P.float().mean(),
             "kl/sampler": losses.kl_estimate(logp_M, sampler_M) / len(logp_M),
             "kl/sampler_max_abs": mismatch.abs().max(),
             "entropy/thought": _cat(s.thought_entropy_M for s in self.scores)[of_thought_M].mean(),
         }
+        if len(self.pages) > 1:
+            found["reward/sem"] = standard_error(reward, [len(p.positions) for p in self.pages])
         for name in self.judgements[0].rewards:
             found[f"reward/{name}"] = _cat(j.rewards[name] for j in self.judgements).mean()
         if self.config.thought.answer_tokens:
@@ -255,6 +260,18 @@ class Tally:
                         "sampler_logprob": float(thought.sampled_logprobs.sum()),
                     }
                 place += 1
+
+
+def standard_error(reward_PG: Tensor, positions: Sequence[int]) -> Tensor:
+    """Compute the standard error of the mean reward, with pages as the unit drawn independently.
+
+    Thoughts of one page are alike, so their number is not that of observations. positions: of each
+    page, which must be two at least. The cluster-robust estimate: residuals add up within a page.
+    """
+    residual_PG = reward_PG.double() - reward_PG.double().mean()
+    sums = torch.stack([part.sum() for part in residual_PG.split(list(positions))])
+    pages = len(sums)
+    return (pages / (pages - 1) * sums.square().sum()).sqrt() / reward_PG.numel()
 
 
 def _seen(context: Context, tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:

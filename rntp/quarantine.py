@@ -1,6 +1,6 @@
-"""Steps that were not trained, and ordinals that the run has set aside: files of the run folder.
+"""Steps whose updates were dropped, and ordinals that the run has set aside, in the run folder.
 
-quarantine/step_N.json      a step whose loss or gradient was not finite
+quarantine/step_N.json      a step of which an update was dropped: loss or gradient was not finite
 quarantine/rollback_1.json  a streak of them: what was set aside, why, and how far the run went back
 quarantine/rollback_1/      the thoughts of those steps, as rollouts/ had them
 
@@ -37,9 +37,12 @@ class Rollback:
 
 
 def note_skip(
-    run_dir: Path, step: int, contexts: Sequence[Context], facts: Mapping[str, float]
+    run_dir: Path, step: int, contexts: Sequence[Context], facts: Mapping[str, object]
 ) -> None:
-    """Write down which contexts a step read and did not train. facts: of its update."""
+    """Write down which contexts a step read whose updates were dropped, all or some of them.
+
+    facts: of its updates; `moved` says whether any of them changed the weights.
+    """
     path = _skip_path(run_dir, step)
     path.parent.mkdir(exist_ok=True)
     write_json(

@@ -39,11 +39,13 @@ def fresh_contexts(config: Config, steps: int) -> int:
 
 
 def progress(config: Config, ordinal: int) -> float:
-    """Share of the run that lies before the context with this ordinal, fresh or not, in [0, 1]."""
+    """Compute the share of `placement.ramp_steps`, which is not 0, that lies before the context
+    with this ordinal, fresh or not; in [0, 1]."""
+    steps = config.placement.ramp_steps
     if ordinal >= FIRST_ORDINAL:
         step = (ordinal - FIRST_ORDINAL) // config.data.replay_docs
-        return min(step / config.run.steps, 1.0)
-    return min(ordinal / fresh_contexts(config, config.run.steps), 1.0)
+        return min(step / steps, 1.0)
+    return min(ordinal / fresh_contexts(config, steps), 1.0)
 
 
 class Replay:

@@ -19,8 +19,11 @@ CONFIG = "config.yaml"
 LOCK = ".lock"
 
 
-def check(config: Config, resume: str) -> None:
+def check(config: Config, resume: str, *, same_measures: bool = False) -> None:
     """Refuse a folder that this config cannot start or go on in; creates nothing.
+
+    same_measures: refuse it, too, where the run there measures something else (evaluation, shadow
+    schemes): what a table compares has to be measured alike.
 
     Raises ConfigError if it holds another run or something else, or cannot be written, and
     CheckpointError if a resume is required and there is nothing to resume.
@@ -41,7 +44,7 @@ def check(config: Config, resume: str) -> None:
             f"run.dir {folder} is not empty and is no run folder; choose another with --run-dir"
         )
     if present:
-        differences = list(_differences(config))
+        differences = list(_differences(config, same_measures))
         if differences:
             raise ConfigError(
                 f"run.dir {folder} holds a run of another config; choose another folder with "
@@ -97,23 +100,43 @@ def load_config(folder: Path) -> Config:
     return Config.load(folder / CONFIG, [f"run.dir={json.dumps(str(folder))}"])
 
 
-def _differences(config: Config) -> Iterator[str]:
-    """Fields that decide what is computed and differ from the folder's config."""
-    path = config.run.dir / CONFIG
+def changes(config: Config) -> dict[str, dict[str, Any]]:
+    """Find the fields that the folder's config, if it has one, sets to something else: was and is,
+    by `section.field`. Raises ConfigError if it cannot be read."""
+    if not (config.run.dir / CONFIG).is_file():
+        return {}
+    there = _config_there(config.run.dir)
+    pairs = _pairs(there.model_dump(mode="json"), config.model_dump(mode="json"))
+    return {field: {"was": was, "is": now} for field, was, now in pairs}
+
+
+def _differences(config: Config, same_measures: bool) -> Iterator[str]:
+    """Fields that decide what is trained, or measured, and differ from the folder's config."""
     try:
-        there = Config.parse(yaml.safe_load(path.read_text(encoding="utf-8")), source=str(path))
-    except (ConfigError, yaml.YAMLError) as error:
+        there = _config_there(config.run.dir)
+    except ConfigError as error:
         yield f"its config cannot be read by this version of rntp: {error}"
         return
-    if there.digest() == config.digest():
-        return
-    old, new = there.identity(), config.identity()
+    differing = list(_pairs(there.identity(), config.identity()))
+    if same_measures:
+        differing += _pairs(there.measured(), config.measured())
+    for field, was, now in differing:
+        yield f"{field}: {was} there, {now} here"
+
+
+def _config_there(folder: Path) -> Config:
+    path = folder / CONFIG
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    return Config.parse(raw, source=str(path))
+
+
+def _pairs(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """`section.field`, old and new value, of all that differ; None stands for a missing one."""
     for section in new:
-        for field in sorted({*old.get(section, {}), *new[section]}):
-            was, now = _get(old, section, field), _get(new, section, field)
-            if was != now:
-                yield f"{section}.{field}: {was} there, {now} here"
-
-
-def _get(facts: dict[str, Any], section: str, field: str) -> Any:
-    return facts.get(section, {}).get(field)
+        was, now = old.get(section, {}), new[section]
+        for field in sorted({*was, *now}):
+            if was.get(field) != now.get(field):
+                yield f"{section}.{field}", was.get(field), now.get(field)

@@ -18,8 +18,9 @@ from rntp.credit import credit
 from rntp.evidence import gather
 from rntp.model import LanguageModel
 from rntp.moe import Routing
+from rntp.rounding import Rounding, sensitivity, tolerance
 from rntp.tree import BRANCHES, Reads, ThoughtTree, Trunk, live
-from rntp.types import Rollout, no_text
+from rntp.types import RewardInputs, Rollout, no_text
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ class Judgement:
 
     rewards: [P, G] under every scheme. reward_PG: of those that drive. driving_PG: the same less a
     penalty that `objective.kl_in: reward` takes off. empty_logp_PH: the baseline, nats.
-    advantage_PG, counted_P: what driving_PG gives; see `rntp.credit`.
+    advantage_PG, counted_P: what driving_PG gives; see `rntp.credit`. sensitivity_P, rounding: how
+    much of what log-probs are rounded by arrives in driving_PG; see `rntp.rounding`.
     """
 
     rewards: dict[str, Tensor]
@@ -149,6 +151,8 @@ class Judgement:
     empty_logp_PH: Tensor
     advantage_PG: Tensor
     counted_P: Tensor
+    sensitivity_P: Tensor
+    rounding: Rounding
 
     def live_P(self, config: Config) -> Tensor:
         """bool [P]: the groups whose thoughts the loss reads."""
@@ -339,6 +343,17 @@ def judge(
         verdicts=verdicts or {},
     )
     under = {name: rewards.REGISTRY[name](inputs) for name in config.reward.names}
+    # What grades texts does not see how log-probs are rounded, and may take long.
+    likelihoods = [
+        name
+        for name in config.reward.weights
+        if not rewards.NEEDS[name].answers and not rewards.NEEDS[name].judge
+    ]
+
+    def from_logprobs(inputs: RewardInputs) -> Tensor:
+        again = {name: rewards.REGISTRY[name](inputs) for name in likelihoods}
+        return _weighted(under | again, config)
+
     reward = driving = _weighted(under, config)
     if config.objective.kl_weight > 0 and config.objective.kl_in == "reward":
         assert reference_logp_M is not None
@@ -349,7 +364,17 @@ def judge(
             config.objective.kl_estimator,
             thoughts=reward.numel(),
         ).view(reward.shape)
-    return Judgement(under, reward, driving, empty, *credit(driving, empty, config))
+    advantage_PG, counted_P = credit(driving, empty, config)
+    return Judgement(
+        rewards=under,
+        reward_PG=reward,
+        driving_PG=driving,
+        empty_logp_PH=empty,
+        advantage_PG=advantage_PG,
+        counted_P=counted_P,
+        sensitivity_P=sensitivity(inputs, from_logprobs),
+        rounding=Rounding.between(scores.thought_logp_M, sampler_logp(rollouts)),
+    )
 
 
 def sampler_logp(rollouts: Sequence[Rollout]) -> Tensor:
@@ -370,6 +395,10 @@ def over_step(
         torch.cat([j.empty_logp_PH for j in judgements]),
         config,
         usual_std,
+        tolerance(
+            torch.cat([j.sensitivity_P for j in judgements]),
+            Rounding.total([j.rounding for j in judgements]),
+        ),
     )
     sizes = [len(j.reward_PG) for j in judgements]
     return [

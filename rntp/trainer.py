@@ -8,7 +8,7 @@
 import os
 import time
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -32,7 +32,7 @@ from rntp.group_spread import GroupSpread
 from rntp.guards import Guards
 from rntp.judging import open_judge
 from rntp.log import NoLog, RunLog
-from rntp.memory import peak_bytes
+from rntp.memory import peak_bytes, reset_peak_bytes
 from rntp.metrics import Tally
 from rntp.model.routing import routers
 from rntp.moe import Routing
@@ -118,6 +118,7 @@ class Trainer:
         check_names(config)
         import_wandb(config)
         ranks.decide(lambda: run_folder.check(config, resume), "start")
+        self.changed = ranks.decide(lambda: run_folder.changes(config), "start")
         manifest = open_data(config, tolerant=True)
         self.model = open_model(config)
         self.corpus = open_corpus(config, manifest, self.model.tokenizer)
@@ -184,7 +185,7 @@ class Trainer:
                 done = self._restore()
                 saver = self.saver = self._open_saver(done)
                 open_.callback(saver.wait)
-                log.write_manifest(self._facts(), self._ranks_facts())
+                log.write_manifest(self._facts(), self._start_facts())
                 self._greet(done)
                 fault_point("restored")
                 try:
@@ -209,12 +210,15 @@ class Trainer:
         return self.comparison()
 
     def train_step(self, step: int) -> None:
-        """One step, from ordinals to an update and its record."""
+        """One step, from ordinals to its updates and its record."""
         config, horizon = self.config, self.config.reward.horizon
-        clock = Stopwatch()
+        reset_peak_bytes()
+        clock = Stopwatch(self.model.device)
+        updates: list[Update] = []
 
-        # Weights stay as they are up to the update.
-        with packed_weights(self.model.hf) if self.packs else nullcontext():
+        with ExitStack() as unmoved:  # weights stay as they are up to the first update
+            if self.packs:
+                unmoved.enter_context(packed_weights(self.model.hf))
             rollouts = self.ranks.agree(lambda: self._sample(step), "rollout")
             fault_point("rollout")
             clock.lap("time/rollout_s")
@@ -232,34 +236,12 @@ class Trainer:
                 lambda: Counts.of(rollouts, horizon, counted_P, routing), "count"
             )
             mine = Tally(config, rollouts, Counts.total(counts))
-            for i, batch in enumerate(batches):
-                self._phase("forward", i, len(batches))
-                tree = plant(self.model, batch, horizon, self.reads)
-                if ahead:
-                    scores, judged, elsewhere = ahead[i]
-                    scores = self._learn(tree, scores, judged, batch)
-                else:
-                    scores = self._score(tree)
-                    judged, elsewhere = self._judge(scores, tree, batch)
-                part = loss(scores, tree, judged, mine.counts, config, elsewhere)
-                clock.lap("time/forward_s")
-                fault_point("forward", part.total)
-                self._backward(part.total, last=i + 1 == len(batches), check=self.stop.check)
-                fault_point("backward")
-                clock.lap("time/backward_s")
-                mine.add(scores, judged, elsewhere, part)
-        tally = Tally.joined(self.ranks.gather(lambda: mine, "update"))
-        self._phase("update")
-        self.saver.let_change()
-        fault_point("update.before")
-        update = self.optimizer.step(step, loss_is_finite=tally.loss_is_finite)
-        fault_point("update.after")
-        clock.lap("time/update_s")
-        for _ in range(1, config.objective.epochs_per_rollout):
-            update = self._another_epoch(step, batches, mine, clock)
-        if config.objective.epochs_per_rollout > 1:
-            tally.clipped_tokens = sum(self.ranks.gather(lambda: mine.clipped_tokens, "update"))
-        if not update.skipped:
+            for _ in range(config.objective.epochs_per_rollout):
+                finite = self._epoch(batches, mine, ahead, updates, clock)
+                unmoved.close()
+                updates.append(self._update(step, finite, clock))
+        tally = Tally.joined(self.ranks.gather(lambda: mine, "record"))
+        if any(not update.skipped for update in updates):
             self._follow(tally)
 
         self._phase("record")
@@ -267,9 +249,9 @@ class Trainer:
         metrics = {
             "step": step,
             **tally.metrics(),
-            "grad_norm": update.grad_norm,
-            "lr": update.lr,
-            "skipped": int(update.skipped),
+            "grad_norm": updates[-1].grad_norm,
+            "lr": updates[-1].lr,
+            "skipped": sum(update.skipped for update in updates),
             "compute/tflop": self._flop(tally) / 1e12,
             **clock.laps,
             "time/step_s": clock.total,
@@ -282,7 +264,57 @@ class Trainer:
         self.log.step({**metrics, "data/digest": digest})
         self.log.rollouts(step, tally.rows(self.model))
         fault_point("step.end")
-        self.guards.watch(update, contexts, metrics, self.log)
+        self.guards.watch(updates, contexts, metrics, self.log)
+
+    def _epoch(
+        self,
+        batches: list[tuple[Rollout, ...]],
+        mine: Tally,
+        ahead: list[tuple[Scores, Judgement, Elsewhere]],
+        updates: list[Update],
+        clock: "Stopwatch",
+    ) -> bool:
+        """Run forward and backward over this rank's microbatches; whether all ranks' losses are
+        finite.
+
+        The first epoch judges the thoughts, where that was not done ahead; later ones go over the
+        same thoughts and advantages, at the clipped ratio. Once the weights have moved, the step
+        has to be finished: stop requests wait.
+        """
+        first, finite = not updates, True
+        moved = any(not update.skipped for update in updates)
+        for i, batch in enumerate(batches):
+            self._phase("forward" if first else "another epoch", i, len(batches))
+            tree = plant(self.model, batch, self.config.reward.horizon, self.reads)
+            if first and not ahead:
+                scores = self._score(tree)
+                judged, elsewhere = self._judge(scores, tree, batch)
+            else:
+                known, judged, elsewhere = ahead[i] if first else mine.known(i)
+                scores = self._learn(tree, known, judged, batch)
+            part = loss(scores, tree, judged, mine.counts, self.config, elsewhere)
+            clock.lap("time/forward_s")
+            fault_point("forward", part.total)
+            check = no_check if moved else self.stop.check
+            self._backward(part.total, last=i + 1 == len(batches), check=check)
+            fault_point("backward")
+            clock.lap("time/backward_s")
+            finite = finite and bool(torch.isfinite(part.total))
+            if first:
+                mine.add(scores, judged, elsewhere, part)
+            else:
+                mine.clipped_tokens += float(part.clipped_tokens)
+        return all(self.ranks.gather(lambda: finite, "update"))
+
+    def _update(self, step: int, finite: bool, clock: "Stopwatch") -> Update:
+        """Move the weights by an epoch's gradients; leave them where something is not finite."""
+        self._phase("update")
+        self.saver.let_change()
+        fault_point("update.before")
+        update = self.optimizer.step(step, loss_is_finite=finite)
+        fault_point("update.after")
+        clock.lap("time/update_s")
+        return update
 
     def _sample(self, step: int) -> list[Rollout]:
         """The rollouts of this rank's share of the step's ordinals."""
@@ -378,31 +410,6 @@ class Trainer:
         counted_P = torch.cat([judged.counted_P for judged in mine])
         again = [(s, judged, e) for (s, _, e), judged in zip(found, mine, strict=True)]
         return again, counted_P
-
-    def _another_epoch(
-        self, step: int, batches: list[tuple[Rollout, ...]], mine: Tally, clock: "Stopwatch"
-    ) -> Update:
-        """One more update over the same thoughts and advantages, at the clipped ratio.
-
-        Stop requests wait: the weights have moved since the last step, so it has to be finished.
-        """
-        finite = True
-        for i, batch in enumerate(batches):
-            self._phase("another epoch", i, len(batches))
-            tree = plant(self.model, batch, self.config.reward.horizon, self.reads)
-            known, judged = mine.scores[i], mine.judgements[i]
-            elsewhere = replace(mine.elsewhere[i], old_logp_M=known.thought_logp_M)
-            scores = self._learn(tree, known, judged, batch)
-            part = loss(scores, tree, judged, mine.counts, self.config, elsewhere)
-            clock.lap("time/forward_s")
-            self._backward(part.total, last=i + 1 == len(batches), check=no_check)
-            clock.lap("time/backward_s")
-            mine.clipped_tokens += float(part.clipped_tokens)
-            finite = finite and bool(torch.isfinite(part.total))
-        everywhere = all(self.ranks.gather(lambda: finite, "update"))
-        update = self.optimizer.step(step, loss_is_finite=everywhere)
-        clock.lap("time/update_s")
-        return update
 
     def _flop(self, tally: Tally) -> float:
         """Matrix products of the step, from the tokens that it had."""
@@ -581,6 +588,9 @@ class Trainer:
         )
         for note in sharing_notes(config, self.model):
             self.log.message(note)
+        if self.changed:
+            listed = (f"{name}: {c['was']} → {c['is']}" for name, c in self.changed.items())
+            self.log.message(f"set otherwise than at the last start: {'; '.join(listed)}")
         if self.recomputes and self.config.parallel.activation_checkpointing == "auto":
             self.log.message(
                 "layers keep only their inputs for the backward (parallel.activation_checkpointing:"
@@ -593,11 +603,15 @@ class Trainer:
             self.log.message(f"{faults.ARMED_BY} is set: this run is made to fail", "warning")
         self.log.begin(done, config.run.steps)
 
-    def _ranks_facts(self) -> dict[str, object]:
-        """Of this start, which the next may do without."""
+    def _start_facts(self) -> dict[str, object]:
+        """Collect the facts of this start, which the next may change."""
         devices = self.ranks.gather(lambda: device_name(self.config.model.device), "start")
-        sharing = "tree" if self.model.shares else "none"
-        return {"world_size": self.ranks.size, "devices": devices, "sharing": sharing}
+        facts: dict[str, object] = {
+            "world_size": self.ranks.size,
+            "devices": devices,
+            "sharing": "tree" if self.model.shares else "none",
+        }
+        return {**facts, "changed": self.changed} if self.changed else facts
 
     def _facts(self) -> dict[str, object]:
         return {
@@ -614,17 +628,26 @@ class Trainer:
 
 
 class Stopwatch:
-    """Seconds by name; a name may be lapped more than once."""
+    """Seconds by name; a name may be lapped more than once.
 
-    def __init__(self) -> None:
+    A GPU works behind the program: a lap ends once the device has done what it was given.
+    """
+
+    def __init__(self, device: torch.device) -> None:
         self.laps: dict[str, float] = {}
-        self._start = self._last = time.perf_counter()
+        self._device = device
+        self._start = self._last = self._now()
 
     def lap(self, name: str) -> None:
-        now = time.perf_counter()
+        now = self._now()
         self.laps[name] = self.laps.get(name, 0.0) + now - self._last
         self._last = now
 
     @property
     def total(self) -> float:
-        return time.perf_counter() - self._start
+        return self._now() - self._start
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()

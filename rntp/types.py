@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from rntp.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class Oracle:
@@ -234,8 +236,9 @@ class PlacementInputs:
 
     outlook: of the whole context, and eligible the part of it that the policy sees: entropy_L and
     nll_L. A policy that looks at neither does not pay for them. noise_L: float64 uniform draws of
-    this context, a function of the run seed and its ordinal. count: positions wanted. progress:
-    share of the run that lies before this context, in [0, 1). learned_L: float32, what the policy's
+    this context, a function of the run seed and its ordinal. count: positions wanted. ramp: share
+    of `placement.ramp_steps` that lies before this context, None where no such number is set; see
+    `progress`. learned_L: float32, what the policy's
     own record says of such positions (see `rntp.records`); zeros where it keeps none.
     starts_sentence_L: bool, a sentence begins with this token; None for policies that did not ask
     for it. oracle_gain_L: float32 nats that a perfect thought is worth, 0 where none helps.
@@ -247,10 +250,24 @@ class PlacementInputs:
     learned_L: Tensor
     eligible: slice = field(default_factory=lambda: slice(None))
     count: int = 1
-    progress: float = 0.0
+    ramp: float | None = None
     starts_sentence_L: Tensor | None = None
     oracle_gain_L: Tensor | None = None
     class_L: Tensor | None = None
+
+    @property
+    def progress(self) -> float:
+        """How far a policy that changes as the run goes on has come, in [0, 1].
+
+        It goes by a number of steps of its own, not by those of the run: a run that is made longer
+        is then the run that had been meant to be so long. Raises ConfigError where none is set.
+        """
+        if self.ramp is None:
+            raise ConfigError(
+                "this placement policy changes as the run goes on, and placement.ramp_steps does "
+                "not say over how many steps; set it, to run.steps for the length of this run"
+            )
+        return self.ramp
 
     def between(self, first: int, stop: int) -> "PlacementInputs":
         """The same for positions first … stop - 1 of the whole context."""

@@ -25,6 +25,8 @@ def experiment(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     base = tiny_run(model_folders["llama"], corpus, Path("unused"))
     base["checkpoint"] = {"every_steps": 1000, "keep": 1}
+    # Enough of the plain loss that learning shows beside the noise of three pages, on any machine.
+    base["objective"] = {"ntp_weight": 1.0, "pg_weight": 0.1}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(base))
     raw = {
         "name": "tiny",
@@ -91,7 +93,7 @@ def test_a_grid_stops_resumes_and_survives_a_failing_arm(
     trained, control = results["arms"]
     assert [run["state"] for arm in results["arms"] for run in arm["runs"]] == ["finished"] * 4
     assert [start["exit_code"] for start in trained["runs"][0]["starts"]] == [5, 0]
-    assert trained["columns"]["change"]["mean"] < -0.01  # it learns …
+    assert trained["columns"]["change"]["mean"] < -0.3  # it learns …
     assert abs(control["columns"]["change"]["mean"]) < 1e-3  # … and without a rate it does not
     assert trained["difference"]["n"] == 2
     assert trained["difference"]["mean"] == pytest.approx(

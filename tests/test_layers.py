@@ -40,6 +40,7 @@ def files(*patterns: str) -> list[Path]:
         (["rntp/chance.py", "rntp/files.py", "rntp/config_file.py"], CORE),
         (["rntp/config.py"], {"rntp.config_file", *CORE}),
         (["rntp/weighting.py", "rntp/group_spread.py"], CORE),
+        (["rntp/rounding.py"], {"rntp.chance", *CORE}),
         (["rntp/credit.py"], {"rntp.advantages", "rntp.baselines", "rntp.config", *CORE}),
         (
             ["rntp/data/manifest.py", "rntp/data/order.py"],
@@ -88,7 +89,7 @@ def files(*patterns: str) -> list[Path]:
         (
             ["rntp/step.py"],
             {"rntp.losses", "rntp.rewards", "rntp.credit", "rntp.baselines", "rntp.evidence"}
-            | {"rntp.config", "rntp.model", "rntp.moe", "rntp.tree", *CORE},
+            | {"rntp.rounding", "rntp.config", "rntp.model", "rntp.moe", "rntp.tree", *CORE},
         ),
         (["rntp/evidence.py"], {"rntp.chance", "rntp.config", *CORE}),
         (

@@ -14,7 +14,15 @@ from rich.console import Console
 
 from rntp.config import Config
 from rntp.errors import ConfigError
-from rntp.log import RunLog, duration, numbered_files, read_metrics, read_rollouts, step_line
+from rntp.log import (
+    RunLog,
+    duration,
+    numbered_files,
+    read_metrics,
+    read_rollouts,
+    starts_of,
+    step_line,
+)
 from rntp.provenance import redact, secret_values
 
 CANARY = "canary-4f1b9c77e0d2"
@@ -76,7 +84,7 @@ def test_step_line_reads_as_documented() -> None:
 
 def test_step_line_marks_a_skipped_step_and_leaves_out_what_is_missing() -> None:
     line = step_line({"step": 7, "skipped": 1, "grad_norm": math.nan}, 24)
-    assert line == "step  7/24  SKIPPED: not finite, no update  grad nan"
+    assert line == "step  7/24  SKIPPED: not finite, updates dropped: 1  grad nan"
 
 
 @pytest.mark.parametrize(
@@ -195,25 +203,44 @@ def test_a_damaged_line_is_named_and_nothing_is_lost(tmp_path: Path, damage: byt
 
 def test_manifest_keeps_its_first_content_and_counts_starts(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
-        log.write_manifest({"config_digest": "abc", "seed": 5})
+        log.write_manifest({"config_digest": "abc", "seed": 5, "segments": [{"step": 0}]})
         log.step({"step": 1})
         log.step({"step": 2})
     first = json.loads((tmp_path / "manifest.json").read_text())
     assert first["config_digest"] == "abc"
     assert first["seed"] == 5
-    assert first["segments"] == []
+    [start] = first["starts"]
+    assert (start["from_step"], start["started"]) == (0, first["created"])
+    assert first["segments"] == [{"step": 0}]
     assert set(first["versions"]) == {"rntp", "python", "torch", "transformers", "numpy"}
     assert first["command"] == sys.argv
     assert first["threads"] >= 1
     assert first["device"].startswith("cpu (")
     with open_log(tmp_path) as log:
         log.rewind(1)
-        log.write_manifest({"config_digest": "other", "seed": 6})
+        log.write_manifest(
+            {"config_digest": "other", "seed": 6, "segments": [{"step": 0}, {"step": 1}]},
+            {"changed": {"evaluation.docs": {"was": 3, "is": 6}}},
+        )
     second = json.loads((tmp_path / "manifest.json").read_text())
-    (segment,) = second.pop("segments")
-    assert second == {key: value for key, value in first.items() if key != "segments"}
-    assert segment["from_step"] == 1
-    assert segment["versions"] == first["versions"]
+    assert second["starts"][0] == start
+    again = second["starts"][1]
+    assert again["from_step"] == 1
+    assert again["versions"] == first["versions"]
+    assert again["changed"] == {"evaluation.docs": {"was": 3, "is": 6}}
+    assert second["segments"] == [{"step": 0}, {"step": 1}]
+    unchanged = {"starts", "segments"}
+    assert {k: v for k, v in second.items() if k not in unchanged} == {
+        k: v for k, v in first.items() if k not in unchanged
+    }
+    assert len(starts_of(second)) == 2
+
+
+def test_starts_of_an_older_manifest() -> None:
+    """They stood where the data's segments do now."""
+    later = {"started": "then", "from_step": 4, "device": "cpu"}
+    old = {"created": "before", "device": "cuda", "seed": 1, "segments": [later]}
+    assert starts_of(old) == [{"started": "before", "from_step": 0, "device": "cuda"}, later]
 
 
 def test_secrets_reach_no_file_and_no_console(

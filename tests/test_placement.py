@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from rntp import placement
 from rntp.chance import uniform
 from rntp.config import Config
-from rntp.errors import DataError
+from rntp.errors import ConfigError, DataError
 from rntp.labels import class_gains, class_names, class_numbers, oracle_gains, placement_metrics
 from rntp.learnability import DECAY, Learnability
 from rntp.placement import Bands, place
@@ -206,7 +206,7 @@ def test_tiers_move_from_easy_to_hard_and_leave_the_certain_alone() -> None:
         for ordinal in range(1000):
             noise = uniform(0, "placement", ordinal, torch.arange(50))
             given = PlacementInputs(
-                Known(entropy, entropy), noise, noise.float() * 0, progress=progress
+                Known(entropy, entropy), noise, noise.float() * 0, ramp=progress
             )
             picks += positions("tiers", given, 1, min_prefix=0, horizon=1)
         tiers = torch.bucketize(entropy[picks], torch.tensor([0.5, 1.0, 1.5]))
@@ -219,7 +219,7 @@ def test_tiers_move_from_easy_to_hard_and_leave_the_certain_alone() -> None:
 
 
 def test_the_run_goes_from_easy_to_hard_by_ordinal() -> None:
-    options = ["run.steps=10", "data.docs_per_step=2", "placement.policy=tiers"]
+    options = ["placement.ramp_steps=10", "data.docs_per_step=2", "placement.policy=tiers"]
     options += ["placement.positions_per_doc=1", "data.context_tokens=100"]
     config = Config.parse(minimal(), options)
     choose = placer(config, "tiers", "placement")
@@ -230,6 +230,13 @@ def test_the_run_goes_from_easy_to_hard_by_ordinal() -> None:
         for n in range(20)
     ]
     assert sum(hard[:6]) < sum(hard[-6:])
+
+
+def test_a_policy_that_follows_the_run_needs_a_length_of_its_own() -> None:
+    config = Config.parse(minimal(), ["placement.policy=tiers"])
+    choose, flat = placer(config, "tiers", "placement"), torch.ones(100)
+    with pytest.raises(ConfigError, match=r"placement\.ramp_steps"):
+        choose(Context(0, "d", torch.zeros(100, dtype=torch.long)), Known(flat, flat))
 
 
 def test_yield_is_what_pretrain_zero_pays_and_zero_where_nobody_wins() -> None:

@@ -170,8 +170,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(raw: dict, tmp_path: Path) -
     trained = [row["ordinal"] for n in range(1, 5) for row in read_rollouts(moved, n)]
     assert sorted(set(trained)) == list(range(20))  # every ordinal …
     assert len(trained) == 20 * 2 * 3  # … once
-    segments = json.loads((moved / "manifest.json").read_text())["segments"]
-    assert [segment["world_size"] for segment in segments] == [2, 1, 2]
+    starts = json.loads((moved / "manifest.json").read_text())["starts"]
+    assert [start["world_size"] for start in starts] == [4, 2, 1, 2]
 
     # On as many ranks as before, to the bit.
     raw["model"]["dtype"] = "bfloat16"

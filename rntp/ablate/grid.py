@@ -112,7 +112,7 @@ def check_start(runs: Sequence[Run], resume: bool) -> None:
     manifests: dict[str, Data] = {}
     for run in runs:
         with problems.of(run.arm):
-            run_folder.check(run.config, "auto")
+            run_folder.check(run.config, "auto", same_measures=True)
             source = str(run.config.data.source)
             if source not in manifests:
                 manifests[source] = open_data(run.config)
@@ -126,7 +126,11 @@ def state(run: Run) -> State:
     if not run.folder.exists():
         return "new"
     try:
-        same = run_folder.load_config(run.folder).digest() == run.config.digest()
+        there = run_folder.load_config(run.folder)
+        same = (there.identity(), there.measured()) == (
+            run.config.identity(),
+            run.config.measured(),
+        )
     except ConfigError:
         same = False
     return "finished" if same and _reached_the_end(run) else "begun"

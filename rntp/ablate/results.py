@@ -18,7 +18,7 @@ from rntp.ablate.grid import Run, matching, state
 from rntp.ablate.numbers import Curve, paired_difference, summarize
 from rntp.errors import ConfigError
 from rntp.files import read_json_lines
-from rntp.log import read_manifest, read_metrics
+from rntp.log import read_manifest, read_metrics, starts_of
 
 Results = dict[str, Any]
 
@@ -196,7 +196,7 @@ def _by_seed(arm: dict, header: str) -> dict[int, float]:
 def _provenance(runs: Sequence[Run], records: Sequence[Record]) -> dict:
     manifests = [record.manifest for record in records]
     # A run that was resumed may have gone on with other code or on another machine.
-    stretches = [part for m in manifests for part in (m, *m.get("segments", []))]
+    stretches = [part for m in manifests for part in starts_of(m)]
     starts = [start for run in runs for start in _starts(run)]
     loads = [load for start in starts for load in start.get("load_average", [])]
     return {

@@ -19,7 +19,7 @@ from rntp.data.state import DataState
 from rntp.data.stream import ContextStream, Split, Stream, Windows, check_tokenizer
 from rntp.data.token_ids import Markers
 from rntp.errors import ConfigError
-from rntp.tokenizer import encode, prefix_ids, tokenizer_digest
+from rntp.tokenizer import encode, encode_unguarded, prefix_ids, tokenizer_digest
 from rntp.types import Context
 
 Data = Manifest | Mixture | Live
@@ -173,6 +173,7 @@ def open_corpus(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase) 
             split=split,
             max_documents=config.data.max_documents if split == "train" else 0,
             markers=marker_ids(config, tokenizer),
+            unguarded=partial(encode_unguarded, tokenizer),
             windows=windows,
             max_damaged=config.data.max_damaged,
         )

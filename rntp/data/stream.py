@@ -92,6 +92,7 @@ class ContextStream:
         split: Split,
         max_documents: int = 0,
         markers: Markers | None = None,
+        unguarded: Callable[[str], Tensor] | None = None,
         windows: Windows = "one",
         max_damaged: float = 0.0,
         stored_ids: bool = True,
@@ -101,7 +102,10 @@ class ContextStream:
         prefix_ids: ids before every window (such as BOS), counted within context_tokens.
         heldout_fraction: share of the documents, by a hash of their id, in the split "heldout".
         max_documents: hand out only the first so many of the order, again and again; 0 is all.
-        markers: ids of the think markers, for corpora that carry token ids.
+        markers: ids of the think markers: no page may hold them but where thoughts were written
+        into it.
+        unguarded: what `encode` gives where texts may spell markers, as they could when the corpus
+        was prepared: such a document has more tokens here than in the index.
         max_damaged: share of the corpus' documents that may be damaged, rounded down.
         stored_ids: where the corpus has token ids beside its texts, take them and leave the texts
         unread. The contexts are the same.
@@ -112,6 +116,7 @@ class ContextStream:
         self.seed = seed
         self._encode = encode
         self._markers = markers
+        self._unguarded = unguarded
         self._stored_ids = stored_ids and manifest.has_ids
         self._prefix = torch.tensor(list(prefix_ids), dtype=torch.int64)
         self._window_tokens = window_tokens(context_tokens, len(self._prefix))
@@ -205,7 +210,7 @@ class ContextStream:
         place: tuple[int, int, int],
     ) -> Context:
         expected = int(self.manifest.num_tokens[number])
-        if token_ids.shape != (expected,):
+        if token_ids.shape != (expected,) and not self._spells_markers(document, expected):
             raise DataError(
                 f"document {document.id} has {expected} tokens by the index of "
                 f"{self.manifest.folder} and {tuple(token_ids.shape)} by this tokenizer: the "
@@ -214,7 +219,7 @@ class ContextStream:
             )
         start, end = place[1:]
         if self._pieces is None:
-            start = window_start(self.seed, ordinal, expected, self._window_tokens)
+            start = window_start(self.seed, ordinal, len(token_ids), self._window_tokens)
             end = start + self._window_tokens
         window = token_ids[start:end].to(torch.int64)
         return Context(
@@ -230,10 +235,19 @@ class ContextStream:
     def _load(self, number: int) -> tuple[Document, Tensor]:
         """A document and its token ids, [n] of an integer type."""
         if self._stored_ids:
-            document, ids = self.manifest.read_ids(number)
-            return document, torch.from_numpy(ids.astype(np.int64))
+            document, stored = self.manifest.read_ids(number)
+            ids = torch.from_numpy(stored.astype(np.int64))
+            if self._markers is None or not torch.isin(ids, torch.tensor(self._markers)).any():
+                return document, ids
+            # The page spells a marker that this tokenizer has: its text, encoded as characters.
         document = self.manifest.read(number)
         return document, self._ids_of(document)
+
+    def _spells_markers(self, document: Document, expected: int) -> bool:
+        """Whether a document of another length is the index' all the same: it spells a marker."""
+        if self._unguarded is None or self.manifest.content != "text":
+            return False
+        return len(self._unguarded(document.text)) == expected
 
     def _ids_of(self, document: Document) -> Tensor:
         if self.manifest.content == "text":

@@ -26,7 +26,11 @@ def to_codes(ids: Sequence[int], markers: Markers) -> list[int]:
 
 
 def from_codes(document: Document, markers: Markers) -> Tensor:
-    """int64 [n]: the ids of a document. Raises DataError where it has none, or malformed ones."""
+    """Read the ids of a document: int64 [n].
+
+    Raises DataError where it has none, or malformed ones, or the id of a marker that is not written
+    as its code: then a text spelt it.
+    """
     codes = document.metadata.get("token_ids")
     if not isinstance(codes, list) or not all(type(c) is int and c >= CLOSE for c in codes):
         raise DataError(
@@ -34,5 +38,10 @@ def from_codes(document: Document, markers: Markers) -> Tensor:
             "ids; write the corpus again"
         )
     ids = torch.tensor(codes, dtype=torch.int64)
+    if torch.isin(ids, torch.tensor(markers)).any():
+        raise DataError(
+            f"document {document.id} holds the id of a think marker where no thought was written: "
+            "its text spells one; write the corpus again"
+        )
     ids[ids == OPEN], ids[ids == CLOSE] = markers
     return ids

@@ -19,12 +19,16 @@ MEMORISED = 0.1  # nats per token: worth a warning, see `memorised`
 
 
 def evaluation_path(config: Config, step: int) -> Path:
-    """Where the result after that step lies."""
+    """Name the file of the result after that step."""
     return config.run.dir / "eval" / f"step_{step:08d}.json"
 
 
 class Evaluations:
-    """Those of one run; an existing result is kept, so that a resumed run has the same."""
+    """Those of one run; an existing result is kept, so that a resumed run has the same.
+
+    Settings of the evaluation may change between two starts. Results of other settings than now
+    are neither compared with nor counted as done: their files stay, under another name.
+    """
 
     def __init__(self, config: Config, model: LanguageModel, corpus: Corpus, ranks: Ranks) -> None:
         self._config = config
@@ -40,6 +44,7 @@ class Evaluations:
         due = section.enabled and (regular or step in (0, config.run.steps))
         if not due or self._read(step) is not None:
             return
+        self._ranks.decide(lambda: _move_aside(config, step), "save")
         assert self._corpus.heldout is not None
 
         def progress(name: str, done: int, total: int) -> None:
@@ -62,6 +67,7 @@ class Evaluations:
             "step": step,
             "seed": config.run.seed,
             "config_digest": config.digest(),
+            "evaluation_digest": config.evaluation_digest(),
             "data_digest": self._corpus.manifest.digest,
             "heldout_digest": self._corpus.heldout_digest,
         }
@@ -73,8 +79,8 @@ class Evaluations:
         )
 
     def comparison(self) -> dict[str, Any] | None:
-        """Before and after training, side by side; None until both exist."""
-        before, after = (_read(self._config, n) for n in (0, self._config.run.steps))
+        """Before and after training, side by side; None until both exist, made alike."""
+        before, after = (read_result(self._config, n) for n in (0, self._config.run.steps))
         return compare(before, after, self._config.run.seed) if before and after else None
 
     def _reused(
@@ -99,7 +105,7 @@ class Evaluations:
 
     def _read(self, step: int) -> dict[str, Any] | None:
         """As rank 0 finds it, so that no rank has it where another has not."""
-        return self._ranks.decide(lambda: _read(self._config, step), "evaluate")
+        return self._ranks.decide(lambda: read_result(self._config, step), "evaluate")
 
 
 def memorised(
@@ -117,13 +123,28 @@ def memorised(
     return float(on_fresh - on_reused)
 
 
-def _read(config: Config, step: int) -> dict[str, Any] | None:
+def read_result(config: Config, step: int) -> dict[str, Any] | None:
+    """Read the result after a step; None where there is none that was made as the config says."""
     path = evaluation_path(config, step)
     if not path.is_file():
         return None
     result = json.loads(path.read_text(encoding="utf-8"))
     assert isinstance(result, dict)
-    return result
+    return result if _made_alike(config, result) else None
+
+
+def _made_alike(config: Config, result: dict[str, Any]) -> bool:
+    """Whether a result is of the evaluation that the config has now; old ones do not say."""
+    digest = config.evaluation_digest()
+    return bool(result.get("evaluation_digest", digest) == digest)
+
+
+def _move_aside(config: Config, step: int) -> None:
+    """Keep the result of other settings, if there is one, as step_N.DIGEST.json."""
+    path = evaluation_path(config, step)
+    if path.is_file():
+        digest = str(json.loads(path.read_text(encoding="utf-8"))["evaluation_digest"])
+        path.replace(path.with_suffix(f".{digest[:12]}.json"))
 
 
 def _write(config: Config, step: int, result: dict[str, Any]) -> None:

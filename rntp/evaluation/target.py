@@ -1,6 +1,5 @@
 """Evaluating what a command names: a run folder's checkpoint, or a config's base model."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from rntp import checkpoint
 from rntp.config import Config
 from rntp.data.corpus import open_corpus, open_data
 from rntp.errors import ConfigError, DataError
+from rntp.evaluation.during import read_result
 from rntp.evaluation.measure import evaluate
 from rntp.evaluation.third import check_third
 from rntp.model import cast_parameters
@@ -29,9 +29,7 @@ def evaluate_target(
         config, model, path = open_trained(target, step, say)
         say(f"evaluating {path}")
         trained_on = checkpoint.load_state(path)["data_digest"]
-        before = target / "eval" / "step_00000000.json"
-        if before.is_file():
-            reference = json.loads(before.read_text(encoding="utf-8"))
+        reference = read_result(config, 0)
     else:
         config = Config.load(target)
         model, trained_on = open_model(config), None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rntp.config import scheme_label
 from rntp.files import write_text_atomic
-from rntp.log import duration
+from rntp.log import duration, starts_of
 from rntp.report.checks import Checks, checks_of
 from rntp.report.effect import Compare, Effect, effect_of
 from rntp.report.html import render_template
@@ -89,7 +89,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     git = manifest.get("git") or {}
     commit = str(git.get("commit", MISSING))[:12] + (" + changes" if git.get("dirty") else "")
     seconds = sum(row.get("time/step_s") or 0.0 for row in run.metrics)
-    restarts = len(manifest.get("segments", []))
+    restarts = len(starts_of(manifest)) - 1
     facts = [
         ("Steps", f"{done} of {wanted}" + (f", {skipped} skipped" if skipped else "")),
         ("Seed", _of(run.config, "run", "seed")),

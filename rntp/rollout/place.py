@@ -48,7 +48,7 @@ def placer(
                     else torch.zeros(len(context))
                 ),
                 count=count or section.positions_per_doc,
-                progress=progress(config, context.ordinal),
+                ramp=progress(config, context.ordinal) if section.ramp_steps else None,
                 starts_sentence_L=sentences.of(context.token_ids) if sentences else None,
                 oracle_gain_L=oracle_gains(context.labels) if context.labels else None,
                 class_L=class_numbers(context.labels) if context.labels else None,

@@ -132,8 +132,8 @@ def elastic(lab: Lab) -> Row:
         ids = [[row["thought_ids"] for row in read_rollouts(run, step)] for run in (one, other)]
         if ids[0] != ids[1]:
             problems.append(f"other thoughts at step {step}")
-    sizes = [s["world_size"] for s in json.loads((other / "manifest.json").read_text())["segments"]]
-    if sizes != [2, 1, 2]:
+    sizes = [s["world_size"] for s in json.loads((other / "manifest.json").read_text())["starts"]]
+    if sizes != [4, 2, 1, 2]:
         problems.append(f"the manifest tells of {sizes} ranks")
     happened = "ordinals, digests and thoughts those of one rank, metrics to 1e-9"
     return Row(

@@ -112,7 +112,7 @@ def _manifest(resolved: Config) -> dict:
         "command": ["rntp", "train", "demo.yaml"],
         "config_digest": resolved.digest(),
         "data_digest": "d1" * 32,
-        "segments": [],
+        "starts": [{"started": "now", "from_step": 0}],
     }
 
 

@@ -78,7 +78,7 @@ def test_which_policies_look(policy: str, bands: list[str], looks: bool) -> None
 
         nll_L = entropy_L
 
-    config = Config.parse(minimal(), ["data.context_tokens=100", *bands])
+    config = Config.parse(minimal(), ["data.context_tokens=100", "placement.ramp_steps=4", *bands])
     watched = Watched()
     chosen = placer(config, policy, "placement")(context(0, 100), watched)
     assert len(chosen) == config.placement.positions_per_doc

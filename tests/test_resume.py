@@ -1,0 +1,303 @@
+"""A run is the same run however it is started: in one go, made longer, or resumed after a kill.
+
+Where it would not be, it is refused. What may change between two starts changes no update.
+"""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import same_shards, tiny_run, write_corpus
+from safetensors.torch import load_file
+
+from rntp import placement, rewards
+from rntp.config import Config
+from rntp.errors import ConfigError
+from rntp.log import read_manifest, read_metrics, starts_of
+from rntp.placement import REGISTRY as POLICIES
+from rntp.trainer import Trainer
+
+STEPS = 3
+LAST = f"step_{STEPS:08d}"
+EVALUATED = ["evaluation.enabled=true", "evaluation.docs=3"]
+ANSWERS = "thought.answer_tokens=2"
+TWICE = "objective.epochs_per_rollout=2"
+ALL_SCHEMES = f"reward.shadows=[{', '.join(sorted(rewards.REGISTRY))}]"
+
+PLACEMENTS = [
+    [f"placement.policy={name}"] + (["placement.ramp_steps=4"] if name == "tiers" else [])
+    for name in sorted(POLICIES)
+]
+OPTIONS = [
+    *PLACEMENTS,
+    ["placement.entropy_band=[0.5, 9]", "placement.surprise_band=[0.1, 100]"],
+    ["placement.interleaved=true", "placement.policy=learnability", "model.dtype=float32"],
+    # Rewards, and what changes in them as a run goes on.
+    ["reward.scheme=exact_prefix", "reward.shadows=[]"],
+    ["reward.scheme=random", ALL_SCHEMES, "thought.answer_tokens=3", "reward.length_half_life=1"],
+    ["reward.scheme=net_gain", "reward.token_cost_after=2", "reward.token_cost=0.3"],
+    ["reward.scheme=length_triangle", "reward.length_half_life=1"],
+    ["reward.scheme={judge_gold: 1, log_ratio: 0.1}", ANSWERS],
+    ["reward.judge=frozen", "reward.scheme=judge_gold", ANSWERS],
+    ["reward.scheme={mean_prob: 0.9, format_only: 0.1}", "baseline.use=clip"],
+    ["baseline.weights=ema", "baseline.decay=0.9", "baseline.use=clip"],
+    ["baseline.weights=frozen", "baseline.use=group_member", "model.dtype=float32"],
+    ["baseline.weights=none", "reward.scheme=logprob"],
+    ["baseline.use=position_weight", "reward.scheme=mean_prob"],
+    ["baseline.use=gate"],
+    # Objectives.
+    ["objective.advantage=group_mean", "objective.advantage_std=true"],
+    ["objective.advantage=step"],
+    ["objective.advantage=none"],
+    ["objective.normalize=thoughts"],
+    ["objective.normalize=budget"],
+    ["objective.algorithm=clipped_ratio", TWICE],
+    [
+        "objective.continuation_weight=0",
+        "objective.algorithm=cispo",
+        TWICE,
+        "objective.drop_dead_groups=true",
+        "reward.scheme=exact_prefix",
+    ],
+    ["objective.algorithm=gspo", TWICE],
+    ["objective.min_group_std=0.5", "objective.continuation_weight=0"],
+    ["objective.continuation_use=posterior"],
+    ["objective.continuation_use=reward"],
+    ["objective.kl_weight=0.1", "objective.kl_reference=ema", "baseline.decay=0.9"],
+    ["objective.kl_weight=0.1", "objective.kl_in=reward", "objective.kl_estimator=k1"],
+    ["objective.entropy_weight=0.01", "objective.importance_cap=2"],
+    ["thought.temperature=0.7", "objective.ntp_weight=0"],
+    ["thought.source=pause", "objective.pg_weight=0"],
+    [
+        "thought.thoughts_per_position=0",
+        "objective.pg_weight=0",
+        "objective.continuation_weight=0",
+    ],
+    # Data.
+    ["data.replay_docs=1", "optim.lr=0.01"],
+    ["data.windows=all"],
+    ["data.max_documents=5"],
+    ["data.workers=2"],
+    ["optim.weight_decay=0.1", "optim.warmup_steps=2", "optim.max_grad_norm=0.1"],
+    ["optim.schedule=cosine"],
+    ["rollout.docs_per_batch=1", "parallel.tokens_per_microbatch=16"],
+    ["model.dtype=float64"],
+    [*EVALUATED, "evaluation.every_steps=1", "evaluation.thoughts_per_position=2"],
+]
+# The rate depends on how long the run is meant to be.
+REFUSED_TO_GO_ON = {"optim.schedule=cosine"}
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labels and ends of sentences, so that every placement policy has what it looks for."""
+    folder = tmp_path_factory.mktemp("labelled") / "shards"
+    return write_corpus(folder, labelled=True, stops=True)
+
+
+@pytest.fixture
+def raw(model_folders: dict[str, Path], labelled: Path, tmp_path: Path) -> dict:
+    raw = tiny_run(model_folders["llama"], labelled, tmp_path / "run")
+    raw["run"]["steps"] = STEPS
+    raw["data"]["docs_per_step"] = 2
+    raw["checkpoint"] = {"every_steps": 1, "keep": 9}
+    raw["evaluation"] = {"enabled": False}
+    return raw
+
+
+def fit(raw: dict, folder: Path, *overrides: str) -> Path:
+    Trainer(Config.parse(raw, [*overrides, f"run.dir={folder}"])).fit()
+    return folder
+
+
+def comparable(run_dir: Path) -> list[dict]:
+    """The metrics without what depends on the machine's mood."""
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))}
+        for row in read_metrics(run_dir)
+    ]
+
+
+def test_every_placement_is_tried() -> None:
+    assert len(PLACEMENTS) == len(placement.REGISTRY) > 8
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options[0])
+def test_straight_is_continued_is_resumed(raw: dict, tmp_path: Path, options: list[str]) -> None:
+    """To the bit: metrics, weights, moments, and all that a checkpoint keeps beside them."""
+    straight = fit(raw, tmp_path / "straight", *options)
+    metrics = comparable(straight)
+    assert len(metrics) == STEPS
+    assert all(math.isfinite(v) for row in metrics for v in row.values() if isinstance(v, float))
+    whole = straight / "checkpoints" / LAST
+
+    # As a kill after the second step leaves the folder.
+    resumed = shutil.copytree(straight, tmp_path / "resumed")
+    shutil.rmtree(resumed / "checkpoints" / LAST)
+    fit(raw, resumed, *options)
+    assert comparable(resumed) == metrics
+    stems = same_shards(whole, resumed / "checkpoints" / LAST)
+    copies = ("=ema", "=frozen", "kl_weight=")
+    assert ("reference" in stems) == any(copy in o for o in options for copy in copies)
+    assert ("replay" in stems) == ("data.replay_docs=1" in options)
+    assert ("placement" in stems) == any(o.endswith(("learnability", "selector")) for o in options)
+
+    continued = fit(raw, tmp_path / "continued", *options, "run.steps=1")
+    if REFUSED_TO_GO_ON & set(options):
+        with pytest.raises(ConfigError, match=r"optim\.steps: 1 there, 3 here"):
+            fit(raw, continued, *options)
+        return
+    fit(raw, continued, *options)
+    assert comparable(continued) == metrics
+    assert same_shards(whole, continued / "checkpoints" / LAST) == stems
+    if EVALUATED[0] in options:
+        for other in (resumed, continued):
+            for file in sorted((straight / "eval").iterdir()):
+                assert (other / "eval" / file.name).read_bytes() == file.read_bytes()
+
+
+# What may be set otherwise at the next start, and a value other than the tests' own. README lists
+# the same fields.
+FREE = {
+    "run.name": "other",
+    "run.hang_timeout_s": 60,
+    "run.max_rollbacks": 9,
+    "run.stop_on_alarm": True,
+    "model.device": "auto",
+    "data.max_damaged": 0.1,
+    "data.workers": 1,
+    "data.worker_kind": "process",
+    "data.deadline_s": 9,
+    "reward.shadows": ["logprob"],
+    "rollout.docs_per_batch": 1,
+    "checkpoint.every_steps": 2,
+    "checkpoint.keep": 1,
+    "checkpoint.asynchronous": True,
+    "evaluation.enabled": True,
+    "evaluation.every_steps": 1,
+    "evaluation.docs": 2,
+    "evaluation.reused_docs": 2,
+    "evaluation.thoughts_per_position": 2,
+    "evaluation.placement": "even",
+    "evaluation.positions_per_doc": 1,
+    "evaluation.controls": ["shuffled"],
+    "evaluation.bits_per_thought_token": 0.5,
+    "log.wandb": "off",
+    "log.wandb_project": "other",
+    "parallel.tokens_per_microbatch": 4096,
+    "parallel.activation_checkpointing": True,
+    "parallel.timeout_s": 60,
+}
+# Set by the command, or of another test.
+ELSEWHERE = {"run.dir", "run.steps", "rollout.engine", "data.source", "evaluation.source"}
+ELSEWHERE |= {"evaluation.decile_model"}
+# These cut the work otherwise, so that sums are rounded otherwise.
+ROUNDED = {"parallel.tokens_per_microbatch"}
+
+
+def fields() -> set[str]:
+    sections = Config.model_fields.items()
+    return {f"{name}.{field}" for name, part in sections for field in part.annotation.model_fields}
+
+
+def test_every_field_is_free_or_part_of_what_is_trained() -> None:
+    """Each has one of the two places, and a free one is in the table above and in README."""
+    raw = Config.parse(
+        {
+            "run": {"steps": 1, "dir": "x"},
+            "model": {"spec": "m"},
+            "data": {"source": "c", "context_tokens": 64, "docs_per_step": 1},
+            "placement": {"positions_per_doc": 1},
+            "thought": {"thoughts_per_position": 2, "thought_tokens": 4},
+            # Of everything that only some settings read, each.
+            "reward": {"horizon": 2, "scheme": {"net_gain": 1, "length_triangle": 1}},
+            "baseline": {"weights": "ema"},
+            "objective": {"algorithm": "gspo", "kl_weight": 1, "kl_reference": "ema"},
+            "optim": {"schedule": "cosine"},
+        }
+    )
+    trained = {f"{s}.{f}" for s, part in raw.identity().items() for f in part}
+    made = {"data.min_document_tokens", "optim.steps"}
+    assert trained - made == fields() - set(FREE) - ELSEWHERE
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    missing = [field for field in FREE if f"`{field}`" not in readme]
+    assert missing == []
+
+
+@pytest.fixture(scope="module")
+def two_runs(
+    model_folders: dict[str, Path], labelled: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict, Path, Path]:
+    """The config, a run of two steps, and one of three."""
+    here = tmp_path_factory.mktemp("free")
+    raw = tiny_run(model_folders["llama"], labelled, here / "run")
+    raw["run"]["steps"] = STEPS
+    raw["data"]["docs_per_step"] = 2
+    raw["checkpoint"] = {"every_steps": 1, "keep": 9}
+    raw["evaluation"] = {"enabled": False, "docs": 3}
+    return raw, fit(raw, here / "two", "run.steps=2"), fit(raw, here / "three")
+
+
+@pytest.mark.parametrize("field", FREE)
+def test_what_may_change_changes_no_update(
+    two_runs: tuple[dict, Path, Path], tmp_path: Path, field: str
+) -> None:
+    raw, two, three = two_runs
+    folder = shutil.copytree(two, tmp_path / "run")
+    section, name = field.split(".")
+    changed = {**raw, section: {**raw.get(section, {}), name: FREE[field]}}
+    if field == "data.worker_kind":
+        changed["data"]["workers"] = 1
+    fit(changed, folder)
+    for stem in ("weights", "moments"):
+        files = sorted((three / "checkpoints" / LAST / stem).iterdir())
+        for file in files:
+            expected = load_file(file)
+            found = load_file(folder / "checkpoints" / LAST / stem / file.name)
+            for key, tensor in expected.items():
+                tolerance = 1e-2 if field in ROUNDED else 0.0
+                torch.testing.assert_close(found[key], tensor, rtol=tolerance, atol=tolerance / 10)
+    first, second = starts_of(read_manifest(folder))
+    assert "changed" not in first
+    assert second["from_step"] == 2
+    told = second["changed"]
+    assert told["run.steps"] == {"was": 2, "is": STEPS}
+    was = Config.parse(raw).model_dump(mode="json")[section][name]
+    if was != FREE[field]:
+        assert told[field] == {"was": was, "is": FREE[field]}
+
+
+def test_what_is_trained_may_not_change(two_runs: tuple[dict, Path, Path], tmp_path: Path) -> None:
+    raw, two, _ = two_runs
+    folder = shutil.copytree(two, tmp_path / "run")
+    for override, said in {
+        "optim.lr=0.5": r"optim\.lr: 0\.001 there, 0\.5 here",
+        "reward.discount=0.5": r"reward\.discount",
+        "placement.policy=even": r"placement\.policy",
+        # Here it would leave shorter documents out of training.
+        "evaluation.positions_per_doc=9": r"data\.min_document_tokens: 13 there, 20 here",
+    }.items():
+        with pytest.raises(ConfigError, match=said):
+            fit(raw, folder, override)
+    # Nobody reads it, so it changes nothing.
+    Trainer(Config.parse(raw, ["reward.token_cost=0.5", f"run.dir={folder}"])).fit()
+
+
+def test_evaluations_of_other_settings_are_not_compared(raw: dict, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    fit(raw, folder, *EVALUATED, "run.steps=1")
+    before = {p.name: p.read_bytes() for p in (folder / "eval").iterdir()}
+    more = [*EVALUATED, "evaluation.docs=4", f"run.dir={folder}"]
+    trainer = Trainer(Config.parse(raw, [*more, "run.steps=1"]))
+    assert trainer.fit() is None  # the one before training has other pages
+    names = sorted(p.name for p in (folder / "eval").iterdir())
+    [kept] = [name for name in names if name.count(".") == 2]
+    assert (folder / "eval" / kept).read_bytes() == before["step_00000001.json"]
+    now = json.loads((folder / "eval" / "step_00000001.json").read_text())
+    assert len(now["pages"]) == 4
+    assert (folder / "eval" / "step_00000000.json").read_bytes() == before["step_00000000.json"]
+    again = Trainer(Config.parse(raw, [*EVALUATED, "run.steps=1", f"run.dir={folder}"]))
+    assert again.fit() is not None
