@@ -176,10 +176,10 @@ def peak_memory(config: Config, shape: Shape, ranks: int = 1, *, recompute: bool
         weights += narrow * shape.parameters  # packed; see `rntp.packed`
     every, learning = _computed(shape, tokens)
     whole = every / docs  # what is never split
-    if config.placement.interleaved:
+    if not shape.shares and ranks == 1:  # but computed again in pieces where it is larger
+        whole = config.span_tokens
+    elif config.placement.interleaved:
         branches = config.thought.thoughts_per_position * config.branch_tokens
-        if not shape.shares:
-            branches += config.thought.thoughts_per_position * config.longest_context
         whole = config.longest_context + branches
     microbatch = min(max(config.parallel.tokens_per_microbatch, whole), every)
     microbatch *= learning / every  # the others leave nothing for the backward
@@ -259,6 +259,9 @@ def step_flop(config: Config, shape: Shape, tokens: Tokens) -> float:
     forward = token * every + row * tokens.head_rows
     learn = token * learning + row * tokens.learning_rows  # what has a backward, forward
     backward = 2 * learn + row * tokens.learning_rows
+    most, docs = config.parallel.tokens_per_microbatch, config.data.docs_per_step
+    if not shape.shares and every / docs > most:
+        backward += token * learning  # see `rntp.model.unshared.run_forest`
     # What is judged ahead, and an epoch over old thoughts, runs what learns once more.
     epochs = config.objective.epochs_per_rollout
     again = epochs - 1 + config.objective.needs_whole_step

@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+from dataclasses import replace
 
 import torch
 
@@ -115,6 +116,9 @@ def open_model(config: Config) -> LanguageModel:
         sharing=config.model.sharing,
         span=config.span_tokens,
     )
+    if model.plain is not None:
+        most = config.parallel.tokens_per_microbatch
+        model.plain = replace(model.plain, most_tokens=most)
     if config.objective.router_weight > 0 and not routers(model.hf):
         raise ConfigError(
             f"objective.router_weight {config.objective.router_weight:g} balances experts, and "

@@ -104,7 +104,7 @@ def test_flop_follow_the_formula_of_the_estimate(
 def test_a_model_that_is_not_there_has_no_flop(
     matched: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def absent(spec: str) -> Shape:
+    def absent(spec: str, sharing: str) -> Shape:
         raise OSError(f"no {spec}")
 
     monkeypatch.setattr("rntp.ablate.matching.Shape.of_spec", absent)

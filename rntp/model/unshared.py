@@ -7,14 +7,16 @@ any filling.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from rntp_kernels import TreeLayout
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PreTrainedModel
 
 from rntp.errors import ConfigError
@@ -33,13 +35,15 @@ class Plain:
     why: it runs no trees. at_head: its hidden states are read where its output embedding takes
     them, since something lies between that and the trunk. together: several sequences may share a
     forward; else they run one by one. cached: its cache decodes what whole sequences give; else
-    sequences are computed again for every token that is drawn.
+    sequences are computed again for every token that is drawn. most_tokens: of one forward, but
+    for a sequence that is longer; see `run_forest`.
     """
 
     why: str = ""
     at_head: bool = False
     together: bool = True
     cached: bool = True
+    most_tokens: int = 1 << 20
 
     def describe(self) -> str:
         """What it does, for people."""
@@ -170,17 +174,20 @@ def sequences(layout: TreeLayout, start: int = 0) -> tuple[list[int], Tensor]:
     return ends, torch.cat(read) if read else torch.zeros(0, 2, dtype=torch.int64)
 
 
-def grouped(lengths: Sequence[int], *, together: bool, whole: bool = False) -> list[list[int]]:
+def grouped(
+    lengths: Sequence[int], *, together: bool, most: int = 1 << 30, whole: bool = False
+) -> list[list[int]]:
     """Which sequences share a forward, by number: of like length, so that little is filled up.
 
-    together: several may. whole: all of them do, whatever it takes.
+    together: several may. most: tokens of them, with the filling. whole: all of them do, whatever
+    it takes.
     """
     order = sorted(range(len(lengths)), key=lambda n: lengths[n])
     groups: list[list[int]] = []
     tokens = 0  # of the last group
     for n in order:
         padded = lengths[n] * (len(groups[-1]) + 1) if groups else 0
-        fits = padded - (tokens + lengths[n]) <= MOST_FILLING * padded
+        fits = padded <= most and padded - (tokens + lengths[n]) <= MOST_FILLING * padded
         if groups and together and (whole or fits):
             groups[-1].append(n)
             tokens += lengths[n]
@@ -188,6 +195,27 @@ def grouped(lengths: Sequence[int], *, together: bool, whole: bool = False) -> l
             groups.append([n])
             tokens = lengths[n]
     return groups
+
+
+def _run_group(
+    hf: PreTrainedModel, plain: Plain, watch: bool, ids_BS: Tensor
+) -> tuple[Tensor, list[Routed]]:
+    """One forward of some sequences: [B, S, H], and what routers said of the B · S tokens."""
+    with watched_routers(hf, watch) as seen:
+        hidden = run_plain(hf, plain, ids_BS).hidden
+    return hidden, seen
+
+
+def _again_in_the_backward(
+    run: Callable[[Tensor], tuple[Tensor, list[Routed]]], ids_BS: Tensor
+) -> tuple[Tensor, list[Routed]]:
+    """The same, keeping nothing but the ids."""
+    # It would stop a forward in the middle, by an error that is nobody's fault.
+    with set_checkpoint_early_stop(False):
+        found: tuple[Tensor, list[Routed]] = checkpoint(
+            run, ids_BS, use_reentrant=False, preserve_rng_state=False
+        )
+    return found
 
 
 def run_forest(
@@ -202,6 +230,10 @@ def run_forest(
 
     ids: int64 [N], of the whole forest. Each token is read from one sequence, so that routing, too,
     is that of the tree, every token once. watch: for routers.
+
+    A context with its branches is never split, and without sharing it may have many times the
+    tokens of a microbatch (`plain.most_tokens`). Then only its groups' ids are kept for the
+    backward, which computes one group after the other again: no more than that lies in memory.
     """
     device = ids.device
     ends, read = sequences(layout, start)
@@ -213,18 +245,20 @@ def run_forest(
             f"{type(hf).__name__} runs one sequence at a time, and ranks that share its weights "
             "have different numbers of them; train it in one process"
         )
-    groups = grouped([len(r) for r in rows], together=plain.together, whole=whole)
+    lengths = [len(r) for r in rows]
+    groups = grouped(lengths, together=plain.together, most=plain.most_tokens, whole=whole)
+    run = partial(_run_group, hf, plain, watch)
+    if torch.is_grad_enabled() and sum(lengths) > plain.most_tokens and not whole:
+        run = partial(_again_in_the_backward, run)
     hidden, order = [], []
     routed: list[list[Routed]] = []
     for group in groups:
-        length = max(len(rows[n]) for n in group)
+        length = max(lengths[n] for n in group)
         batch = torch.full((len(group), length), FILLING)
         for place, n in enumerate(group):
-            batch[place, : len(rows[n])] = rows[n]
-        filled = torch.arange(length) >= torch.tensor([len(rows[n]) for n in group])[:, None]
-        ids_BS = ids[batch.to(device)].masked_fill(filled.to(device), FILLING)
-        with watched_routers(hf, watch) as seen:
-            found = run_plain(hf, plain, ids_BS).hidden
+            batch[place, : lengths[n]] = rows[n]
+        filled = torch.arange(length) >= torch.tensor([lengths[n] for n in group])[:, None]
+        found, seen = run(ids[batch.to(device)].masked_fill(filled.to(device), FILLING))
         # Tokens that are read from this group, in their order.
         index = torch.full((len(ends),), -1)
         index[torch.tensor(group)] = torch.arange(len(group))

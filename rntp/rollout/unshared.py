@@ -119,7 +119,7 @@ class UnsharedEngine:
         assert plain is not None
         lengths = [len(c) for c in contexts]
         found: dict[int, Tensor] = {}
-        for group in grouped(lengths, together=plain.together):
+        for group in grouped(lengths, together=plain.together, most=plain.most_tokens):
             ids = torch.full((len(group), max(lengths[n] for n in group)), FILLING)
             for row, n in enumerate(group):
                 ids[row, : lengths[n]] = contexts[n].token_ids

@@ -17,6 +17,7 @@ from rntp.model.unshared import grouped, sequences
 from rntp.objective import Elsewhere, loss
 from rntp.parallel import microbatches
 from rntp.rollout.inprocess import InProcessEngine
+from rntp.sharding import forget_activations
 from rntp.step import Counts, judge, learn, loss_reads, plant, sampler_logp, score
 from rntp.tree import Reads, TokenTree, plain_tokens
 from rntp.types import Context, Rollout
@@ -264,3 +265,44 @@ def test_one_page_alone_is_a_forest() -> None:
     ends, read = sequences(layout)
     assert ends == [0]
     assert read.tolist() == [[0, 0], [0, 1], [0, 2], [0, 3]]
+
+
+@pytest.mark.parametrize("name", ["qwen3-next", "mamba", "mixtral"])
+@pytest.mark.parametrize("layers_too", [False, True])
+def test_what_is_larger_than_a_microbatch_is_computed_again_in_pieces(
+    name: str, layers_too: bool
+) -> None:
+    """The same gradients, of routers too, from no more saved tensors than one piece has."""
+    tree, found = forest(), []
+    for most in (10**6, 40):
+        model = load_plain(name, torch.float64)
+        assert model.plain is not None
+        model.plain = replace(model.plain, most_tokens=most)
+        if layers_too:
+            forget_activations(model.hf)
+        kept: list[int] = []
+
+        def keep(x: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            trunk = tree.run(model, watch=True)
+        assert len(trunk.routed) == (0 if name == "mamba" else 2)
+        total = trunk.hidden.square().sum()
+        total = total + sum(r.logits.square().sum() for r in trunk.routed)
+        total.backward()
+        gradients = {n: p.grad for n, p in model.hf.named_parameters() if p.grad is not None}
+        found.append((float(total), gradients, sum(kept)))
+    (whole, wanted, before), (again, own, after) = found
+    assert again == pytest.approx(whole, rel=1e-9)
+    assert after < before / 5
+    assert wanted.keys() == own.keys()
+    for parameter, gradient in wanted.items():
+        assert float((own[parameter] - gradient).norm()) <= 1e-5 * float(gradient.norm()), parameter
+
+
+def test_no_forward_is_larger_than_a_microbatch() -> None:
+    lengths = [30, 10, 30, 31, 11]
+    assert grouped(lengths, together=True, most=62) == [[1, 4], [0, 2], [3]]
+    assert grouped([100, 100], together=True, most=50) == [[0], [1]]
