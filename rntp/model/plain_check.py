@@ -107,7 +107,7 @@ def _others(hf: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 def _range(hf: PreTrainedModel) -> tuple[int, int]:
-    """Ids of the check: the first few are often special (padding has no position in some models)."""
+    """Ids of the check: the first few are often special (padding may have no position)."""
     weight = hf.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
     return min(8, len(weight) // 2), len(weight)
