@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-
 from rntp_kernels import DecodeAttention, Style, TreeAttention, TreeLayout, TwoPasses
 from rntp_kernels.tree_attention import PrefixRecorder, dense_mask, selection
 from rntp_kernels.tree_attention.style import masked_attention
@@ -170,7 +169,7 @@ def test_decoding_is_the_plain_sequence(
 
 
 def test_what_a_kernel_does_not_have_it_refuses() -> None:
-    q, k, v, sinks, _ = values("all of them", LAYOUT.num_tokens, torch.float32)
+    q, k, v, *_ = values("all of them", LAYOUT.num_tokens, torch.float32)
     with pytest.raises(ValueError, match="'flex' has no windows, soft caps or sinks here"):
         TreeAttention(LAYOUT, implementation="flex")(0, q, k, v, SCALE, Style(soft_cap=2.0))
 
