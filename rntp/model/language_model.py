@@ -4,6 +4,7 @@ Any Hugging Face model that goes through the attention interface works; see `rnt
 What cannot work is refused at load, with the reason; see `rntp.model.check`.
 """
 
+import pickle
 from dataclasses import dataclass, field
 
 import torch
@@ -135,6 +136,11 @@ def load_model(
         hf = AutoModelForCausalLM.from_pretrained(localize(spec), dtype=dtype)
     except ConfigError:
         raise
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"model.spec {spec!r} cannot be loaded: its weights are pickled programs, which are not "
+            "run; use a copy that is stored as safetensors"
+        ) from error
     except Exception as error:  # whatever libraries and files have to say
         first = str(error).strip() or type(error).__name__
         raise ConfigError(f"model.spec {spec!r} cannot be loaded: {first}") from error

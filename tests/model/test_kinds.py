@@ -10,14 +10,14 @@ from torch.overrides import TorchFunctionMode
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "models"))
 
-from tiny_models import TOKENS, save, tiny_model  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
+from tiny_models import TOKENS, save, tiny_model
+from transformers import AutoModelForCausalLM
 
-from rntp.model import Head, LanguageModel, load_model  # noqa: E402
-from rntp.rollout.inprocess import InProcessEngine  # noqa: E402
-from rntp.step import plant, sampler_logp, score  # noqa: E402
-from rntp.tree import TokenTree  # noqa: E402
-from rntp.types import Context  # noqa: E402
+from rntp.model import Head, LanguageModel, load_model
+from rntp.rollout.inprocess import InProcessEngine
+from rntp.step import plant, sampler_logp, score
+from rntp.tree import TokenTree
+from rntp.types import Context
 
 WINDOW = {"sliding_window": 12, "use_sliding_window": True, "max_window_layers": 0}
 MIXED = {**WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
