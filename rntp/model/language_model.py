@@ -138,8 +138,8 @@ def load_model(
         raise
     except pickle.UnpicklingError as error:
         raise ConfigError(
-            f"model.spec {spec!r} cannot be loaded: its weights are pickled programs, which are not "
-            "run; use a copy that is stored as safetensors"
+            f"model.spec {spec!r} cannot be loaded: its weights are pickled programs, which are "
+            "not run; use a copy that is stored as safetensors"
         ) from error
     except Exception as error:  # whatever libraries and files have to say
         first = str(error).strip() or type(error).__name__
