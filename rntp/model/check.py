@@ -65,22 +65,43 @@ def _find_head(hf: PreTrainedModel, tokens: int) -> Head:
             f"its logits have the shape {tuple(logits.shape)}, and its output embedding has {rows} "
             "rows"
         )
-    # Of the width of the embedding, or nothing that is known here lies between.
-    fits = hidden.shape[1] == weight_of(out).shape[1]
-    raw = raw_logits(out, hidden).double() if fits else logits
+    first = hf(input_ids=ids[None, : len(ids) // 2], use_cache=False).logits[0].double()
+    if not _gap(first, logits[: len(first)]) <= _tolerance(hidden):
+        raise ConfigError(
+            "what it predicts depends on later tokens, as it is configured: it reads both ways"
+        )
     known = min(columns, tokens)
     vocabulary = None if known == rows else known
     best, spread = float("inf"), logits.std().clamp_min(1e-30)
-    for scale, soft_cap in _shapes(hf.config.get_text_config()) if fits else ():
-        head = Head(scale, soft_cap, vocabulary)
-        gap = float((head.scaled(raw[:, :columns]) - logits).abs().max() / spread)
-        if gap <= _tolerance(hidden):
-            return head
-        best = min(best, gap)
+    for neck, before in _necks(hf, hidden, weight_of(out).shape[1]):
+        raw = raw_logits(out, before).double()[:, :columns]
+        for scale, soft_cap in _shapes(hf.config.get_text_config()):
+            head = Head(scale, soft_cap, vocabulary, neck)
+            gap = float((head.scaled(raw) - logits).abs().max() / spread)
+            if gap <= _tolerance(hidden):
+                return head
+            best = min(best, gap)
     raise ConfigError(
         "its logits are no scaled and soft-capped products of its last hidden states with its "
         f"output embedding (off by {best:.2g} standard deviations or more)"
     )
+
+
+def _necks(hf: PreTrainedModel, hidden: Tensor, width: int) -> Iterator[tuple[str | None, Tensor]]:
+    """What may stand between trunk and output embedding: nothing, or one part of the rest of the
+    model. (name, what it makes of hidden [N, H]: [N, width])."""
+    if hidden.shape[1] == width:
+        yield None, hidden
+    trunk_parts, out = set(hf.base_model.modules()), hf.get_output_embeddings()
+    for name, part in hf.named_modules():
+        if not name or part is out or part in trunk_parts:
+            continue
+        try:
+            found = part(hidden)
+        except Exception:
+            continue  # it is no such part: this is a search, and who finds nothing is refused
+        if isinstance(found, Tensor) and found.shape == (len(hidden), width):
+            yield name, found
 
 
 def check_trunk(hf: PreTrainedModel, spec: str, span: int | None = None) -> int:

@@ -81,6 +81,7 @@ class LanguageModel:
         """
         out = self.hf.get_output_embeddings()
         assert out is not None
+        hidden = self._before_head(hidden)
         if of is None:
             return self.shape.shaped(raw_logits(out, hidden))
         bias = None if self.bias is None else self.bias[of]
@@ -91,13 +92,20 @@ class LanguageModel:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """[N] log-prob of the targets and [N] entropy, float32 nats; [N] arg-max ids."""
         return linear_logprob_top1(
-            hidden,
+            self._before_head(hidden),
             self.head,
             targets,
             bias=self.bias,
             temperature=temperature,
             shaping=self.shape.shaping,
         )
+
+    def _before_head(self, hidden: Tensor) -> Tensor:
+        """What the output embedding multiplies, [N, H]."""
+        if self.shape.neck is None:
+            return hidden
+        found: Tensor = self.hf.get_submodule(self.shape.neck)(hidden)
+        return found
 
     @torch.no_grad()
     def collision(self, hidden: Tensor) -> Tensor:

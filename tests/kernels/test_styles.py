@@ -161,6 +161,12 @@ def test_decoding_is_the_plain_sequence(
         out = attention(0, *(x[:, :, rows + step] for x in (q, k, v)), SCALE, layer_style)
         torch.testing.assert_close(out.double(), exact[:, :, rows + step], rtol=1e-4, atol=1e-5)
         attention.advance()
+    attention.rewind(torch.tensor([[2, 2], [2, 2]]))
+    kept = torch.tensor([[1], [0]])  # of each page one branch goes on alone
+    narrow = attention.narrowed(kept)
+    alone = rows.view(2, 2).gather(1, kept).flatten() + 2
+    out = narrow(0, *(x[:, :, alone] for x in (q, k, v)), SCALE, layer_style)
+    torch.testing.assert_close(out.double(), exact[:, :, alone], rtol=1e-4, atol=1e-5)
     back = torch.tensor([[1, 3], [2, 0]])  # each branch once more from where it was
     attention.rewind(back)
     again = rows + back.flatten()

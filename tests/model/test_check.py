@@ -102,7 +102,6 @@ REFUSED = {
     "granitemoehybrid": ({}, "2 of its 2 layers do not go through the attention interface"),
     "lfm2": ({"layer_types": ["conv", "full_attention"]}, "1 of its 2 layers do not go"),
     "diffllama": ({}, "layers run more than once"),
-    "bert-generation": ({}, "see something else than their last keys"),
     "mamba": ({}, "attention interface"),
 }
 
@@ -135,6 +134,29 @@ def test_a_model_that_is_refused_is_as_it_was(name: str) -> None:
 def test_an_error_of_the_models_own_code_becomes_words(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"HeliumForCausalLM.*its own forward ends in RuntimeEr"):
         load(tmp_path, "helium", head_dim=24)
+
+
+def test_a_model_that_reads_both_ways_is_no_causal_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="depends on later tokens, as it is configured"):
+        load(tmp_path, "bert")
+
+
+def test_what_stands_before_the_output_embedding_is_found(tmp_path: Path) -> None:
+    model = load(tmp_path, "modernbert-decoder")
+    assert model.shape.neck == "lm_head"
+    ids = torch.arange(11) * 13 % 300
+    model.hf.set_attn_implementation("eager")
+    wanted = model.hf(ids[None]).logits[0, :, : model.vocabulary]
+    hidden = model.hf.base_model(ids[None]).last_hidden_state[0]
+    torch.testing.assert_close(model.logits(hidden), wanted, rtol=1e-4, atol=1e-4)
+    logp, _, top1 = model.logprob(hidden, ids)
+    true = wanted.log_softmax(-1)
+    torch.testing.assert_close(logp, true[torch.arange(11), ids], rtol=1e-4, atol=1e-4)
+    assert torch.equal(top1, wanted.argmax(-1))
+    logp.sum().backward()
+    necks = list(model.hf.lm_head.parameters())
+    assert necks
+    assert all(float(p.grad.abs().max()) > 0 for p in necks)
 
 
 def test_a_head_that_does_something_else_is_refused(tmp_path: Path) -> None:
