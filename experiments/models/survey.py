@@ -48,11 +48,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "rope_parameters": {
                 **_LONG,
-                "short_factor": [1.0 + 0.05 * i for i in range(12)],
-                "long_factor": [2.0 + i for i in range(12)],
+                "short_factor": [1.0 + 0.05 * i for i in range(8)],
+                "long_factor": [2.0 + i for i in range(8)],
             },
             "original_max_position_embeddings": 32,
-            "head_dim": 24,
         },
     ),
     "dynamic NTK": (
@@ -95,7 +94,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 @dataclass(frozen=True)
 class Row:
     """What became of one class. shared: as token trees: `exact`, or `refused`, `wrong`, `failed`.
-    unshared: the same with one sequence a thought; `not built` where this version has none.
+    unshared: with one sequence a thought, `runs` or `refused`; empty where this version has none.
     why: the reason. logits: the largest difference of logits, in their standard deviations.
     sampler: that of log-probs when drawn and when scored, nats. span: positions that trees reach.
     """
@@ -115,10 +114,10 @@ def survey(label: str, name: str, fields: dict[str, Any], folder: Path) -> Row:
     try:
         model = tiny_model(name, **fields)
     except Exception as error:
-        return Row(label, shared="not built", unshared="not built", why=_first_line(error))
+        return Row(label, shared="not built", why=_first_line(error))
     kind = type(model).__name__
     if sum(p.numel() for p in model.parameters()) > BIG:
-        return Row(label, kind, "not built", "not built", "it cannot be made small")
+        return Row(label, kind, "not built", why="it cannot be made small")
     save(model, folder)
     unshared, its_reason = _unshared(folder)
     try:
@@ -144,7 +143,7 @@ def _load(folder: Path, sharing: str) -> LanguageModel:
 
 def _unshared(folder: Path) -> tuple[str, str]:
     if "sharing" not in inspect.signature(load_model).parameters:
-        return "not built", ""
+        return "", ""
     try:
         _load(folder, "none")
     except ConfigError as error:
@@ -229,7 +228,7 @@ def apart(work: Callable[[Path], Row], label: str) -> Row:
         said = pipe.read()
     os.waitpid(child, 0)
     if not said:
-        return Row(label, shared="not built", unshared="not built", why="too much time or memory")
+        return Row(label, shared="not built", why="too much time or memory")
     return Row(**json.loads(said))
 
 
@@ -254,8 +253,8 @@ def page(found: list[Row]) -> str:
     lines = [
         "# Which models run",
         "",
-        f"Made by `python experiments/models/survey.py` with transformers {transformers.__version__}"
-        f" and torch {torch.__version__}: a tiny random model of every causal class, and variants.",
+        "Made by `python experiments/models/survey.py`: a tiny random model of every causal class, "
+        f"and variants; transformers {transformers.__version__}, torch {torch.__version__}.",
         "",
         "shared: as token trees, compared with the class's own attention: logits in standard "
         "deviations, log-probs of the sampler in nats. unshared: one sequence a thought.",

@@ -105,7 +105,8 @@ class Unshared:
         logits = self.job.model.hf(
             ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep, use_cache=False
         ).logits
-        logp = torch.log_softmax(logits[:, :-1].float(), dim=-1)
+        known = logits[:, :-1, : self.job.model.vocabulary]  # the others are nobody's tokens
+        logp = torch.log_softmax(known.float(), dim=-1)
         target_logp = logp.gather(2, ids[:, -keep + 1 :, None])[..., 0]
         ends = target_logp.shape[1]
         thoughts = []

@@ -69,33 +69,87 @@ def _find_head(hf: PreTrainedModel, tokens: int, at_head: bool) -> Head:
         raise ConfigError("it has no output embedding")
     rows = weight_of(out).shape[0]
     ids = _ids(hf, min(_SHORT, own_limit(hf)))
-    hidden = run_plain(hf, Plain(at_head=at_head), ids[None]).hidden[0]
     logits = hf(input_ids=ids[None], use_cache=False).logits[0].double()
+    hidden = run_plain(hf, Plain(at_head=at_head), ids[None]).hidden[0]
     columns = logits.shape[1]
     if columns > rows or len(logits) != len(hidden):
         raise ConfigError(
             f"its logits have the shape {tuple(logits.shape)}, and its output embedding has {rows} "
             "rows"
         )
-    # Of the width of the embedding, or nothing that is known here lies between.
-    fits = hidden.shape[1] == weight_of(out).shape[1]
-    raw = raw_logits(out, hidden).double() if fits else logits
+    first = hf(input_ids=ids[None, : len(ids) // 2], use_cache=False).logits[0].double()
+    if not _gap(first, logits[: len(first)]) <= _tolerance(hidden):
+        raise ConfigError(_no_function_of_the_past(hf, ids, logits, _tolerance(hidden)))
     known = min(columns, tokens)
     vocabulary = None if known == rows else known
     best, spread = float("inf"), logits.std().clamp_min(1e-30)
-    for scale, soft_cap in _shapes(hf.config.get_text_config()) if fits else ():
-        head = Head(scale, soft_cap, vocabulary)
-        gap = float((head.scaled(raw[:, :columns]) - logits).abs().max() / spread)
-        if gap <= _tolerance(hidden):
-            return head
-        best = min(best, gap)
-    again = hf(input_ids=ids[None], use_cache=False).logits[0].double()
-    if not float((again - logits).abs().max() / spread) <= _tolerance(hidden):
-        raise ConfigError("two forwards of the same tokens differ: something in it is random")
+    for neck, before in _necks(hf, hidden, weight_of(out).shape[1]):
+        raw = raw_logits(out, before).double()[:, :columns]
+        for scale, soft_cap in _shapes(hf.config.get_text_config()):
+            head = Head(scale, soft_cap, vocabulary, neck)
+            gap = float((head.scaled(raw) - logits).abs().max() / spread)
+            if gap <= _tolerance(hidden):
+                return head
+            best = min(best, gap)
     raise ConfigError(
         "its logits are no scaled and soft-capped products of its last hidden states with its "
         f"output embedding (off by {best:.2g} standard deviations or more)"
     )
+
+
+def _no_function_of_the_past(
+    hf: PreTrainedModel, ids: Tensor, logits: Tensor, tolerance: float
+) -> str:
+    """Why the first half of some tokens alone has other logits than with the rest behind it."""
+    half = len(ids) // 2
+    again = hf(input_ids=ids[None], use_cache=False).logits[0].double()
+    if not _gap(again, logits) <= tolerance:
+        return "two forwards of the same tokens differ: something in it is random"
+    other = torch.cat([ids[:half], ids[half:].roll(1)])
+    changed = hf(input_ids=other[None], use_cache=False).logits[0].double()
+    if _gap(changed[:half], again[:half]) <= tolerance:
+        return depends_on_length(half, len(ids))
+    return sees_later_tokens(hf)
+
+
+def depends_on_length(first: int, whole: int) -> str:
+    """Of a model that changes with the length of a sequence, in words."""
+    return (
+        "what it makes of a token depends on the length of the sequence: the first "
+        f"{first} tokens alone have other logits than with {whole - first} behind them; its "
+        "attention or its rotary embeddings switch with the length"
+    )
+
+
+def sees_later_tokens(hf: PreTrainedModel) -> str:
+    """Of a model that is not causal, in words; and the usual trap."""
+    said = (
+        "a token sees tokens that come after it (another later token changes earlier logits): it "
+        "reads both ways, and is no causal language model"
+    )
+    if getattr(hf.config, "is_decoder", None) is False:
+        said += (
+            "; its config says is_decoder: false: if the weights are those of a decoder, set "
+            "is_decoder to true in its config.json"
+        )
+    return said
+
+
+def _necks(hf: PreTrainedModel, hidden: Tensor, width: int) -> Iterator[tuple[str | None, Tensor]]:
+    """What may stand between trunk and output embedding: nothing, or one part of the rest of the
+    model. (name, what it makes of hidden [N, H]: [N, width])."""
+    if hidden.shape[1] == width:
+        yield None, hidden
+    trunk_parts, out = set(hf.base_model.modules()), hf.get_output_embeddings()
+    for name, part in hf.named_modules():
+        if not name or part is out or part in trunk_parts:
+            continue
+        try:
+            found = part(hidden)
+        except Exception:
+            continue  # it is no such part: this is a search, and who finds nothing is refused
+        if isinstance(found, Tensor) and found.shape == (len(hidden), width):
+            yield name, found
 
 
 def check_trunk(hf: PreTrainedModel, spec: str, span: int | None = None) -> int:

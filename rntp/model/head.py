@@ -9,16 +9,19 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Head:
-    """logits = c · tanh(s · (hidden @ weight.T + bias) / c), of the first `vocabulary` rows.
+    """logits = c · tanh(s · (neck(hidden) @ weight.T + bias) / c), of the first `vocabulary` rows.
 
-    scale: s. soft_cap: c, or None: there is none. vocabulary: rows behind it are padding, which no
-    tokenizer knows: they are never drawn and have no share of any softmax; None: all rows count.
+    neck: name of the model's part between its last hidden states and the product, or None: there is
+    none. scale: s. soft_cap: c, or None: there is none. vocabulary: rows behind it are padding,
+    which no tokenizer knows: they are never drawn and have no share of any softmax; None: all rows
+    count.
     Weight and bias are the output embedding's.
     """
 
     scale: float = 1.0
     soft_cap: float | None = None
     vocabulary: int | None = None
+    neck: str | None = None
 
     @property
     def shaping(self) -> Shaping:

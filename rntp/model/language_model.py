@@ -4,6 +4,7 @@ Any Hugging Face model that goes through the attention interface works; see `rnt
 What cannot work is refused at load, with the reason; see `rntp.model.check`.
 """
 
+import pickle
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -92,6 +93,7 @@ class LanguageModel:
         """
         out = self.hf.get_output_embeddings()
         assert out is not None
+        hidden = self._before_head(hidden)
         if of is None:
             return self.shape.shaped(raw_logits(out, hidden))
         bias = None if self.bias is None else self.bias[of]
@@ -102,13 +104,20 @@ class LanguageModel:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """[N] log-prob of the targets and [N] entropy, float32 nats; [N] arg-max ids."""
         return linear_logprob_top1(
-            hidden,
+            self._before_head(hidden),
             self.head,
             targets,
             bias=self.bias,
             temperature=temperature,
             shaping=self.shape.shaping,
         )
+
+    def _before_head(self, hidden: Tensor) -> Tensor:
+        """What the output embedding multiplies, [N, H]."""
+        if self.shape.neck is None:
+            return hidden
+        found: Tensor = self.hf.get_submodule(self.shape.neck)(hidden)
+        return found
 
     @torch.no_grad()
     def collision(self, hidden: Tensor) -> Tensor:
@@ -149,6 +158,11 @@ def load_model(
         hf = AutoModelForCausalLM.from_pretrained(localize(spec), dtype=dtype)
     except ConfigError:
         raise
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"model.spec {spec!r} cannot be loaded: its weights are pickled programs, which are "
+            "not run; use a copy that is stored as safetensors"
+        ) from error
     except Exception as error:  # whatever libraries and files have to say
         first = str(error).strip() or type(error).__name__
         raise ConfigError(f"model.spec {spec!r} cannot be loaded: {first}") from error
