@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ from rntp.sharding import split_like
 
 COMMIT = "COMMIT.json"
 STATE = "state.json"
+_PIECE = 1 << 24  # bytes hashed between two signs of life
 FORMAT = 2  # 1 had one file for all weights and one for all moments
 _NAME = re.compile(r"step_(\d{8})")
 _WRITING, _REPLACED, _REMOVED = ".tmp-", ".old-", ".del-"
@@ -74,7 +75,8 @@ def save(
         ranks.decide(lambda: attempt(lambda: _make(staging, tensors)), "save")
         files: dict[str, dict[str, Any]] = {}
         for stem in tensors:  # one after the other, so that no rank begins what another has missed
-            of_ranks = ranks.gather(partial(attempt, partial(write, stem)), "save")
+            mine = sum(t.numel() * t.element_size() for t in tensors[stem].values()) // ranks.size
+            of_ranks = ranks.gather(partial(attempt, partial(write, stem)), "save", mine)
             files |= {name: facts for table in of_ranks for name, facts in table.items()}
         facts = {**state, "step": step, "world_size": ranks.size}
         ranks.decide(lambda: attempt(lambda: _publish(staging, final, facts, files)), "save")
@@ -198,10 +200,16 @@ def problems(checkpoint: Path) -> list[str]:
     """What is wrong with a checkpoint, by file; an empty list if every hash fits."""
     if found := glance(checkpoint):
         return found
+    return _changed(checkpoint, list(_commit_of(checkpoint)["files"]), lambda: None)
+
+
+def _changed(checkpoint: Path, names: Sequence[str], check: Callable[[], None]) -> list[str]:
+    """What is wrong with some files, by their hashes. check: called often meanwhile."""
+    files = _commit_of(checkpoint)["files"]
     return [
         f"{name}: its bytes have changed since the commit"
-        for name, facts in _commit_of(checkpoint)["files"].items()
-        if _sha256(checkpoint / name) != facts["sha256"]
+        for name in names
+        if _sha256(checkpoint / name, check) != files[name]["sha256"]
     ]
 
 
@@ -229,26 +237,64 @@ def glance(checkpoint: Path) -> list[str]:
 
 
 def newest_valid(
-    folder: Path, say: Callable[[str], None], before: int | None = None
+    folder: Path,
+    say: Callable[[str], None],
+    before: int | None = None,
+    ranks: Ranks = ALONE,
+    check: Callable[[], None] = lambda: None,
 ) -> Path | None:
-    """The newest checkpoint whose hashes all fit, or None if there never was one.
+    """Find the newest checkpoint whose hashes all fit, or None if there never was one.
 
     before: only those of an earlier step than this. Damaged ones are named through `say` and passed
-    over. Raises CheckpointError if there are checkpoints but none is whole: starting over would
-    throw the run away.
+    over. A collective: each of the ranks hashes its share of the files. check: called often
+    meanwhile; it may raise. Raises CheckpointError if there are checkpoints but none is whole:
+    starting over would throw the run away.
     """
-    candidates = [(step, path) for step, path in folders(folder) if before is None or step < before]
+    there = ranks.decide(lambda: folders(folder), "start")
+    candidates = [(step, path) for step, path in there if before is None or step < before]
     for _, path in reversed(candidates):
-        found = problems(path)
+        found = _problems_by_share(path, ranks, check)
         if not found:
             return path
         say(f"checkpoint {path.name} is damaged and passed over: {'; '.join(found)}")
     if candidates:
-        raise CheckpointError(
+        error = CheckpointError(
             f"none of the {len(candidates)} checkpoints in {folder} is whole; restore one from a "
             "copy, or remove the folder to start over"
         )
+        error.agreed = True  # all ranks have found the same
+        raise error
     return None
+
+
+def _problems_by_share(checkpoint: Path, ranks: Ranks, check: Callable[[], None]) -> list[str]:
+    """As `problems`, with the files shared out among ranks by size."""
+
+    def look() -> tuple[list[str], dict[str, int]]:
+        found = glance(checkpoint)
+        files = {} if found else _commit_of(checkpoint)["files"]
+        return found, {name: int(facts["bytes"]) for name, facts in files.items()}
+
+    found, sizes = ranks.decide(look, "start")
+    if found:
+        return found
+    shares = shares_by_size(sizes, ranks.size)
+    largest = max(sum(sizes[name] for name in names) for names in shares)
+    of_ranks = ranks.gather(
+        lambda: _changed(checkpoint, shares[ranks.rank], check), "start", largest
+    )
+    return sorted(line for lines in of_ranks for line in lines)
+
+
+def shares_by_size(sizes: Mapping[str, int], number: int) -> list[list[str]]:
+    """Deal files out so that all have about as many bytes: the largest first, to whom has least."""
+    shares: list[list[str]] = [[] for _ in range(number)]
+    load = [0] * number
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        least = load.index(min(load))
+        shares[least].append(name)
+        load[least] += sizes[name]
+    return shares
 
 
 def choose(folder: Path, step: int | None, say: Callable[[str], None]) -> Path:
@@ -312,9 +358,14 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def num_bytes(checkpoint: Path) -> int:
-    """Of all its files."""
-    return sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+def num_bytes(checkpoint: Path, stem: str = "") -> int:
+    """Add up the bytes of all its files, or of those of one stem."""
+    files = (path for path in checkpoint.rglob("*") if path.is_file())
+    return sum(
+        path.stat().st_size
+        for path in files
+        if path.relative_to(checkpoint).as_posix().startswith(stem)
+    )
 
 
 def _old_file(checkpoint: Path, stem: str) -> Path:
@@ -333,6 +384,10 @@ def _digest(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, check: Callable[[], None] = lambda: None) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while piece := stream.read(_PIECE):
+            digest.update(piece)
+            check()
+    return digest.hexdigest()

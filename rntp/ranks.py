@@ -24,6 +24,9 @@ from rntp.errors import ConfigError, Preempted, RanksLost, RntpError
 T = TypeVar("T")
 
 
+SLOW_DISK = 20e6  # bytes a second that a shared file system gives a rank at the least
+
+
 def rank_share(items: Sequence[T], rank: int, size: int) -> Sequence[T]:
     """A rank's contiguous piece of a step; those of all ranks, in order, are the whole."""
     first, end = (len(items) * n // size for n in (rank, rank + 1))
@@ -67,19 +70,20 @@ class Ranks:
         """This rank's contiguous piece; those of all ranks, in order, are the whole."""
         return rank_share(items, self.rank, self.size)
 
-    def gather(self, work: Callable[[], T], phase: str) -> list[T]:
+    def gather(self, work: Callable[[], T], phase: str, num_bytes: int = 0) -> list[T]:
         """What `work` gives on every rank, in order; tensors on the CPU where there are many.
 
-        phase: what goes on, for the message. Raises on every rank what it raised on one, and
-        RanksLost if one does not come within `parallel.timeout_s`.
+        phase: what goes on, for the message. num_bytes: what one rank reads from disks or writes to
+        them meanwhile. Raises on every rank what it raised on one, and RanksLost if one does not
+        come within `parallel.timeout_s` and what a slow disk takes for the bytes.
         """
         return [work()]
 
-    def agree(self, work: Callable[[], T], phase: str) -> T:
+    def agree(self, work: Callable[[], T], phase: str, num_bytes: int = 0) -> T:
         """What `work` gives on this rank, once it has gone well on every one; as `gather`."""
         return work()
 
-    def decide(self, work: Callable[[], T], phase: str) -> T:
+    def decide(self, work: Callable[[], T], phase: str, num_bytes: int = 0) -> T:
         """What `work` gives on rank 0, which alone does it; as `gather`."""
         return work()
 
@@ -120,21 +124,21 @@ class Group(Ranks):
         assert self.mesh is not None
         return Group(self.mesh, self._timeout.total_seconds())
 
-    def gather(self, work: Callable[[], T], phase: str) -> list[T]:
+    def gather(self, work: Callable[[], T], phase: str, num_bytes: int = 0) -> list[T]:
         mine = self._try(lambda: on_device(work(), torch.device("cpu")), phase)
         found: list[Any] = [None] * self.size
-        with self._patience(phase):
+        with self._patience(phase, num_bytes):
             dist.all_gather_object(found, mine, group=self.talk)
         return self._raise_first(found)
 
-    def agree(self, work: Callable[[], T], phase: str) -> T:
+    def agree(self, work: Callable[[], T], phase: str, num_bytes: int = 0) -> T:
         kept: list[T] = []
-        self.gather(lambda: kept.append(work()), phase)
+        self.gather(lambda: kept.append(work()), phase, num_bytes)
         return kept[0]
 
-    def decide(self, work: Callable[[], T], phase: str) -> T:
+    def decide(self, work: Callable[[], T], phase: str, num_bytes: int = 0) -> T:
         found: list[Any] = [self._try(work, phase) if self.is_first else None]
-        with self._patience(phase):
+        with self._patience(phase, num_bytes):
             dist.broadcast_object_list(found, src=0, group=self.talk)
         return self._raise_first(found)[0]
 
@@ -159,17 +163,18 @@ class Group(Ranks):
         return found
 
     @contextmanager
-    def _patience(self, phase: str) -> Iterator[None]:
+    def _patience(self, phase: str, num_bytes: int) -> Iterator[None]:
         """Wait until all are there, and say who is missing; then whatever is to be exchanged."""
+        patience = self._timeout + timedelta(seconds=num_bytes / SLOW_DISK)
         try:
             with self.waiting(phase):
                 # Only this kind of barrier names the ranks that did not come.
-                dist.monitored_barrier(self.talk, self._timeout, wait_all_ranks=True)
+                dist.monitored_barrier(self.talk, patience, wait_all_ranks=True)
                 yield
         except RuntimeError as error:
             raise RanksLost(
                 f"rank {self.rank} of {self.size} waited in phase {phase!r} for ranks that did not "
-                f"come within {self._timeout.total_seconds():g} s or went away: {error}. Look at "
+                f"come within {patience.total_seconds():g} s or went away: {error}. Look at "
                 "their output; if they were only slow, raise parallel.timeout_s"
             ) from error
 

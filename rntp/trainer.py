@@ -511,7 +511,7 @@ class Trainer:
         folder = self.config.run.dir / "checkpoints"
         self.ranks.decide(lambda: checkpoint.clear_leftovers(folder), "start")
         self.guards.take_in()
-        newest = self.ranks.decide(lambda: checkpoint.newest_valid(folder, self._warn), "start")
+        newest = checkpoint.newest_valid(folder, self._warn, ranks=self.ranks, check=self._poll)
         if newest is None:
             self.log.rewind(0)
             self.segments = segments({}, self._data_state(0, ()), 0, newest, accept=True)
@@ -531,7 +531,9 @@ class Trainer:
             )
         self.optimizer.restore(
             lambda stem, tensors: self.ranks.agree(
-                lambda: checkpoint.load_into(newest, stem, tensors), "start"
+                lambda: checkpoint.load_into(newest, stem, tensors),
+                "start",
+                checkpoint.num_bytes(newest, stem),
             )
         )
         for stem, part in self._companions().items():

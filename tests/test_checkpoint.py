@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rntp import checkpoint, shards
-from rntp.errors import CheckpointError
+from rntp.errors import CheckpointError, Preempted
 
 WEIGHTS = "weights/shard-00001-model-00001-of-00001.safetensors"
 MOMENTS = "moments/shard-00001-model-00001-of-00001.safetensors"
@@ -85,6 +85,32 @@ def test_damage_is_named_and_the_one_before_is_used(tmp_path: Path, damage, told
     flip(older / WEIGHTS)
     with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
         checkpoint.newest_valid(tmp_path, said.append)
+
+
+def test_files_are_dealt_out_by_size_each_to_one() -> None:
+    sizes = {"a": 5, "b": 4, "c": 3, "d": 3, "e": 3}
+    shares = checkpoint.shares_by_size(sizes, 2)
+    assert sorted(name for share in shares for name in share) == sorted(sizes)
+    assert sorted(sum(sizes[n] for n in share) for share in shares) == [8, 10]
+    assert checkpoint.shares_by_size({"a": 1}, 3) == [["a"], [], []]
+
+
+def test_hashing_gives_signs_of_life_and_can_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_PIECE", 64)
+    path = write(tmp_path, 1)
+    beats = []
+    assert checkpoint.newest_valid(tmp_path, silent, check=lambda: beats.append(1)) == path
+    hashed = checkpoint.num_bytes(path) - checkpoint.num_bytes(path, "COMMIT.json")
+    assert len(beats) >= hashed / 64
+    assert checkpoint.num_bytes(path) > checkpoint.num_bytes(path, "weights") > 0
+
+    def stop() -> None:
+        raise Preempted("asked to")
+
+    with pytest.raises(Preempted):
+        checkpoint.newest_valid(tmp_path, silent, check=stop)
 
 
 def edit_commit(path: Path) -> None:

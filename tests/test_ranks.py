@@ -17,10 +17,10 @@ from many_ranks import Outcome, run_ranks, values
 
 from rntp import checkpoint, cli
 from rntp.config import Config
-from rntp.errors import ConfigError, DataError
+from rntp.errors import ConfigError, DataError, RanksLost
 from rntp.log import read_metrics, read_rollouts
 from rntp.model import load_model
-from rntp.ranks import ALONE, check_size, on_device, open_ranks
+from rntp.ranks import ALONE, SLOW_DISK, check_size, on_device, open_ranks
 from rntp.sharding import forget_activations, layers
 from rntp.step import Counts, plant, score
 from rntp.trainer import Trainer
@@ -227,6 +227,53 @@ def config_of(folder: Path) -> dict:
     raw = tiny_run(folder, folder, folder)
     raw["data"]["docs_per_step"] = 8
     return raw
+
+
+def test_ranks_share_the_hashing_of_a_checkpoint(tmp_path: Path) -> None:
+    values(run_ranks(4, tmp_path / "save", save_shards, tmp_path / "there"))
+    path = checkpoint.committed(tmp_path / "there")[-1][1]
+    found = values(run_ranks(2, tmp_path / "hash", hashed_files, tmp_path / "there"))
+    assert all(newest == path for newest, _ in found)
+    hashed = [name for _, names in found for name in names]
+    assert sorted(hashed) == sorted(str(p) for p in path.rglob("*.*") if p.name != "COMMIT.json")
+    assert all(names for _, names in found)
+
+
+def hashed_files(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint, and what this rank has read to find it."""
+    hashed: list[str] = []
+    sha256 = checkpoint._sha256
+
+    def noted(path: Path, *rest: Any) -> str:
+        hashed.append(str(path))
+        return sha256(path, *rest)
+
+    checkpoint._sha256 = noted
+    with open_ranks(Config.parse(config_of(folder))) as ranks:
+        return checkpoint.newest_valid(folder, print, ranks=ranks), hashed
+
+
+@pytest.mark.parametrize("num_bytes", [0, int(10 * SLOW_DISK)])
+def test_who_reads_much_may_take_longer(tmp_path: Path, num_bytes: int) -> None:
+    """Two seconds where one is allowed, or one and those that the bytes take."""
+    outcomes = run_ranks(2, tmp_path, slow_rank_1, tmp_path, num_bytes)
+    if num_bytes:
+        assert values(outcomes) == [[0, 1], [0, 1]]
+    else:
+        assert "waited in phase 'start'" in outcomes[0].value
+
+
+def slow_rank_1(folder: Path, num_bytes: int) -> Any:
+    try:
+        with open_ranks(Config.parse(config_of(folder), ["parallel.timeout_s=1"])) as ranks:
+
+            def work() -> int:
+                time.sleep(2 * ranks.rank)
+                return ranks.rank
+
+            return ranks.gather(work, "start", num_bytes)
+    except RanksLost as error:
+        return str(error)
 
 
 # --- what goes wrong on one rank ------------------------------------------------------------------

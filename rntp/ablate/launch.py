@@ -11,10 +11,12 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from rntp.ablate.devices import VISIBLE, least_used, visible_gpus
 from rntp.ablate.grid import Run, state, steps_done
 from rntp.errors import Preempted
 from rntp.files import json_line
@@ -43,6 +45,7 @@ class _Child:
     began: str
     clock: float
     load: float
+    gpu: str | None
 
 
 def launch(
@@ -50,18 +53,23 @@ def launch(
 ) -> list[Ended]:
     """Run all of them, `jobs` at a time; one that fails does not stop the others.
 
+    Where there are GPUs, each run sees one, its own while there are as many as jobs.
     on_finished is called after each that ends well. SIGINT and SIGTERM are passed on, so that the
     runs save; then this raises Preempted.
     """
     waiting, ended = deque(runs), list[Ended]()
     children: list[_Child] = []
+    gpus = visible_gpus(os.environ, torch.cuda.device_count())
     threads = max(1, _cores() // max(1, min(jobs, len(runs))))
     told = False
     with StopRequest() as stop, Board(console, runs) as board:
         try:
             while children or (waiting and not stop.received):
                 while waiting and len(children) < jobs and not stop.received:
-                    children.append(_start(waiting.popleft(), threads))
+                    run = waiting.popleft()
+                    on_gpu = gpus if run.config.model.device != "cpu" else []
+                    gpu = least_used(on_gpu, [child.gpu for child in children])
+                    children.append(_start(run, threads, gpu))
                     board.started(children[-1].run)
                 if stop.received and not told:
                     told = True
@@ -101,7 +109,7 @@ def last_lines(run: Run) -> list[str]:
     return ["".join(c if c.isprintable() else " " for c in line) for line in lines]
 
 
-def _start(run: Run, threads: int) -> _Child:
+def _start(run: Run, threads: int, gpu: str | None) -> _Child:
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     environment = {
         "OMP_NUM_THREADS": str(threads),
@@ -109,6 +117,8 @@ def _start(run: Run, threads: int) -> _Child:
         **os.environ,
         "PYTHONUNBUFFERED": "1",
     }
+    if gpu is not None:
+        environment[VISIBLE] = gpu
     with run.log.open("ab") as log:
         process = subprocess.Popen(
             run.command,
@@ -120,7 +130,7 @@ def _start(run: Run, threads: int) -> _Child:
             # more from here would end without saving.
             process_group=0,
         )
-    return _Child(run, process, _now(), time.monotonic(), os.getloadavg()[0])
+    return _Child(run, process, _now(), time.monotonic(), os.getloadavg()[0], gpu)
 
 
 def _end(child: _Child) -> Ended:
@@ -131,6 +141,7 @@ def _end(child: _Child) -> Ended:
         "ended": _now(),
         "wall_s": round(ended.wall_s, 1),
         "exit_code": ended.exit_code,
+        "gpu": child.gpu,
         "load_average": [round(load, 2) for load in (child.load, os.getloadavg()[0])],
         "command": shlex.join(["rntp", *child.run.arguments]),
     }

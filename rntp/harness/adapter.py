@@ -8,6 +8,7 @@ from rntp.config import Config
 from rntp.errors import ConfigError
 from rntp.harness.answers import Question, Writing, answers
 from rntp.harness.choices import likelihoods
+from rntp.harness.room import Cuts
 from rntp.model import LanguageModel
 from rntp.tokenizer import encode, prefix_ids
 
@@ -24,6 +25,7 @@ class ThinkingLM(TemplateLM):
         self._model = model
         self._config = config
         self._thoughts = thoughts
+        self.cuts = Cuts()
 
     @property
     def eot_token_id(self) -> int:
@@ -46,7 +48,9 @@ class ThinkingLM(TemplateLM):
             # For an empty text the harness has put the beginning there itself.
             bare = text[1:] if begin and text[:1] == [begin[0]] else text
             choices.append(((*begin, *bare), tuple(continuation)))
-        found = likelihoods(self._model, self._config, choices, thoughts=self._thoughts)
+        found = likelihoods(
+            self._model, self._config, choices, thoughts=self._thoughts, cuts=self.cuts
+        )
         return [(each.logprob, each.greedy) for each in found]
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
@@ -58,4 +62,6 @@ class ThinkingLM(TemplateLM):
         for text, wanted in (request.args for request in requests):
             ids = (*begin, *self.tok_encode(text)) or (self.eot_token_id,)
             questions.append(Question(ids, Writing.of(wanted)))
-        return answers(self._model, self._config, questions, think=self._thoughts > 0)
+        return answers(
+            self._model, self._config, questions, think=self._thoughts > 0, cuts=self.cuts
+        )

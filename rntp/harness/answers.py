@@ -15,11 +15,12 @@ from torch import Tensor
 from rntp.chance import uniform
 from rntp.config import Config
 from rntp.errors import ConfigError
-from rntp.harness.thinking import Ids, thoughts_after
+from rntp.harness.room import Cuts, room_for_text
+from rntp.harness.stops import StoppedText
+from rntp.harness.thinking import Ids, slots, thoughts_after
 from rntp.model import LanguageModel
 from rntp.rollout.sampling import draw, greedy
 from rntp.rollout.unshared import PlainDecoder
-from rntp.tokenizer import decode
 from rntp.tree import thought_branch
 
 MOST_TOKENS = 256  # where a task does not say, as the harness has it
@@ -69,14 +70,23 @@ class Question:
 
 @torch.no_grad()
 def answers(
-    model: LanguageModel, config: Config, questions: Sequence[Question], *, think: bool
+    model: LanguageModel,
+    config: Config,
+    questions: Sequence[Question],
+    *,
+    think: bool,
+    cuts: Cuts | None = None,
 ) -> list[str]:
     """One for each question. think: after one thought of the run's config, which is left out.
 
-    Texts longer than the run's contexts lose their beginning. Raises ConfigError where the model
-    cannot see so far.
+    Texts longer than the model can see lose their beginning, and `cuts` counts them. Raises
+    ConfigError where nothing would be left.
     """
-    texts = [_cut(model, config, question, think) for question in questions]
+    cuts = cuts or Cuts()
+    texts = [
+        cuts.shorten(q.text, room_for_text(model, config, q.writing.most_tokens, think=think))
+        for q in questions
+    ]
     groups = thoughts_after(model, config, texts, 1) if think else {}
     found: dict[int, str] = {}
 
@@ -110,8 +120,7 @@ def _write(
     if not model.shares:
         return _write_plainly(model, config, numbers, before, writings)
     device, lengths = model.device, tuple(len(ids) for ids in before)
-    # As wide whatever stands beside, so that an answer does not depend on it.
-    recorder = PrefixRecorder(lengths, config.data.context_tokens + _thought_span(config), device)
+    recorder = PrefixRecorder(lengths, slots(max(lengths)), device)
     places = torch.cat([torch.arange(n) for n in lengths]).to(device)
     hidden = model.hidden(torch.cat(list(before)).to(device), places, recorder)
     end = torch.tensor(lengths, device=device)
@@ -119,23 +128,20 @@ def _write(
     most, temperature = writings[0].most_tokens, writings[0].temperature
     attention = DecodeAttention(recorder, end[:, None], most)
     ordinal = torch.tensor(numbers, device=device)
-    drawn: list[list[int]] = [[] for _ in before]
-    texts: list[str | None] = [None for _ in before]
+    written = [StoppedText(model.tokenizer, writing.stops) for writing in writings]
+    ended = [False for _ in before]
     for t in range(most):
         logits = model.logits(hidden)
         noise = uniform(config.run.seed, "task answer", ordinal, token=t)
         pick = draw if temperature else greedy
         token, _ = pick(logits, noise, temperature or 1.0)
         for i, new in enumerate(token.tolist()):
-            if texts[i] is None:
-                texts[i] = _ended(model, drawn[i], new, writings[i])
-        if all(text is not None for text in texts) or t + 1 == most:
+            ended[i] = ended[i] or new == model.eos_id or written[i].add(new)
+        if all(ended) or t + 1 == most:
             break
         hidden = model.hidden(token, end + t, attention)
         attention.advance()
-    return [
-        _text(model, ids) if text is None else text for ids, text in zip(drawn, texts, strict=True)
-    ]
+    return [answer.text() for answer in written]
 
 
 def _write_plainly(
@@ -147,7 +153,8 @@ def _write_plainly(
 ) -> list[str]:
     """The same of a model that shares nothing: texts of one length decode together."""
     most, temperature = writings[0].most_tokens, writings[0].temperature
-    texts: list[str] = ["" for _ in before]
+    written = [StoppedText(model.tokenizer, writing.stops) for writing in writings]
+    ended = [False for _ in before]
 
     def length(i: int) -> int:
         return len(before[i])
@@ -156,32 +163,16 @@ def _write_plainly(
         some = list(alike)
         decoder = PlainDecoder(model, torch.stack([before[i] for i in some]))
         ordinal = torch.tensor([numbers[i] for i in some], device=model.device)
-        drawn: dict[int, list[int]] = {i: [] for i in some}
-        going = set(some)
         for t in range(most):
             noise = uniform(config.run.seed, "task answer", ordinal, token=t)
             pick = draw if temperature else greedy
             token, _ = pick(decoder.logits, noise, temperature or 1.0)
             for i, new in zip(some, token.tolist(), strict=True):
-                if i in going and (text := _ended(model, drawn[i], new, writings[i])) is not None:
-                    texts[i] = text
-                    going.discard(i)
-            if not going or t + 1 == most:
+                ended[i] = ended[i] or new == model.eos_id or written[i].add(new)
+            if all(ended[i] for i in some) or t + 1 == most:
                 break
             decoder.feed(token)
-        for i in going:
-            texts[i] = _text(model, drawn[i])
-    return texts
-
-
-def _ended(model: LanguageModel, ids: list[int], new: int, writing: Writing) -> str | None:
-    """The answer, if the new token ends it; else the token joins the ids."""
-    if new == model.eos_id:
-        return _text(model, ids)
-    ids.append(new)
-    text = _text(model, ids)
-    stops = [at for stop in writing.stops if (at := text.find(stop)) >= 0]
-    return text[: min(stops)] if stops else None
+    return [answer.text() for answer in written]
 
 
 def _closed_thought(
@@ -195,28 +186,6 @@ def _closed_thought(
             thought.sampled_ids, thought.closed, model.think_open_id, model.think_close_id
         )
     ]
-
-
-def _cut(model: LanguageModel, config: Config, question: Question, think: bool) -> Ids:
-    """The end of a text that leaves room for thought and answer."""
-    beyond = question.writing.most_tokens + (_thought_span(config) if think else 0)
-    room = min(config.data.context_tokens - 1, model.max_span - beyond)
-    if room < 1:
-        raise ConfigError(
-            f"a thought and an answer of {question.writing.most_tokens} tokens reach {beyond} "
-            f"positions, and {model.spec} sees {model.max_span}; choose tasks with shorter answers "
-            "(max_gen_toks), or lower thought.thought_tokens"
-        )
-    return question.text[-room:]
-
-
-def _thought_span(config: Config) -> int:
-    """Most tokens of a thought with its markers."""
-    return config.thought.thought_tokens + 2
-
-
-def _text(model: LanguageModel, ids: list[int]) -> str:
-    return decode(model.tokenizer, torch.tensor(ids, dtype=torch.int64))
 
 
 def _listed(value: object) -> Sequence[object]:

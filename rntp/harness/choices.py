@@ -7,10 +7,12 @@ so that the choices of a question are compared under one train of thought.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 
 from rntp.config import Config
+from rntp.harness.room import Cuts, room_for_text
 from rntp.harness.thinking import Ids, thoughts_after
 from rntp.model import LanguageModel
 from rntp.parallel import microbatches
@@ -31,23 +33,32 @@ class Likelihood:
 
 @torch.no_grad()
 def likelihoods(
-    model: LanguageModel, config: Config, choices: Sequence[Choice], *, thoughts: int
+    model: LanguageModel,
+    config: Config,
+    choices: Sequence[Choice],
+    *,
+    thoughts: int,
+    cuts: Cuts | None = None,
 ) -> list[Likelihood]:
     """One for each choice. thoughts: sampled at the end of each text; 0 is none.
 
     With thoughts the probability is the mean over them, (1/K) Σ p(continuation | text, thought k),
-    and greedy holds if it does after more than half of them. Texts longer than the run's contexts
-    lose their beginning.
+    and greedy holds if it does after more than half of them. Texts longer than the model can see
+    lose their beginning, and `cuts` counts them. Raises ConfigError where nothing would be left.
     """
-    cut = _cut(choices, config.data.context_tokens)
+    cut = _cut(model, config, choices, think=thoughts > 0, cuts=cuts or Cuts())
     texts = [text for text, _ in cut]
     groups = thoughts_after(model, config, texts, thoughts) if thoughts else {}
     found: dict[int, Likelihood] = {}
-    # Of like length together: a batch is as wide as its longest continuation.
-    order = sorted(range(len(cut)), key=lambda n: len(cut[n][1]))
-    for first in range(0, len(order), config.rollout.docs_per_batch):
-        some = order[first : first + config.rollout.docs_per_batch]
-        found |= _judge(model, config, some, cut, groups)
+
+    def length(n: int) -> int:
+        return len(cut[n][1])
+
+    for horizon, members in groupby(sorted(range(len(cut)), key=length), key=length):
+        alike = list(members)
+        for first in range(0, len(alike), config.rollout.docs_per_batch):
+            some = alike[first : first + config.rollout.docs_per_batch]
+            found |= _judge(model, config, some, cut, groups, horizon)
     return [found[n] for n in range(len(cut))]
 
 
@@ -57,16 +68,15 @@ def _judge(
     numbers: Sequence[int],
     choices: Sequence[Choice],
     groups: dict[Ids, tuple[Thought, ...]],
+    horizon: int,
 ) -> dict[int, Likelihood]:
-    """Likelihoods of some choices by number; groups: thoughts by text, {} without thinking."""
-    horizon = max(len(choices[n][1]) for n in numbers)
+    """Likelihoods of some choices by number, all of `horizon` tokens. groups: thoughts by text, {}
+    without thinking."""
     nothing = torch.zeros(0)
     rollouts = []
     for n in numbers:
         text, continuation = choices[n]
-        # Filled up to one width; no row that counts sees what follows it.
-        filler = (0,) * (horizon - len(continuation))
-        ids = torch.tensor([*text, *continuation, *filler])
+        ids = torch.tensor([*text, *continuation])
         rollouts.append(
             Rollout(Context(n, "", ids), (len(text),), (groups.get(text, ()),), nothing, nothing)
         )
@@ -86,9 +96,7 @@ def _judge(
         logp_PGH = logp.cpu().view(rows_PGH.shape)
         for p, rollout in enumerate(piece):
             n = rollout.context.ordinal
-            length = len(choices[n][1])
-            logp_G = logp_PGH[p, :, :length].sum(dim=1)
-            greedy_G = match_PGH[p, :, :length].all(dim=1)
+            logp_G, greedy_G = logp_PGH[p].sum(dim=1), match_PGH[p].all(dim=1)
             found[n] = Likelihood(
                 float(logp_G.logsumexp(dim=0)) - math.log(len(logp_G)),
                 bool(greedy_G.float().mean() > 0.5),
@@ -96,12 +104,12 @@ def _judge(
     return found
 
 
-def _cut(choices: Sequence[Choice], most_tokens: int) -> list[Choice]:
+def _cut(
+    model: LanguageModel, config: Config, choices: Sequence[Choice], *, think: bool, cuts: Cuts
+) -> list[Choice]:
     """Texts without their beginning where they are too long, by the longest of their answers."""
     longest: dict[Ids, int] = {}
     for text, continuation in choices:
         longest[text] = max(longest.get(text, 0), len(continuation))
-    return [
-        (text[-max(most_tokens - longest[text], 1) :], continuation)
-        for text, continuation in choices
-    ]
+    rooms = {text: room_for_text(model, config, n, think=think) for text, n in longest.items()}
+    return [(cuts.shorten(text, rooms[text]), continuation) for text, continuation in choices]

@@ -46,13 +46,15 @@ def evaluate_tasks(
         )
     config, model = _open(target, step, say)
     found: dict[str, Any] = {}
+    cut: dict[str, int] = {}
     for name, thoughts in (
         ("no_think", 0),
         ("think", config.evaluation.thoughts_per_position),
     ):
         say(f"tasks, {name.replace('_', ' ')}")
+        thinking = ThinkingLM(model, config, thoughts)
         outcome = simple_evaluate(
-            model=ThinkingLM(model, config, thoughts),
+            model=thinking,
             tasks=list(tasks),
             limit=limit,
             task_manager=manager,
@@ -60,10 +62,14 @@ def evaluate_tasks(
         )
         assert outcome is not None
         found[name] = outcome["results"]
+        cut[name] = thinking.cuts.cut
+        if told := thinking.cuts.told(model.spec):
+            say(told)
     return {
         "thoughts_per_question": config.evaluation.thoughts_per_position,
         "thought_tokens": config.thought.thought_tokens,
         "limit": limit,
+        "prompts_cut": cut,
         "tasks": _side_by_side(found["no_think"], found["think"]),
     }
 

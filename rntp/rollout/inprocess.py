@@ -218,9 +218,11 @@ def open_engine(
     thoughts: int,
     answer_tokens: int = 0,
     purpose: str = "thought",
+    slots: int | None = None,
 ) -> InProcessEngine | UnsharedEngine | ReadingEngine:
     """The engine that a config asks for, sampling `thoughts` thoughts at each position, each with
-    an answer of at most `answer_tokens` (0: with none), as the model can.
+    an answer of at most `answer_tokens` (0: with none), as the model can. slots: longest context,
+    tokens; by default the run's.
     """
     if thoughts == 0:
         return ReadingEngine()
@@ -245,7 +247,7 @@ def open_engine(
         answer_tokens=answer_tokens,
         temperature=config.thought.temperature,
         seed=config.run.seed,
-        slots=config.longest_context,
+        slots=slots or config.longest_context,
         docs_per_batch=config.rollout.docs_per_batch,
         purpose=purpose,
         draw=pick,

@@ -11,6 +11,7 @@ from rntp.config import Config
 from rntp.errors import ConfigError
 from rntp.harness import evaluate_tasks
 from rntp.harness.choices import likelihoods
+from rntp.harness.room import Cuts
 from rntp.model import LanguageModel, load_model
 from rntp.rollout.inprocess import open_engine
 from rntp.tokenizer import encode
@@ -114,12 +115,32 @@ def test_with_thoughts_they_are_means_after_the_same_thoughts(
     assert [e.logprob for e in fewer] == pytest.approx([e.logprob for e in found[:2]], abs=1e-3)
 
 
+def test_a_prompt_longer_than_the_runs_contexts_is_whole(
+    model: LanguageModel, config: Config
+) -> None:
+    """Few-shot prompts are as long as the model sees, whatever it was trained on."""
+    text, answer = choices()[0]
+    long = text * 8
+    assert config.data.context_tokens < len(long) < model.max_span - 20
+    plain = load_model(model.spec).hf
+    plain.set_attn_implementation("sdpa")
+    cuts = Cuts()
+    [found] = likelihoods(model, config, [(long, answer)], thoughts=0, cuts=cuts)
+    assert found.logprob == pytest.approx(plainly(plain, [*long], answer)[0], abs=1e-3)
+    assert cuts.cut == 0
+    assert cuts.told("m") == ""
+
+
 def test_a_long_text_loses_its_beginning(model: LanguageModel, config: Config) -> None:
     text, answer = choices()[0]
-    long = text * 10
-    assert len(long) > config.data.context_tokens
-    room = config.data.context_tokens - len(answer)
+    long = text * 40
+    assert len(long) > model.max_span > config.data.context_tokens
     for thoughts in (0, 2):
+        room = model.max_span - len(answer) - (config.thought.thought_tokens + 2) * bool(thoughts)
+        cuts = Cuts()
+        likelihoods(model, config, [(long, answer), (text, answer)], thoughts=thoughts, cuts=cuts)
+        assert (cuts.prompts, cuts.cut, cuts.longest) == (2, 1, len(long))
+        assert "1 of 2 prompts" in cuts.told("m")
         cut = likelihoods(model, config, [(long[-room:], answer)], thoughts=thoughts)
         assert likelihoods(model, config, [(long, answer)], thoughts=thoughts) == cut
         # Alike for all its answers: the longest of them says how much is lost.

@@ -117,8 +117,8 @@ def test_with_a_temperature_they_are_drawn_by_number(model: LanguageModel, confi
 def test_a_long_text_loses_its_beginning(
     model: LanguageModel, plain: torch.nn.Module, config: Config
 ) -> None:
-    text = questions()[0].text * 12
-    room = config.data.context_tokens - 1
+    text = questions()[0].text * 40
+    room = model.max_span - LONG.most_tokens
     assert len(text) > room
     [found] = answers(model, config, [Question(text, LONG)], think=False)
     wanted = plainly(plain, [*text[-room:]], 12)
