@@ -21,6 +21,8 @@ from transformers import (
     MambaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
     PreTrainedModel,
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
@@ -113,6 +115,9 @@ ARCHITECTURES = {
     ),
     "bloom": lambda v: BloomForCausalLM(
         BloomConfig(vocab_size=v, hidden_size=32, n_layer=2, n_head=4, **ENDS)
+    ),
+    "mpt": lambda v: MptForCausalLM(
+        MptConfig(vocab_size=v, d_model=32, n_layers=2, n_heads=4, max_seq_len=48, **ENDS)
     ),
     "rwkv": lambda v: RwkvForCausalLM(
         RwkvConfig(vocab_size=v, hidden_size=32, num_hidden_layers=2, rescale_every=1, **ENDS)

@@ -286,10 +286,10 @@ def _require_layers(hf: PreTrainedModel, calls: list[int]) -> None:
 def own_limit(hf: PreTrainedModel) -> int:
     """The longest sequence that a model says it sees."""
     config = hf.config.get_text_config()
-    limit = config.to_dict().get("max_position_embeddings")
-    if limit is None:  # some say it by another name
-        limit = getattr(config, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else UNLIMITED
+    said = [config.to_dict().get("max_position_embeddings")]
+    # Some say it by another name.
+    said += [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    return min((n for n in said if isinstance(n, int) and n > 0), default=UNLIMITED)
 
 
 def _tree_limit(hf: PreTrainedModel) -> tuple[int, str]:

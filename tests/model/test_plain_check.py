@@ -191,6 +191,12 @@ def test_windows_limit_nothing_where_the_model_has_them_itself(tmp_path: Path) -
     assert adopt_model(hf, tiny_tokenizer(), "it", sharing="none").max_span == 128
 
 
+def test_alibi_reaches_as_far_as_it_was_made() -> None:
+    """MPT's is a table; the check may not run out of it."""
+    assert load_plain("mpt").max_span == 48
+    assert load_plain("bloom").max_span > 10**5
+
+
 def test_a_model_without_a_head_is_refused() -> None:
     model = tiny_model("llama-untied")
     model.get_output_embeddings = lambda: None  # type: ignore[method-assign]
