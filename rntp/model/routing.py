@@ -36,15 +36,19 @@ class Routed:
 def routers(hf: PreTrainedModel) -> list[tuple[nn.Module, int]]:
     """The modules whose router logits transformers records, and which of their outputs these are;
     none for a model without experts."""
-    recorded = getattr(hf.base_model, "_can_record_outputs", None) or {}
-    asked = recorded.get("router_logits")
-    found: list[tuple[nn.Module, int]] = []
-    for recorder in asked if isinstance(asked, list | tuple) else [asked] if asked else []:
-        kind = getattr(recorder, "target_class", recorder)
-        if not isinstance(kind, type):
-            continue
-        index = int(getattr(recorder, "index", 0))
-        found += [(module, index) for module in hf.modules() if isinstance(module, kind)]
+    kinds: dict[type, int] = {}
+    for part in hf.modules():
+        recorded = getattr(part, "_can_record_outputs", None) or {}
+        asked = recorded.get("router_logits") or []
+        for recorder in asked if isinstance(asked, list | tuple) else [asked]:
+            kind = getattr(recorder, "target_class", recorder)
+            if isinstance(kind, type):
+                kinds[kind] = int(getattr(recorder, "index", 0))
+    found = []
+    for module in hf.modules():
+        index = next((i for kind, i in kinds.items() if isinstance(module, kind)), None)
+        if index is not None:
+            found.append((module, index))
     return found
 
 

@@ -240,10 +240,11 @@ def run_forest(
     rows = [layout.unshared(segment) for segment in ends]
     # Ranks of a sharded model run as many forwards as each other: one.
     whole = is_sharded(hf)
-    if whole and not plain.together:
+    if whole and (plain.at_head or not plain.together):
         raise ConfigError(
-            f"{type(hf).__name__} runs one sequence at a time, and ranks that share its weights "
-            "have different numbers of them; train it in one process"
+            f"ranks that share the weights of {type(hf).__name__} would have to run as many "
+            "forwards of its trunk as each other, and it runs one sequence at a time, or has a "
+            "head of a kind of its own; train it in one process"
         )
     lengths = [len(r) for r in rows]
     groups = grouped(lengths, together=plain.together, most=plain.most_tokens, whole=whole)
