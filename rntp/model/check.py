@@ -156,7 +156,7 @@ def _check_trunk(hf: PreTrainedModel, span: int | None) -> int:
         .double()
         for s in tree.asked
     }
-    notes = note_layers(hf, ids[:8], span)
+    notes = note_layers(hf, ids[tree.layout.unshared(2)], span)
     _require_layers(hf, notes.calls)
     hf.set_attn_implementation(ATTENTION)
     positions = tree.layout.position_ids().to(hf.device)
