@@ -123,7 +123,7 @@ def survey(label: str, name: str, fields: dict[str, Any], folder: Path) -> Row:
     try:
         loaded = _load(folder, "tree")
     except ConfigError as error:
-        return Row(label, kind, "refused", unshared, _reason(error, kind))
+        return Row(label, kind, "refused", unshared, _reason(error, kind, folder))
     except Exception as error:
         return Row(label, kind, "failed", unshared, f"at load: {_first_line(error)}")
     try:
@@ -147,7 +147,7 @@ def _unshared(folder: Path) -> tuple[str, str]:
     try:
         _load(folder, "none")
     except ConfigError as error:
-        return "refused", _reason(error, "")
+        return "refused", _reason(error, "", folder)
     except Exception as error:
         return "failed", f"unshared: {_first_line(error)}"
     return "runs", ""
@@ -284,9 +284,9 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:160]}"
 
 
-def _reason(error: ConfigError, kind: str) -> str:
+def _reason(error: ConfigError, kind: str, folder: Path) -> str:
     """What a refusal says behind the name of the model."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).replace(str(folder), "it").split())[:400]
     return text.split(f"({kind}) ", 1)[-1] if kind else text
 
 

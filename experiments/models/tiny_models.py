@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 TOKENS = 318  # of the tokenizer; with two markers 320
 TEXT = "A page is read, a thought is had at some of its places, and then the page goes on. "
@@ -49,7 +51,7 @@ SHRINK = [
     (r"^mamba_n_groups$|^n_groups$", 1),
     (r"dropout|pdrop", 0.0),
 ]
-_GEMMA_4 = {"num_hidden_layers": 6, "head_dim": 16, "global_head_dim": 32}
+_GEMMA_4 = {"pad_token_id": 0, "num_hidden_layers": 6, "head_dim": 16, "global_head_dim": 32}
 _MIXED = {"layer_types": ["sliding_attention", "full_attention"]}
 WANTS: dict[str, dict[str, Any]] = {
     "camembert": {"pad_token_id": 1},
@@ -66,6 +68,8 @@ WANTS: dict[str, dict[str, Any]] = {
         "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "emu3": {"pad_token_id": 0},
+    "emu3_text_model": {"pad_token_id": 0},
     "falcon": {"alibi": False, "new_decoder_architecture": True},
     "falcon_h1": {"mamba_d_ssm": 128},
     "gemma3n_text": {
@@ -92,12 +96,18 @@ WANTS: dict[str, dict[str, Any]] = {
     "modernbert-decoder": {"cls_token_id": 0, "pad_token_id": 0, "sep_token_id": 0},
     "nemotron": {"num_key_value_heads": 2},
     "phimoe": {"head_dim": 16},
-    "reformer": {"is_decoder": True},
+    "reformer": {
+        "attn_layers": ["local", "lsh"],
+        "axial_pos_embds_dim": [32, 32],
+        "axial_pos_shape": [16, 16],
+        "is_decoder": True,
+    },
     "roberta": {"pad_token_id": 1},
     "roberta-prelayernorm": {"pad_token_id": 1},
     "xlm-roberta": {"pad_token_id": 1},
     "xlm-roberta-xl": {"pad_token_id": 1},
     "xmod": {"default_language": "en_XX", "languages": ["en_XX"], "pad_token_id": 1},
+    "zamba": {"num_hidden_layers": 3},
     "zaya": {"head_dim": 32, "layer_types": ["hybrid"] * 2, "num_experts_per_tok": 1},
     "zamba2": {"hybrid_layer_ids": [1], "layers_block_type": ["linear_attention", "hybrid"]},
 }
@@ -117,6 +127,9 @@ def tiny_config(name: str, **more: Any) -> PreTrainedConfig:
     given = default.to_dict()
     fields: dict[str, Any] = {}
     for key, value in given.items():
+        part = value.get("model_type") if isinstance(value, dict) else None
+        if part in CONFIG_MAPPING:  # models that see or hear have configs in their config
+            fields[key] = tiny_config(part).to_dict()
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         small = next((new for pattern, new in SHRINK if re.search(pattern, key)), None)
@@ -144,11 +157,9 @@ def tiny_config(name: str, **more: Any) -> PreTrainedConfig:
 def tiny_model(name: str, *, seed: int = 11, **more: Any) -> PreTrainedModel:
     """A random float32 model of a model type; see `tiny_config`."""
     config = tiny_config(name, **more)
-    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    kind = found[0] if isinstance(found, tuple) else found
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = kind(config).float().eval()
+        model = AutoModelForCausalLM.from_config(config).float().eval()
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         wide = {id(p) for end in ends if end is not None for p in end.parameters()}
         for parameter in model.parameters():

@@ -110,7 +110,10 @@ def _probe_mask(
         torch.arange(kv_length, device=device) + kv_offset,
     )
     mask = seen[None, None].expand(batch_size, 1, -1, -1).as_subclass(_WindowMask)
-    mask.window = _window_of(rows, _current[-1].span, torch.device(device))
+    try:
+        mask.window = _window_of(rows, _current[-1].span, torch.device(device))
+    except IndexError:  # masks with tables in them know no positions beyond this text
+        mask.window = _window_of(rows, min(_current[-1].span, kv_length), torch.device(device))
     return mask
 
 
@@ -171,8 +174,8 @@ AttentionMaskInterface.register(_PROBE, _probe_mask)
 
 @torch.no_grad()
 def note_layers(hf: PreTrainedModel, ids: Tensor, span: int) -> Notes:
-    """Run a short plain text, int64 [n], and let every attention layer keep its window, if any is
-    shorter than `span` positions.
+    """Run a plain text, int64 [n], and let every attention layer keep its window, if any is shorter
+    than `span` positions.
 
     The model is left with the probe's attention. Raises ConfigError for masks that are no windows.
     """

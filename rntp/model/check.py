@@ -69,32 +69,63 @@ def _find_head(hf: PreTrainedModel, tokens: int, at_head: bool) -> Head:
         raise ConfigError("it has no output embedding")
     rows = weight_of(out).shape[0]
     ids = _ids(hf, min(_SHORT, own_limit(hf)))
-    logits = hf(input_ids=ids[None], use_cache=False).logits[0].double()
-    hidden = run_plain(hf, Plain(at_head=at_head), ids[None]).hidden[0]
+    hidden, logits = _plain(hf, ids, at_head)
     columns = logits.shape[1]
     if columns > rows or len(logits) != len(hidden):
         raise ConfigError(
             f"its logits have the shape {tuple(logits.shape)}, and its output embedding has {rows} "
             "rows"
         )
-    first = hf(input_ids=ids[None, : len(ids) // 2], use_cache=False).logits[0].double()
+    _, first = _plain(hf, ids[: len(ids) // 2], at_head)
     if not _gap(first, logits[: len(first)]) <= _tolerance(hidden):
         raise ConfigError(_no_function_of_the_past(hf, ids, logits, _tolerance(hidden)))
     known = min(columns, tokens)
     vocabulary = None if known == rows else known
-    best, spread = float("inf"), logits.std().clamp_min(1e-30)
+    found, best = [], float("inf")
     for neck, before in _necks(hf, hidden, weight_of(out).shape[1]):
         raw = raw_logits(out, before).double()[:, :columns]
         for scale, soft_cap in _shapes(hf.config.get_text_config()):
             head = Head(scale, soft_cap, vocabulary, neck)
-            gap = float((head.scaled(raw) - logits).abs().max() / spread)
-            if gap <= _tolerance(hidden):
-                return head
+            gap = _gap(head.scaled(raw), logits)
             best = min(best, gap)
-    raise ConfigError(
-        "its logits are no scaled and soft-capped products of its last hidden states with its "
-        f"output embedding (off by {best:.2g} standard deviations or more)"
-    )
+            found += [head] if gap <= _tolerance(hidden) else []
+    if not found:
+        raise ConfigError(
+            "its logits are no scaled and soft-capped products of its last hidden states with its "
+            f"output embedding (off by {best:.2g} standard deviations or more)"
+        )
+    return found[0] if len(found) == 1 else _told_apart(hf, ids, found, at_head)
+
+
+def _told_apart(hf: PreTrainedModel, ids: Tensor, heads: list[Head], at_head: bool) -> Head:
+    """The one of these that computes what the model computes where logits are large: small ones
+    are the same with a soft cap and without."""
+    out = hf.get_output_embeddings()
+    assert out is not None
+    weight = weight_of(out).data
+    kept = weight.clone()
+    loudest = max(head.soft_cap or 1.0 for head in heads)
+    try:
+        hidden, logits = _plain(hf, ids, at_head)
+        weight.mul_(4 * loudest / float(logits.abs().max().clamp_min(1e-30)))
+        hidden, logits = _plain(hf, ids, at_head)
+        for head in heads:
+            before = hf.get_submodule(head.neck)(hidden) if head.neck else hidden
+            raw = raw_logits(out, before).double()[:, : logits.shape[1]]
+            if _gap(head.scaled(raw), logits) <= _tolerance(hidden):
+                return head
+    finally:
+        weight.copy_(kept)
+    raise ConfigError("its logits are soft-capped in a way that is not supported")
+
+
+def _plain(hf: PreTrainedModel, ids: Tensor, at_head: bool) -> tuple[Tensor, Tensor]:
+    """Last hidden states and logits (float64) of a text, int64 [n], by the class's own way.
+
+    at_head: hidden states as the output embedding is given them.
+    """
+    logits = hf(input_ids=ids[None], use_cache=False).logits[0].double()
+    return run_plain(hf, Plain(at_head=at_head), ids[None]).hidden[0], logits
 
 
 def _no_function_of_the_past(
@@ -204,7 +235,7 @@ def _check_trunk(hf: PreTrainedModel, span: int | None) -> int:
         .double()
         for s in tree.asked
     }
-    notes = note_layers(hf, ids[:8], span)
+    notes = note_layers(hf, ids[tree.layout.unshared(2)], span)
     _require_layers(hf, notes.calls)
     hf.set_attn_implementation(ATTENTION)
     positions = tree.layout.position_ids().to(hf.device)

@@ -3,6 +3,7 @@
 The compiler runs in another process, because this one has chosen the interpreter (conftest.py).
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -31,7 +32,13 @@ def test_every_kernel_is_there(compiled: dict[str, dict[str, int]]) -> None:
     assert set(compiled) == {
         *(f"{name}{cap}" for name in ("forward", "statistics", "gradient") for cap in CAPS),
         *(f"tree {name}, head {head}" for name in TREE for head in (64, 128)),
-        *(f"decode {name}, head {head}" for name in ("prefix", "branch") for head in (64, 128)),
+        *(f"tree {name}{STYLED}, head {head}" for name in TREE[:3] for head in (64, 128)),
+        *(
+            f"decode {name}{styled}, head {head}"
+            for name in ("prefix", "branch")
+            for styled in ("", STYLED)
+            for head in (64, 128)
+        ),
         "sampling, blocks",
         "sampling, token",
     }
@@ -47,8 +54,9 @@ def test_no_kernel_spills_and_all_fit_into_shared_memory(
 
 def test_products_run_on_tensor_cores(compiled: dict[str, dict[str, int]]) -> None:
     products = {"forward", "forward, soft cap"}
-    products |= {"decode prefix, head 64", "decode prefix, head 128"}
-    products |= {f"tree {name}, head {head}" for name in TREE[:3] for head in (64, 128)}
+    for styled, head in itertools.product(("", STYLED), (64, 128)):
+        products.add(f"decode prefix{styled}, head {head}")
+        products |= {f"tree {name}{styled}, head {head}" for name in TREE[:3]}
     for name, made in compiled.items():
         assert (made["tensor_core_instructions"] > 0) == (name in products), name
 
@@ -63,4 +71,5 @@ def test_loads_overlap_with_products(compiled: dict[str, dict[str, int]]) -> Non
 
 
 CAPS = ("", ", soft cap")
+STYLED = ", windows and soft caps"
 TREE = ("forward", "query gradient", "key gradient", "key sum")

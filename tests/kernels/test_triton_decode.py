@@ -34,6 +34,11 @@ def test_a_step_of_every_length(
     selection.check_decode(CPU, dtype, head, repeat)
 
 
+def test_a_step_with_a_window_a_soft_cap_and_sinks() -> None:
+    selection.check_decode(CPU, torch.float32, 16, 2, (True, True, True))
+    selection.check_decode(CPU, torch.float32, 16, 2, (True, False, False))
+
+
 def test_a_kernel_that_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_decode, "LOG2_E", 1.45)
     with pytest.raises(RuntimeError, match="RNTP_TREE_ATTENTION=segmented"):

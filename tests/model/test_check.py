@@ -160,6 +160,20 @@ def test_what_stands_before_the_output_embedding_is_found(tmp_path: Path) -> Non
     assert all(float(p.grad.abs().max()) > 0 for p in necks)
 
 
+@pytest.mark.parametrize("cap", [30.0, None])
+def test_a_soft_cap_is_found_where_logits_are_small(tmp_path: Path, cap: float | None) -> None:
+    """A fresh model's logits are the same with it and without; a trained one's are not."""
+    model = tiny_model("gemma3_text", final_logit_softcapping=cap)
+    weight = model.get_output_embeddings().weight
+    weight.data.mul_(1e-3)
+    before = weight.detach().clone()
+    loaded = load_model(str(save(model, tmp_path)))
+    assert loaded.shape.soft_cap == cap
+    assert torch.equal(
+        loaded.head[: len(loaded.tokenizer) - 2], before[: len(loaded.tokenizer) - 2]
+    )
+
+
 def test_a_head_that_does_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no scaled and soft-capped products .* \(off by"):
         load(tmp_path, "roberta", is_decoder=True)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from rntp.model import Head, LanguageModel, load_model
 from rntp.rollout.inprocess import InProcessEngine
+from rntp.sharding import forget_activations
 from rntp.step import plant, sampler_logp, score
 from rntp.tree import TokenTree
 from rntp.types import Context
@@ -148,6 +149,21 @@ def test_a_tree_is_its_plain_sequences_to_the_last_digits(kind: str, folder: Pat
         assert float(model.bias.grad.abs().max()) > 0
 
 
+def test_forgotten_activations_give_the_same_gradient(kind: str, folder: Path) -> None:
+    found = []
+    for forget in (False, True):
+        model = load_model(str(folder))
+        if forget:
+            forget_activations(model.hf)
+        tree = forest(TOKENS - 20)
+        logp, entropy, _ = model.logprob(tree.hidden(model), tree.token_ids)
+        (logp + 0.3 * entropy).sum().backward()
+        found.append({n: p.grad for n, p in model.hf.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, wanted in found[0].items():
+        torch.testing.assert_close(found[1][name], wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_the_head_is_what_the_class_says(kind: str, folder: Path) -> None:
     _, _, wanted = KINDS[kind]
     model = load_model(str(folder))
@@ -165,13 +181,21 @@ def test_the_head_is_what_the_class_says(kind: str, folder: Path) -> None:
     )
 
 
-def test_what_is_drawn_is_what_is_scored_and_a_token(kind: str, folder: Path) -> None:
+@pytest.mark.parametrize("fixed", [False, True])
+def test_what_is_drawn_is_what_is_scored_and_a_token(kind: str, folder: Path, fixed: bool) -> None:
     model = load_model(str(folder))
     contexts = [
         Context(n, f"page {n}", torch.arange(1, 31 - 3 * n) * 7 % 200 + 1) for n in range(2)
     ]
     engine = InProcessEngine(
-        model, thoughts=4, budget=7, answer_tokens=3, temperature=1.3, seed=0, slots=30
+        model,
+        thoughts=4,
+        budget=7,
+        answer_tokens=3,
+        temperature=1.3,
+        seed=0,
+        slots=30,
+        fixed_shapes=fixed,
     )
     rollouts = engine.sample(contexts, lambda context, _: (4, len(context) - 5))
     drawn = torch.cat([t.sampled_ids for r in rollouts for g in r.thoughts for t in g])

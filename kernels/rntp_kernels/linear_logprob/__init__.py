@@ -71,10 +71,10 @@ def linear_logprob_top1(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log softmax(hidden @ weight.T / temperature)[targets], entropy and arg-max, each [N].
 
-    hidden: [N, H]. weight: [V, H], same float type. targets: int64 [N], each in [0, V), or the
-    ignored one. bias: [V], of the same type, added to the products. temperature: one number, or a
-    float tensor [N]. shaping: scale and soft cap (before the temperature), padding of the
-    vocabulary, ignored rows.
+    hidden: [N, H]. weight: [V, H], same float type. targets: int64 [N], each in [0, V) and no
+    padding, or the ignored one. bias: [V], of the same type, added to the products. temperature:
+    one number, or a float tensor [N]. shaping: scale and soft cap (before the temperature), padding
+    of the vocabulary, ignored rows.
     chunk_rows: rows whose logits are held at a time; see `default_chunk_rows`.
     drop_zero_rows: the backward leaves out rows whose upstream gradients are both zero (thoughts of
     groups without a difference, scores that only rewards use); gradients are equal to rounding.

@@ -71,7 +71,8 @@ def statistics(
     logprob, entropy, lse = (torch.empty_like(inverse_temperature) for _ in range(3))
     top1 = torch.empty_like(targets)
     for rows in _blocks(len(targets)):
-        z = scaled_logits(wide(logits[rows]), inverse_temperature[rows], shaping)
+        known = logits[rows, : shaping.vocabulary]  # padding is not even looked at
+        z = scaled_logits(wide(known), inverse_temperature[rows], shaping)
         top, top1[rows] = z.max(dim=-1)
         own = z.gather(1, targets[rows, None])[:, 0] - top
         below = z.sub_(top[:, None])
@@ -101,7 +102,7 @@ def logit_gradient(
         dz_j = g_logprob · (1[j = target] − p_j) − g_entropy · p_j · (log p_j + entropy)
     """
     for rows in _blocks(len(targets)):
-        raw = wide(logits[rows])
+        raw = wide(logits[rows, : shaping.vocabulary])
         z = scaled_logits(raw, inverse_temperature[rows], shaping)
         logp = z.sub_(lse[rows, None])
         p = logp.exp()
@@ -111,7 +112,9 @@ def logit_gradient(
         gradient.mul_(inverse_temperature[rows, None])
         if shaping.soft_cap is not None:
             gradient.mul_(1 - torch.tanh(raw / shaping.soft_cap).square())
-        logits[rows] = gradient
+        logits[rows, : shaping.vocabulary] = gradient
+        if shaping.vocabulary is not None:
+            logits[rows, shaping.vocabulary :] = 0
     return logits
 
 

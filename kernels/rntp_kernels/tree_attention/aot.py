@@ -1,5 +1,6 @@
 """The tree attention's kernels as they are launched, for `rntp_kernels.aot`."""
 
+from itertools import product
 from typing import Any
 
 from rntp_kernels.aot import Variant
@@ -7,9 +8,12 @@ from rntp_kernels.tree_attention import triton_decode as decode
 from rntp_kernels.tree_attention import triton_kernels as kernels
 from rntp_kernels.tree_attention.triton_tree import TILES
 
+STYLED = ", windows and soft caps"
+
 
 def variants() -> dict[str, Variant]:
-    """By name: forward, both halves of the backward, decoding; bfloat16, heads of 64 and 128."""
+    """By name: forward, both halves of the backward, decoding; bfloat16, heads of 64 and 128; as
+    they are, and with a window and a soft cap (decoding with sinks, too)."""
     found: dict[str, Variant] = {}
     for head, tiles in TILES.items():
         launches: dict[str, tuple[Any, Any, int, int]] = {
@@ -32,10 +36,15 @@ def variants() -> dict[str, Variant]:
                 tiles.keys,
             ),
         }
-        for name, (kernel, launch, queries, keys) in launches.items():
-            plain = {"WIDEN": False, "WINDOWED": False, "CAPPED": False}
-            constants = {"HEAD": head, "QUERIES": queries, "KEYS": keys, **plain}
-            found[f"{name}, head {head}"] = Variant(
+        for (name, (kernel, launch, queries, keys)), styled in product(
+            launches.items(), (False, True)
+        ):
+            if name == "tree forward":
+                launch = tiles.forward_of(styled)
+                keys = launch.step
+            flags = {"WIDEN": False, "WINDOWED": styled, "CAPPED": styled}
+            constants = {"HEAD": head, "QUERIES": queries, "KEYS": keys, **flags}
+            found[f"{name}{STYLED * styled}, head {head}"] = Variant(
                 kernel, _types(kernel.arg_names, constants), constants, launch.warps, launch.stages
             )
         constants = {"HEAD": head, "KEYS": tiles.keys, "PART": 16}
@@ -43,19 +52,20 @@ def variants() -> dict[str, Variant]:
         found[f"tree key sum, head {head}"] = Variant(
             kernel, _types(kernel.arg_names, constants), constants, 4
         )
-        plain = {"WINDOWED": False, "CAPPED": False}
-        sizes = {"HEAD": head, "ROWS": decode.ROWS, "KEYS": decode.KEYS, "WIDEN": False, **plain}
-        found[f"decode prefix, head {head}"] = Variant(
-            decode.prefix_kernel,
-            _types(decode.prefix_kernel.arg_names, sizes),
-            sizes,
-            decode._WARPS,
-            decode._STAGES,
-        )
-        sizes = {"HEAD": head, "OWN": decode.OWN, **plain, "SINKS": False}
-        found[f"decode branch, head {head}"] = Variant(
-            decode.branch_kernel, _types(decode.branch_kernel.arg_names, sizes), sizes, 1
-        )
+        for styled in (False, True):
+            flags = {"WINDOWED": styled, "CAPPED": styled}
+            tile = {"HEAD": head, "ROWS": decode.ROWS, "KEYS": decode.KEYS, "WIDEN": False, **flags}
+            found[f"decode prefix{STYLED * styled}, head {head}"] = Variant(
+                decode.prefix_kernel,
+                _types(decode.prefix_kernel.arg_names, tile),
+                tile,
+                decode._WARPS,
+                decode._STAGES,
+            )
+            sizes = {"HEAD": head, "OWN": decode.OWN, **flags, "SINKS": styled}
+            found[f"decode branch{STYLED * styled}, head {head}"] = Variant(
+                decode.branch_kernel, _types(decode.branch_kernel.arg_names, sizes), sizes, 1
+            )
     return found
 
 

@@ -63,7 +63,13 @@ def decode_choice(q: Tensor, k: Tensor, v: Tensor, style: Style = PLAIN) -> str:
     if name != "triton" or _obstacle("triton", q, style=style):
         return "segmented"
     if q.shape[3] not in HEADS or k.shape[3] != v.shape[3]:
-        return "segmented"  # to fill heads up would be to copy all that is stored at every token
+        # To fill heads up would be to copy all that is stored at every token.
+        if q.is_cuda:
+            _warn(
+                f"decodes heads of {', '.join(map(str, HEADS))}, not of {k.shape[3]} with values "
+                f"of {v.shape[3]}"
+            )
+        return "segmented"
     if q.is_cuda:
         does = tuple(x is not None and x is not False for x in style.kind)
         check_decode(q.device, q.dtype, q.shape[3], q.shape[1] // k.shape[1], does)

@@ -1,6 +1,6 @@
 """Tree attention by Triton kernels as one differentiable function."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,10 @@ class Tiles:
     forward: Launch
     query_gradient: Launch
     key_gradient: Launch
+
+    def forward_of(self, styled: bool) -> Launch:
+        """styled: with a window and a soft cap, whose registers do not suffice for longer steps."""
+        return replace(self.forward, step=min(64, self.forward.step)) if styled else self.forward
 
 
 TILES = {
@@ -105,7 +109,7 @@ class TritonTree(torch.autograd.Function):
         # The next layer wants [1, N, heads · D].
         out = q.new_empty(1, rows, heads, head).transpose(1, 2)
         lse = torch.empty(heads, rows, dtype=torch.float32, device=q.device)
-        launch = tiles.forward
+        launch = tiles.forward_of(tables.window is not None and soft_cap is not None)
         kernels.forward_kernel[(heads, len(tables.queries))](
             q,
             k,
