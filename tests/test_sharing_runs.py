@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import same_shards, tiny_run, tiny_tokenizer
+from many_ranks import run_ranks, values
 from plain_models import plain_model, save_plain
 from test_ranks import fit as fit_on_ranks
 from test_ranks import same_tensors, train
@@ -211,14 +212,16 @@ def test_layers_that_compute_again_give_the_same(raw: dict, tmp_path: Path, name
     same_tensors(tmp_path / "true", tmp_path / "false", 1e-6)
 
 
-def test_two_ranks_train_the_same_run(raw: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "router_weight"), [("lfm2", 0), ("mixtral", 0.3)])
+def test_two_ranks_train_the_same_run(
+    raw: dict, tmp_path: Path, name: str, router_weight: float
+) -> None:
     """Ranks have other numbers of sequences, and run as many forwards."""
-    raw = hybrid(raw, "lfm2", tmp_path)
+    raw = hybrid(raw, name, tmp_path)
     raw["run"]["steps"] = 2
-    sets = ["model.dtype=float64", "objective.ntp_weight=0.2"]
+    sets = ["model.dtype=float64", "objective.ntp_weight=0.2", "model.sharing=none"]
+    sets += [f"objective.router_weight={router_weight}"]
     fit_on_ranks(raw, tmp_path / "one", sets)
-    from many_ranks import run_ranks, values
-
     there = [*sets, f"run.dir={tmp_path / 'two'}", "data.docs_per_step=5"]
     values(run_ranks(2, tmp_path / "ranks", train, raw, there))
     rows, others = (read_metrics(tmp_path / name) for name in ("one", "two"))

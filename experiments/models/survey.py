@@ -7,7 +7,6 @@ compares trees and decoding with the class's own attention on texts of their own
 RESULTS.md and results.json beside this file (for some names alone it prints them).
 """
 
-import inspect
 import json
 import os
 import signal
@@ -26,8 +25,10 @@ from tiny_models import TOKENS, names, save, tiny_model
 from transformers import AutoModelForCausalLM
 
 from rntp.errors import ConfigError
-from rntp.model import LanguageModel, load_model, own_attention
+from rntp.model import LanguageModel, Sharing, load_model, own_attention
+from rntp.rollout import Engine, no_check
 from rntp.rollout.inprocess import InProcessEngine
+from rntp.rollout.unshared import UnsharedEngine
 from rntp.step import plant, sampler_logp, score
 from rntp.tree import TokenTree
 from rntp.types import Context
@@ -94,9 +95,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 @dataclass(frozen=True)
 class Row:
     """What became of one class. shared: as token trees: `exact`, or `refused`, `wrong`, `failed`.
-    unshared: with one sequence a thought, `runs` or `refused`; empty where this version has none.
-    why: the reason. logits: the largest difference of logits, in their standard deviations.
-    sampler: that of log-probs when drawn and when scored, nats. span: positions that trees reach.
+    unshared: with one sequence a thought, ditto. why: the reason. logits: the largest difference of
+    logits, in their standard deviations. sampler: that of log-probs when drawn and when scored,
+    nats. Both are of trees, or, where there are none, of sequences. span: positions that trees
+    reach.
     """
 
     name: str
@@ -114,43 +116,53 @@ def survey(label: str, name: str, fields: dict[str, Any], folder: Path) -> Row:
     try:
         model = tiny_model(name, **fields)
     except Exception as error:
-        return Row(label, shared="not built", why=_first_line(error))
+        return Row(label, shared="not built", unshared="not built", why=_first_line(error))
     kind = type(model).__name__
     if sum(p.numel() for p in model.parameters()) > BIG:
-        return Row(label, kind, "not built", why="it cannot be made small")
+        return Row(label, kind, "not built", "not built", "it cannot be made small")
     save(model, folder)
-    unshared, its_reason = _unshared(folder)
+    shared, unshared = (tried(kind, folder, sharing) for sharing in ("tree", "none"))
+    reasons = [shared.why]
+    if unshared.found != "exact" and unshared.why not in shared.why:
+        reasons.append(f"unshared: {unshared.why}")
+    numbers = shared if shared.found == "exact" else unshared
+    return Row(
+        label,
+        kind,
+        shared.found,
+        unshared.found,
+        "; ".join(filter(None, reasons)),
+        numbers.logits,
+        numbers.sampler,
+        shared.span,
+    )
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One way of running a model; fields as those of `Row`."""
+
+    found: str
+    why: str = ""
+    logits: float | None = None
+    sampler: float | None = None
+    span: int | None = None
+
+
+def tried(kind: str, folder: Path, sharing: Sharing) -> Tried:
+    """Load and compare. kind: its class."""
     try:
-        loaded = _load(folder, "tree")
+        loaded = load_model(str(folder), sharing=sharing)
     except ConfigError as error:
-        return Row(label, kind, "refused", unshared, _reason(error, kind, folder))
+        return Tried("refused", _reason(error, kind, folder))
     except Exception as error:
-        return Row(label, kind, "failed", unshared, f"at load: {_first_line(error)}")
+        return Tried("failed", f"at load: {_first_line(error)}")
     try:
         logits, sampler = tree_gap(loaded, folder), sampler_gap(loaded)
     except Exception as error:
-        return Row(label, kind, "failed", unshared, f"in use: {_first_line(error)}")
+        return Tried("failed", f"in use: {_first_line(error)}")
     exact = logits < 1e-3 and sampler < 1e-2
-    found = "exact" if exact else "wrong"
-    return Row(label, kind, found, unshared, its_reason, logits, sampler, loaded.max_span)
-
-
-def _load(folder: Path, sharing: str) -> LanguageModel:
-    can_choose = "sharing" in inspect.signature(load_model).parameters
-    more: dict[str, Any] = {"sharing": sharing} if can_choose else {}
-    return load_model(str(folder), **more)
-
-
-def _unshared(folder: Path) -> tuple[str, str]:
-    if "sharing" not in inspect.signature(load_model).parameters:
-        return "", ""
-    try:
-        _load(folder, "none")
-    except ConfigError as error:
-        return "refused", _reason(error, "", folder)
-    except Exception as error:
-        return "failed", f"unshared: {_first_line(error)}"
-    return "runs", ""
+    return Tried("exact" if exact else "wrong", "", logits, sampler, loaded.max_span)
 
 
 @torch.no_grad()
@@ -181,7 +193,7 @@ def tree_gap(model: LanguageModel, folder: Path) -> float:
     worst = 0.0
     for segment in range(len(tree.layout.lengths)):
         rows = tree.layout.unshared(segment)
-        wanted = plain(tree.token_ids[rows][None]).logits[0].double()
+        wanted = plain(tree.token_ids[rows][None], use_cache=False).logits[0].double()
         known = min(wanted.shape[1], len(model.tokenizer) - 2)  # markers are new to the plain one
         gap = (logits[rows, :known] - wanted[:, :known]).abs().max() / wanted[:, :known].std()
         worst = max(worst, float(gap))
@@ -196,10 +208,12 @@ def sampler_gap(model: LanguageModel) -> float:
         Context(n, f"page {n}", torch.arange(1, length + 1 - 3 * n) * 7 % (TOKENS - 30) + 1)
         for n in range(2)
     ]
-    engine = InProcessEngine(
-        model, thoughts=4, budget=7, answer_tokens=3, temperature=0.8, seed=0, slots=length
-    )
-    rollouts = engine.sample(contexts, lambda context, _: (4, len(context) - 5))
+    asked: dict[str, Any] = {"thoughts": 4, "budget": 7, "answer_tokens": 3}
+    asked |= {"temperature": 0.8, "seed": 0}
+    engine: Engine = UnsharedEngine(model, **asked)
+    if model.shares:
+        engine = InProcessEngine(model, slots=length, **asked)
+    rollouts = engine.sample(contexts, lambda context, _: (4, len(context) - 5), no_check)
     drawn = torch.cat([t.sampled_ids for r in rollouts for g in r.thoughts for t in g])
     assert int(drawn.max()) < len(model.tokenizer)
     with torch.no_grad():
@@ -228,7 +242,8 @@ def apart(work: Callable[[Path], Row], label: str) -> Row:
         said = pipe.read()
     os.waitpid(child, 0)
     if not said:
-        return Row(label, shared="not built", why="too much time or memory")
+        why = "too much time or memory"
+        return Row(label, shared="not built", unshared="not built", why=why)
     return Row(**json.loads(said))
 
 
@@ -249,7 +264,11 @@ def rows(wanted: Iterable[str]) -> list[Row]:
 
 def page(found: list[Row]) -> str:
     """The page, in Markdown."""
-    counts = {kind: sum(r.shared == kind for r in found) for kind in dict.fromkeys(KINDS)}
+    ways = {"as token trees": [r.shared for r in found], "unshared": [r.unshared for r in found]}
+    counts = [
+        f"{way}: " + ", ".join(f"{states.count(kind)} {kind}" for kind in KINDS)
+        for way, states in ways.items()
+    ]
     lines = [
         "# Which models run",
         "",
@@ -259,7 +278,7 @@ def page(found: list[Row]) -> str:
         "shared: as token trees, compared with the class's own attention: logits in standard "
         "deviations, log-probs of the sampler in nats. unshared: one sequence a thought.",
         "",
-        ", ".join(f"{number} {kind}" for kind, number in counts.items()) + ".",
+        "; ".join(counts) + ".",
         "",
         "| model type | class | shared | unshared | span | logits | sampler | why |",
         "|---|---|---|---|---|---|---|---|",
