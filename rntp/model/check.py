@@ -319,7 +319,8 @@ def own_limit(hf: PreTrainedModel) -> int:
     config = hf.config.get_text_config()
     said = [config.to_dict().get("max_position_embeddings")]
     # Some say it by another name.
-    said += [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    others = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+    said += [getattr(config, name, None) for name in others]
     return min((n for n in said if isinstance(n, int) and n > 0), default=UNLIMITED)
 
 

@@ -84,9 +84,13 @@ def check_runs_plain(
         probe.check_head(short)
         probe.check_function(short)
         switches = switches_of(hf.config.get_text_config().to_dict())
-        met = [s for s in switches if s < min(span or MOST_TOKENS, limit)]
-        probe.check_function(min(limit, max(met, default=0) + 8))
-        together, cached = probe.may_share(short), probe.decodes(short)
+        met = sorted({s for s in switches if s < min(span or MOST_TOKENS, limit)})
+        beyond = [min(limit, s + 8) for s in met]
+        probe.check_function(max(beyond, default=0))
+        together = probe.may_share(short)
+        # A cache may keep too much or too little of a window: from before it, and from behind.
+        cached = all(probe.decodes(n) for n in [short, *(s + 2 for s in met if s < limit - 1)])
+        cached = cached and all(probe.decodes(n) for n in beyond)
         _check_gradient(hf, plain, short)
     except ConfigError as error:
         raise ConfigError(refused + str(error)) from error
@@ -230,12 +234,13 @@ class _Probe:
             if ran.cache is None:
                 return False
             ran.cache.reorder_cache(torch.zeros(2, dtype=torch.int64, device=rows.device))
+            wanted = [self._logits(row[None])[0] for row in rows]
             for t in range(prefix, number):
-                wanted = self._logits(rows[:, : t + 1])[:, -1]
                 ran = run_plain(
                     self._hf, self._plain, rows[:, t : t + 1], cache=ran.cache, keep=True
                 )
-                if not self._same(self._head.logits(ran.hidden[:, -1]), wanted):
+                logits = self._head.logits(ran.hidden[:, -1])
+                if not self._same(logits, torch.stack([whole[t] for whole in wanted])):
                     return False
         # A cache that fails is one that does not work: then sequences are computed again.
         except (ConfigError, RuntimeError, AttributeError, TypeError, ValueError):

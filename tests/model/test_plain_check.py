@@ -235,3 +235,41 @@ def test_rwkv_is_not_rescaled_in_place() -> None:
     before = plain_model("rwkv").base_model.blocks[1].attention.output.weight
     after = model.hf.base_model.blocks[1].attention.output.weight
     assert torch.equal(before, after)
+
+
+def test_a_cache_that_forgets_behind_its_window_is_not_used() -> None:
+    """Right for short texts, wrong for those that reach over the window."""
+    from transformers import MistralConfig, MistralForCausalLM
+    from transformers.cache_utils import DynamicSlidingWindowLayer
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    config = MistralConfig(
+        vocab_size=320,
+        num_hidden_layers=2,
+        num_key_value_heads=2,
+        sliding_window=50,
+        max_position_embeddings=128,
+        **sizes,
+    )
+    torch.manual_seed(0)
+    hf = MistralForCausalLM(config)
+    for parameter in hf.parameters():
+        if parameter.ndim == 2:
+            parameter.data.normal_(0, 0.3)
+    assert adopt_model(hf, tiny_tokenizer(), "it", sharing="none").plain.cached  # type: ignore[union-attr]
+    original = DynamicSlidingWindowLayer.update
+
+    def forgetful(self, keys: Tensor, values: Tensor, *rest: object, **more: object):
+        one_step = keys.shape[2] == 1 and self.get_seq_length() > 48
+        found = original(self, keys, values, *rest, **more)
+        return (found[0].roll(1, 2), found[1]) if one_step else found
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(DynamicSlidingWindowLayer, "update", forgetful)
+        model = adopt_model(hf, tiny_tokenizer(), "it", sharing="none")
+        assert model.plain is not None
+        assert not model.plain.cached
+        # A run that never gets there has nothing to lose.
+        short = adopt_model(hf, tiny_tokenizer(), "it", sharing="none", span=40)
+        assert short.plain is not None
+        assert short.plain.cached
