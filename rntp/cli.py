@@ -329,19 +329,30 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _dry_run(config: "Config", as_json: bool) -> None:
+    from rntp.bench.duration import measure_step
     from rntp.estimate import Shape, estimate
     from rntp.preflight import check_names, missing_data
     from rntp.show import facts_table
 
     check_names(config)
     sizes = estimate(config, Shape.of_spec(config.model.spec))
+    step = measure_step(config)
+    sizes |= {
+        "seconds per step": step.seconds,
+        "seconds per step, spread of the measurement": step.spread,
+        "minutes in all, without evaluation": step.seconds * config.run.steps / 60,
+    }
     for warning in (*config.warnings(), *missing_data(config)):
         print(f"warning: {warning}", file=sys.stderr)
     if as_json:
         print(json.dumps(sizes, indent=2))
         return
     print(facts_table(sizes))
-    print("Nothing was written. Memory and time are estimates at full thought length.")
+    print(
+        "Nothing was written. Memory is an estimate; time was measured on models of "
+        f"{step.layers[0]} and {step.layers[1]} layers, {step.runs} times each. Both are at full "
+        "thought length."
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

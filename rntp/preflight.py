@@ -138,23 +138,39 @@ def check_disk(config: Config, num_parameters: int) -> None:
 
 
 def recomputes(config: Config, model: LanguageModel, ranks: Ranks = ALONE) -> bool:
-    """Whether layers keep only their inputs for the backward: `parallel.activation_checkpointing`,
-    of which auto does where a step would not fit otherwise.
+    """Decide whether layers keep only their inputs for the backward.
 
-    Raises ConfigError for what does not fit at all, rather than be killed for it in the first step.
+    That is `parallel.activation_checkpointing`, of which auto does where a step would not fit
+    otherwise by the estimate.
     """
     asked = config.parallel.activation_checkpointing
+    if asked != "auto":
+        return asked
+    return _needed(config, model, ranks, recompute=False) > _memory(model, ranks)
+
+
+def memory_warnings(
+    config: Config, model: LanguageModel, ranks: Ranks = ALONE, *, recompute: bool
+) -> list[str]:
+    """Say so where a step may not fit into memory by the estimate, which is no proof: the run goes
+    on. recompute: with activation checkpointing."""
+    needed, there = _needed(config, model, ranks, recompute=recompute), _memory(model, ranks)
+    if needed <= there:
+        return []
+    off = "" if recompute else "parallel.activation_checkpointing is off: set it to auto; or "
+    return [
+        f"a step may take about {needed / 1e9:.0f} GB of memory and there are "
+        f"{there / 1e9:.0f} GB; should it be killed: {off}lower parallel.tokens_per_microbatch, "
+        "or, since a context with its branches is never split, data.context_tokens, reward.horizon "
+        "or the thoughts of a context"
+    ]
+
+
+def _needed(config: Config, model: LanguageModel, ranks: Ranks, *, recompute: bool) -> float:
+    return peak_memory(config, Shape.of(model.hf), ranks.size, recompute=recompute)
+
+
+def _memory(model: LanguageModel, ranks: Ranks) -> int:
+    """Bytes of memory that a rank may take."""
     there = total_bytes(model.device)
-    if model.device.type == "cpu":
-        there //= ranks.on_this_machine
-    for recompute in (False, True) if asked == "auto" else (asked,):
-        needed = peak_memory(config, Shape.of(model.hf), ranks.size, recompute=recompute)
-        if needed <= there:
-            return recompute
-    off = "parallel.activation_checkpointing is off: set it to auto; or " if asked is False else ""
-    raise ConfigError(
-        f"a step would take about {needed / 1e9:.0f} GB of memory and there are "
-        f"{there / 1e9:.0f} GB; {off}lower parallel.tokens_per_microbatch, or, since a context "
-        "with its branches is never split, data.context_tokens, reward.horizon or the thoughts of "
-        "a context"
-    )
+    return there // ranks.on_this_machine if model.device.type == "cpu" else there
