@@ -725,10 +725,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     section, dot, field = name.strip().partition(".")
     if not (equals and dot and section and field):
         raise ConfigError(f"--set wants section.field=value, not {override!r}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML") from error
+    value = config_file.parse_yaml(text, f"--set {override}: the value")
     if not isinstance(raw.setdefault(section, {}), dict):
         raise ConfigError(f"--set {override}: {section} is not a section")
     raw[section][field] = value

@@ -1,5 +1,6 @@
 """The config is strict, and says what to do."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -116,6 +117,31 @@ def test_files(tmp_path: Path) -> None:
     broken.write_text("run: [")
     with pytest.raises(ConfigError, match="not YAML"):
         Config.load(broken)
+
+
+def test_files_made_to_hurt_end_in_words(tmp_path: Path) -> None:
+    """Aliases of aliases that would fill any memory, nesting without end, an alias of itself."""
+    bomb = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    for old, new in itertools.pairwise("abcdefghij"):
+        bomb.append(f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]")
+    for name, text, said in (
+        ("bomb", "\n".join([*bomb, "run: *j"]), "take the aliases away"),
+        ("deep", "run: " + "[" * 20_000 + "]" * 20_000, "nested too deeply"),
+        ("flat", "run: " + "[" * 80 + "]" * 80, "nested more than 50"),
+        ("self", "run: &a [*a]", "alias of what it is part of"),
+    ):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=said):
+            Config.load(path)
+        if len(text) < 1000:
+            with pytest.raises(ConfigError, match=said):
+                Config.parse(minimal(), [f"run.name={text.removeprefix('run: ')}"])
+    shared = tmp_path / "shared.yaml"
+    shared.write_text(yaml.safe_dump(minimal()) + "\n")
+    text = shared.read_text().replace("thoughts_per_position: 4", "thoughts_per_position: &g 4")
+    shared.write_text(text + "evaluation: {docs: *g}\n")
+    assert Config.load(shared).evaluation.docs == 4  # honest aliases are welcome
 
 
 def test_resolved_config_reads_back_equal() -> None:
