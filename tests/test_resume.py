@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from rntp import placement, rewards
 from rntp.config import Config
+from rntp.data.manifest import Manifest
 from rntp.errors import ConfigError
 from rntp.log import read_manifest, read_metrics, starts_of
 from rntp.placement import REGISTRY as POLICIES
@@ -81,6 +82,9 @@ OPTIONS = [
     ["data.windows=all"],
     ["data.max_documents=5"],
     ["data.workers=2"],
+    ["data.source=LIVE"],
+    ["data.source=LIVE", "data.windows=all", "data.max_documents=6"],
+    ["data.source={CORPUS: 3, OTHER: 1}"],
     ["optim.weight_decay=0.1", "optim.warmup_steps=2", "optim.max_grad_norm=0.1"],
     ["optim.schedule=cosine"],
     ["rollout.docs_per_batch=1", "parallel.tokens_per_microbatch=16"],
@@ -96,6 +100,18 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Labels and ends of sentences, so that every placement policy has what it looks for."""
     folder = tmp_path_factory.mktemp("labelled") / "shards"
     return write_corpus(folder, labelled=True, stops=True)
+
+
+@pytest.fixture(scope="module")
+def sources(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What stands for LIVE (pages in a file, unprepared), CORPUS and OTHER in the options."""
+    here = tmp_path_factory.mktemp("sources")
+    manifest = Manifest.load(labelled)
+    pages = [manifest.read(n) for n in range(manifest.num_docs)]
+    lines = [json.dumps({"text": page.text * 4, "url": page.id}) for page in pages]
+    (here / "pages.jsonl").write_text("\n".join(lines) + "\n")
+    other = write_corpus(here / "other", documents=12, sentences=9)
+    return {"LIVE": str(here / "pages.jsonl"), "CORPUS": str(labelled), "OTHER": str(other)}
 
 
 @pytest.fixture
@@ -126,8 +142,12 @@ def test_every_placement_is_tried() -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options[0])
-def test_straight_is_continued_is_resumed(raw: dict, tmp_path: Path, options: list[str]) -> None:
+def test_straight_is_continued_is_resumed(
+    raw: dict, sources: dict[str, str], tmp_path: Path, options: list[str]
+) -> None:
     """To the bit: metrics, weights, moments, and all that a checkpoint keeps beside them."""
+    for name, path in sources.items():
+        options = [option.replace(name, path) for option in options]
     straight = fit(raw, tmp_path / "straight", *options)
     metrics = comparable(straight)
     assert len(metrics) == STEPS
