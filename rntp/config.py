@@ -611,11 +611,6 @@ class Config(Section):
             and self.objective.advantage in ("group_mean", "leave_one_out")
             and self.objective.continuation_use != "reward"
         )
-        if self.baseline.weights != "none" and inert:
-            yield (
-                "baseline.use: subtract cancels within a group: it changes the logged reward, not "
-                "the gradient (clip, group_member, position_weight and gate do change it)"
-            )
         own_copy = self.baseline.rereads and self.objective.kl_weight == 0
         if own_copy and inert:
             yield (

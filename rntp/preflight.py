@@ -11,7 +11,7 @@ from rntp.data.corpus import Corpus, open_data
 from rntp.data.manifest import Manifest
 from rntp.errors import CheckpointError, ConfigError, DataError
 from rntp.estimate import Shape, checkpoint_bytes, peak_memory
-from rntp.memory import total_bytes
+from rntp.memory import size, total_bytes
 from rntp.model import LanguageModel, load_model, pick_device
 from rntp.ranks import ALONE, Ranks
 from rntp.records import RECORDS
@@ -132,8 +132,8 @@ def check_disk(config: Config, num_parameters: int) -> None:
     free = shutil.disk_usage(here).free
     if free < needed:
         raise CheckpointError(
-            f"checkpoints need {needed / 1e9:.1f} GB at {config.run.dir} and {free / 1e9:.1f} GB "
-            "are free; lower checkpoint.keep or choose another folder with --run-dir"
+            f"checkpoints need {size(needed)} at {config.run.dir} and {size(free)} are free; lower "
+            "checkpoint.keep or choose another folder with --run-dir"
         )
 
 
@@ -159,8 +159,7 @@ def memory_warnings(
         return []
     off = "" if recompute else "parallel.activation_checkpointing is off: set it to auto; or "
     return [
-        f"a step may take about {needed / 1e9:.0f} GB of memory and there are "
-        f"{there / 1e9:.0f} GB; should it be killed: {off}lower parallel.tokens_per_microbatch, "
+        f"a step may take about {size(needed)} of memory and there are {size(there)}; should it be killed: {off}lower parallel.tokens_per_microbatch, "
         "or, since a context with its branches is never split, data.context_tokens, reward.horizon "
         "or the thoughts of a context"
     ]

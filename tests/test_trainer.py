@@ -754,7 +754,9 @@ def test_a_step_that_may_not_fit_is_told_and_tried(
     monkeypatch.setattr("rntp.preflight.total_bytes", lambda device: 500_000_000)
     folder = fit(raw).config.run.dir
     log = (folder / "log.txt").read_text(encoding="utf-8")
-    assert re.search(r"about 1 GB .* there are 0 GB; should it be killed: lower parallel", log)
+    assert re.search(
+        r"about 1\.\d GB .* there are 500\.0 MB; should it be killed: lower parallel", log
+    )
     assert comparable(folder) == known
 
 
