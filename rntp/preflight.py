@@ -159,9 +159,9 @@ def memory_warnings(
         return []
     off = "" if recompute else "parallel.activation_checkpointing is off: set it to auto; or "
     return [
-        f"a step may take about {size(needed)} of memory and there are {size(there)}; should it be killed: {off}lower parallel.tokens_per_microbatch, "
-        "or, since a context with its branches is never split, data.context_tokens, reward.horizon "
-        "or the thoughts of a context"
+        f"a step may take about {size(needed)} of memory and there are {size(there)}; should it be "
+        f"killed: {off}lower parallel.tokens_per_microbatch, or, since a context with its branches "
+        "is never split, data.context_tokens, reward.horizon or the thoughts of a context"
     ]
 
 
