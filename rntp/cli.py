@@ -358,14 +358,21 @@ def _dry_run(config: "Config", as_json: bool) -> None:
     from rntp.show import facts_table
 
     check_names(config)
-    sizes = estimate(config, Shape.of_spec(config.model.spec))
+    shape = Shape.of_spec(config.model.spec, config.model.sharing)
+    sizes = estimate(config, shape)
     step = measure_step(config)
     sizes |= {
         "seconds per step": step.seconds,
         "seconds per step, spread of the measurement": step.spread,
         "minutes in all, without evaluation": step.seconds * config.run.steps / 60,
     }
-    for warning in (*config.warnings(), *missing_data(config)):
+    warnings = [*config.warnings(), *missing_data(config)]
+    if not shape.shares and config.model.sharing == "auto":
+        warnings.append(
+            f"{config.model.spec} will hardly run token trees, so that these are the sizes of "
+            "model.sharing: none; the check at load decides"
+        )
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if as_json:
         print(json.dumps(sizes, indent=2))

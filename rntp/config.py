@@ -79,6 +79,10 @@ class Model(Section):
     """Type of the compute copy. Master weights and reductions are float32 or better."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is one."""
+    sharing: Literal["auto", "tree", "none"] = "auto"
+    """tree: thoughts of a page share what they have in common, or the model is refused. none: one
+    plain sequence a thought, for any causal model, with the same numbers and as many more tokens as
+    --dry-run says. auto: tree where the check at load passes, else none, and the run says so."""
 
 
 class Data(Section):
@@ -254,6 +258,11 @@ class Objective(Section):
     """Weight of the plain next-token loss on the context."""
     entropy_weight: Weight = 0.0
     """Weight of the entropy of sampled tokens, nats, which the update raises."""
+    router_weight: Weight = 0.0
+    """Weight of the load-balancing loss of a mixture of experts (2101.03961), as transformers has
+    it: over the tokens of the whole step that have gradients, each once. Its shares of experts are
+    counted ahead, by a second forward. Balancing biases (e_score_correction_bias) stay as they are:
+    no gradient reaches them."""
     kl_weight: Weight = 0.0
     """Weight of the divergence from a reference, nats; 0 keeps no reference for it."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
@@ -276,8 +285,8 @@ class Objective(Section):
 
     @property
     def needs_whole_step(self) -> bool:
-        """Advantages or denominators depend on the rewards of more than one microbatch."""
-        return self.advantage == "step" or self.drops_groups
+        """Advantages, denominators or the load of experts depend on more than one microbatch."""
+        return self.advantage == "step" or self.drops_groups or self.router_weight > 0
 
     @property
     def drops_groups(self) -> bool:
@@ -288,7 +297,7 @@ class Objective(Section):
     def skips_groups(self) -> bool:
         """Groups that left it are left out of the backward: no other term reads their thoughts."""
         kl_weight = self.kl_weight if self.kl_in == "loss" else 0
-        others = self.continuation_weight + self.entropy_weight + kl_weight
+        others = self.continuation_weight + self.entropy_weight + kl_weight + self.router_weight
         return self.drops_groups and others == 0
 
 
@@ -691,7 +700,7 @@ class Config(Section):
 _NOT_TRAINED = {"checkpoint", "log", "parallel", "rollout", "evaluation"}
 _FREE = {
     "run": ("name", "dir", "steps", "hang_timeout_s", "max_rollbacks", "stop_on_alarm"),
-    "model": ("device",),
+    "model": ("device", "sharing"),
     "data": ("source", "max_damaged", "workers", "worker_kind", "deadline_s"),
     "reward": ("shadows",),
 }
@@ -702,6 +711,7 @@ _CONDITIONAL: dict[tuple[str, str], Callable[[Config], bool]] = {
     ("reward", "length_budget"): lambda c: "length_triangle" in c.reward.weights,
     ("reward", "length_half_life"): lambda c: "length_triangle" in c.reward.weights,
     ("baseline", "decay"): lambda c: c.reference_weights == "ema",
+    ("objective", "router_weight"): lambda c: c.objective.router_weight > 0,
     ("optim", "min_lr_fraction"): lambda c: c.optim.schedule == "cosine",
     ("objective", "kl_estimator"): lambda c: c.objective.kl_weight > 0,
     ("objective", "kl_in"): lambda c: c.objective.kl_weight > 0,

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from rntp_kernels.linear_logprob import default_chunk_rows
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from rntp import rewards
 from rntp.config import Config
-from rntp.model import pick_device
+from rntp.model import Sharing, pick_device
+from rntp.model.unshared import cannot_branch
 from rntp.sources import localize
 from rntp.step import loss_reads
 
@@ -24,7 +25,7 @@ PROCESS = 0.7e9
 @dataclass(frozen=True)
 class Shape:
     """What the arithmetic of a model depends on. trunk: parameters without embeddings. kv_width:
-    numbers that a layer keeps of a token as keys, and as many as values."""
+    numbers that a layer keeps of a token as keys, and as many as values. shares: it runs trees."""
 
     parameters: int
     trunk: int
@@ -33,32 +34,51 @@ class Shape:
     layers: int
     vocabulary: int
     kv_width: int = 0
+    shares: bool = True
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> "Shape":
+    def of(cls, model: PreTrainedModel, *, shares: bool = True) -> "Shape":
         parameters = sum(p.numel() for p in model.parameters())
         ends = [model.get_input_embeddings(), model.get_output_embeddings()]
         # Tied embeddings are one tensor and count once.
         embeddings = {id(p): p.numel() for end in ends if end for p in end.parameters()}
         text = model.config.get_text_config()
-        heads = text.num_attention_heads
-        head = getattr(text, "head_dim", None) or text.hidden_size // heads
+        heads = _number(text, "num_attention_heads", "n_heads", "num_heads") or 1
+        head = _number(text, "head_dim") or text.hidden_size // heads
         return cls(
             parameters=parameters,
             trunk=parameters - sum(embeddings.values()),
             hidden=text.hidden_size,
-            intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+            intermediate=_number(text, "intermediate_size") or 4 * text.hidden_size,
             layers=text.num_hidden_layers,
             vocabulary=text.vocab_size,
-            kv_width=(getattr(text, "num_key_value_heads", None) or heads) * head,
+            kv_width=(_number(text, "num_key_value_heads") or heads) * head,
+            shares=shares,
         )
 
     @classmethod
-    def of_spec(cls, spec: str) -> "Shape":
-        """From the model's config alone: no weights are read."""
+    def of_spec(cls, spec: str, sharing: Sharing = "auto") -> "Shape":
+        """From the model's config alone: no weights are read. sharing: with auto it is a guess
+        whether the model runs trees, which the check at load decides."""
         hf_config = AutoConfig.from_pretrained(localize(spec))
         with torch.device("meta"):
-            return cls.of(AutoModelForCausalLM.from_config(hf_config))
+            hf = AutoModelForCausalLM.from_config(hf_config)
+        shares = sharing == "tree" or (sharing == "auto" and not cannot_branch(hf))
+        return cls.of(hf, shares=shares)
+
+
+def _number(config: PreTrainedConfig, *names: str) -> int | None:
+    """The first of these that a config has; the largest, where layers have their own."""
+    for name in names:
+        try:
+            found = getattr(config, name, None)
+        except RuntimeError:  # it is another one in every layer, says transformers
+            found = [getattr(layer, name, None) for layer in config.per_layer_config]
+        if isinstance(found, list | tuple):
+            found = max((n for n in found if isinstance(n, int)), default=None)
+        if isinstance(found, int):
+            return found
+    return None
 
 
 @dataclass(frozen=True)
@@ -68,7 +88,8 @@ class Tokens:
     tree: of its token trees. learning: those of them that have gradients. unshared: with one
     sequence a thought. read: by the sampler. sampled: drawn; without any, nothing is read for
     sampling either. head_rows: that need log-probs. learning_rows: those of them with gradients.
-    asked: in the trees of a judge.
+    asked: in the trees of a judge. plain, plain_learning: what a model that shares nothing computes
+    in place of tree and learning; plain_read: its sampler, in place of read.
     """
 
     tree: int
@@ -79,6 +100,9 @@ class Tokens:
     head_rows: int
     learning_rows: int
     asked: int = 0
+    plain: float = 0
+    plain_learning: float = 0
+    plain_read: float = 0
 
     @property
     def spent(self) -> int:
@@ -106,6 +130,13 @@ class Tokens:
         document_rows = positions * horizon
         if reads.context:
             document_rows = length + (document_rows - horizon if interleaved else 0)
+        # Pages, and every branch behind its prefix; without gradients, a second time.
+        ahead = config.thought.thought_tokens + 2 + horizon - 1
+        plain = plain_learning = read + branches * (prefix + ahead + (again and again + answer - 1))
+        if not reads.continuation:
+            branch = prefix + config.learning_branch_tokens
+            plain_learning = read + branches * branch
+            plain = plain_learning + read + branches * (prefix + ahead)
         learning, learning_rows = config.branch_tokens, drawn + horizon
         if not reads.continuation:
             learning, learning_rows = config.learning_branch_tokens, drawn
@@ -118,6 +149,9 @@ class Tokens:
             head_rows=docs * (branches * (drawn + horizon) + document_rows),
             learning_rows=docs * (branches * learning_rows + document_rows * reads.context),
             asked=docs * (length + branches * judges * question) if judges else 0,
+            plain=docs * plain,
+            plain_learning=docs * plain_learning,
+            plain_read=docs * (read + positions * prefix + branches * again),
         )
 
 
@@ -137,12 +171,15 @@ def peak_memory(config: Config, shape: Shape, ranks: int = 1, *, recompute: bool
         weights += checkpoint_bytes(config, shape.parameters) / ranks  # the buffers
     if narrow == 2 and pick_device(config.model.device).type == "cpu":
         weights += narrow * shape.parameters  # packed; see `rntp.packed`
-    whole = tokens.tree / docs  # what is never split
-    if config.placement.interleaved:
+    every, learning = _computed(shape, tokens)
+    whole = every / docs  # what is never split
+    if not shape.shares and ranks == 1:  # but computed again in pieces where it is larger
+        whole = config.span_tokens
+    elif config.placement.interleaved:
         branches = config.thought.thoughts_per_position * config.branch_tokens
         whole = config.longest_context + branches
-    microbatch = min(max(config.parallel.tokens_per_microbatch, whole), tokens.tree)
-    microbatch *= tokens.learning / tokens.tree  # the others leave nothing for the backward
+    microbatch = min(max(config.parallel.tokens_per_microbatch, whole), every)
+    microbatch *= learning / every  # the others leave nothing for the backward
     # Saved for the backward, in units of a layer's widths: fitted to the measured peak of the
     # quickstart at 608, 1216 and 2432 tokens. Norms, and attention on the CPU, work in `wide`.
     per_token = (16 * shape.hidden + 8 * shape.intermediate) * narrow + 14 * shape.hidden * wide
@@ -190,6 +227,7 @@ def estimate(config: Config, shape: Shape) -> dict[str, float]:
         "tokens per step, tree": tokens.tree,
         "tokens per step, one sequence a thought": tokens.unshared,
         "sharing ratio": tokens.unshared / tokens.tree,
+        "tokens per step, model.sharing none": tokens.plain,
         "positions per step": positions,
         "rollouts per step": positions * config.thought.thoughts_per_position,
         "sampled tokens per step": tokens.sampled,
@@ -209,21 +247,33 @@ def step_flop(config: Config, shape: Shape, tokens: Tokens) -> float:
     forward and 4 backward; the head computes its logits once more in the backward.
     """
     token, row = 2 * shape.trunk, 2 * shape.hidden * shape.vocabulary
-    forward = token * tokens.tree + row * tokens.head_rows
-    learn = token * tokens.learning + row * tokens.learning_rows  # what has a backward, forward
+    every, learning = _computed(shape, tokens)
+    forward = token * every + row * tokens.head_rows
+    learn = token * learning + row * tokens.learning_rows  # what has a backward, forward
     backward = 2 * learn + row * tokens.learning_rows
+    most, docs = config.parallel.tokens_per_microbatch, config.data.docs_per_step
+    if not shape.shares and every / docs > most:
+        backward += token * learning  # see `rntp.model.unshared.run_forest`
     # What is judged ahead, and an epoch over old thoughts, runs what learns once more.
     epochs = config.objective.epochs_per_rollout
     again = epochs - 1 + config.objective.needs_whole_step
     train = forward + again * learn + epochs * backward
-    sample = (token + row) * (tokens.read + tokens.sampled) if tokens.sampled else 0
-    second = 0
+    read: float = tokens.read if shape.shares else tokens.plain_read
+    sample = (token + row) * (read + tokens.sampled) if tokens.sampled else 0
+    second: float = 0
     # For a KL term the whole tree, for a baseline the contexts alone, for a judge neither.
     if config.objective.kl_weight > 0 and tokens.sampled:
-        second = token * tokens.tree
+        second = token * every
     elif config.baseline.rereads and tokens.sampled:
         second = token * tokens.read
     return train + sample + second + token * tokens.asked
+
+
+def _computed(shape: Shape, tokens: Tokens) -> tuple[float, float]:
+    """Tokens of a step's forwards, and those of them that have gradients."""
+    if shape.shares:
+        return tokens.tree, tokens.learning
+    return tokens.plain, tokens.plain_learning
 
 
 def _widths(config: Config) -> tuple[int, int]:

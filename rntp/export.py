@@ -13,7 +13,7 @@ from rntp import __version__, checkpoint
 from rntp.config import Config
 from rntp.errors import CheckpointError, ConfigError
 from rntp.log import read_manifest
-from rntp.model import LanguageModel
+from rntp.model import LanguageModel, own_attention
 from rntp.tokenizer import encode
 from rntp.trained import open_trained
 
@@ -41,7 +41,8 @@ def write_folder(model: LanguageModel, out: Path, texts: Mapping[str, str]) -> N
 
     Raises CheckpointError if plain transformers computes something else with the folder.
     """
-    model.hf.set_attn_implementation("sdpa")
+    if model.shares:  # else the model has its own attention already
+        model.hf.set_attn_implementation(own_attention(model.hf))
     ids = encode(model.tokenizer, PROBE)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".tmp-export-", dir=out.parent))
@@ -62,7 +63,7 @@ def write_folder(model: LanguageModel, out: Path, texts: Mapping[str, str]) -> N
 
 @torch.no_grad()
 def _logits(hf: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    return hf.eval()(ids[None]).logits[0].float()
+    return hf.eval()(ids[None], use_cache=False).logits[0].float()
 
 
 def _card(config: Config, run_dir: Path, path: Path) -> str:

@@ -79,7 +79,7 @@ class Judge:
         tree, ends = self._tree(rollouts)
         hidden = tree.hidden(self._model).index_select(0, ends.to(device))
         # Of the head, two rows are enough.
-        yes, no = (hidden @ self._model.head[self._yes_no].T).float().unbind(1)
+        yes, no = self._model.logits(hidden, of=self._yes_no).float().unbind(1)
         written = torch.tensor([len(t.answer) > 0 for t in thoughts], device=device).view(shape)
         verdicts = torch.sigmoid(yes - no).view(*shape, len(self._questions))
         return {

@@ -13,6 +13,7 @@ from rntp.baselines import members
 from rntp.config import Config
 from rntp.estimate import Tokens
 from rntp.model import LanguageModel
+from rntp.moe import Routing
 from rntp.objective import Elsewhere, Loss
 from rntp.placement import Bands
 from rntp.placement.picked import picked
@@ -23,6 +24,8 @@ from rntp.tokenizer import decode, token_strings
 from rntp.tree import (
     learning_tokens,
     live,
+    plain_read,
+    plain_tokens,
     thought_branch,
     tree_tokens,
     unshared_tokens,
@@ -112,11 +115,14 @@ class Tally:
         terms = ["total", "pg", "continuation", "ntp"]
         terms += ["kl"] if objective.kl_weight > 0 and objective.kl_in == "loss" else []
         terms += ["entropy"] if objective.entropy_weight > 0 else []
+        terms += ["router"] if objective.router_weight > 0 else []
         losses = {
             f"loss/{term}": float(sum(getattr(part, term) for part in self.losses))
             for term in terms
         }
-        return (self._of_thoughts() if self.counts.thought else {}) | losses | sizes
+        routing = Routing.total(s.routing for s in self.scores)
+        experts = routing.metrics() if routing else {}
+        return (self._of_thoughts() if self.counts.thought else {}) | losses | sizes | experts
 
     def tokens(self) -> Tokens:
         """What the step has computed, without a judge."""
@@ -125,6 +131,7 @@ class Tally:
         if config.objective.skips_groups:
             learned = live(learned, _cat(j.live_P(config) for j in self.judgements).cpu(), reads)
         counts = replace(self.counts, thought=sum(r.num_sampled for r in learned))
+        plain = [plain_tokens(r, horizon, reads) for r in self.rollouts]
         return Tokens(
             tree=sum(tree_tokens(r, horizon, reads) for r in self.rollouts),
             learning=sum(learning_tokens(r, horizon, reads) for r in learned),
@@ -133,6 +140,9 @@ class Tally:
             sampled=self.counts.thought,
             head_rows=self.counts.head_rows(config),
             learning_rows=counts.learning_rows(config),
+            plain=sum(every for every, _ in plain),
+            plain_learning=sum(plain_tokens(r, horizon, reads)[1] for r in learned),
+            plain_read=sum(plain_read(r) for r in self.rollouts),
         )
 
     def _of_thoughts(self) -> dict[str, float]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rntp import losses, weighting
 from rntp.config import Config
+from rntp.moe import balancing_loss
 from rntp.step import Counts, Judgement, Scores
 from rntp.tree import ThoughtTree
 
@@ -34,7 +35,8 @@ class Elsewhere:
 class Loss:
     """The weighted total (differentiable) and its unweighted terms, each already divided.
 
-    entropy: mean nats of a sampled token, which is subtracted. A term of weight 0 that costs
+    entropy: mean nats of a sampled token, which is subtracted. router: the load-balancing loss of a
+    mixture of experts. A term of weight 0 that costs
     something is not computed: ntp, kl and entropy are 0 then.
     """
 
@@ -44,6 +46,7 @@ class Loss:
     ntp: Tensor
     kl: Tensor
     entropy: Tensor
+    router: Tensor
     clipped_tokens: Tensor
 
 
@@ -83,6 +86,10 @@ def loss(
     if objective.entropy_weight > 0:
         entropy = (weight_M * scores.thought_entropy_M).sum() / every_token
         total = total - objective.entropy_weight * entropy
+    router = torch.zeros_like(pg)
+    if objective.router_weight > 0 and scores.routing is not None:
+        router = balancing_loss(scores.routing, counts.expert_choices, counts.routed)
+        total = total + objective.router_weight * router
     return Loss(
         total=total,
         pg=pg.detach(),
@@ -90,6 +97,7 @@ def loss(
         ntp=ntp.detach(),
         kl=kl.detach(),
         entropy=entropy.detach(),
+        router=router.detach(),
         clipped_tokens=clipped,
     )
 

@@ -58,7 +58,8 @@ class Optimizer:
             if dtype == torch.bfloat16 and not isinstance(model, FSDPModule):
                 self.masters[name] = parameter.detach().float().clone()
                 parameter.data = parameter.data.to(dtype)
-                parameter.register_post_accumulate_grad_hook(self._collector(name))
+                if parameter.requires_grad:  # some models have frozen ones
+                    parameter.register_post_accumulate_grad_hook(self._collector(name))
         decayed = [p for p in self.masters.values() if p.ndim >= 2]
         kept = [p for p in self.masters.values() if p.ndim < 2]
         self._adamw = torch.optim.AdamW(

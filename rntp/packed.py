@@ -66,7 +66,10 @@ def _packable(hf: nn.Module) -> Iterator[nn.Linear]:
 
 def _product(layer: nn.Linear, packed: Tensor, x: Tensor) -> Tensor:
     if torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad):
-        return _PackedLinear.apply(x, layer.weight, layer.bias, packed)
+        # Rows and columns alone: more dimensions would make the result a view, which the model may
+        # not change in place then (OLMo's `clip_qkv`).
+        rows = _PackedLinear.apply(x.flatten(end_dim=-2), layer.weight, layer.bias, packed)
+        return rows.unflatten(0, x.shape[:-1])
     return _multiply(x, packed, layer.bias)
 
 
@@ -76,7 +79,7 @@ def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _PackedLinear(torch.autograd.Function):
-    """(x [..., in], weight [out, in], bias [out] or None, packed) -> [..., out]."""
+    """(x [N, in], weight [out, in], bias [out] or None, packed) -> [N, out]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor) -> Tensor:
@@ -88,11 +91,10 @@ class _PackedLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         d_x = d_weight = d_bias = None
-        rows = gradient.flatten(end_dim=-2)
         if ctx.needs_input_grad[0]:
-            d_x = (rows @ weight).view(x.shape)
+            d_x = gradient @ weight
         if ctx.needs_input_grad[1]:
-            d_weight = rows.T @ x.flatten(end_dim=-2)
+            d_weight = gradient.T @ x
         if ctx.needs_input_grad[2]:
-            d_bias = rows.sum(dim=0)
+            d_bias = gradient.sum(dim=0)
         return d_x, d_weight, d_bias, None

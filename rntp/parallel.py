@@ -2,19 +2,30 @@
 
 from collections.abc import Sequence
 
-from rntp.tree import BRANCHES, Reads, tree_tokens
+from rntp.tree import BRANCHES, Reads, plain_tokens, tree_tokens
 from rntp.types import Rollout
 
 
 def microbatches(
-    rollouts: Sequence[Rollout], *, tokens: int, horizon: int, reads: Reads = BRANCHES
+    rollouts: Sequence[Rollout],
+    *,
+    tokens: int,
+    horizon: int,
+    reads: Reads = BRANCHES,
+    shares: bool = True,
 ) -> list[tuple[Rollout, ...]]:
-    """Consecutive rollouts, `tokens` tree tokens at most; one too large for that goes alone."""
+    """Consecutive rollouts, `tokens` tokens at most; one too large for that goes alone.
+
+    shares: tokens are those of trees, else those of a sequence for every branch.
+    """
     pieces: list[tuple[Rollout, ...]] = []
     current: list[Rollout] = []
     size = 0
     for rollout in rollouts:
-        own = tree_tokens(rollout, horizon, reads)
+        if shares:
+            own = tree_tokens(rollout, horizon, reads)
+        else:
+            own, _ = plain_tokens(rollout, horizon, reads)
         if current and size + own > tokens:
             pieces.append(tuple(current))
             current, size = [], 0

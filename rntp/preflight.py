@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+from dataclasses import replace
 
 import torch
 
@@ -10,12 +11,14 @@ from rntp.config import Config
 from rntp.data.corpus import Corpus, open_data
 from rntp.data.manifest import Manifest
 from rntp.errors import CheckpointError, ConfigError, DataError
-from rntp.estimate import Shape, checkpoint_bytes, peak_memory
+from rntp.estimate import Shape, Tokens, checkpoint_bytes, peak_memory
 from rntp.memory import size, total_bytes
 from rntp.model import LanguageModel, load_model, pick_device
+from rntp.model.routing import balancing_biases, routers
 from rntp.ranks import ALONE, Ranks
 from rntp.records import RECORDS
 from rntp.rollout import Place
+from rntp.tree import ROOT, TokenTree
 from rntp.types import Known
 
 
@@ -110,7 +113,17 @@ def open_model(config: Config) -> LanguageModel:
         think_close=config.model.think_close,
         dtype=dtype,
         device=pick_device(config.model.device),
+        sharing=config.model.sharing,
+        span=config.span_tokens,
     )
+    if model.plain is not None:
+        most = config.parallel.tokens_per_microbatch
+        model.plain = replace(model.plain, most_tokens=most)
+    if config.objective.router_weight > 0 and not routers(model.hf):
+        raise ConfigError(
+            f"objective.router_weight {config.objective.router_weight:g} balances experts, and "
+            f"transformers records no router of {config.model.spec}; set it to 0"
+        )
     interleaved = config.placement.interleaved
     if config.span_tokens > model.max_span:
         with_ = "interleaved thoughts" if interleaved else "thought, continuation and answer"
@@ -121,6 +134,21 @@ def open_model(config: Config) -> LanguageModel:
             f"data.context_tokens, thought.thought_tokens or {third}"
         )
     return model
+
+
+@torch.no_grad()
+def try_forward(config: Config, model: LanguageModel) -> None:
+    """One small forward of the copy that computes. Raises ConfigError where it fails in its type:
+    some models have buffers of float32 that do not go with weights of another."""
+    try:
+        model.logits(TokenTree.build([(torch.arange(1, 9), ROOT, 0)]).hidden(model))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ConfigError) as error:
+        raise ConfigError(
+            f"{type(model.hf).__name__} does not compute in model.dtype {config.model.dtype} "
+            f"({str(error).splitlines()[0][:300]}); set model.dtype to float32"
+        ) from error
 
 
 def check_disk(config: Config, num_parameters: int) -> None:
@@ -166,10 +194,30 @@ def memory_warnings(
 
 
 def _needed(config: Config, model: LanguageModel, ranks: Ranks, *, recompute: bool) -> float:
-    return peak_memory(config, Shape.of(model.hf), ranks.size, recompute=recompute)
+    shape = Shape.of(model.hf, shares=model.shares)
+    return peak_memory(config, shape, ranks.size, recompute=recompute)
 
 
 def _memory(model: LanguageModel, ranks: Ranks) -> int:
     """Bytes of memory that a rank may take."""
     there = total_bytes(model.device)
     return there // ranks.on_this_machine if model.device.type == "cpu" else there
+
+
+def sharing_notes(config: Config, model: LanguageModel) -> list[str]:
+    """Of a model that shares nothing: that it does, why, how and what that costs; and of a mixture
+    of experts, what training leaves as it is."""
+    notes = []
+    if model.plain is not None:
+        tokens = Tokens.of(config)
+        notes.append(
+            f"model.sharing: none, because {model.plain.why}; {model.plain.describe()}: a step of "
+            f"full length computes about {tokens.plain:.0f} tokens, where a tree has {tokens.tree} "
+            f"({tokens.plain / tokens.tree:.1f} times as many)"
+        )
+    if biases := balancing_biases(model.hf):
+        notes.append(
+            f"{len(biases)} balancing biases of routers ({biases[0]}, …) are not trained: no "
+            "gradient reaches them; objective.router_weight balances instead"
+        )
+    return notes

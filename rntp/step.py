@@ -7,7 +7,7 @@ or saves.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from rntp.config import Config
 from rntp.credit import credit
 from rntp.evidence import gather
 from rntp.model import LanguageModel
+from rntp.moe import Routing
 from rntp.rounding import Rounding, sensitivity, tolerance
-from rntp.tree import BRANCHES, Reads, ThoughtTree, live
+from rntp.tree import BRANCHES, Reads, ThoughtTree, Trunk, live
 from rntp.types import RewardInputs, Rollout, no_text
 
 
@@ -28,7 +29,8 @@ class Counts:
 
     thought, continuation, context: tokens of these kinds; thought: those that were sampled, of
     thoughts and answers. thoughts: their number. counted_tokens, counted_thoughts: sampled tokens
-    and thoughts of the groups that count in the policy gradient.
+    and thoughts of the groups that count in the policy gradient. expert_choices, routed: see
+    `rntp.moe.balancing_loss`.
     """
 
     thought: int
@@ -37,12 +39,19 @@ class Counts:
     thoughts: int
     counted_tokens: int
     counted_thoughts: int
+    expert_choices: tuple[int, ...] = ()
+    routed: int = 0
 
     @classmethod
     def of(
-        cls, rollouts: Sequence[Rollout], horizon: int, counted_P: Tensor | None = None
+        cls,
+        rollouts: Sequence[Rollout],
+        horizon: int,
+        counted_P: Tensor | None = None,
+        routing: Routing | None = None,
     ) -> "Counts":
-        """counted_P: bool, the groups that count, where some do not; see `rntp.credit`."""
+        """counted_P: bool, the groups that count, where some do not; see `rntp.credit`. routing:
+        of the tokens that learn, where a term balances experts."""
         groups = [group for r in rollouts for group in r.thoughts]
         thoughts = sum(map(len, groups))
         counted = groups
@@ -55,12 +64,21 @@ class Counts:
             thoughts=thoughts,
             counted_tokens=sum(t.num_drawn for group in counted for t in group),
             counted_thoughts=sum(map(len, counted)),
+            expert_choices=tuple(routing.choices_LE.sum(dim=0).tolist()) if routing else (),
+            routed=routing.tokens * len(routing.choices_LE) if routing else 0,
         )
 
     @classmethod
     def total(cls, parts: Sequence["Counts"]) -> "Counts":
         """Of the shares of a step that ranks have, those of the step."""
-        return cls(*(sum(numbers) for numbers in zip(*map(astuple, parts), strict=True)))
+
+        def add(numbers: tuple[Any, ...]) -> Any:
+            if isinstance(numbers[0], tuple):
+                # A share without a microbatch has no routers that it could count.
+                return tuple(map(sum, zip(*filter(None, numbers), strict=True)))
+            return sum(numbers)
+
+        return cls(*(add(numbers) for numbers in zip(*map(astuple, parts), strict=True)))
 
     def head_rows(self, config: Config) -> int:
         """Rows of the step that go through the output embedding."""
@@ -91,6 +109,7 @@ class Scores:
     the continuation with and without the thought. match_PGH: it is the arg-max, with the thought.
     context_logp: plain next-token log-probs, [C], or None where no term needs them. collision_PGH:
     Σ_v p_v² of each prediction with the thought, without gradients, or None if no scheme wants it.
+    routing: of the tokens that learn, in a mixture of experts that is watched.
     """
 
     thought_logp_M: Tensor
@@ -100,6 +119,7 @@ class Scores:
     match_PGH: Tensor
     context_logp: Tensor | None
     collision_PGH: Tensor | None = None
+    routing: Routing | None = None
 
     def detached(self) -> "Scores":
         """The same numbers without the graph, for the record."""
@@ -111,6 +131,7 @@ class Scores:
             match_PGH=self.match_PGH,
             context_logp=None if self.context_logp is None else self.context_logp.detach(),
             collision_PGH=self.collision_PGH,
+            routing=self.routing.detached() if self.routing else None,
         )
 
 
@@ -165,12 +186,15 @@ def score(
     temperature: float,
     with_collision: bool = False,
     hidden: Tensor | None = None,
+    watch: bool = False,
 ) -> Scores:
     """The one forward of the trunk, and of the head on the rows that are needed.
 
     hidden: what that forward gave, [N, H], where the caller has run it for more than the scores.
+    watch: for the routers of experts.
     """
-    hidden = tree.tree.hidden(model) if hidden is None else hidden
+    trunk = tree.tree.run(model, watch=watch) if hidden is None else Trunk(hidden)
+    hidden = trunk.hidden
     device, shape = hidden.device, tree.think_rows_PGH.shape
     think_rows = tree.think_rows_PGH.flatten()
     think_targets = tree.continuation_PH[:, None].expand(shape).flatten()
@@ -206,6 +230,7 @@ def score(
         match_PGH=(think.top1 == think_targets.to(device)).view(shape),
         context_logp=document.logp.index_select(0, of_context) if tree.reads.context else None,
         collision_PGH=collision,
+        routing=Routing.of(trunk.routed),
     )
 
 
@@ -218,6 +243,7 @@ def learn(
     reads: Reads,
     *,
     temperature: float,
+    watch: bool = False,
 ) -> Scores:
     """The scores of an earlier forward of these rollouts, now with gradients for sampled tokens and
     pages, from a tree of these alone; `reads.continuation` must be false.
@@ -226,13 +252,14 @@ def learn(
     """
     live_P = live_P.cpu()
     tree = plant(model, live(rollouts, live_P, reads), horizon, reads)
-    hidden = tree.tree.learning_part().hidden(model)
+    trunk = tree.tree.learning_part().run(model, watch=watch)
+    hidden = trunk.hidden
     asked = {"thought": _thought_query(tree, temperature)}
     if reads.context:
         asked["context"] = _Query(tree.context_rows, tree.context_targets)
     found = _logprobs(model, hidden, asked)
     groups = [group for r in rollouts for group in r.thoughts]
-    drawn_P = torch.tensor([sum(t.num_drawn for t in group) for group in groups])
+    drawn_P = torch.tensor([sum(t.num_drawn for t in g) for g in groups], dtype=torch.int64)
     live_M = live_P.repeat_interleave(drawn_P).to(hidden.device)
     thought = found["thought"]
     return replace(
@@ -240,6 +267,7 @@ def learn(
         thought_logp_M=known.thought_logp_M.detach().masked_scatter(live_M, thought.logp),
         thought_entropy_M=known.thought_entropy_M.detach().masked_scatter(live_M, thought.entropy),
         context_logp=found["context"].logp if reads.context else None,
+        routing=Routing.of(trunk.routed),
     )
 
 

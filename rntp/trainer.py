@@ -34,6 +34,8 @@ from rntp.judging import open_judge
 from rntp.log import NoLog, RunLog
 from rntp.memory import peak_bytes, reset_peak_bytes
 from rntp.metrics import Tally
+from rntp.model.routing import routers
+from rntp.moe import Routing
 from rntp.objective import Elsewhere, loss
 from rntp.optim import Optimizer, Update
 from rntp.packed import packed_weights, packing_pays
@@ -45,6 +47,8 @@ from rntp.preflight import (
     memory_warnings,
     open_model,
     recomputes,
+    sharing_notes,
+    try_forward,
 )
 from rntp.provenance import device_name
 from rntp.ranks import ALONE, Ranks, on_device
@@ -124,8 +128,9 @@ class Trainer:
         check_disk(config, self.model.num_parameters)
         # Layers gather their weights once more to compute again, so all ranks have to do the same.
         self.recomputes = any(ranks.gather(lambda: recomputes(config, self.model, ranks), "start"))
-        self.shape = Shape.of(self.model.hf)
+        self.shape = Shape.of(self.model.hf, shares=self.model.shares)
         self.reads = loss_reads(config)
+        self.watches = bool(routers(self.model.hf))
         dtype = getattr(torch, config.model.dtype)
         self.reference = open_reference(self.model, config, dtype)
         if self.recomputes:
@@ -135,7 +140,8 @@ class Trainer:
         self.optimizer = Optimizer(
             self.model.hf, config.optim, dtype=dtype, total_steps=config.run.steps
         )
-        self.packs = packing_pays(self.model.hf, config.budget_tokens)
+        try_forward(config, self.model)
+        self.packs = self.model.shares and packing_pays(self.model.hf, config.budget_tokens)
         engine = open_engine(
             self.model,
             config,
@@ -223,9 +229,13 @@ class Trainer:
                 tokens=config.parallel.tokens_per_microbatch,
                 horizon=horizon,
                 reads=self.reads,
+                shares=self.model.shares,
             )
             ahead, counted_P = self._judge_ahead(batches)
-            counts = self.ranks.gather(lambda: Counts.of(rollouts, horizon, counted_P), "count")
+            routing = Routing.total(known.routing for known, _, _ in ahead)
+            counts = self.ranks.gather(
+                lambda: Counts.of(rollouts, horizon, counted_P, routing), "count"
+            )
             mine = Tally(config, rollouts, Counts.total(counts))
             for _ in range(config.objective.epochs_per_rollout):
                 finite = self._epoch(batches, mine, ahead, updates, clock)
@@ -331,6 +341,7 @@ class Trainer:
             tree,
             temperature=self.config.thought.temperature,
             with_collision=any(rewards.NEEDS[name].collision for name in self.config.reward.names),
+            watch=self.watches,
         )
 
     def _learn(
@@ -347,6 +358,7 @@ class Trainer:
             self.config.reward.horizon,
             self.reads,
             temperature=self.config.thought.temperature,
+            watch=self.watches,
         )
 
     def _judge(
@@ -578,6 +590,8 @@ class Trainer:
             if done < config.run.steps
             else f"{config.run.name}: all {done} steps are done; raise run.steps to go on"
         )
+        for note in sharing_notes(config, self.model):
+            self.log.message(note)
         if self.changed:
             listed = (f"{name}: {c['was']} → {c['is']}" for name, c in self.changed.items())
             self.log.message(f"set otherwise than at the last start: {'; '.join(listed)}")
@@ -596,7 +610,11 @@ class Trainer:
     def _start_facts(self) -> dict[str, object]:
         """Collect the facts of this start, which the next may change."""
         devices = self.ranks.gather(lambda: device_name(self.config.model.device), "start")
-        facts: dict[str, object] = {"world_size": self.ranks.size, "devices": devices}
+        facts: dict[str, object] = {
+            "world_size": self.ranks.size,
+            "devices": devices,
+            "sharing": "tree" if self.model.shares else "none",
+        }
         return {**facts, "changed": self.changed} if self.changed else facts
 
     def _facts(self) -> dict[str, object]:

@@ -10,7 +10,17 @@ from rntp_kernels.tree_attention.layout import ROOT
 from torch import Tensor
 
 from rntp.model import LanguageModel
+from rntp.model.routing import Routed, watched_routers
+from rntp.model.unshared import run_forest
 from rntp.types import Rollout, Thought
+
+
+class Trunk(NamedTuple):
+    """What a forward gives. hidden: [N, H]. routed: of each layer of experts, what its router said
+    of the tokens that learn, every one once; empty where nobody watched, or without experts."""
+
+    hidden: Tensor
+    routed: tuple[Routed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,18 +70,34 @@ class TokenTree:
         """The one trunk forward: last hidden states, [N, H], with gradients if they are on.
 
         Segments that do not learn go through the trunk behind the others, without a graph: every
-        token still goes through it once.
+        token still goes through it once. A model that shares nothing runs a sequence a branch.
         """
+        return self.run(model).hidden
+
+    def run(self, model: LanguageModel, *, watch: bool = False) -> Trunk:
+        """The same with what routers said of the tokens that learn, if they are watched."""
         device, learning = model.device, self.num_learning
         ids, positions = self.token_ids.to(device), self.layout.position_ids().to(device)
         if not torch.is_grad_enabled() or learning == len(ids):
-            return model.hidden(ids, positions, TreeAttention(self.layout, device))
+            if model.plain is not None:
+                hidden, seen = run_forest(model.hf, model.plain, ids, self.layout, watch=watch)
+            else:
+                with watched_routers(model.hf, watch) as seen:
+                    hidden = model.hidden(ids, positions, TreeAttention(self.layout, device))
+            return Trunk(hidden, tuple(r.until(learning) for r in seen))
         assert self.learning is not None
+        if model.plain is not None:
+            first = self.layout.until(self.learning)
+            hidden, seen = run_forest(model.hf, model.plain, ids[:learning], first, watch=watch)
+            with torch.no_grad():
+                rest, _ = run_forest(model.hf, model.plain, ids, self.layout, self.learning)
+            return Trunk(torch.cat([hidden, rest]), tuple(seen))
         passes = TwoPasses(self.layout, self.learning, device)
-        hidden = model.hidden(ids[:learning], positions[:learning], passes.leading)
+        with watched_routers(model.hf, watch) as seen:
+            hidden = model.hidden(ids[:learning], positions[:learning], passes.leading)
         with torch.no_grad():
             rest = model.hidden(ids[learning:], positions[learning:], passes.trailing)
-        return torch.cat([hidden, rest])
+        return Trunk(torch.cat([hidden, rest]), tuple(seen))
 
 
 @dataclass(frozen=True)
@@ -264,6 +290,37 @@ def learning_tokens(rollout: Rollout, horizon: int, reads: Reads) -> int:
     page, _ = _page_tokens(rollout, horizon, reads)
     thoughts = (t for group in rollout.thoughts for t in group)
     return page + sum(_branch_tokens(t, reads) + _answer_tokens(t) for t in thoughts)
+
+
+def plain_tokens(rollout: Rollout, horizon: int, reads: Reads = BRANCHES) -> tuple[int, int]:
+    """Tokens that a model which shares nothing computes of a rollout's tree, and those of them that
+    have gradients: the page, and every branch behind its prefix; see `rntp.model.unshared`."""
+    learns, page = _page_tokens(rollout, horizon, reads)
+    learning = 0 if learns in rollout.positions else learns  # else a thought goes on from there
+    silent = page if page > learns else 0
+    for p, group in zip(rollout.positions, rollout.thoughts, strict=True):
+        for thought in group:
+            kept, answer = _branch_tokens(thought, reads), _answer_tokens(thought)
+            ahead = 1 + len(thought.sampled_ids) + int(not thought.closed) + horizon - 1
+            judged = p + ahead if ahead > kept else 0
+            if reads.continuation:
+                learning += judged + (p + kept + answer if answer or not judged else 0)
+            else:
+                learning += p + kept + answer
+                silent += judged
+    return learning + silent, learning
+
+
+def plain_read(rollout: Rollout) -> int:
+    """Tokens that the sampler of such a model reads: the page, the prefix of every position, and
+    that of every thought with an answer."""
+    read = len(rollout.context)
+    for p, group in zip(rollout.positions, rollout.thoughts, strict=True):
+        read += p + 1
+        read += sum(
+            p + 1 + len(t.sampled_ids) + int(not t.closed) for t in group if len(t.answer_ids)
+        )
+    return read
 
 
 def unshared_tokens(rollout: Rollout, horizon: int) -> int:

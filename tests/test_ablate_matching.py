@@ -85,7 +85,7 @@ def test_an_arm_makes_a_step_however_dear_it_is() -> None:
 def test_flop_follow_the_formula_of_the_estimate(
     matched: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rntp.ablate.matching._shape", lambda spec: SHAPE)
+    monkeypatch.setattr("rntp.ablate.matching._shape", lambda spec, sharing: SHAPE)
     matched["match"] = "flop"
     found = load(matched)
     configs = {run.arm: run.config for run in plan(found)}
@@ -104,7 +104,7 @@ def test_flop_follow_the_formula_of_the_estimate(
 def test_a_model_that_is_not_there_has_no_flop(
     matched: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def absent(spec: str) -> Shape:
+    def absent(spec: str, sharing: str) -> Shape:
         raise OSError(f"no {spec}")
 
     monkeypatch.setattr("rntp.ablate.matching.Shape.of_spec", absent)

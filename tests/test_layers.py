@@ -59,6 +59,22 @@ def files(*patterns: str) -> list[Path]:
         (["rntp/data/storage.py"], {"rntp.data.retry", *CORE}),
         (["rntp/data/state.py"], {"rntp.data.damage", *CORE}),
         (["rntp/tree.py"], {"rntp_kernels", "rntp.model", *CORE}),
+        (["rntp/moe.py"], {"rntp.model", *CORE}),
+        (
+            ["rntp/model/*.py"],
+            {
+                "rntp_kernels",
+                "rntp.model",
+                "rntp.sharding",
+                "rntp.sources",
+                "rntp.tokenizer",
+                *CORE,
+            },
+        ),
+        (
+            ["rntp/rollout/unshared.py", "rntp/rollout/finish.py"],
+            {"rntp.chance", "rntp.model", "rntp.rollout", "rntp.tree", *CORE},
+        ),
         (["rntp/reference.py"], {"rntp.config", "rntp.model", "rntp.sharding", "rntp.tree", *CORE}),
         (["rntp/ranks.py"], {"rntp.config", *CORE}),
         (["rntp/sharding.py", "rntp/signals.py", "rntp/alarm_maths.py"], CORE),
@@ -73,8 +89,7 @@ def files(*patterns: str) -> list[Path]:
         (
             ["rntp/step.py"],
             {"rntp.losses", "rntp.rewards", "rntp.credit", "rntp.baselines", "rntp.evidence"}
-            | {"rntp.rounding"}
-            | {"rntp.config", "rntp.model", "rntp.tree", *CORE},
+            | {"rntp.rounding", "rntp.config", "rntp.model", "rntp.moe", "rntp.tree", *CORE},
         ),
         (["rntp/evidence.py"], {"rntp.chance", "rntp.config", *CORE}),
         (
@@ -83,7 +98,8 @@ def files(*patterns: str) -> list[Path]:
         ),
         (
             ["rntp/objective.py"],
-            {"rntp.losses", "rntp.weighting", "rntp.step", "rntp.tree", "rntp.config", *CORE},
+            {"rntp.losses", "rntp.weighting", "rntp.step", "rntp.tree", "rntp.config", "rntp.moe"}
+            | CORE,
         ),
     ],
 )

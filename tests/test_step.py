@@ -28,7 +28,7 @@ from rntp.step import (
     sampler_logp,
     score,
 )
-from rntp.tree import Reads, ThoughtTree, TokenTree, learning_tokens, live
+from rntp.tree import Reads, ThoughtTree, TokenTree, Trunk, learning_tokens, live
 from rntp.types import Context, RewardInputs, Rollout
 
 HORIZON = 4
@@ -276,14 +276,14 @@ def test_groups_that_left_the_gradient_leave_the_backward(
         "reward.shadows=[]",
     )
     outcomes, tokens = [], []
-    hidden = TokenTree.hidden
+    run_tree = TokenTree.run
 
-    def counted(tree: TokenTree, model: LanguageModel) -> torch.Tensor:
+    def counted(tree: TokenTree, model: LanguageModel, **more: bool) -> Trunk:
         if torch.is_grad_enabled():
             tokens[-1] += tree.num_learning
-        return hidden(tree, model)
+        return run_tree(tree, model, **more)
 
-    monkeypatch.setattr(TokenTree, "hidden", counted)
+    monkeypatch.setattr(TokenTree, "run", counted)
     for spares in (True, False):
         tokens.append(0)
         outcomes.append(run(model, rollouts, config, 250, spares=spares))

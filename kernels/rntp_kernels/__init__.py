@@ -10,11 +10,12 @@ from rntp_kernels.linear_logprob import (
     linear_logprob_top1,
 )
 from rntp_kernels.sampling import sample
-from rntp_kernels.tree_attention import DecodeAttention, TreeAttention, TreeLayout, TwoPasses
+from rntp_kernels.tree_attention import DecodeAttention, Style, TreeAttention, TreeLayout, TwoPasses
 
 __all__ = [
     "DecodeAttention",
     "Shaping",
+    "Style",
     "TreeAttention",
     "TreeLayout",
     "TwoPasses",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from rntp.config import Config
 from rntp.errors import ConfigError
 from rntp.estimate import Shape, Tokens, full_flop
+from rntp.model import Sharing
 
 Match = Literal["tokens", "flop"]
 
@@ -30,7 +31,7 @@ def step_cost(match: Match, config: Config) -> float:
     """
     if match == "tokens":
         return Tokens.of(config).spent
-    return full_flop(config, _shape(config.model.spec)) / 1e12
+    return full_flop(config, _shape(config.model.spec, config.model.sharing)) / 1e12
 
 
 def matched_steps(cost: float, reference_cost: float, reference_steps: int) -> int:
@@ -79,9 +80,9 @@ def refuse_other_steps(steps: int, reference_steps: int) -> None:
 
 
 @cache
-def _shape(spec: str) -> Shape:
+def _shape(spec: str, sharing: Sharing) -> Shape:
     try:
-        return Shape.of_spec(spec)
+        return Shape.of_spec(spec, sharing)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"match: flop needs the shape of model.spec {spec!r}, which cannot be read: {error}; "

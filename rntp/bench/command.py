@@ -26,8 +26,9 @@ def bench(arguments: argparse.Namespace) -> None:
         weight = arguments.continuation_weight
         raise ConfigError(f"--continuation-weight must be 0 or more, not {weight}")
     device = pick_device(arguments.device)
-    model = load_model(arguments.model, device=device)
-    if model.max_span < sizes.context + sizes.budget + sizes.horizon + 2:
+    span = sizes.context + sizes.budget + sizes.horizon + 2
+    model = load_model(arguments.model, device=device, span=span, sharing="tree")
+    if model.max_span < span:
         raise ConfigError(f"{arguments.model} sees {model.max_span} tokens; lower --context")
     names = list(NAMES) if arguments.name == "all" else [arguments.name]
     results = []

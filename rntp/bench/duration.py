@@ -87,7 +87,7 @@ class _OneStep:
             docs=docs,
         )
         self._job = Job(model, sizes, config.objective.continuation_weight)
-        self.shape = Shape.of(model.hf)
+        self.shape = Shape.of(model.hf, shares=model.shares)
         self.flop = full_flop(self._job.config, self.shape)
         dtype = getattr(torch, config.model.dtype)
         self._optimizer = Optimizer(model.hf, config.optim, dtype=dtype, total_steps=1 << 20)
@@ -123,4 +123,6 @@ def _shortened(config: Config, layers: int) -> LanguageModel:
         spec,
         think_open=config.model.think_open,
         think_close=config.model.think_close,
+        sharing=config.model.sharing,
+        span=config.span_tokens,
     )

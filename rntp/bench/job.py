@@ -60,7 +60,7 @@ class Job:
 
     @cached_property
     def contexts(self) -> list[Context]:
-        vocabulary, length = self.model.head.shape[0], self.sizes.context
+        vocabulary, length = self.model.vocabulary, self.sizes.context
         found = []
         for ordinal in range(self.sizes.docs):
             index = torch.arange(length)

@@ -18,7 +18,7 @@ from rntp.bench.unshared import Unshared
 from rntp.errors import ConfigError
 from rntp.estimate import Shape
 from rntp.memory import keep_freed_memory
-from rntp.model import LanguageModel, cast_parameters
+from rntp.model import Head, LanguageModel, cast_parameters
 from rntp.provenance import environment
 from rntp.step import loss_reads, sampler_logp
 from rntp.tree import learning_tokens, tree_tokens, unshared_tokens
@@ -47,8 +47,10 @@ def head(job: Job) -> Bench:
     """Forward and backward of log-prob and entropy at the rows that the step has."""
     sizes, model = job.sizes, job.model
     rows = sizes.branches * (sizes.budget + sizes.horizon)
-    weight = model.head.detach().clone().requires_grad_()
+    weight = model.head[: model.vocabulary].detach().clone().requires_grad_()
     vocabulary, width = weight.shape
+    bias = None if model.bias is None else model.bias[:vocabulary].detach()
+    shape = replace(model.shape, vocabulary=None)
     generator = torch.Generator().manual_seed(0)
     targets = torch.randint(vocabulary, (rows,), generator=generator).to(model.device)
     # Hidden states that lean to their targets: flat logits would flatter gradient filters.
@@ -63,7 +65,12 @@ def head(job: Job) -> Bench:
         def work() -> float:
             hidden.grad = weight.grad = None
             logp, entropy, _ = linear_logprob_top1(
-                hidden, weight, targets, implementation=implementation
+                hidden,
+                weight,
+                targets,
+                bias=bias,
+                shaping=shape.shaping,
+                implementation=implementation,
             )
             total = (signs * logp + 0.01 * entropy).sum()
             total.backward()
@@ -79,6 +86,9 @@ def head(job: Job) -> Bench:
 
     own = {OURS: of("auto"), "plain autograd": of("reference")}
     found, skipped = peers.heads(hidden, weight, targets, signs)
+    if bias is not None or shape != Head():
+        reason = "has no bias, scale or soft cap as this model's head has"
+        found, skipped = {}, dict.fromkeys([*found, *skipped], reason)
     outcomes = {name: partial(outcome, work) for name, work in own.items()}
     facts: dict[str, float] = {"rows": rows, "hidden": width, "vocabulary": vocabulary}
     facts["gigabytes of logits not kept"] = 4e-9 * rows * vocabulary

@@ -15,6 +15,7 @@ from torch import Tensor
 from rntp.advantages import leave_one_out
 from rntp.bench.job import Job
 from rntp.model import ATTENTION
+from rntp.model import own_attention as usual_attention
 from rntp.types import Rollout
 
 
@@ -104,7 +105,8 @@ class Unshared:
         logits = self.job.model.hf(
             ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep, use_cache=False
         ).logits
-        logp = torch.log_softmax(logits[:, :-1].float(), dim=-1)
+        known = logits[:, :-1, : self.job.model.vocabulary]  # the others are nobody's tokens
+        logp = torch.log_softmax(known.float(), dim=-1)
         target_logp = logp.gather(2, ids[:, -keep + 1 :, None])[..., 0]
         ends = target_logp.shape[1]
         thoughts = []
@@ -159,7 +161,7 @@ def _left_padded(sequences: Sequence[Tensor], device: torch.device) -> tuple[Ten
 @contextmanager
 def own_attention(job: Job) -> Iterator[None]:
     """The model computes ordinary sequences with torch's attention inside the block."""
-    job.model.hf.set_attn_implementation("sdpa")
+    job.model.hf.set_attn_implementation(usual_attention(job.model.hf))
     try:
         yield
     finally:

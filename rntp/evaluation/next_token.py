@@ -40,7 +40,7 @@ def predictions(
     for some, wanted in zip(
         rows.split(_CHUNK_ROWS), targets.to(hidden.device).split(_CHUNK_ROWS), strict=True
     ):
-        found += _predict(hidden.index_select(0, some) @ model.head.T, wanted)
+        found += _predict(model.logits(hidden.index_select(0, some)), wanted)
     positions, group = think_PG.shape
     think = found[positions:]
     return found[:positions], [think[p * group :][:group] for p in range(positions)]

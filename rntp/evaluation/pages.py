@@ -30,7 +30,10 @@ def score_pages(
     pages: list[Page] = []
     count_bytes, horizon = ByteCounter(model.tokenizer), config.reward.horizon
     for piece in microbatches(
-        rollouts, tokens=config.parallel.tokens_per_microbatch, horizon=horizon
+        rollouts,
+        tokens=config.parallel.tokens_per_microbatch,
+        horizon=horizon,
+        shares=model.shares,
     ):
         check()
         tree = plant(model, piece, horizon)

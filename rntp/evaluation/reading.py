@@ -55,7 +55,8 @@ def _losses(
 ) -> Iterator[tuple[str, float]]:
     """Class and loss (nats) of every token but the first of each context."""
     plain = [unthought(context) for context in contexts]
-    for piece in microbatches(plain, tokens=config.parallel.tokens_per_microbatch, horizon=1):
+    most = config.parallel.tokens_per_microbatch
+    for piece in microbatches(plain, tokens=most, horizon=1, shares=model.shares):
         check()
         scores = score(model, plant(model, piece, 1, Reads(context=True)), temperature=1.0)
         assert scores.context_logp is not None

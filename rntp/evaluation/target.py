@@ -14,7 +14,7 @@ from rntp.evaluation.during import read_result
 from rntp.evaluation.measure import evaluate
 from rntp.evaluation.third import check_third
 from rntp.model import cast_parameters
-from rntp.preflight import open_model
+from rntp.preflight import open_model, sharing_notes
 from rntp.trained import open_trained
 
 
@@ -41,6 +41,8 @@ def evaluate_target(
             f"{config.data.source} is not the corpus that {target} was trained on, so its held-out "
             f"pages are others ({manifest.digest[:16]} here, {trained_on[:16]} there)"
         )
+    for note in sharing_notes(config, model):
+        say(note)
     check_third(config, model.tokenizer)
     corpus = open_corpus(config, manifest, model.tokenizer)
     cast_parameters(model.hf, getattr(torch, config.model.dtype))

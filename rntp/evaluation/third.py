@@ -43,11 +43,13 @@ def third_losses(
         think_open=config.model.think_open,
         think_close=config.model.think_close,
         device=device,
+        span=config.span_tokens,
     )
     cast_parameters(model.hf, getattr(torch, config.model.dtype))
     horizon, found = config.reward.horizon, []
     bare = [replace(r, thoughts=((),) * len(r.positions)) for r in rollouts]
-    for piece in microbatches(bare, tokens=config.parallel.tokens_per_microbatch, horizon=horizon):
+    most = config.parallel.tokens_per_microbatch
+    for piece in microbatches(bare, tokens=most, horizon=horizon, shares=model.shares):
         check()
         scores = score(model, plant(model, piece, horizon), temperature=1.0)
         found += (-scores.empty_logp_PH).tolist()

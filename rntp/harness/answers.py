@@ -20,6 +20,7 @@ from rntp.harness.stops import StoppedText
 from rntp.harness.thinking import Ids, slots, thoughts_after
 from rntp.model import LanguageModel
 from rntp.rollout.sampling import draw, greedy
+from rntp.rollout.unshared import PlainDecoder
 from rntp.tree import thought_branch
 
 MOST_TOKENS = 256  # where a task does not say, as the harness has it
@@ -116,6 +117,8 @@ def _write(
 
     writings: of one temperature and one limit. numbers: of the questions, which chance goes by.
     """
+    if not model.shares:
+        return _write_plainly(model, config, numbers, before, writings)
     device, lengths = model.device, tuple(len(ids) for ids in before)
     recorder = PrefixRecorder(lengths, slots(max(lengths)), device)
     places = torch.cat([torch.arange(n) for n in lengths]).to(device)
@@ -128,7 +131,7 @@ def _write(
     written = [StoppedText(model.tokenizer, writing.stops) for writing in writings]
     ended = [False for _ in before]
     for t in range(most):
-        logits = hidden @ model.head.T
+        logits = model.logits(hidden)
         noise = uniform(config.run.seed, "task answer", ordinal, token=t)
         pick = draw if temperature else greedy
         token, _ = pick(logits, noise, temperature or 1.0)
@@ -138,6 +141,37 @@ def _write(
             break
         hidden = model.hidden(token, end + t, attention)
         attention.advance()
+    return [answer.text() for answer in written]
+
+
+def _write_plainly(
+    model: LanguageModel,
+    config: Config,
+    numbers: Sequence[int],
+    before: Sequence[Tensor],
+    writings: Sequence[Writing],
+) -> list[str]:
+    """The same of a model that shares nothing: texts of one length decode together."""
+    most, temperature = writings[0].most_tokens, writings[0].temperature
+    written = [StoppedText(model.tokenizer, writing.stops) for writing in writings]
+    ended = [False for _ in before]
+
+    def length(i: int) -> int:
+        return len(before[i])
+
+    for _, alike in groupby(sorted(range(len(before)), key=length), key=length):
+        some = list(alike)
+        decoder = PlainDecoder(model, torch.stack([before[i] for i in some]))
+        ordinal = torch.tensor([numbers[i] for i in some], device=model.device)
+        for t in range(most):
+            noise = uniform(config.run.seed, "task answer", ordinal, token=t)
+            pick = draw if temperature else greedy
+            token, _ = pick(decoder.logits, noise, temperature or 1.0)
+            for i, new in zip(some, token.tolist(), strict=True):
+                ended[i] = ended[i] or new == model.eos_id or written[i].add(new)
+            if all(ended[i] for i in some) or t + 1 == most:
+                break
+            decoder.feed(token)
     return [answer.text() for answer in written]
 
 

@@ -82,7 +82,10 @@ def _judge(
         )
     found = {}
     for piece in microbatches(
-        rollouts, tokens=config.parallel.tokens_per_microbatch, horizon=horizon
+        rollouts,
+        tokens=config.parallel.tokens_per_microbatch,
+        horizon=horizon,
+        shares=model.shares,
     ):
         tree = plant(model, piece, horizon)
         rows_PGH = tree.think_rows_PGH if groups else tree.empty_rows_PH[:, None]

@@ -6,20 +6,20 @@ lock-step against that one copy of the keys and values.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 
 import torch
 from rntp_kernels.tree_attention import PrefixRecorder
-from torch import Tensor
 
 from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.packed import packed_weights, packing_pays
 from rntp.rollout import Check, Place, no_check
 from rntp.rollout.decoder import Decoder
+from rntp.rollout.finish import answered, finish
 from rntp.rollout.lockstep import Branches, Chance
 from rntp.rollout.outlook import LazyOutlook
 from rntp.rollout.sampling import Draw, always, draw
+from rntp.rollout.unshared import UnsharedEngine
 from rntp.sharding import is_sharded
 from rntp.tokenizer import pause_id
 from rntp.types import Context, Rollout, Thought
@@ -129,13 +129,13 @@ class InProcessEngine:
         decode = self._decoder(branches, prefix)
         ids_NT, logprob_NT = decode.thoughts(check)
         thoughts = [
-            _finish(ids, logprob, self.model.think_close_id)
+            finish(ids, logprob, self.model.think_close_id)
             for ids, logprob in zip(ids_NT, logprob_NT, strict=True)
         ]
         if self.answer_tokens and thoughts:
             ids_NA, logprob_NA = decode.answers(thoughts, check)
             thoughts = [
-                _answered(thought, ids, logprob, self.model.eos_id)
+                answered(thought, ids, logprob, self.model.eos_id)
                 for thought, ids, logprob in zip(thoughts, ids_NA, logprob_NA, strict=True)
             ]
         groups = [
@@ -219,13 +219,26 @@ def open_engine(
     answer_tokens: int = 0,
     purpose: str = "thought",
     slots: int | None = None,
-) -> InProcessEngine | ReadingEngine:
+) -> InProcessEngine | UnsharedEngine | ReadingEngine:
     """The engine that a config asks for, sampling `thoughts` thoughts at each position, each with
-    an answer of at most `answer_tokens` (0: with none). slots: longest context, tokens; by default
-    the run's.
+    an answer of at most `answer_tokens` (0: with none), as the model can. slots: longest context,
+    tokens; by default the run's.
     """
     if thoughts == 0:
         return ReadingEngine()
+    pick = always(pause_id(model.tokenizer)) if config.thought.source == "pause" else draw
+    if not model.shares:
+        return UnsharedEngine(
+            model,
+            thoughts=thoughts,
+            budget=config.thought.thought_tokens,
+            answer_tokens=answer_tokens,
+            temperature=config.thought.temperature,
+            seed=config.run.seed,
+            docs_per_batch=config.rollout.docs_per_batch,
+            purpose=purpose,
+            draw=pick,
+        )
     engines = {"inprocess": InProcessEngine}
     return engines[config.rollout.engine](
         model,
@@ -237,25 +250,5 @@ def open_engine(
         slots=slots or config.longest_context,
         docs_per_batch=config.rollout.docs_per_batch,
         purpose=purpose,
-        draw=always(pause_id(model.tokenizer)) if config.thought.source == "pause" else draw,
-    )
-
-
-def _finish(ids: Tensor, logprobs: Tensor, close_id: int) -> Thought:
-    """Cut a branch after its close marker, if it drew one."""
-    closes = (ids == close_id).nonzero()
-    closed = len(closes) > 0
-    length = int(closes[0]) + 1 if closed else len(ids)
-    return Thought(ids[:length].clone(), logprobs[:length].float().clone(), closed)
-
-
-def _answered(thought: Thought, ids: Tensor, logprobs: Tensor, eos_id: int | None) -> Thought:
-    """The thought with its answer, cut after the end token, if it drew one."""
-    ends = (ids == eos_id).nonzero() if eos_id is not None else ids[:0]
-    length = int(ends[0]) + 1 if len(ends) else len(ids)
-    return replace(
-        thought,
-        answer_ids=ids[:length].clone(),
-        answer_logprobs=logprobs[:length].float().clone(),
-        answer_ended=len(ends) > 0,
+        draw=pick,
     )

@@ -146,8 +146,10 @@ def test_some_of_the_branches_go_on_where_they_are(
 
 def test_what_the_kernels_do_not_take_goes_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k = torch.zeros(1, 4, 3, 16), torch.zeros(1, 2, 3, 16)
-    assert selection.decode_choice(q, k) == "segmented"  # the CPU
+    v = torch.zeros(1, 2, 3, 16)
+    assert selection.decode_choice(q, k, v) == "segmented"  # the CPU
     monkeypatch.setenv(selection.OVERRIDE, "triton")
-    assert selection.decode_choice(q, k) == "triton"
-    assert selection.decode_choice(q[..., :8], k[..., :8]) == "segmented"
-    assert selection.decode_choice(q.double(), k.double()) == "segmented"
+    assert selection.decode_choice(q, k, v) == "triton"
+    assert selection.decode_choice(q[..., :8], k[..., :8], v[..., :8]) == "segmented"
+    assert selection.decode_choice(q, k, v[..., :8]) == "segmented"
+    assert selection.decode_choice(q.double(), k.double(), v.double()) == "segmented"

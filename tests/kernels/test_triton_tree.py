@@ -228,8 +228,8 @@ def test_what_cannot_run_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         run("fast", q, k, v)
     with pytest.raises(ValueError, match="has no float64; use segmented"):
         run("triton", q.double(), k.double(), v.double())
-    with pytest.raises(ValueError, match="not of 8"):
-        run("triton", q[..., :8], k[..., :8], v[..., :8])
+    with pytest.raises(ValueError, match="takes heads of up to 128, not of 144"):
+        run("triton", *(torch.cat([x] * 9, dim=3) for x in (q, k, v)))
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(ValueError, match="needs CUDA tensors"):
         run("triton", q, k, v)

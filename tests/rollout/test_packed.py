@@ -149,3 +149,19 @@ def test_where_it_pays(model: LanguageModel) -> None:
     assert not packing_pays(model.hf, MIN_STEPS - 1)
     cast_parameters(model.hf, torch.float32)
     assert not packing_pays(model.hf, 100)  # in float32 the library's own order is the same
+
+
+def test_a_model_may_change_its_products_in_place() -> None:
+    """OLMo's clipped queries: what a packed layer gives is nobody's view."""
+    layer = nn.Linear(8, 6).bfloat16()
+    x = torch.randn(2, 5, 8).bfloat16().requires_grad_()
+    outcomes = []
+    for pack in (False, True):
+        with packed_weights(layer) if pack else nullcontext():
+            out = layer(x)
+            out.clamp_(-0.3, 0.3)
+        grads = torch.autograd.grad(out.float().square().sum(), (x, layer.weight, layer.bias))
+        outcomes.append([out, *grads])
+    assert float(outcomes[0][0].abs().max()) == pytest.approx(0.3, abs=1e-2)
+    for plain, packed in zip(*outcomes, strict=True):
+        torch.testing.assert_close(packed, plain, rtol=0, atol=0)

@@ -3,11 +3,13 @@
 Needs nothing of the trainer but its sizes, nor what the trainer needs installed.
 """
 
+import itertools
 from typing import Any
 
 import torch
 from rntp_kernels import Shaping, TreeLayout, linear_logprob_top1, sample
 from rntp_kernels.choice import require_agreement
+from rntp_kernels.tree_attention import PLAIN, selection
 from rntp_kernels.tree_attention.tree import prepare
 from torch import Tensor
 
@@ -62,7 +64,20 @@ def tree(setting: Setting) -> dict[str, Any]:
                 for name in names:
                     label = f"{name}, {case}, {_name(dtype)}, heads {shape}"
                     errors[label] = _tree(setting, name, layout, dtype, shape)
-    return {"relative errors": errors}
+    return {"relative errors": errors, "windows, soft caps and sinks": _styles(setting)}
+
+
+def _styles(setting: Setting) -> str:
+    """Every combination of them, by the checks that a run makes at its first layer of the kind."""
+    if setting.device == "cpu":
+        return "not run"
+    device = torch.device(setting.device)
+    for does in itertools.product((False, True), repeat=3):
+        for head in (64, 128):
+            kind = device, torch.bfloat16, head, 2, does
+            selection.self_check("triton", *kind)
+            selection.check_decode(*kind)
+    return "as the oracle"
 
 
 def flex(setting: Setting) -> dict[str, Any]:
@@ -188,7 +203,7 @@ def _tree(
     def outcome(chosen: Any, kind: torch.dtype) -> list[Tensor]:
         q, k, v, d_out = (x.to(kind).transpose(1, 2) for x in values)
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-        out = prepare(chosen, layout, q)(*leaves, 0.2)
+        out = prepare(chosen, layout, q)(*leaves, 0.2, PLAIN)
         grads = torch.autograd.grad(out, leaves, d_out)
         return [x.detach().double() for x in (out, *grads)]
 

@@ -103,7 +103,8 @@ class Setting:
             torch.manual_seed(0)
             with torch.device(self.device):
                 hf = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        return adopt_model(hf, _tokenizer(), "random weights of Qwen3's architecture")
+        tokenizer = _tokenizer(config.vocab_size)
+        return adopt_model(hf, tokenizer, "random weights of Qwen3's architecture")
 
 
 def comb(sizes: Sizes) -> TreeLayout:
@@ -128,8 +129,11 @@ def visible_pairs(layout: TreeLayout) -> int:
     return total
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """Knows an end token and words of no meaning; the pages are random ids."""
-    tokenizer = Tokenizer(models.WordLevel({"<end>": 0, "?": 1, ".": 2}, unk_token="?"))
+def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """Knows an end token and words of no meaning, so many that the two markers fill the vocabulary;
+    the pages are random ids."""
+    words = ["<end>", "?", ".", *(f"word{i}" for i in range(vocabulary - 5))]
+    known = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(known, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from rntp_kernels import linear_logprob_top1, sample
+from rntp_kernels.tree_attention import PLAIN
 from rntp_kernels.tree_attention.tree import prepare
 from torch import Tensor
 
@@ -81,7 +82,7 @@ def attention(setting: Setting) -> dict[str, Any]:
         plans = {}
         for name in names:
             begun = time.perf_counter()
-            attend = prepare(name, layout, q)
+            attend = partial(prepare(name, layout, q), style=PLAIN)
             plans[name] = (time.perf_counter() - begun) * 1e3
             ways[f"{name} forward"] = partial(_without_gradient, attend, q, k, v)
             ways[f"{name} both"] = partial(_with_gradient, attend, leaves, d_out)

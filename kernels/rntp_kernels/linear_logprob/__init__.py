@@ -37,6 +37,7 @@ def linear_logprob(
     weight: Tensor,
     targets: Tensor,
     *,
+    bias: Tensor | None = None,
     temperature: float | Tensor = 1.0,
     shaping: Shaping = _PLAIN,
     chunk_rows: int | None = None,
@@ -47,6 +48,7 @@ def linear_logprob(
         hidden,
         weight,
         targets,
+        bias=bias,
         temperature=temperature,
         shaping=shaping,
         chunk_rows=chunk_rows,
@@ -60,6 +62,7 @@ def linear_logprob_top1(
     weight: Tensor,
     targets: Tensor,
     *,
+    bias: Tensor | None = None,
     temperature: float | Tensor = 1.0,
     shaping: Shaping = _PLAIN,
     chunk_rows: int | None = None,
@@ -69,8 +72,9 @@ def linear_logprob_top1(
     """log softmax(hidden @ weight.T / temperature)[targets], entropy and arg-max, each [N].
 
     hidden: [N, H]. weight: [V, H], same float type. targets: int64 [N], each in [0, V), or the
-    ignored one. temperature: one number, or a float tensor [N]. shaping: soft cap (before the
-    temperature), padding of the vocabulary, ignored rows.
+    ignored one. bias: [V], of the same type, added to the products. temperature: one number, or a
+    float tensor [N]. shaping: scale and soft cap (before the temperature), padding of the
+    vocabulary, ignored rows.
     chunk_rows: rows whose logits are held at a time; see `default_chunk_rows`.
     drop_zero_rows: the backward leaves out rows whose upstream gradients are both zero (thoughts of
     groups without a difference, scores that only rewards use); gradients are equal to rounding.
@@ -85,11 +89,11 @@ def linear_logprob_top1(
     its check against the reference on this device.
     """
     inverse = _inverse_temperature(hidden, weight, targets, temperature)
-    chosen = choose(hidden, weight, implementation)
+    chosen = choose(hidden, weight, implementation, bias)
     rows = chunk_rows or default_chunk_rows(hidden.device)
     if drop_zero_rows is None:
         drop_zero_rows = hidden.is_cuda
-    return compute(chosen, hidden, weight, targets, inverse, shaping, rows, drop_zero_rows)
+    return compute(chosen, hidden, weight, targets, inverse, shaping, rows, drop_zero_rows, bias)
 
 
 def linear_logprob_loss(
@@ -98,6 +102,7 @@ def linear_logprob_loss(
     targets: Tensor,
     loss: PerTokenLoss,
     *,
+    bias: Tensor | None = None,
     temperature: float | Tensor = 1.0,
     shaping: Shaping = _PLAIN,
     chunk_rows: int | None = None,
@@ -114,13 +119,16 @@ def linear_logprob_loss(
     Raises as `linear_logprob_top1`; ValueError, too, for a loss that is not one value a row.
     """
     inverse = _inverse_temperature(hidden, weight, targets, temperature)
-    chosen = choose(hidden, weight, implementation)
+    chosen = choose(hidden, weight, implementation, bias)
     if chosen == "reference":
-        logprob, entropy, _ = linear_logprob_reference(hidden, weight, targets, inverse, shaping)
+        logprob, entropy, _ = linear_logprob_reference(
+            hidden, weight, targets, inverse, shaping, bias
+        )
         losses = loss(slice(0, len(targets)), logprob, entropy)
         return losses.sum(), logprob.detach(), entropy.detach()
     means = how(chosen, chunk_rows or default_chunk_rows(hidden.device))
-    return ChunkedLoss.apply(hidden, weight, targets, inverse, loss, shaping, means)
+    shaping, inverse = shaping.without_scale(inverse)
+    return ChunkedLoss.apply(hidden, weight, bias, targets, inverse, loss, shaping, means)
 
 
 def _inverse_temperature(

@@ -40,7 +40,8 @@ class How:
 
 
 class ChunkedLinearLogprob(torch.autograd.Function):
-    """(hidden, weight, targets, inverse_temperature, shaping, how) -> (logprob, entropy, top1).
+    """(hidden, weight, bias, targets, inverse_temperature, shaping, how) ->
+    (logprob, entropy, top1).
 
     The backward computes the logits of all chunks but the last again: 6·N·H·V FLOP for one chunk,
     towards 8 for many.
@@ -51,20 +52,23 @@ class ChunkedLinearLogprob(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
+        bias: Tensor | None,
         targets: Tensor,
         inverse_temperature: Tensor,
         shaping: Shaping,
         how: How,
     ) -> tuple[Tensor, Tensor, Tensor]:
         kept, targets = without_ignored(targets, shaping)
-        operands = hidden, weight, targets, inverse_temperature
+        operands = targets, inverse_temperature
         logits = None
         if how.scores is None:
-            (logprob, entropy, lse, top1), logits = _in_chunks(*operands, shaping, how)
+            found, logits = _in_chunks(hidden, weight, bias, *operands, shaping, how)
+            logprob, entropy, lse, top1 = found
         else:
-            logprob, entropy, lse, top1 = how.scores(*operands, shaping)
-        ctx.last_logits = logits if any(ctx.needs_input_grad[:2]) else None
-        ctx.save_for_backward(*operands, entropy, lse, kept)
+            assert bias is None
+            logprob, entropy, lse, top1 = how.scores(hidden, weight, *operands, shaping)
+        ctx.last_logits = logits if any(ctx.needs_input_grad[:3]) else None
+        ctx.save_for_backward(hidden, weight, bias, *operands, entropy, lse, kept)
         ctx.mark_non_differentiable(top1)
         ctx.shaping, ctx.how = shaping, how
         if kept is not None:
@@ -73,27 +77,35 @@ class ChunkedLinearLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, inverse_temperature, entropy, lse, kept = ctx.saved_tensors
+        hidden, weight, bias, targets, inverse, entropy, lse, kept = ctx.saved_tensors
         g_logprob, g_entropy, _ = grads
         if kept is not None:
             g_logprob, g_entropy = g_logprob.where(kept, 0.0), g_entropy.where(kept, 0.0)
         # A second backward finds None: the gradient takes the logits' place.
         last_logits, ctx.last_logits = ctx.last_logits, None
-        rows = _Rows(hidden, targets, inverse_temperature, entropy, lse, g_logprob, g_entropy)
+        rows = _Rows(hidden, targets, inverse, entropy, lse, g_logprob, g_entropy)
         live = _live(g_logprob, g_entropy) if ctx.how.drop_zero_rows else None
         if live is not None:
             rows = _Rows(*(x.index_select(0, live) for x in rows))
             whole = last_logits is not None and len(last_logits) == len(hidden)
             last_logits = last_logits.index_select(0, live) if whole else None
-        d_hidden, d_weight = _gradients(weight, rows, last_logits, ctx.shaping, ctx.how)
+        head = weight, bias
+        d_hidden, d_weight, d_bias = _gradients(head, rows, last_logits, ctx.shaping, ctx.how)
         if live is not None:
             d_hidden = torch.zeros_like(hidden).index_copy_(0, live, d_hidden)
-        return d_hidden, _as(d_weight, weight), *[None] * 4
+        of_bias = None if bias is None else _as(d_bias, bias)
+        return d_hidden, _as(d_weight, weight), of_bias, *[None] * 4
+
+
+def project(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Raw logits, [N, V]."""
+    return hidden @ weight.T if bias is None else torch.addmm(bias, hidden, weight.T)
 
 
 def _in_chunks(
     hidden: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     targets: Tensor,
     inverse_temperature: Tensor,
     shaping: Shaping,
@@ -104,7 +116,7 @@ def _in_chunks(
     top1 = torch.empty_like(targets)
     logits = None
     for rows in _chunks(hidden.shape[0], how.chunk_rows):
-        logits = hidden[rows] @ weight.T
+        logits = project(hidden[rows], weight, bias)
         logprob[rows], entropy[rows], lse[rows], top1[rows] = how.kernels.statistics(
             logits, targets[rows], inverse_temperature[rows], shaping
         )
@@ -124,19 +136,25 @@ class _Rows(NamedTuple):
 
 
 def _gradients(
-    weight: Tensor, rows: _Rows, last_logits: Tensor | None, shaping: Shaping, how: How
-) -> tuple[Tensor, Tensor | None]:
-    """Of hidden and of weight (None: there are no rows)."""
+    head: tuple[Tensor, Tensor | None],
+    rows: _Rows,
+    last_logits: Tensor | None,
+    shaping: Shaping,
+    how: How,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Of hidden, and of weight and bias (None: there are no rows, or no bias)."""
+    weight, bias = head
     d_hidden = torch.zeros_like(rows.hidden)
-    d_weight = None
+    d_weight = d_bias = None
     for chunk in reversed(list(_chunks(len(rows.hidden), how.chunk_rows))):
         own = _Rows(*(x[chunk] for x in rows))
-        logits = own.hidden @ weight.T if last_logits is None else last_logits
+        logits = project(own.hidden, weight, bias) if last_logits is None else last_logits
         last_logits = None
         d_logits = how.kernels.logit_gradient(logits, *own[1:], shaping)
         d_hidden[chunk] = d_logits @ weight
         d_weight = _accumulate(d_weight, d_logits, own.hidden)
-    return d_hidden, d_weight
+        d_bias = _column_sums(d_bias, d_logits, bias)
+    return d_hidden, d_weight, d_bias
 
 
 def _live(g_logprob: Tensor, g_entropy: Tensor) -> Tensor | None:
@@ -146,7 +164,7 @@ def _live(g_logprob: Tensor, g_entropy: Tensor) -> Tensor | None:
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """(hidden, weight, targets, inverse_temperature, loss, shaping, how) ->
+    """(hidden, weight, bias, targets, inverse_temperature, loss, shaping, how) ->
     (sum of the losses, logprob, entropy). A chunk's gradient is formed while its logits are there:
     6·N·H·V FLOP, forward and backward together.
     """
@@ -156,6 +174,7 @@ class ChunkedLoss(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
+        bias: Tensor | None,
         targets: Tensor,
         inverse_temperature: Tensor,
         loss: PerTokenLoss,
@@ -166,9 +185,9 @@ class ChunkedLoss(torch.autograd.Function):
         logprob, entropy = (inverse_temperature.new_empty(targets.shape) for _ in range(2))
         total = inverse_temperature.new_zeros(())
         d_hidden = torch.zeros_like(hidden)
-        d_weight = None
+        d_weight = d_bias = None
         for rows in _chunks(hidden.shape[0], how.chunk_rows):
-            logits = hidden[rows] @ weight.T
+            logits = project(hidden[rows], weight, bias)
             logp, ent, lse, _ = how.kernels.statistics(
                 logits, targets[rows], inverse_temperature[rows], shaping
             )
@@ -193,15 +212,17 @@ class ChunkedLoss(torch.autograd.Function):
             )
             d_hidden[rows] = d_logits @ weight
             d_weight = _accumulate(d_weight, d_logits, hidden[rows])
-        ctx.save_for_backward(d_hidden, _as(d_weight, weight))
+            d_bias = _column_sums(d_bias, d_logits, bias)
+        of_bias = None if bias is None else _as(d_bias, bias)
+        ctx.save_for_backward(d_hidden, _as(d_weight, weight), of_bias)
         ctx.mark_non_differentiable(logprob, entropy)
         return total, logprob, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_weight = ctx.saved_tensors
         scale = grads[0]
-        return (d_hidden * scale.to(d_hidden), d_weight * scale.to(d_weight), *[None] * 5)
+        found = (None if d is None else d * scale.to(d) for d in ctx.saved_tensors)
+        return (*found, *[None] * 5)
 
 
 def _coefficients(
@@ -238,6 +259,15 @@ def _accumulate(d_weight: Tensor | None, d_logits: Tensor, hidden: Tensor) -> Te
         product = d_logits.T @ hidden
     # One term alone is in no sum: to widen it would be to copy it twice for nothing.
     return product if d_weight is None else wide(d_weight).add_(wide(product))
+
+
+def _column_sums(d_bias: Tensor | None, d_logits: Tensor, bias: Tensor | None) -> Tensor | None:
+    """d_bias + Σ over rows; None counts as zero. None where there is no bias."""
+    if bias is None:
+        return None
+    kind = torch.float64 if d_logits.dtype == torch.float64 else torch.float32
+    own = d_logits.sum(dim=0, dtype=kind)
+    return own if d_bias is None else d_bias.add_(own)
 
 
 def _as(d_weight: Tensor | None, weight: Tensor) -> Tensor:

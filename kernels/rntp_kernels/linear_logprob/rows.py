@@ -9,9 +9,10 @@ the temperature, with the columns of padding at -inf.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Of a log-prob of −inf: its probability 0 has no part in the entropy, and must not be NaN. A number
@@ -26,12 +27,22 @@ class Shaping:
     """How raw logits become those of the softmax.
 
     soft_cap: c of c · tanh(z / c), or None. vocabulary: columns from here on are padding, or None.
-    ignored: rows with this target have log-prob and entropy 0, and no gradient; or None.
+    ignored: rows with this target have log-prob and entropy 0, and no gradient; or None. scale:
+    what raw logits are multiplied with before all else, positive.
     """
 
     soft_cap: float | None = None
     vocabulary: int | None = None
     ignored: int | None = None
+    scale: float = 1.0
+
+    def without_scale(self, inverse_temperature: Tensor) -> tuple["Shaping", Tensor]:
+        """The same with the scale in soft cap and temperature, which kernels have:
+        c · tanh(s·z / c) = s · (c/s) · tanh(z / (c/s))."""
+        if self.scale == 1.0:
+            return self, inverse_temperature
+        soft_cap = None if self.soft_cap is None else self.soft_cap / self.scale
+        return replace(self, soft_cap=soft_cap, scale=1.0), inverse_temperature * self.scale
 
 
 def scaled_logits(logits: Tensor, inverse_temperature: Tensor, shaping: Shaping) -> Tensor:
@@ -40,8 +51,8 @@ def scaled_logits(logits: Tensor, inverse_temperature: Tensor, shaping: Shaping)
         logits = shaping.soft_cap * torch.tanh(logits / shaping.soft_cap)
     logits = logits * inverse_temperature[:, None]
     if shaping.vocabulary is not None and shaping.vocabulary < logits.shape[1]:
-        padding = torch.arange(logits.shape[1], device=logits.device) >= shaping.vocabulary
-        logits = logits.masked_fill(padding, float("-inf"))
+        padding = logits.shape[1] - shaping.vocabulary
+        logits = F.pad(logits[:, : shaping.vocabulary], (0, padding), value=float("-inf"))
     return logits
 
 

@@ -4,7 +4,7 @@ reference       All logits, plain autograd. For tests.
 chunked         Chunks of rows, row kernels in PyTorch. The CPU, and float64.
 chunked-triton  Chunks of rows, row kernels in Triton. CUDA.
 triton          Scores by one kernel without logits; the backward is that of chunked-triton.
-                CUDA, for scores without gradients of narrow models (H ≤ 768).
+                CUDA, for scores without gradients of narrow models (H ≤ 768) without a bias.
 
 The environment variable RNTP_LINEAR_LOGPROB overrides `auto`.
 """
@@ -28,11 +28,15 @@ OVERRIDE = "RNTP_LINEAR_LOGPROB"
 _FUSED_WIDTH = 768
 
 
-def choose(hidden: Tensor, weight: Tensor, asked: Implementation) -> Implementation:
+def choose(
+    hidden: Tensor, weight: Tensor, asked: Implementation, bias: Tensor | None = None
+) -> Implementation:
     """A name other than `auto`. Raises ValueError for one that does not exist or cannot run."""
     name: Implementation = wanted(asked, OVERRIDE, get_args(Implementation))  # type: ignore[assignment]
     if name == "auto":
-        name = _fastest(hidden, weight)
+        name = _fastest(hidden, weight, bias)
+    elif name == "triton" and bias is not None:
+        raise ValueError("implementation 'triton' has no bias; use chunked-triton")
     elif "triton" in name:
         _require_triton(hidden, name)
     if "triton" in name and hidden.is_cuda:
@@ -59,12 +63,16 @@ def compute(
     shaping: Shaping,
     chunk_rows: int,
     drop_zero_rows: bool = False,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-prob, entropy and arg-max by one implementation."""
     if name == "reference":
-        return linear_logprob_reference(hidden, weight, targets, inverse_temperature, shaping)
+        return linear_logprob_reference(hidden, weight, targets, inverse_temperature, shaping, bias)
     means = how(name, chunk_rows, drop_zero_rows)
-    return ChunkedLinearLogprob.apply(hidden, weight, targets, inverse_temperature, shaping, means)
+    shaping, inverse_temperature = shaping.without_scale(inverse_temperature)
+    return ChunkedLinearLogprob.apply(
+        hidden, weight, bias, targets, inverse_temperature, shaping, means
+    )
 
 
 @cache
@@ -100,11 +108,11 @@ def self_check(name: Implementation, device: torch.device, dtype: torch.dtype) -
     )
 
 
-def _fastest(hidden: Tensor, weight: Tensor) -> Implementation:
+def _fastest(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Implementation:
     if not hidden.is_cuda or hidden.dtype == torch.float64 or not has_triton():
         return "chunked"
     learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    if not learns and hidden.shape[1] <= _FUSED_WIDTH:
+    if not learns and hidden.shape[1] <= _FUSED_WIDTH and bias is None:
         return "triton"
     return "chunked-triton"
 

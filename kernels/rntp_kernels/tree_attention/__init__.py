@@ -8,11 +8,14 @@ from rntp_kernels.tree_attention.decode import DecodeAttention, PrefixRecorder
 from rntp_kernels.tree_attention.dense import dense_attention, dense_mask
 from rntp_kernels.tree_attention.layout import TreeLayout
 from rntp_kernels.tree_attention.segmented import segmented_attention
+from rntp_kernels.tree_attention.style import PLAIN, Style
 from rntp_kernels.tree_attention.tree import TreeAttention, TwoPasses
 
 __all__ = [
+    "PLAIN",
     "DecodeAttention",
     "PrefixRecorder",
+    "Style",
     "TreeAttention",
     "TreeLayout",
     "TwoPasses",

@@ -33,7 +33,8 @@ def variants() -> dict[str, Variant]:
             ),
         }
         for name, (kernel, launch, queries, keys) in launches.items():
-            constants = {"HEAD": head, "QUERIES": queries, "KEYS": keys, "WIDEN": False}
+            plain = {"WIDEN": False, "WINDOWED": False, "CAPPED": False}
+            constants = {"HEAD": head, "QUERIES": queries, "KEYS": keys, **plain}
             found[f"{name}, head {head}"] = Variant(
                 kernel, _types(kernel.arg_names, constants), constants, launch.warps, launch.stages
             )
@@ -42,7 +43,8 @@ def variants() -> dict[str, Variant]:
         found[f"tree key sum, head {head}"] = Variant(
             kernel, _types(kernel.arg_names, constants), constants, 4
         )
-        sizes = {"HEAD": head, "ROWS": decode.ROWS, "KEYS": decode.KEYS, "WIDEN": False}
+        plain = {"WINDOWED": False, "CAPPED": False}
+        sizes = {"HEAD": head, "ROWS": decode.ROWS, "KEYS": decode.KEYS, "WIDEN": False, **plain}
         found[f"decode prefix, head {head}"] = Variant(
             decode.prefix_kernel,
             _types(decode.prefix_kernel.arg_names, sizes),
@@ -50,7 +52,7 @@ def variants() -> dict[str, Variant]:
             decode._WARPS,
             decode._STAGES,
         )
-        sizes = {"HEAD": head, "OWN": decode.OWN}
+        sizes = {"HEAD": head, "OWN": decode.OWN, **plain, "SINKS": False}
         found[f"decode branch, head {head}"] = Variant(
             decode.branch_kernel, _types(decode.branch_kernel.arg_names, sizes), sizes, 1
         )
@@ -59,7 +61,7 @@ def variants() -> dict[str, Variant]:
 
 def _types(names: list[str], constants: dict[str, int]) -> dict[str, str]:
     """By what an argument is called."""
-    tables = {"blocks_ptr", "seen_ptr", "pieces_ptr", "seers_ptr", "shared_ptr"}
+    tables = {"blocks_ptr", "seen_ptr", "pieces_ptr", "seers_ptr", "shared_ptr", "positions_ptr"}
     sums = {"lse_ptr", "delta_ptr", "share_ptr", "highest_ptr", "total_ptr", "part_ptr"}
     places = {"visible_ptr", "places_ptr", "lengths_ptr"}
     found = {}
@@ -75,5 +77,5 @@ def _types(names: list[str], constants: dict[str, int]) -> dict[str, str]:
         elif name.endswith("_ptr"):
             found[name] = "*bf16"
         else:
-            found[name] = "fp32" if name.endswith("scale") else "i32"
+            found[name] = "fp32" if name.endswith(("scale", "soft_cap")) else "i32"
     return found

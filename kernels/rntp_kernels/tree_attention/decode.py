@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rntp_kernels.tree_attention.layout import TreeLayout
 from rntp_kernels.tree_attention.selection import decode_choice
+from rntp_kernels.tree_attention.style import PLAIN, Style
 from rntp_kernels.tree_attention.tree import TreeAttention
 
 
@@ -33,9 +34,11 @@ class PrefixRecorder:
         self.keys: dict[int, Tensor] = {}  # layer -> [D, Hkv, slots, head]
         self.values: dict[int, Tensor] = {}
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, style: Style = PLAIN
+    ) -> Tensor:
         self.keys[layer], self.values[layer] = self._keep(k), self._keep(v)
-        return self._attend(layer, q, k, v, scale)
+        return self._attend(layer, q, k, v, scale, style)
 
     def _keep(self, x: Tensor) -> Tensor:
         layout, x = self._attend.layout, stored(x)
@@ -77,7 +80,8 @@ class DecodeAttention:
         self._budget = budget
         self._length = 0
         self._fixed = fixed
-        self._by_kernels: bool | None = None  # known at the first call
+        # By style and widths of a layer, known at its first call.
+        self._by_kernels: dict[object, bool] = {}
         self._visible = visible.clone()
         self._stored = self._branches  # for so many branches of a document there is storage
         # int64 [D, B]: which of these places is each branch's.
@@ -174,14 +178,18 @@ class DecodeAttention:
                 for own, other, rows in zip(storage, theirs[layer], kept, strict=True):
                     own.index_copy_(1, rows, other)
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, style: Style = PLAIN
+    ) -> Tensor:
         documents, branches = self._documents, self._branches
         kv_heads, head = k.shape[1], k.shape[3]
         repeat = q.shape[1] // kv_heads
-        if self._by_kernels is None:
-            self._by_kernels = self._fixed and decode_choice(q, k) == "triton"
-        if self._by_kernels:
-            return self._step_by_kernels(layer, q, k, v, scale)
+        kind = (*style.kind, head, v.shape[3])
+        if kind not in self._by_kernels:
+            chosen = self._fixed and decode_choice(q, k, v, style)
+            self._by_kernels[kind] = chosen == "triton"
+        if self._by_kernels[kind]:
+            return self._step_by_kernels(layer, q, k, v, scale, style)
         own_k = self._append(self._keys, layer, k)  # [D, Hkv, B, t, head]
         own_v = self._append(self._values, layer, v)
         doc_k, doc_v = self._doc_keys[layer], self._doc_values[layer]
@@ -192,19 +200,43 @@ class DecodeAttention:
         split = q[0].view(kv_heads, repeat, documents, branches, head).permute(2, 0, 3, 1, 4)
         rows = (stored(split) * scale).contiguous()
         to_doc = (rows.flatten(2, 3) @ doc_k.transpose(2, 3)).float()
-        to_doc = to_doc.unflatten(2, (branches, repeat)).add_(self._bias[:, :, :, None])
+        to_doc = to_doc.unflatten(2, (branches, repeat))
         to_own = (rows @ own_k.transpose(3, 4)).float()
+        if style.soft_cap is not None:
+            for scores in (to_doc, to_own):
+                scores.div_(style.soft_cap).tanh_().mul_(style.soft_cap)
+        to_doc.add_(self._bias[:, :, :, None])
         if self._own_bias is not None:
             to_own.add_(self._own_bias[:, :, :, None])
+        if style.window is not None:
+            self._hide_behind(style.window, to_doc, to_own)
 
-        weights = torch.cat([to_doc, to_own], dim=-1).softmax(dim=-1).to(rows.dtype)
+        scores = [to_doc, to_own]
+        if style.sinks is not None:
+            sinks = style.sinks.float().view(kv_heads, 1, repeat, 1)
+            scores.append(sinks.expand(documents, -1, branches, -1, -1))
+        weights = torch.cat(scores, dim=-1).softmax(dim=-1).to(rows.dtype)
         from_doc = (weights[..., :slots].flatten(2, 3) @ doc_v).unflatten(2, (branches, repeat))
-        out = from_doc + weights[..., slots:] @ own_v
+        out = from_doc + weights[..., slots : slots + own_v.shape[3]] @ own_v
         # [D, Hkv, B, repeat, head] -> [1, Hq, D·B, head]
         out = out.permute(1, 3, 0, 2, 4).to(q.dtype)
-        return out.reshape(1, kv_heads * repeat, documents * branches, head)
+        return out.reshape(1, kv_heads * repeat, documents * branches, v.shape[3])
 
-    def _step_by_kernels(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def _hide_behind(self, window: int, to_doc: Tensor, to_own: Tensor) -> None:
+        """−inf where a key lies `window` positions or more behind the new token; in place.
+
+        to_doc: [D, Hkv, B, repeat, slots]. to_own: [D, Hkv, B, repeat, t].
+        """
+        length = self._length if self._lengths is None else self._lengths
+        last = self._visible + length  # position of the new token, [D, B]
+        for scores, first in ((to_doc, torch.zeros_like(last)), (to_own, self._visible)):
+            places = torch.arange(scores.shape[4], device=scores.device)
+            distance = (last - first)[:, None, :, None, None] - places
+            scores.masked_fill_(distance >= window, float("-inf"))
+
+    def _step_by_kernels(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, style: Style
+    ) -> Tensor:
         from rntp_kernels.tree_attention.triton_decode import decode_step
 
         assert self._lengths is not None
@@ -220,6 +252,7 @@ class DecodeAttention:
             self._places,
             self._lengths,
             scale,
+            style,
         )
 
     def _append(self, store: dict[int, Tensor], layer: int, new: Tensor) -> Tensor:

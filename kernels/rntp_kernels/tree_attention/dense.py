@@ -1,14 +1,14 @@
 """The oracle: a boolean mask over all pairs. Any device, any float type, quadratic memory."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rntp_kernels.tree_attention.layout import TreeLayout
+from rntp_kernels.tree_attention.style import PLAIN, Style, masked_attention
 
 
-def dense_mask(layout: TreeLayout) -> Tensor:
-    """bool [N, N]: row i may attend to column j."""
+def dense_mask(layout: TreeLayout, window: int | None = None) -> Tensor:
+    """bool [N, N]: row i may attend to column j; see `Style` for the window."""
     mask = torch.zeros(layout.num_tokens, layout.num_tokens, dtype=torch.bool)
     for segment, length in enumerate(layout.lengths):
         first = layout.offsets[segment]
@@ -17,9 +17,14 @@ def dense_mask(layout: TreeLayout) -> Tensor:
         for ancestor, visible in layout.lineage(segment):
             seen = layout.offsets[ancestor]
             mask[rows, seen : seen + visible] = True
+    if window is not None:
+        position = layout.position_ids()
+        mask &= position[:, None] - position < window
     return mask
 
 
-def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """q [1, Hq, N, D], k and v [1, Hkv, N, D], mask bool [N, N] -> [1, Hq, N, D]."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
+def dense_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, style: Style = PLAIN
+) -> Tensor:
+    """q [1, Hq, N, D], k [1, Hkv, N, D], v [1, Hkv, N, E], mask bool [N, N] -> [1, Hq, N, E]."""
+    return masked_attention(q, k, v, mask, scale, style)

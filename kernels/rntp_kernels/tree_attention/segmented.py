@@ -13,18 +13,19 @@ from torch import Tensor
 
 from rntp_kernels.tree_attention.dense import dense_mask
 from rntp_kernels.tree_attention.layout import ROOT, TreeLayout
+from rntp_kernels.tree_attention.style import PLAIN, Style, masked_attention
 
 
 @dataclass(frozen=True)
 class Tooth:
     """The B subtrees, padded to n tokens each, that hang at one point of a root.
 
-    root: which root. prefix: its tokens that they see. mask: bool [B, 1, m, prefix + n], for m
-    queries of each subtree: its tokens, or some of them.
+    root: which root. prefix: [start, stop) of its tokens that they see. mask: bool
+    [B, 1, m, prefix + n], for m queries of each subtree: its tokens, or some of them.
     """
 
     root: int
-    prefix: int
+    prefix: tuple[int, int]
     mask: Tensor
 
 
@@ -34,12 +35,13 @@ class Plan:
 
     keys, queries: the rows of the pieces, which are the same where every token asks. order: int64,
     where the pieces' outputs hold each row that asks, in the order of the stream; None if they
-    already are in it, without padding.
+    already are in it, without padding. bands: of each root, the mask of its window, bool [n, n];
+    None where no window is shorter than the root.
     """
 
     keys: "Pieces"
     queries: "Pieces"
-    num_roots: int
+    bands: tuple[Tensor | None, ...]
     teeth: tuple[Tooth, ...]
     order: Tensor | None
 
@@ -71,10 +73,10 @@ class Pieces:
         return Pieces(self.sizes, None if self.gather is None else self.gather.to(device))
 
 
-def make_plan(layout: TreeLayout, asking: int = 0) -> Plan:
+def make_plan(layout: TreeLayout, asking: int = 0, window: int | None = None) -> Plan:
     """Group the segments of a layout into roots and teeth.
 
-    asking: the first segment whose tokens ask; those before it are keys alone.
+    asking: the first segment whose tokens ask; those before it are keys alone. window: see `Style`.
     """
     home: list[tuple[int, int]] = []  # (root, attach) that each segment hangs from, in the end
     for segment, parent in enumerate(layout.parents):
@@ -101,7 +103,10 @@ def make_plan(layout: TreeLayout, asking: int = 0) -> Plan:
     real = [torch.ones(len(own), dtype=torch.bool) for own in queries]
     teeth = []
     for (root, attach), subtrees in groups.items():
-        own_rows, own_real, mask = _pad(layout, attach, list(subtrees.values()))
+        own_rows, own_real, mask = _pad(layout, attach, list(subtrees.values()), window)
+        # What lies before all of their windows need not be read.
+        begin = 0 if window is None else max(0, attach - window + 1)
+        mask = mask[..., begin:]
         # [B, n]: which tokens ask. As many of every subtree: those beyond are any row, for nobody.
         asks = own_real & (own_rows >= first)
         most = int(asks.sum(dim=1).max())
@@ -112,23 +117,25 @@ def make_plan(layout: TreeLayout, asking: int = 0) -> Plan:
         queries.append(own_rows.gather(1, picked).clamp_min(first).flatten())
         real.append(asks.gather(1, picked).flatten())
         mask = mask[torch.arange(len(mask))[:, None], :, picked].transpose(1, 2)
-        teeth.append(Tooth(roots.index(root), attach, mask))
+        teeth.append(Tooth(roots.index(root), (begin, attach), mask))
     asked, places = torch.cat(queries), torch.cat(real).nonzero()[:, 0]
     order = places[torch.argsort(asked[places])]
     in_order = torch.equal(order, torch.arange(len(asked)))
     return Plan(
         keys=Pieces.of(keys, layout.num_tokens),
         queries=Pieces.of([rows - first for rows in queries], layout.num_tokens - first),
-        num_roots=len(roots),
+        bands=tuple(_band(layout.lengths[s], window) for s in roots),
         teeth=tuple(teeth),
         order=None if in_order else order,
     )
 
 
-def segmented_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tensor:
+def segmented_attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, style: Style = PLAIN
+) -> Tensor:
     """q [1, Hq, M, D], k and v [1, Hkv, N, D] -> [1, Hq, M, D]; equal to `dense_attention`.
 
-    M: the tokens that ask, which are the last of the N.
+    M: the tokens that ask, which are the last of the N. The style's window is the plan's.
 
     On the CPU bfloat16 is computed in float32: more exact, and the library's float32 kernel is the
     faster one there (2 cores, 9 heads of 64, forward and backward: 26 ms against 76 ms).
@@ -137,21 +144,46 @@ def segmented_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: floa
     if dtype == torch.bfloat16 and q.device.type == "cpu":
         q, k, v = q.float(), k.float(), v.float()
     queries, keys, values = plan.queries.cut(q), plan.keys.cut(k), plan.keys.cut(v)
-    roots = range(plan.num_roots)
-    out = [_causal(queries[i], keys[i], values[i], scale) for i in roots if plan.queries.sizes[i]]
-    for i, tooth in enumerate(plan.teeth, start=plan.num_roots):
-        seen_k, seen_v = (x[tooth.root][:, :, : tooth.prefix] for x in (keys, values))
-        out.append(_attend(queries[i], keys[i], values[i], seen_k, seen_v, tooth.mask, scale))
+    out = [
+        _causal(queries[i], keys[i], values[i], scale, band, style)
+        for i, band in enumerate(plan.bands)
+        if plan.queries.sizes[i]
+    ]
+    for i, tooth in enumerate(plan.teeth, start=len(plan.bands)):
+        seen_k, seen_v = (x[tooth.root][:, :, slice(*tooth.prefix)] for x in (keys, values))
+        own = queries[i], keys[i], values[i]
+        out.append(_attend(*own, seen_k, seen_v, tooth.mask, scale, style))
     packed = torch.cat(out, dim=2)
     return (packed if plan.order is None else packed.index_select(2, plan.order)).to(dtype)
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+def _causal(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, band: Tensor | None, style: Style
+) -> Tensor:
+    if band is None and style.scores_only:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+    if band is None:
+        length = k.shape[2]
+        band = torch.ones(length, length, dtype=torch.bool, device=k.device).tril()
+    return masked_attention(q, k, v, band, scale, style)
+
+
+def _band(length: int, window: int | None) -> Tensor | None:
+    """bool [length, length]: causal, as far as the window; None where it does not matter."""
+    if window is None or window >= length:
+        return None
+    return torch.ones(length, length, dtype=torch.bool).tril().triu(1 - window)
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, seen_k: Tensor, seen_v: Tensor, mask: Tensor, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen_k: Tensor,
+    seen_v: Tensor,
+    mask: Tensor,
+    scale: float,
+    style: Style,
 ) -> Tensor:
     """One tooth: q [1, Hq, B·m, D], k and v [1, Hkv, B·n, D], the prefix [1, Hkv, prefix, D] ->
     [1, Hq, B·m, D]."""
@@ -163,19 +195,14 @@ def _attend(
     def with_prefix(x: Tensor, seen: Tensor) -> Tensor:  # -> [B, heads, prefix + n, D]
         return torch.cat([seen.expand(width, -1, -1, -1), branches(x)], dim=2)
 
-    out = F.scaled_dot_product_attention(
-        branches(q),
-        with_prefix(k, seen_k),
-        with_prefix(v, seen_v),
-        attn_mask=mask,
-        scale=scale,
-        enable_gqa=True,
+    out = masked_attention(
+        branches(q), with_prefix(k, seen_k), with_prefix(v, seen_v), mask, scale, style
     )
-    return out.transpose(0, 1).reshape(1, q.shape[1], -1, q.shape[3])
+    return out.transpose(0, 1).reshape(1, q.shape[1], -1, v.shape[3])
 
 
 def _pad(
-    layout: TreeLayout, attach: int, subtrees: list[list[int]]
+    layout: TreeLayout, attach: int, subtrees: list[list[int]], window: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of the subtrees of a tooth, int64 [B, n], which of them are real, and the mask."""
     longest = max(sum(layout.lengths[s] for s in subtree) for subtree in subtrees)
@@ -186,8 +213,13 @@ def _pad(
         real.append(torch.arange(longest) < len(own))
         # Padded queries see themselves, so that their softmax is finite; nobody sees them.
         among = torch.eye(longest, dtype=torch.bool)
-        among[: len(own), : len(own)] = dense_mask(_subtree_layout(layout, subtree))
-        masks.append(torch.cat([torch.ones(longest, attach, dtype=torch.bool), among], dim=1))
+        local = _subtree_layout(layout, subtree)
+        among[: len(own), : len(own)] = dense_mask(local, window)
+        before = torch.ones(longest, attach, dtype=torch.bool)
+        if window is not None:
+            position = attach + local.position_ids()
+            before[: len(own)] = position[:, None] - torch.arange(attach) < window
+        masks.append(torch.cat([before, among], dim=1))
     return torch.stack(rows), torch.stack(real), torch.stack(masks)[:, None]
 
 

@@ -12,21 +12,25 @@ from rntp_kernels.tree_attention.flash import FlashSequences, is_plain
 from rntp_kernels.tree_attention.layout import TreeLayout
 from rntp_kernels.tree_attention.segmented import Plan, make_plan, segmented_attention
 from rntp_kernels.tree_attention.selection import Implementation, choose
+from rntp_kernels.tree_attention.style import PLAIN, Style
+from rntp_kernels.tree_attention.widths import even_widths
 
-Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, float, Style], Tensor]
 
 
 class TreeAttention:
-    """Callable `(layer, q, k, v, scale) -> out` for one layout; see `TreeLayout` for who sees whom.
+    """Callable `(layer, q, k, v, scale, style) -> out` for one layout; see `TreeLayout` for who
+    sees whom, and `Style` for what layers may do besides.
 
-    q [1, Hq, N, D], k and v [1, Hkv, N, D] -> [1, Hq, N, D], differentiable.
+    q [1, Hq, N, D], k [1, Hkv, N, D], v [1, Hkv, N, E] -> [1, Hq, N, E], differentiable.
 
     asking: the first segment whose tokens ask. With it q and the result have the rows of the
     segments from there on, and k and v still those of all.
 
     implementation: see `rntp_kernels.tree_attention.selection`; what `auto` means depends on the
-    first layer's tensors, and is in `implementation` after it. The first call raises ValueError
-    for one that cannot run here, RuntimeError for one that computes something else.
+    first layer's tensors, and is in `implementation` after it; for layers of another style it is
+    chosen anew. A call raises ValueError for one that cannot run here, RuntimeError for one that
+    computes something else.
     """
 
     def __init__(
@@ -40,22 +44,31 @@ class TreeAttention:
         self.layout = layout
         self.device = torch.device(device)
         self.implementation = implementation
+        self._asked = implementation
         self._asking = asking
-        self._attend: Attend | None = None
+        longest = zip(layout.starts, layout.lengths, strict=True)
+        self._longest = max(start + length for start, length in longest)
+        self._attend: dict[object, Attend] = {}  # by style and width
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        if self._attend is None:
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, style: Style = PLAIN
+    ) -> Tensor:
+        style = style.within(self._longest)
+        q, k, v, width = even_widths(q, k, v)
+        kind = (*style.kind, q.shape[3])
+        if kind not in self._attend:
             plain = is_plain(self.layout) and not self._asking
-            self.implementation = choose(self.implementation, q, k, plain=plain)
-            self._attend = prepare(self.implementation, self.layout, q, asking=self._asking)
-        return self._attend(q, k, v, scale)
+            chosen = choose(self._asked, q, k, plain=plain, style=style)
+            self.implementation = self.implementation if self._attend else chosen
+            self._attend[kind] = prepare(chosen, self.layout, q, asking=self._asking, style=style)
+        return self._attend[kind](q, k, v, scale, style)[..., :width]
 
 
 class TwoPasses:
     """Attention of a forest whose last segments are computed after the others, and apart.
 
     A model runs the first segments with `leading`, which keeps their keys and values, and then the
-    others with `trailing`: `(layer, q, k, v, scale) -> out`, each with the rows of its own part.
+    others with `trailing`: `(layer, q, k, v, scale, style) -> out`, each with its own part's rows.
     What the loss does not read may so be computed without a graph. No gradient flows from the
     trailing part into the leading one.
 
@@ -74,45 +87,60 @@ class TwoPasses:
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
         self._keeps = True
 
-    def leading(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def leading(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, style: Style = PLAIN
+    ) -> Tensor:
         if self._keeps:  # not when activation checkpointing runs a layer once more
             self._kept[layer] = k.detach(), v.detach()
-        return self._lead(layer, q, k, v, scale)
+        return self._lead(layer, q, k, v, scale, style)
 
-    def trailing(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def trailing(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, style: Style = PLAIN
+    ) -> Tensor:
         self._keeps = False
         before_k, before_v = self._kept.pop(layer)
         k, v = torch.cat([before_k, k], dim=2), torch.cat([before_v, v], dim=2)
-        return self._trail(layer, q, k, v, scale)
+        return self._trail(layer, q, k, v, scale, style)
 
 
-def prepare(name: Implementation, layout: TreeLayout, q: Tensor, *, asking: int = 0) -> Attend:
+def prepare(
+    name: Implementation,
+    layout: TreeLayout,
+    q: Tensor,
+    *,
+    asking: int = 0,
+    style: Style = PLAIN,
+) -> Attend:
     """One implementation with its plan on the device of the queries, [1, Hq, N, D].
 
-    asking: see `TreeAttention`.
+    asking: see `TreeAttention`. style: of the layers that it is for; calls take theirs, of the same
+    kind.
     """
     if name == "segmented":
-        plan = _to(make_plan(layout, asking), q.device)
-        return lambda q, k, v, scale: segmented_attention(q, k, v, plan, scale)
+        plan = _to(make_plan(layout, asking, style.window), q.device)
+        return lambda q, k, v, scale, style: segmented_attention(q, k, v, plan, scale, style)
     if asking:
         # Attention over all tokens costs less than a kernel of its own would be worth.
-        silent, everyone = layout.offsets[asking], prepare(name, layout, q)
-        return lambda q, k, v, scale: everyone(F.pad(q, (0, 0, silent, 0)), k, v, scale)[
-            :, :, silent:
-        ]
+        silent, everyone = layout.offsets[asking], prepare(name, layout, q, style=style)
+        return lambda q, k, v, scale, style: everyone(
+            F.pad(q, (0, 0, silent, 0)), k, v, scale, style
+        )[:, :, silent:]
     if name == "dense":
-        mask = dense_mask(layout).to(q.device)
-        return lambda q, k, v, scale: dense_attention(q, k, v, mask, scale)
-    if name == "flex":
-        from rntp_kernels.tree_attention.flex import FlexTree
+        mask = dense_mask(layout, style.window).to(q.device)
+        return lambda q, k, v, scale, style: dense_attention(q, k, v, mask, scale, style)
+    if name in ("flex", "flash"):
+        plain = _flex(layout, q) if name == "flex" else FlashSequences(layout, q.device)
+        return lambda q, k, v, scale, style: plain(q, k, v, scale)
+    from rntp_kernels.tree_attention.triton_tree import attend_by_triton, tables_for
 
-        return FlexTree(layout, q.device)
-    if name == "flash":
-        return FlashSequences(layout, q.device)
-    from rntp_kernels.tree_attention.triton_tree import TritonTree, tables_for
+    tables = tables_for(layout, q, style.window).to(q.device)
+    return lambda q, k, v, scale, style: attend_by_triton(q, k, v, tables, scale, style)
 
-    tables = tables_for(layout, q).to(q.device)
-    return lambda q, k, v, scale: TritonTree.apply(q, k, v, tables, scale)
+
+def _flex(layout: TreeLayout, q: Tensor) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
+    from rntp_kernels.tree_attention.flex import FlexTree
+
+    return FlexTree(layout, q.device)
 
 
 def _to(plan: Plan, device: torch.device | str) -> Plan:
@@ -122,4 +150,5 @@ def _to(plan: Plan, device: torch.device | str) -> Plan:
         queries=plan.queries.to(device),
         teeth=tuple(replace(tooth, mask=tooth.mask.to(device)) for tooth in plan.teeth),
         order=None if plan.order is None else plan.order.to(device),
+        bands=tuple(None if band is None else band.to(device) for band in plan.bands),
     )

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rntp_kernels.tree_attention.triton_kernels import product, softmax_step
+from rntp_kernels.tree_attention.style import PLAIN, Style
+from rntp_kernels.tree_attention.triton_kernels import scores, softmax_step
 
 LOG2_E = 1.4426950408889634
 ROWS, KEYS = 64, 64  # queries and keys of a tile
@@ -26,6 +27,7 @@ def prefix_kernel(
     k_ptr,
     v_ptr,
     visible_ptr,
+    lengths_ptr,
     highest_ptr,
     total_ptr,
     part_ptr,
@@ -37,10 +39,14 @@ def prefix_kernel(
     q_head_stride,
     q_row_stride,
     scale,
+    window,
+    soft_cap,
     HEAD: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     WIDEN: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    CAPPED: tl.constexpr,
 ):
     """Softmax statistics and weighted values of ROWS queries over one piece of their page.
 
@@ -66,6 +72,8 @@ def prefix_kernel(
     total = tl.zeros([ROWS], tl.float32)
     out = tl.zeros([ROWS, HEAD], tl.float32)
     first = piece * keys_per_piece
+    if WINDOWED:  # the new token's place is behind those that it sees, and its own
+        behind = limit + tl.load(lengths_ptr + branch, mask=there, other=0).to(tl.int32) - window
     last = tl.minimum(first + keys_per_piece, tl.max(limit, axis=0))
     page = group * slots * HEAD
     for at in range(first, last, KEYS):
@@ -76,8 +84,10 @@ def prefix_kernel(
         v = tl.load(v_ptr + where, mask=inside, other=0.0)
         if WIDEN:
             k, v = k.to(tl.float32), v.to(tl.float32)
-        s = product(q, tl.trans(k)) * scale
+        s = scores(q, tl.trans(k), scale, soft_cap, CAPPED)
         seen = (keys[None, :] < limit[:, None]) & inside.T
+        if WINDOWED:
+            seen = seen & (keys[None, :] > behind[:, None])
         # A finite floor: a row that sees nothing of this piece has no maximum.
         s = tl.where(seen, s, float("-inf"))
         level = tl.maximum(highest, -1e30)
@@ -90,6 +100,14 @@ def prefix_kernel(
 
 
 @triton.jit
+def capped(s, soft_cap, CAPPED: tl.constexpr):
+    """Scores of base 2."""
+    if CAPPED:
+        s = soft_cap * (2.0 / (1.0 + tl.exp(-2.0 * s / soft_cap)) - 1.0)
+    return s
+
+
+@triton.jit
 def branch_kernel(
     q_ptr,
     k_ptr,
@@ -98,6 +116,7 @@ def branch_kernel(
     own_v_ptr,
     places_ptr,
     lengths_ptr,
+    sinks_ptr,
     highest_ptr,
     total_ptr,
     part_ptr,
@@ -116,8 +135,13 @@ def branch_kernel(
     out_head_stride,
     out_row_stride,
     scale,
+    window,
+    soft_cap,
     HEAD: tl.constexpr,
     OWN: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    SINKS: tl.constexpr,
 ):
     """A branch and a head: its own tokens, the new one, and what the pieces of the page gave.
 
@@ -136,17 +160,21 @@ def branch_kernel(
     length = tl.load(lengths_ptr + row).to(tl.int32)
 
     # The new token sees itself, so that the maximum is finite from here on.
-    highest = tl.sum(new_k.to(tl.float32) * q, axis=0)
+    highest = capped(tl.sum(new_k.to(tl.float32) * q, axis=0), soft_cap, CAPPED)
     total = 1.0
     out = new_v.to(tl.float32)
     storage = (group * places + tl.load(places_ptr + row)) * budget * HEAD
-    for at in range(0, length, OWN):
+    oldest = 0
+    if WINDOWED:
+        oldest = tl.maximum(length - window + 1, 0)
+    for at in range(oldest // OWN * OWN, length, OWN):
         own = at + tl.arange(0, OWN)
-        inside = own < length
+        inside = (own < length) & (own >= oldest)
         where = storage + own[:, None] * HEAD + d[None, :]
         k = tl.load(own_k_ptr + where, mask=inside[:, None], other=0.0).to(tl.float32)
         v = tl.load(own_v_ptr + where, mask=inside[:, None], other=0.0).to(tl.float32)
-        s = tl.where(inside, tl.sum(k * q[None, :], axis=1), float("-inf"))
+        s = capped(tl.sum(k * q[None, :], axis=1), soft_cap, CAPPED)
+        s = tl.where(inside, s, float("-inf"))
         risen = tl.maximum(highest, tl.max(s, axis=0))
         p = tl.exp2(s - risen)
         drop = tl.exp2(highest - risen)
@@ -163,6 +191,12 @@ def branch_kernel(
         out = out * drop + tl.load(part_ptr + slot * HEAD + d) * share
         highest = risen
         slot += branches * repeat
+    if SINKS:
+        sink = tl.load(sinks_ptr + head).to(tl.float32) * 1.4426950408889634
+        risen = tl.maximum(highest, sink)
+        drop = tl.exp2(highest - risen)
+        total = total * drop + tl.exp2(sink - risen)
+        out = out * drop
     place = out_ptr + head * out_head_stride + row * out_row_stride + d
     tl.store(place, (out / total).to(out_ptr.dtype.element_ty))
     if head % repeat == 0:  # nobody reads this place now
@@ -183,6 +217,7 @@ def decode_step(
     places: Tensor,
     lengths: Tensor,
     scale: float,
+    style: Style = PLAIN,
 ) -> Tensor:
     """q [1, Hq, D·B, head], k and v [1, Hkv, D·B, head] of the new tokens -> [1, Hq, D·B, head].
 
@@ -193,6 +228,8 @@ def decode_step(
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     documents, kv_heads, stored, budget, head = own_k.shape
     branches = visible.shape[1]
+    does = style.window or 0, (style.soft_cap or 1.0) * LOG2_E
+    flags = {"WINDOWED": style.window is not None, "CAPPED": style.soft_cap is not None}
     repeat = q.shape[1] // kv_heads
     slots, num_rows = doc_k.shape[2], branches * repeat
     row_tiles = triton.cdiv(num_rows, ROWS)
@@ -206,6 +243,7 @@ def decode_step(
         doc_k,
         doc_v,
         visible,
+        lengths,
         highest,
         total,
         part,
@@ -217,6 +255,8 @@ def decode_step(
         q.stride(1),
         q.stride(2),
         scale * LOG2_E,
+        *does,
+        **flags,
         HEAD=head,
         ROWS=ROWS,
         KEYS=KEYS,
@@ -233,6 +273,7 @@ def decode_step(
         own_v,
         places,
         lengths,
+        highest if style.sinks is None else style.sinks,
         highest,
         total,
         part,
@@ -244,6 +285,9 @@ def decode_step(
         pieces,
         *(x.stride(dim) for x in (q, k, v, out) for dim in (1, 2)),
         scale * LOG2_E,
+        *does,
+        **flags,
+        SINKS=style.sinks is not None,
         HEAD=head,
         OWN=OWN,
         num_warps=1,

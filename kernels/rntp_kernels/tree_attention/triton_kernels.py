@@ -6,6 +6,8 @@ by atomics, so equal inputs give equal bits. Rows of other strands are never loa
 not seen. Accumulation is float32; exponentials are of base 2.
 
 Loops come in two kinds: whole tiles without a mask, and the last tile of a run, or the diagonal.
+CAPPED: scores are soft-capped, soft_cap being that of base 2. WINDOWED: a key is seen from less
+than `window` positions behind it, and every tile has a mask. What is neither costs nothing.
 """
 
 import triton
@@ -34,6 +36,15 @@ def whole_rows(base, rows, stride, HEAD: tl.constexpr, WIDEN: tl.constexpr):
 @triton.jit
 def product(a, b):
     return tl.dot(a, b, input_precision="tf32x3")
+
+
+@triton.jit
+def scores(a, b, scale, soft_cap, CAPPED: tl.constexpr):
+    """Scores of base 2 before any mask."""
+    s = product(a, b) * scale
+    if CAPPED:
+        s = soft_cap * (2.0 / (1.0 + tl.exp(-2.0 * s / soft_cap)) - 1.0)
+    return s
 
 
 @triton.jit
@@ -67,10 +78,15 @@ def forward_kernel(
     out_head_stride,
     out_row_stride,
     scale,
+    positions_ptr,
+    window,
+    soft_cap,
     HEAD: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     WIDEN: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    CAPPED: tl.constexpr,
 ):
     head = tl.program_id(0).to(tl.int64)
     block = blocks_ptr + 5 * tl.program_id(1)
@@ -86,6 +102,9 @@ def forward_kernel(
     total = tl.zeros([QUERIES], tl.float32)
     out = tl.zeros([QUERIES, HEAD], tl.float32)
     # Every row sees the first key of whatever comes first, so that `highest` is finite after it.
+    if WINDOWED:  # not with a window
+        highest = tl.full([QUERIES], -1e30, tl.float32)
+        place_q = tl.load(positions_ptr + rows, mask=there, other=0)
     for run in range(begin, end):
         start, limit = tl.load(seen_ptr + 2 * run), tl.load(seen_ptr + 2 * run + 1)
         whole = start + (limit - start) // KEYS * KEYS
@@ -93,14 +112,22 @@ def forward_kernel(
             keys = at + tl.arange(0, KEYS)
             k = whole_rows(k_base, keys, k_row_stride, HEAD, WIDEN)
             v = whole_rows(v_base, keys, v_row_stride, HEAD, WIDEN)
-            s = product(q, tl.trans(k)) * scale
+            s = scores(q, tl.trans(k), scale, soft_cap, CAPPED)
+            if WINDOWED:
+                near = place_q[:, None] - tl.load(positions_ptr + keys)[None, :] < window
+                s = tl.where(near, s, float("-inf"))
             highest, total, out = softmax_step(s, v, highest, total, out)
         if whole < limit:
             keys = whole + tl.arange(0, KEYS)
             inside = keys < limit
             k = rows_of(k_base, keys, k_row_stride, inside, HEAD, WIDEN)
             v = rows_of(v_base, keys, v_row_stride, inside, HEAD, WIDEN)
-            s = tl.where(inside[None, :], product(q, tl.trans(k)) * scale, float("-inf"))
+            s = scores(q, tl.trans(k), scale, soft_cap, CAPPED)
+            visible = inside[None, :]
+            if WINDOWED:
+                place_k = tl.load(positions_ptr + keys, mask=inside, other=0)
+                visible = visible & (place_q[:, None] - place_k[None, :] < window)
+            s = tl.where(visible, s, float("-inf"))
             highest, total, out = softmax_step(s, v, highest, total, out)
     for at in range(causal, stop, KEYS):
         keys = at + tl.arange(0, KEYS)
@@ -108,9 +135,13 @@ def forward_kernel(
         k = rows_of(k_base, keys, k_row_stride, inside, HEAD, WIDEN)
         v = rows_of(v_base, keys, v_row_stride, inside, HEAD, WIDEN)
         visible = inside[None, :] & (keys[None, :] <= rows[:, None])
-        s = tl.where(visible, product(q, tl.trans(k)) * scale, float("-inf"))
+        if WINDOWED:
+            visible = visible & (rows[:, None] - keys[None, :] < window)
+        s = tl.where(visible, scores(q, tl.trans(k), scale, soft_cap, CAPPED), float("-inf"))
         highest, total, out = softmax_step(s, v, highest, total, out)
 
+    if WINDOWED:
+        total = tl.where(there, total, 1.0)
     tl.store(lse_ptr + head * num_rows + rows, highest + tl.log2(total), mask=there)
     out = out / total[:, None]
     place = out_ptr + head * out_head_stride + rows.to(tl.int64)[:, None] * out_row_stride
@@ -119,10 +150,13 @@ def forward_kernel(
 
 
 @triton.jit
-def query_step(s, q, k, v, d_out, lse, delta, d_q):
+def query_step(s, q, k, v, d_out, lse, delta, d_q, soft_cap, CAPPED: tl.constexpr):
     """Add to dQ what a tile of scores [Q, K] (base 2, −inf where hidden) gives."""
     p = tl.exp2(s - lse[:, None])
     d_s = p * (product(d_out, tl.trans(v)) - delta[:, None])
+    if CAPPED:
+        capped = s / soft_cap
+        d_s = tl.where(p > 0, d_s * (1.0 - capped * capped), 0.0)
     return tl.dot(d_s.to(k.dtype), k, d_q, input_precision="tf32x3")
 
 
@@ -154,10 +188,15 @@ def query_gradient_kernel(
     d_q_row_stride,
     scale,
     softmax_scale,
+    positions_ptr,
+    window,
+    soft_cap,
     HEAD: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     WIDEN: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    CAPPED: tl.constexpr,
 ):
     """dQ, and delta = Σ dO · O of each row, which `key_gradient_kernel` needs as well."""
     head = tl.program_id(0).to(tl.int64)
@@ -178,6 +217,8 @@ def query_gradient_kernel(
     tl.store(delta_ptr + head * num_rows + rows, delta, mask=there)
 
     d_q = tl.zeros([QUERIES, HEAD], tl.float32)
+    if WINDOWED:
+        place_q = tl.load(positions_ptr + rows, mask=there, other=0)
     for run in range(begin, end):
         start, limit = tl.load(seen_ptr + 2 * run), tl.load(seen_ptr + 2 * run + 1)
         whole = start + (limit - start) // KEYS * KEYS
@@ -185,23 +226,33 @@ def query_gradient_kernel(
             keys = at + tl.arange(0, KEYS)
             k = whole_rows(k_base, keys, k_row_stride, HEAD, WIDEN)
             v = whole_rows(v_base, keys, v_row_stride, HEAD, WIDEN)
-            s = product(q, tl.trans(k)) * scale
-            d_q = query_step(s, q, k, v, d_out, lse, delta, d_q)
+            s = scores(q, tl.trans(k), scale, soft_cap, CAPPED)
+            if WINDOWED:
+                near = place_q[:, None] - tl.load(positions_ptr + keys)[None, :] < window
+                s = tl.where(near, s, float("-inf"))
+            d_q = query_step(s, q, k, v, d_out, lse, delta, d_q, soft_cap, CAPPED)
         if whole < limit:
             keys = whole + tl.arange(0, KEYS)
             inside = keys < limit
             k = rows_of(k_base, keys, k_row_stride, inside, HEAD, WIDEN)
             v = rows_of(v_base, keys, v_row_stride, inside, HEAD, WIDEN)
-            s = tl.where(inside[None, :], product(q, tl.trans(k)) * scale, float("-inf"))
-            d_q = query_step(s, q, k, v, d_out, lse, delta, d_q)
+            s = scores(q, tl.trans(k), scale, soft_cap, CAPPED)
+            visible = inside[None, :]
+            if WINDOWED:
+                place_k = tl.load(positions_ptr + keys, mask=inside, other=0)
+                visible = visible & (place_q[:, None] - place_k[None, :] < window)
+            s = tl.where(visible, s, float("-inf"))
+            d_q = query_step(s, q, k, v, d_out, lse, delta, d_q, soft_cap, CAPPED)
     for at in range(causal, stop, KEYS):
         keys = at + tl.arange(0, KEYS)
         inside = keys < stop
         k = rows_of(k_base, keys, k_row_stride, inside, HEAD, WIDEN)
         v = rows_of(v_base, keys, v_row_stride, inside, HEAD, WIDEN)
         visible = inside[None, :] & (keys[None, :] <= rows[:, None])
-        s = tl.where(visible, product(q, tl.trans(k)) * scale, float("-inf"))
-        d_q = query_step(s, q, k, v, d_out, lse, delta, d_q)
+        if WINDOWED:
+            visible = visible & (rows[:, None] - keys[None, :] < window)
+        s = tl.where(visible, scores(q, tl.trans(k), scale, soft_cap, CAPPED), float("-inf"))
+        d_q = query_step(s, q, k, v, d_out, lse, delta, d_q, soft_cap, CAPPED)
 
     place = d_q_ptr + head * d_q_head_stride + rows.to(tl.int64)[:, None] * d_q_row_stride
     place += tl.arange(0, HEAD)[None, :]
@@ -210,10 +261,13 @@ def query_gradient_kernel(
 
 
 @triton.jit
-def key_step(p, q, v, d_out, delta, d_k, d_v):
-    """Add to dK and dV what a tile of weights [K, Q] gives."""
+def key_step(s, p, q, v, d_out, delta, d_k, d_v, soft_cap, CAPPED: tl.constexpr):
+    """Add to dK and dV what a tile of weights [K, Q] gives, and of scores before any mask."""
     d_v = tl.dot(p.to(d_out.dtype), d_out, d_v, input_precision="tf32x3")
     d_s = p * (product(v, tl.trans(d_out)) - delta[None, :])
+    if CAPPED:
+        capped = s / soft_cap
+        d_s = d_s * (1.0 - capped * capped)
     d_k = tl.dot(d_s.to(q.dtype), q, d_k, input_precision="tf32x3")
     return d_k, d_v
 
@@ -247,10 +301,15 @@ def key_gradient_kernel(
     d_v_row_stride,
     scale,
     softmax_scale,
+    positions_ptr,
+    window,
+    soft_cap,
     HEAD: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     WIDEN: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    CAPPED: tl.constexpr,
 ):
     """dK and dV of a block of keys; or a piece's share, float32 [slots, 2, Hkv, KEYS, D]."""
     kv_head = tl.program_id(0).to(tl.int64)
@@ -264,6 +323,8 @@ def key_gradient_kernel(
 
     d_k = tl.zeros([KEYS, HEAD], tl.float32)
     d_v = tl.zeros([KEYS, HEAD], tl.float32)
+    if WINDOWED:
+        place_k = tl.load(positions_ptr + keys, mask=inside, other=0)
     for head in range(kv_head * repeat, (kv_head + 1) * repeat):
         q_base = q_ptr + head * q_head_stride
         d_out_base = d_out_ptr + head * d_out_head_stride
@@ -279,8 +340,13 @@ def key_gradient_kernel(
                 q = whole_rows(q_base, rows, q_row_stride, HEAD, WIDEN)
                 d_out = whole_rows(d_out_base, rows, d_out_row_stride, HEAD, WIDEN)
                 lse, delta = tl.load(lse_base + rows), tl.load(delta_base + rows)
-                p = tl.exp2(product(k, tl.trans(q)) * scale - lse[None, :])
-                d_k, d_v = key_step(p, q, v, d_out, delta, d_k, d_v)
+                s = scores(k, tl.trans(q), scale, soft_cap, CAPPED)
+                below = s - lse[None, :]
+                if WINDOWED:
+                    near = tl.load(positions_ptr + rows)[None, :] - place_k[:, None] < window
+                    below = tl.where(near, below, float("-inf"))
+                p = tl.exp2(below)
+                d_k, d_v = key_step(s, p, q, v, d_out, delta, d_k, d_v, soft_cap, CAPPED)
             for at in range(whole, last, QUERIES):
                 rows = at + tl.arange(0, QUERIES)
                 there = rows < last
@@ -290,9 +356,12 @@ def key_gradient_kernel(
                 delta = tl.load(delta_base + rows, mask=there, other=0.0)
                 # Whoever sees a key comes after it, in the same strand or in another.
                 visible = (keys < limit)[:, None] & (keys[:, None] <= rows[None, :])
-                s = product(k, tl.trans(q)) * scale - lse[None, :]
-                p = tl.exp2(tl.where(visible & there[None, :], s, float("-inf")))
-                d_k, d_v = key_step(p, q, v, d_out, delta, d_k, d_v)
+                if WINDOWED:
+                    place_q = tl.load(positions_ptr + rows, mask=there, other=0)
+                    visible = visible & (place_q[None, :] - place_k[:, None] < window)
+                s = scores(k, tl.trans(q), scale, soft_cap, CAPPED)
+                p = tl.exp2(tl.where(visible & there[None, :], s - lse[None, :], float("-inf")))
+                d_k, d_v = key_step(s, p, q, v, d_out, delta, d_k, d_v, soft_cap, CAPPED)
     d_k = d_k * softmax_scale
 
     d = tl.arange(0, HEAD)[None, :]

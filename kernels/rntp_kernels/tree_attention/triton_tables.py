@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rntp_kernels.tree_attention.layout import TreeLayout
-from rntp_kernels.tree_attention.strands import Strand, strands
+from rntp_kernels.tree_attention.strands import Rows, Strand, strands
 
 # Rows that one program of the keys' gradient goes over, times the heads that share keys: the first
 # blocks of a page are seen by all of its thoughts, and would keep the device waiting.
@@ -31,6 +31,8 @@ class Tables:
     seers [S, 3]: rows [start, stop) that see the block's keys before a limit, and before
     themselves.
     shared [B, 4]: blocks of keys [first, stop) whose gradient is the sum over slots [begin, end).
+    positions [N, 1]: position of each row, and window, where keys are seen only from so near: what
+    is in the tables is then more than what is seen, and the kernels look. Else empty, and None.
     """
 
     queries: Tensor
@@ -39,10 +41,12 @@ class Tables:
     seers: Tensor
     shared: Tensor
     num_slots: int
+    positions: Tensor
+    window: int | None = None
 
     def to(self, device: torch.device | str) -> "Tables":
         """On another device, by one copy."""
-        tables = (self.queries, self.seen, self.keys, self.seers, self.shared)
+        tables = (self.queries, self.seen, self.keys, self.seers, self.shared, self.positions)
         # Triton compiles once more for addresses that are no multiples of 16 bytes.
         sizes = [-(-table.numel() // 4) * 4 for table in tables]
         padded = [
@@ -50,11 +54,12 @@ class Tables:
             for table, size in zip(tables, sizes, strict=True)
         ]
         parts = torch.cat(padded).to(device).split(sizes)
-        queries, seen, keys, seers, shared = (
+        queries, seen, keys, seers, shared, positions = (
             part[: table.numel()].view(table.shape)
             for part, table in zip(parts, tables, strict=True)
         )
-        return Tables(queries, seen, keys, seers, shared, self.num_slots)
+        of_keys = queries, seen, keys, seers, shared
+        return Tables(*of_keys, self.num_slots, positions, self.window)
 
 
 def make_tables(
@@ -63,11 +68,13 @@ def make_tables(
     queries_per_block: int,
     keys_per_block: int,
     rows_per_piece: int = ROWS_PER_PIECE,
+    window: int | None = None,
 ) -> Tables:
-    """Tables on the CPU for blocks of these sizes."""
+    """Tables on the CPU for blocks of these sizes. window: see `Style`."""
     of_layout = strands(layout)
-    queries, seen = _query_blocks(of_layout, queries_per_block, keys_per_block)
-    keys, seers, shared, num_slots = _key_blocks(of_layout, keys_per_block, rows_per_piece)
+    near = _Near(layout.position_ids().tolist(), window)
+    queries, seen = _query_blocks(of_layout, queries_per_block, keys_per_block, near)
+    keys, seers, shared, num_slots = _key_blocks(of_layout, keys_per_block, rows_per_piece, near)
     return Tables(
         queries=_table(queries, 5),
         seen=_table(seen, 2),
@@ -75,33 +82,56 @@ def make_tables(
         seers=_table(seers, 3),
         shared=_table(shared, 4),
         num_slots=num_slots,
+        positions=_table([] if window is None else [(p,) for p in near.position], 1),
+        window=window,
     )
 
 
+@dataclass(frozen=True)
+class _Near:
+    """What lies near enough to be seen, by position of each row; all, where there is no window."""
+
+    position: list[int]
+    window: int | None
+
+    def keys(self, runs: Iterable[Rows], row: int) -> list[Rows]:
+        """Of runs of keys, whose positions rise, what this row and those behind it may see."""
+        if self.window is None:
+            return list(runs)
+        lowest = self.position[row] - self.window + 1
+        cut = [(a + max(0, lowest - self.position[a]), b) for a, b in runs]
+        return [(a, b) for a, b in cut if a < b]
+
+    def rows(self, start: int, stop: int, key: int) -> int:
+        """Of rows whose positions rise, where those end that may see this key or one before it."""
+        if self.window is None:
+            return stop
+        return min(stop, start + max(0, self.position[key] + self.window - self.position[start]))
+
+
 def _query_blocks(
-    of_layout: Iterable[Strand], size: int, keys: int
+    of_layout: Iterable[Strand], size: int, keys: int, near: _Near
 ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     blocks: list[tuple[int, ...]] = []
     seen: list[tuple[int, ...]] = []
     work: list[int] = []
     for strand in of_layout:
-        outside = sum(stop - start for start, stop in strand.seen)
         for first in range(strand.start, strand.stop, size):
             # Keys of the strand in whole tiles before the block: no mask is needed for them.
             causal = first - (first - strand.start) % keys
             begin = len(seen)
-            seen += strand.seen
-            if causal > strand.start:
-                seen.append((strand.start, causal))
+            before = ((strand.start, causal),) if causal > strand.start else ()
+            visible = near.keys((*strand.seen, *before), first)
+            seen += visible
             stop = min(first + size, strand.stop)
             blocks.append((first, stop, causal, begin, len(seen)))
-            work.append(outside + stop - strand.start)
+            work.append(sum(b - a for a, b in visible) + stop - causal)
     order = sorted(range(len(blocks)), key=lambda i: -work[i])
     return [blocks[i] for i in order], seen
 
 
 def _key_blocks(
-    of_layout: tuple[Strand, ...], size: int, rows_per_piece: int
+    of_layout: tuple[Strand, ...], size: int, rows_per_piece: int, near: _Near
 ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], list[tuple[int, ...]], int]:
     blocks: list[tuple[int, int]] = []
     runs: list[list[tuple[int, int, int]]] = []
@@ -110,20 +140,24 @@ def _key_blocks(
             stop = min(first + size, strand.stop)
             blocks.append((first, stop))
             own = [(first, stop, stop)]  # the diagonal, apart: the rest needs no mask
-            if stop < strand.stop:
-                own.append((stop, strand.stop, stop))
+            end = near.rows(stop, strand.stop, stop - 1) if stop < strand.stop else stop
+            if stop < end:
+                own.append((stop, end, stop))
             runs.append(own)
     block_of = [b for b, (first, stop) in enumerate(blocks) for _ in range(stop - first)]
     for strand in of_layout:
         for start, stop in strand.seen:
             for block in range(block_of[start], block_of[stop - 1] + 1):
                 limit = min(stop, blocks[block][1])
+                end = near.rows(strand.start, strand.stop, limit - 1)
+                if end == strand.start:
+                    continue
                 last = runs[block][-1]
                 # The diagonal keeps its mask, so nothing is added to it.
                 if last[1] == strand.start and last[2] == limit and last[0] >= blocks[block][1]:
-                    runs[block][-1] = (last[0], strand.stop, limit)
+                    runs[block][-1] = (last[0], end, limit)
                 else:
-                    runs[block].append((strand.start, strand.stop, limit))
+                    runs[block].append((strand.start, end, limit))
 
     pieces: list[tuple[int, ...]] = []
     seers: list[tuple[int, ...]] = []

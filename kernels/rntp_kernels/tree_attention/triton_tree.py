@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rntp_kernels.tree_attention import triton_kernels as kernels
 from rntp_kernels.tree_attention.layout import TreeLayout
+from rntp_kernels.tree_attention.selection import HEADS
+from rntp_kernels.tree_attention.style import PLAIN, Style
 from rntp_kernels.tree_attention.triton_tables import Tables, make_tables
 
 LOG2_E = 1.4426950408889634
@@ -53,17 +56,49 @@ def tiles_for(x: Tensor) -> Tiles:
     return TILES[128] if x.shape[3] > 64 else TILES[64]
 
 
-def tables_for(layout: TreeLayout, q: Tensor) -> Tables:
+def tables_for(layout: TreeLayout, q: Tensor, window: int | None = None) -> Tables:
     """The layout's tables for queries like these, on the CPU."""
     tiles = tiles_for(q)
-    return make_tables(layout, queries_per_block=tiles.queries, keys_per_block=tiles.keys)
+    return make_tables(
+        layout, queries_per_block=tiles.queries, keys_per_block=tiles.keys, window=window
+    )
+
+
+def attend_by_triton(
+    q: Tensor, k: Tensor, v: Tensor, tables: Tables, scale: float, style: Style = PLAIN
+) -> Tensor:
+    """As `dense_attention`, for heads of any width up to that of the widest kernel.
+
+    The style's window is that of the tables.
+    """
+    width = q.shape[3]
+    room = next(size for size in HEADS if size >= width) - width
+    if room:  # columns of zeros change no score, and give columns of zeros
+        q, k, v = (F.pad(x, (0, room)) for x in (q, k, v))
+    out: Tensor = TritonTree.apply(q, k, v, tables, scale, style.soft_cap, style.sinks)
+    return out[..., :width] if room else out
 
 
 class TritonTree(torch.autograd.Function):
-    """(q, k, v, tables, scale) -> out, as `dense_attention`; exact gradients, no second ones."""
+    """(q, k, v, tables, scale, soft cap, sinks) -> out, as `dense_attention`; exact gradients, no
+    second ones.
+
+    A sink takes its share of every row afterwards: with l the log-sum-exp of the row's scores and s
+    the sink, weights are those of l' = log(exp l + exp s), the output exp(l − l') times what it
+    was, and the kernels of the backward go by l' and that output.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tables: Tables, scale: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        tables: Tables,
+        scale: float,
+        soft_cap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
         q, k, v = (_rows_in_order(x) for x in (q, k, v))
         tiles, widen = tiles_for(q), _widen(q)
         heads, rows, head = q.shape[1:]
@@ -83,22 +118,30 @@ class TritonTree(torch.autograd.Function):
             heads // k.shape[1],
             *_strides(q, k, v, out),
             scale * LOG2_E,
+            *_style(tables, soft_cap),
             HEAD=head,
             QUERIES=tiles.queries,
             KEYS=launch.step,
             WIDEN=widen,
+            WINDOWED=tables.window is not None,
+            CAPPED=soft_cap is not None,
             num_warps=launch.warps,
             num_stages=launch.stages,
         )
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.tables, ctx.scale = tables, scale
+        if sinks is not None:
+            own = lse
+            lse = torch.logaddexp2(own, (sinks.float() * LOG2_E)[:, None])
+            out.mul_(torch.exp2(own - lse)[None, :, :, None])
+        ctx.save_for_backward(q, k, v, out, lse, sinks)
+        ctx.tables, ctx.scale, ctx.soft_cap = tables, scale, soft_cap
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
+        q, k, v, out, lse, sinks = ctx.saved_tensors
         tables, scale = ctx.tables, ctx.scale
+        style, windowed = _style(tables, ctx.soft_cap), tables.window is not None
         d_out = _rows_in_order(d_out)
         tiles, widen = tiles_for(q), _widen(q)
         heads, rows, head = q.shape[1:]
@@ -122,10 +165,13 @@ class TritonTree(torch.autograd.Function):
             *_strides(q, k, v, out, d_out, d_q),
             scale * LOG2_E,
             scale,
+            *style,
             HEAD=head,
             QUERIES=tiles.queries,
             KEYS=launch.step,
             WIDEN=widen,
+            WINDOWED=windowed,
+            CAPPED=ctx.soft_cap is not None,
             num_warps=launch.warps,
             num_stages=launch.stages,
         )
@@ -149,10 +195,13 @@ class TritonTree(torch.autograd.Function):
             *_strides(q, k, v, d_out, d_k, d_v),
             scale * LOG2_E,
             scale,
+            *style,
             HEAD=head,
             QUERIES=launch.step,
             KEYS=tiles.keys,
             WIDEN=widen,
+            WINDOWED=windowed,
+            CAPPED=ctx.soft_cap is not None,
             num_warps=launch.warps,
             num_stages=launch.stages,
         )
@@ -169,7 +218,16 @@ class TritonTree(torch.autograd.Function):
                 PART=part,
                 num_warps=4,
             )
-        return d_q, d_k, d_v, None, None
+        d_sinks = None
+        if sinks is not None:
+            share = torch.exp2((sinks.float() * LOG2_E)[:, None] - lse)
+            d_sinks = -(share * delta).sum(dim=1).to(sinks.dtype)
+        return d_q, d_k, d_v, None, None, None, d_sinks
+
+
+def _style(tables: Tables, soft_cap: float | None) -> tuple[Tensor, int, float]:
+    """positions, window and soft cap (of base 2) as the kernels take them."""
+    return tables.positions, tables.window or 0, (soft_cap or 1.0) * LOG2_E
 
 
 def _rows_in_order(x: Tensor) -> Tensor:
