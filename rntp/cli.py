@@ -26,10 +26,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Bars of downloads and weight loading would tear the run's own console apart.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries; what fails is told below
     logging.basicConfig(format="%(message)s")
     logging.getLogger("rntp").setLevel(logging.INFO)
     try:
         arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read along has seen enough: `rntp … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except RntpError as error:
         if not error.agreed or os.environ.get("RANK", "0") == "0":
             print(f"rntp: {error}", file=sys.stderr)
@@ -37,9 +41,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         print(f"rntp: {error}; check the path, its permissions and the free space", file=sys.stderr)
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        print(
+            f"rntp: there is not enough memory ({(str(error) or 'MemoryError').splitlines()[0]}); "
+            "lower parallel.tokens_per_microbatch, rollout.docs_per_batch or data.context_tokens, "
+            "or take a smaller model; `rntp train CONFIG --dry-run` estimates what a run takes",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         print("rntp: interrupted; the same command goes on", file=sys.stderr)
         sys.exit(5)
+
+
+def _is_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether memory ran out; PyTorch says so with a RuntimeError of many wordings."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        words in said
+        for words in ("not enough memory", "out of memory", "allocate memory", "bad_alloc")
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -329,6 +352,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _dry_run(config: "Config", as_json: bool) -> None:
+    from rntp.bench.duration import measure_step
     from rntp.estimate import Shape, estimate
     from rntp.preflight import check_names, missing_data
     from rntp.show import facts_table
@@ -336,6 +360,12 @@ def _dry_run(config: "Config", as_json: bool) -> None:
     check_names(config)
     shape = Shape.of_spec(config.model.spec, config.model.sharing)
     sizes = estimate(config, shape)
+    step = measure_step(config)
+    sizes |= {
+        "seconds per step": step.seconds,
+        "seconds per step, spread of the measurement": step.spread,
+        "minutes in all, without evaluation": step.seconds * config.run.steps / 60,
+    }
     warnings = [*config.warnings(), *missing_data(config)]
     if not shape.shares and config.model.sharing == "auto":
         warnings.append(
@@ -348,7 +378,11 @@ def _dry_run(config: "Config", as_json: bool) -> None:
         print(json.dumps(sizes, indent=2))
         return
     print(facts_table(sizes))
-    print("Nothing was written. Memory and time are estimates at full thought length.")
+    print(
+        "Nothing was written. Memory is an estimate; time was measured on models of "
+        f"{step.layers[0]} and {step.layers[1]} layers, {step.runs} times each. Both are at full "
+        "thought length."
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -569,6 +603,7 @@ def _data_simulate(arguments: argparse.Namespace) -> None:
 def _ckpt_ls(arguments: argparse.Namespace) -> None:
     from rntp.checkpoint import folders, glance, num_bytes
 
+    _check_run_folder(arguments.run_dir)
     facts = []
     for step, path in folders(arguments.run_dir / "checkpoints"):
         size, wrong = num_bytes(path), glance(path)
@@ -586,14 +621,23 @@ def _ckpt_verify(arguments: argparse.Namespace) -> None:
     from rntp.checkpoint import folders, problems
     from rntp.errors import CheckpointError
 
+    _check_run_folder(arguments.run_dir)
     result = {p.name: problems(p) for _, p in folders(arguments.run_dir / "checkpoints")}
     if arguments.json:
         print(json.dumps(result, indent=2))
     damaged = [f"{name}: {'; '.join(found)}" for name, found in result.items() if found]
     if damaged:
         raise CheckpointError("\n".join(["damaged checkpoints:", *damaged]))
+    if not result:
+        raise CheckpointError(f"there is no checkpoint in {arguments.run_dir / 'checkpoints'}")
     if not arguments.json:
         print(f"{len(result)} checkpoints are whole")
+
+
+def _check_run_folder(folder: Path) -> None:
+    """Raise ConfigError where there is no such folder; what a run of it lacks is told later."""
+    if not folder.is_dir():
+        raise ConfigError(f"there is no run folder {folder}")
 
 
 def _ckpt_export(arguments: argparse.Namespace) -> None:

@@ -620,11 +620,6 @@ class Config(Section):
             and self.objective.advantage in ("group_mean", "leave_one_out")
             and self.objective.continuation_use != "reward"
         )
-        if self.baseline.weights != "none" and inert:
-            yield (
-                "baseline.use: subtract cancels within a group: it changes the logged reward, not "
-                "the gradient (clip, group_member, position_weight and gate do change it)"
-            )
         own_copy = self.baseline.rereads and self.objective.kl_weight == 0
         if own_copy and inert:
             yield (
@@ -735,10 +730,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     section, dot, field = name.strip().partition(".")
     if not (equals and dot and section and field):
         raise ConfigError(f"--set wants section.field=value, not {override!r}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML") from error
+    value = config_file.parse_yaml(text, f"--set {override}: the value")
     if not isinstance(raw.setdefault(section, {}), dict):
         raise ConfigError(f"--set {override}: {section} is not a section")
     raw[section][field] = value

@@ -7,6 +7,45 @@ import yaml
 
 from rntp.errors import ConfigError
 
+# Far above what any config holds, and far below what takes a second.
+MOST_NODES = 100_000
+MOST_DEPTH = 50
+
+
+def parse_yaml(text: str, source: str) -> object:
+    """Parse YAML of a size that a config may have. source: what messages call it.
+
+    Raises ConfigError where it is no YAML, or is nested too deeply, or holds too much once its
+    aliases are written out, which a few lines can make exceed any memory.
+    """
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source} is nested too deeply to be a config") from error
+    if _size(found, source, {}, 0) > MOST_NODES:
+        raise ConfigError(
+            f"{source} holds more than {MOST_NODES} values once its aliases (*name) are written "
+            "out; no config does, so take the aliases away"
+        )
+    return found
+
+
+def _size(node: object, source: str, known: dict[int, int], depth: int) -> int:
+    """Count the values of a node with all that aliases repeat, each node looked at once."""
+    if not isinstance(node, dict | list):
+        return 1
+    if depth > MOST_DEPTH:
+        raise ConfigError(f"{source} is nested more than {MOST_DEPTH} levels deep; no config is")
+    if id(node) not in known:
+        known[id(node)] = 0  # an alias of itself is met here again
+        children = [*node.keys(), *node.values()] if isinstance(node, dict) else node
+        known[id(node)] = 1 + sum(_size(c, source, known, depth + 1) for c in children)
+    elif known[id(node)] == 0:
+        raise ConfigError(f"{source} holds an alias of what it is part of; take it away")
+    return known[id(node)]
+
 
 def read(path: Path) -> object:
     """The sections of a file; where it names a `base`, laid over those of that file.
@@ -59,9 +98,10 @@ def _load(path: Path) -> object:
     if not path.is_file():
         raise ConfigError(f"there is no config file {path}")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
+    return parse_yaml(text, str(path))
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

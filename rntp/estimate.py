@@ -1,6 +1,7 @@
-"""Sizes of a run before it starts: tokens, memory, time. For `rntp train --dry-run`."""
+"""Sizes of a run before it starts: tokens, memory, FLOP. For `rntp train --dry-run`, which measures
+the time (`rntp.bench.duration`).
+"""
 
-import time
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +14,6 @@ from rntp.model import Sharing, pick_device
 from rntp.model.unshared import cannot_branch
 from rntp.sources import localize
 from rntp.step import loss_reads
-
-# Share of a plain matmul's speed that a whole step reaches; measured with the quickstart on
-# 2 CPU cores (experiments/quickstart/LOG.md).
-EFFICIENCY = 0.5
 
 # Tokens of a judge's question without answer and continuation, about.
 QUESTION = 50
@@ -221,11 +218,9 @@ def checkpoint_bytes(config: Config, parameters: int) -> int:
 
 
 def estimate(config: Config, shape: Shape) -> dict[str, float]:
-    """Sizes of a step (tokens, FLOP), peak memory (bytes) and time (seconds), at full lengths."""
+    """Sizes of a step (tokens, FLOP) and peak memory (bytes), at full lengths."""
     tokens, docs = Tokens.of(config), config.data.docs_per_step
     flop = full_flop(config, shape)
-    speed = matmul_flops(config, shape)
-    step_s = flop / (EFFICIENCY * speed)
     positions = docs * config.placement.positions_per_doc
     checkpointing = config.parallel.activation_checkpointing
     return {
@@ -239,9 +234,6 @@ def estimate(config: Config, shape: Shape) -> dict[str, float]:
         "TFLOP per step": flop / 1e12,
         "peak memory, GB": peak_memory(config, shape, recompute=checkpointing is True) / 1e9,
         "checkpoint, GB": checkpoint_bytes(config, shape.parameters) / 1e9,
-        "matmul speed here, GFLOP/s": speed / 1e9,
-        "seconds per step": step_s,
-        "minutes in all, without evaluation": step_s * config.run.steps / 60,
     }
 
 
@@ -296,22 +288,3 @@ def _reference_bytes(config: Config) -> tuple[int, int]:
     if config.reference_weights == "ema":
         return wide + (narrow if narrow < wide else 0), wide
     return (narrow, narrow) if config.reference_weights == "frozen" else (0, 0)
-
-
-def matmul_flops(config: Config, shape: Shape, seconds: float = 0.3) -> float:
-    """Measured FLOP/s of a matmul of the model's size and compute type on this machine."""
-    device, dtype = pick_device(config.model.device), getattr(torch, config.model.dtype)
-    x = torch.ones(1024, shape.hidden, device=device, dtype=dtype)
-    w = torch.ones(shape.intermediate, shape.hidden, device=device, dtype=dtype)
-
-    def run(times: int) -> float:
-        start = time.perf_counter()
-        for _ in range(times):
-            y = x @ w.T
-        y.float().sum().item()  # waits for the device
-        return time.perf_counter() - start
-
-    run(2)
-    times = max(1, int(seconds / max(run(1), 1e-6)))
-    flop = 2.0 * x.shape[0] * shape.hidden * shape.intermediate
-    return times * flop / run(times)

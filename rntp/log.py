@@ -9,6 +9,7 @@ import json
 import os
 import re
 import statistics
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -47,6 +48,15 @@ _STYLES = {"info": "", "warning": "yellow", "error": "bold red"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+class _SteadyConsole(Console):
+    """A console that may lose its reader (`rntp train … | head`): the run goes on, and log.txt has
+    all that it says."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class RunLog:
     """The voice and the record of one run folder. One process writes to a folder at a time.
 
@@ -57,7 +67,7 @@ class RunLog:
         """Creates `run_dir` where it is missing. Raises OSError, and ConfigError without wandb."""
         self._dir = run_dir
         self._config = config
-        self._console = console if console is not None else Console()
+        self._console = console if console is not None else _SteadyConsole()
         self._secrets = secret_values()
         (run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
         self._text: TextIO = (run_dir / "log.txt").open("a", encoding="utf-8", errors="replace")

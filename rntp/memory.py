@@ -51,6 +51,14 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def size(num_bytes: float) -> str:
+    """Write a number of bytes for people: 0 B, 3.2 MB, 1.6 GB."""
+    for unit, bytes_of_unit in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= bytes_of_unit:
+            return f"{num_bytes / bytes_of_unit:.1f} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
 def total_bytes(device: torch.device) -> int:
     """Memory of the device: of the GPU, or of the machine, or of the container if that is less."""
     if device.type == "cuda":

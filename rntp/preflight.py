@@ -12,7 +12,7 @@ from rntp.data.corpus import Corpus, open_data
 from rntp.data.manifest import Manifest
 from rntp.errors import CheckpointError, ConfigError, DataError
 from rntp.estimate import Shape, Tokens, checkpoint_bytes, peak_memory
-from rntp.memory import total_bytes
+from rntp.memory import size, total_bytes
 from rntp.model import LanguageModel, load_model, pick_device
 from rntp.model.routing import balancing_biases, routers
 from rntp.ranks import ALONE, Ranks
@@ -160,33 +160,48 @@ def check_disk(config: Config, num_parameters: int) -> None:
     free = shutil.disk_usage(here).free
     if free < needed:
         raise CheckpointError(
-            f"checkpoints need {needed / 1e9:.1f} GB at {config.run.dir} and {free / 1e9:.1f} GB "
-            "are free; lower checkpoint.keep or choose another folder with --run-dir"
+            f"checkpoints need {size(needed)} at {config.run.dir} and {size(free)} are free; lower "
+            "checkpoint.keep or choose another folder with --run-dir"
         )
 
 
 def recomputes(config: Config, model: LanguageModel, ranks: Ranks = ALONE) -> bool:
-    """Whether layers keep only their inputs for the backward: `parallel.activation_checkpointing`,
-    of which auto does where a step would not fit otherwise.
+    """Decide whether layers keep only their inputs for the backward.
 
-    Raises ConfigError for what does not fit at all, rather than be killed for it in the first step.
+    That is `parallel.activation_checkpointing`, of which auto does where a step would not fit
+    otherwise by the estimate.
     """
     asked = config.parallel.activation_checkpointing
+    if asked != "auto":
+        return asked
+    return _needed(config, model, ranks, recompute=False) > _memory(model, ranks)
+
+
+def memory_warnings(
+    config: Config, model: LanguageModel, ranks: Ranks = ALONE, *, recompute: bool
+) -> list[str]:
+    """Say so where a step may not fit into memory by the estimate, which is no proof: the run goes
+    on. recompute: with activation checkpointing."""
+    needed, there = _needed(config, model, ranks, recompute=recompute), _memory(model, ranks)
+    if needed <= there:
+        return []
+    off = "" if recompute else "parallel.activation_checkpointing is off: set it to auto; or "
+    return [
+        f"a step may take about {size(needed)} of memory and there are {size(there)}; should it be "
+        f"killed: {off}lower parallel.tokens_per_microbatch, or, since a context with its branches "
+        "is never split, data.context_tokens, reward.horizon or the thoughts of a context"
+    ]
+
+
+def _needed(config: Config, model: LanguageModel, ranks: Ranks, *, recompute: bool) -> float:
+    shape = Shape.of(model.hf, shares=model.shares)
+    return peak_memory(config, shape, ranks.size, recompute=recompute)
+
+
+def _memory(model: LanguageModel, ranks: Ranks) -> int:
+    """Bytes of memory that a rank may take."""
     there = total_bytes(model.device)
-    if model.device.type == "cpu":
-        there //= ranks.on_this_machine
-    for recompute in (False, True) if asked == "auto" else (asked,):
-        shape = Shape.of(model.hf, shares=model.shares)
-        needed = peak_memory(config, shape, ranks.size, recompute=recompute)
-        if needed <= there:
-            return recompute
-    off = "parallel.activation_checkpointing is off: set it to auto; or " if asked is False else ""
-    raise ConfigError(
-        f"a step would take about {needed / 1e9:.0f} GB of memory and there are "
-        f"{there / 1e9:.0f} GB; {off}lower parallel.tokens_per_microbatch, or, since a context "
-        "with its branches is never split, data.context_tokens, reward.horizon or the thoughts of "
-        "a context"
-    )
+    return there // ranks.on_this_machine if model.device.type == "cpu" else there
 
 
 def sharing_notes(config: Config, model: LanguageModel) -> list[str]:

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from rntp import config_file
 from rntp.checkpoint import committed
 from rntp.config import Config
 from rntp.errors import CheckpointError, ConfigError
@@ -126,10 +125,7 @@ def _differences(config: Config, same_measures: bool) -> Iterator[str]:
 
 def _config_there(folder: Path) -> Config:
     path = folder / CONFIG
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+    raw = config_file.parse_yaml(path.read_text(encoding="utf-8"), str(path))
     return Config.parse(raw, source=str(path))
 
 

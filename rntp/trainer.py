@@ -44,6 +44,7 @@ from rntp.preflight import (
     check_disk,
     check_names,
     check_placement,
+    memory_warnings,
     open_model,
     recomputes,
     sharing_notes,
@@ -578,7 +579,8 @@ class Trainer:
 
     def _greet(self, done: int) -> None:
         config, corpus = self.config, self.corpus
-        for warning in [*config.warnings(), *corpus.warnings(config.model.spec)]:
+        memory = memory_warnings(config, self.model, self.ranks, recompute=self.recomputes)
+        for warning in [*config.warnings(), *corpus.warnings(config.model.spec), *memory]:
             self.log.message(warning, "warning")
         packed = ", weights packed" if self.packs else ""
         self.log.message(

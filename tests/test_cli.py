@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rntp import checkpoint
 from rntp.cli import main
 from rntp.faults import damage
+from rntp.log import read_metrics
 from rntp.trained import open_trained
 
 
@@ -149,7 +150,7 @@ def test_pruning_by_command_keeps_the_last_whole_one(tmp_path: Path, capsys) -> 
         (["data.source=absent"], 3, "absent"),
         (["data.context_tokens=100000"], 2, "lower data.context_tokens"),
         (["reward.horizon=40"], 2, "raise data.context_tokens"),
-        (["run.dir=/proc/rntp"], 4, "0.0 GB are free"),
+        (["run.dir=/proc/rntp"], 4, "0 B are free"),
     ],
 )
 def test_errors_have_their_exit_code(
@@ -170,6 +171,70 @@ def test_a_write_that_the_system_refuses_is_told_without_a_traceback(
     (tmp_path / "file").write_text("")
     assert call("report", tmp_path / "run", "--out", tmp_path / "file" / "report.html") == 1
     assert "check the path, its permissions and the free space" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_ends_a_command_quietly(config: Path) -> None:
+    """`rntp … | head`: no traceback, whether it prints once or trains on."""
+    prints = [sys.executable, "-m", "rntp", "config", "schema"]
+    trains = [sys.executable, "-m", "rntp", "train", str(config), "--set=run.steps=2"]
+    for command in (prints, trains):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr is not None
+        told = process.stderr.read().decode()
+        assert process.wait(timeout=120) == 0, told
+        assert "Traceback" not in told
+        assert "BrokenPipe" not in told
+    run = Path(yaml.safe_load(config.read_text())["run"]["dir"])
+    assert len(read_metrics(run)) == 2
+    assert "step 2/2" in (run / "log.txt").read_text()
+
+
+def test_folders_that_are_not_what_they_should_be(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("ls", "verify"):
+        assert call("ckpt", command, tmp_path / "absent") == 2
+        assert "there is no run folder" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert call("ckpt", "ls", tmp_path / "empty") == 0
+    assert call("ckpt", "verify", tmp_path / "empty") == 4
+    assert "there is no checkpoint" in capsys.readouterr().err
+    assert call("train", config, "--set=run.steps=1", "--set=evaluation.enabled=false") == 0
+    run = yaml.safe_load(config.read_text())["run"]["dir"]
+    assert call("data", "stats", run) == 3
+    assert "is the folder of a run, not a corpus" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: not enough memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    ],
+)
+def test_too_little_memory_is_told_in_words(
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("rntp.trainer.Trainer.train_step", no_memory)
+    assert call("train", config, "--set=evaluation.enabled=false") == 1
+    told = capsys.readouterr().err
+    assert "there is not enough memory" in told
+    assert "lower parallel.tokens_per_microbatch" in told
+    monkeypatch.setattr(
+        "rntp.trainer.Trainer.train_step", lambda *_: (_ for _ in ()).throw(RuntimeError("else"))
+    )
+    with pytest.raises(RuntimeError, match="else"):
+        call("train", config, "--set=evaluation.enabled=false")
 
 
 def test_usage_errors() -> None:

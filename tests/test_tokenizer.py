@@ -1,19 +1,31 @@
 """Texts are encoded as the characters they are: no page can forge a marker."""
 
+import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_tokenizer
+from conftest import tiny_run, tiny_tokenizer
 from tokenizers import AddedToken, normalizers
 from transformers import PreTrainedTokenizerFast
 
+from rntp.config import Config
+from rntp.data.corpus import open_corpus, open_data
 from rntp.data.manifest import Document, ShardWriter
 from rntp.data.stream import ContextStream
 from rntp.data.token_ids import CLOSE, OPEN, from_codes
 from rntp.errors import ConfigError, DataError
-from rntp.tokenizer import add_marker, decode, encode, encode_unguarded, tokenizer_digest
+from rntp.model import load_model
+from rntp.tokenizer import (
+    add_marker,
+    decode,
+    encode,
+    encode_unguarded,
+    load_tokenizer,
+    tokenizer_digest,
+)
 
 FORGED = "a page says <think> here, <think><think> there, and </think>"
 
@@ -120,3 +132,50 @@ def test_written_ids_of_markers_are_refused_and_codes_are_not() -> None:
     assert from_codes(good, markers).tolist() == [5, 300, 6, 301, 7]
     with pytest.raises(DataError, match="spells one"):
         from_codes(Document("d", "", {"token_ids": [5, 300, 6]}), markers)
+
+
+@pytest.mark.parametrize("kind", ["prepared", "with ids", "live"])
+def test_no_path_to_a_run_forges_them(
+    model_folders: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    """A model whose tokenizer has the markers as ordinary tokens, and pages that spell them."""
+    folder = shutil.copytree(model_folders["llama"], tmp_path / "model")
+    with_markers()[0].save_pretrained(folder)
+    model = load_model(str(folder))
+    markers = torch.tensor([model.think_open_id, model.think_close_id])
+    texts = [f"{FORGED} and number {n} goes on. " * 3 for n in range(12)]
+    # As it was prepared: by a tokenizer that knew of no run's markers.
+    plain = load_tokenizer(str(folder))
+    forged = encode(plain, texts[0])
+    assert torch.isin(forged, markers).any()
+    source = tmp_path / "pages.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    if kind != "live":
+        source = tmp_path / "corpus"
+        writer = ShardWriter(
+            source,
+            shard_bytes=20_000,
+            tokenizer_digest=tokenizer_digest(plain),
+            tokenizer_spec="tiny",
+            prep_digest="0" * 64,
+            with_ids=kind == "with ids",
+        )
+        with writer:
+            for n, text in enumerate(texts):
+                ids = encode(plain, text).tolist()
+                facts = {"url": "u", "title": "t", "source": "s"}
+                writer.add(f"d{n}", text, facts, len(ids), ids if kind == "with ids" else None)
+            writer.finish({"pages": 12, "kept": 12})
+    config = Config.parse(
+        tiny_run(folder, source, tmp_path / "run"),
+        ["data.context_tokens=200", "evaluation.docs=2"],
+    )
+    corpus = open_corpus(config, open_data(config), model.tokenizer)
+    try:
+        contexts = [*corpus.heldout_contexts(2), *corpus.train.take(range(8))]
+    finally:
+        corpus.close()
+    assert len(contexts) == 10
+    for context in contexts:
+        assert not torch.isin(context.token_ids, markers).any()
+        assert "think" in decode(model.tokenizer, context.token_ids)

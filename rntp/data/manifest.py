@@ -162,6 +162,12 @@ class Manifest:
             facts = json.loads(payload.decode("utf-8"))
             version = facts["format"]
         except (ValueError, KeyError, TypeError) as error:
+            if isinstance(folder, Path) and (folder / "config.yaml").is_file():
+                raise DataError(
+                    f"{folder} is the folder of a run, not a corpus; point data.source at the "
+                    "output folder of `rntp data prep`, or write the run's thoughts as a corpus "
+                    "with `rntp traces --shards`"
+                ) from error
             raise DataError(f"{path} is damaged ({error!r}); {_RESTORE}") from error
         if version != FORMAT:
             raise DataError(

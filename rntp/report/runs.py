@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from rntp.config_file import parse_yaml
 from rntp.errors import ConfigError
 from rntp.log import numbered_files, read_manifest, read_metrics, read_rollouts
 from rntp.provenance import redact, secret_values
@@ -73,9 +72,9 @@ def _read_config(run_dir: Path) -> tuple[str, dict]:
     path = run_dir / "config.yaml"
     try:
         text = path.read_text(encoding="utf-8")
-        config = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not YAML ({error})") from error
+    config = parse_yaml(text, str(path))
     if not isinstance(config, dict):
         raise ConfigError(f"{path} holds no sections")
     return text, config

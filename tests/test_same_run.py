@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from rntp import placement, rewards
 from rntp.config import Config
+from rntp.data.manifest import Manifest
 from rntp.errors import ConfigError
 from rntp.log import read_manifest, read_metrics, starts_of
 from rntp.placement import REGISTRY as POLICIES
@@ -81,6 +82,9 @@ OPTIONS = [
     ["data.windows=all"],
     ["data.max_documents=5"],
     ["data.workers=2"],
+    ["data.source=LIVE"],
+    ["data.source=LIVE", "data.windows=all", "data.max_documents=6"],
+    ["data.source={CORPUS: 3, OTHER: 1}"],
     ["optim.weight_decay=0.1", "optim.warmup_steps=2", "optim.max_grad_norm=0.1"],
     ["optim.schedule=cosine"],
     ["rollout.docs_per_batch=1", "parallel.tokens_per_microbatch=16"],
@@ -96,6 +100,18 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Labels and ends of sentences, so that every placement policy has what it looks for."""
     folder = tmp_path_factory.mktemp("labelled") / "shards"
     return write_corpus(folder, labelled=True, stops=True)
+
+
+@pytest.fixture(scope="module")
+def sources(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What stands for LIVE (pages in a file, unprepared), CORPUS and OTHER in the options."""
+    here = tmp_path_factory.mktemp("sources")
+    manifest = Manifest.load(labelled)
+    pages = [manifest.read(n) for n in range(manifest.num_docs)]
+    lines = [json.dumps({"text": page.text * 4, "url": page.id}) for page in pages]
+    (here / "pages.jsonl").write_text("\n".join(lines) + "\n")
+    other = write_corpus(here / "other", documents=12, sentences=9)
+    return {"LIVE": str(here / "pages.jsonl"), "CORPUS": str(labelled), "OTHER": str(other)}
 
 
 @pytest.fixture
@@ -126,8 +142,12 @@ def test_every_placement_is_tried() -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options[0])
-def test_straight_is_continued_is_resumed(raw: dict, tmp_path: Path, options: list[str]) -> None:
+def test_straight_is_continued_is_resumed(
+    raw: dict, sources: dict[str, str], tmp_path: Path, options: list[str]
+) -> None:
     """To the bit: metrics, weights, moments, and all that a checkpoint keeps beside them."""
+    for name, path in sources.items():
+        options = [option.replace(name, path) for option in options]
     straight = fit(raw, tmp_path / "straight", *options)
     metrics = comparable(straight)
     assert len(metrics) == STEPS
@@ -167,6 +187,7 @@ FREE = {
     "run.max_rollbacks": 9,
     "run.stop_on_alarm": True,
     "model.device": "auto",
+    "model.sharing": "none",
     "data.max_damaged": 0.1,
     "data.workers": 1,
     "data.worker_kind": "process",
@@ -195,7 +216,7 @@ FREE = {
 ELSEWHERE = {"run.dir", "run.steps", "rollout.engine", "data.source", "evaluation.source"}
 ELSEWHERE |= {"evaluation.decile_model"}
 # These cut the work otherwise, so that sums are rounded otherwise.
-ROUNDED = {"parallel.tokens_per_microbatch"}
+ROUNDED = {"parallel.tokens_per_microbatch", "model.sharing"}
 
 
 def fields() -> set[str]:
@@ -215,7 +236,12 @@ def test_every_field_is_free_or_part_of_what_is_trained() -> None:
             # Of everything that only some settings read, each.
             "reward": {"horizon": 2, "scheme": {"net_gain": 1, "length_triangle": 1}},
             "baseline": {"weights": "ema"},
-            "objective": {"algorithm": "gspo", "kl_weight": 1, "kl_reference": "ema"},
+            "objective": {
+                "algorithm": "gspo",
+                "kl_weight": 1,
+                "kl_reference": "ema",
+                "router_weight": 1,
+            },
             "optim": {"schedule": "cosine"},
         }
     )
@@ -238,6 +264,7 @@ def two_runs(
     raw["data"]["docs_per_step"] = 2
     raw["checkpoint"] = {"every_steps": 1, "keep": 9}
     raw["evaluation"] = {"enabled": False, "docs": 3}
+    raw["model"]["dtype"] = "float32"  # where work is cut otherwise, rounding stays small
     return raw, fit(raw, here / "two", "run.steps=2"), fit(raw, here / "three")
 
 

@@ -1,0 +1,5 @@
+"""`python -m rntp`."""
+
+from rntp.cli import main
+
+main()
