@@ -201,5 +201,7 @@ def _make_usable(hf: PreTrainedModel) -> None:
     if hf.base_model is hf:  # its name for the trunk is another's
         trunks = [name for name in ("model", "transformer", "decoder") if hasattr(hf, name)]
         hf.base_model_prefix = trunks[0] if trunks else hf.base_model_prefix
-    if hf.dtype == torch.float64 and hf._can_set_experts_implementation():
-        hf.set_experts_implementation("eager")  # the grouped products have no float64
+    if hf.dtype == torch.float64:
+        cast_parameters(hf, torch.float64)  # some classes keep a few in float32
+        if hf._can_set_experts_implementation():
+            hf.set_experts_implementation("eager")  # the grouped products have no float64
