@@ -58,6 +58,12 @@ def files(*patterns: str) -> list[Path]:
         ),
         (["rntp/data/storage.py"], {"rntp.data.retry", *CORE}),
         (["rntp/data/state.py"], {"rntp.data.damage", *CORE}),
+        (["rntp/model/attention.py", "rntp/model/head.py"], {"rntp_kernels", *CORE}),
+        (
+            ["rntp/model/check.py"],
+            {"rntp_kernels", "rntp.model.attention", "rntp.model.head", *CORE},
+        ),
+        (["rntp/model/markers.py"], {"rntp.model.head", "rntp.tokenizer", *CORE}),
         (["rntp/tree.py"], {"rntp_kernels", "rntp.model", *CORE}),
         (["rntp/moe.py"], {"rntp.model", *CORE}),
         (

@@ -12,8 +12,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import tiny_model, tiny_run
+from conftest import tiny_model, tiny_run, tiny_tokenizer
 from many_ranks import Outcome, run_ranks, values
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "models"))
+
+from tiny_models import tiny_model as tiny_model_of
 
 from rntp import checkpoint, cli
 from rntp.config import Config
@@ -131,6 +135,29 @@ def test_one_two_and_four_ranks_train_the_same_run(
         assert len(list(weights.iterdir())) == size
     moved = [read_metrics(tmp_path / "one")[n]["grad_norm"] for n in range(3)]
     assert all(1e-3 < norm < 1e3 for norm in moved)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("gpt_oss", {"sliding_window": 24, "layer_types": ["sliding_attention"] * 2}),
+        ("phi", {}),
+        ("modernbert-decoder", {}),
+        ("deepseek_v3", {"vocab_size": 384}),
+    ],
+)
+def test_sinks_biases_and_heads_of_parts_on_two_ranks(
+    raw: dict, name: str, fields: dict, tmp_path: Path
+) -> None:
+    """What lies outside of layers' matrices, and what only the head reads."""
+    model = tiny_model_of(name, **fields)
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    raw["model"]["spec"] = str(tmp_path / "model")
+    fit(raw, tmp_path / "one", ["model.dtype=float64"])
+    values(fit(raw, tmp_path / "two", ["model.dtype=float64"], 2))
+    same_metrics(tmp_path / "one", tmp_path / "two", 1e-6)
+    same_tensors(tmp_path / "one", tmp_path / "two", 1e-6)
 
 
 def test_in_bfloat16_with_an_evaluation(raw: dict, tmp_path: Path) -> None:

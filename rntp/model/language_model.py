@@ -244,5 +244,7 @@ def _make_usable(hf: PreTrainedModel) -> None:
         # RWKV divides its weights by powers of 2 in place as soon as it is evaluated, against
         # overflow in float16: they would be trained and saved like that.
         hf.config.rescale_every = 0
-    if hf.dtype == torch.float64 and hf._can_set_experts_implementation():
-        hf.set_experts_implementation("eager")  # the grouped products have no float64
+    if hf.dtype == torch.float64:
+        cast_parameters(hf, torch.float64)  # some classes keep a few in float32
+        if hf._can_set_experts_implementation():
+            hf.set_experts_implementation("eager")  # the grouped products have no float64
