@@ -104,7 +104,7 @@ class TritonTree(torch.autograd.Function):
         sinks: Tensor | None = None,
     ) -> Tensor:
         q, k, v = (_rows_in_order(x) for x in (q, k, v))
-        tiles, widen = tiles_for(q), _widen(q)
+        tiles, flags = tiles_for(q), _flags(q, tables, soft_cap)
         heads, rows, head = q.shape[1:]
         # The next layer wants [1, N, heads · D].
         out = q.new_empty(1, rows, heads, head).transpose(1, 2)
@@ -126,9 +126,7 @@ class TritonTree(torch.autograd.Function):
             HEAD=head,
             QUERIES=tiles.queries,
             KEYS=launch.step,
-            WIDEN=widen,
-            WINDOWED=tables.window is not None,
-            CAPPED=soft_cap is not None,
+            **flags,
             num_warps=launch.warps,
             num_stages=launch.stages,
         )
@@ -145,9 +143,9 @@ class TritonTree(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, sinks = ctx.saved_tensors
         tables, scale = ctx.tables, ctx.scale
-        style, windowed = _style(tables, ctx.soft_cap), tables.window is not None
+        style = _style(tables, ctx.soft_cap)
         d_out = _rows_in_order(d_out)
-        tiles, widen = tiles_for(q), _widen(q)
+        tiles, flags = tiles_for(q), _flags(q, tables, ctx.soft_cap)
         heads, rows, head = q.shape[1:]
         kv_heads = k.shape[1]
         delta = torch.empty_like(lse)
@@ -173,9 +171,7 @@ class TritonTree(torch.autograd.Function):
             HEAD=head,
             QUERIES=tiles.queries,
             KEYS=launch.step,
-            WIDEN=widen,
-            WINDOWED=windowed,
-            CAPPED=ctx.soft_cap is not None,
+            **flags,
             num_warps=launch.warps,
             num_stages=launch.stages,
         )
@@ -203,9 +199,7 @@ class TritonTree(torch.autograd.Function):
             HEAD=head,
             QUERIES=launch.step,
             KEYS=tiles.keys,
-            WIDEN=widen,
-            WINDOWED=windowed,
-            CAPPED=ctx.soft_cap is not None,
+            **flags,
             num_warps=launch.warps,
             num_stages=launch.stages,
         )
@@ -243,6 +237,11 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [x.stride(dim) for x in tensors for dim in (1, 2)]
 
 
-def _widen(x: Tensor) -> bool:
-    """The interpreter's products of bfloat16 are wrong (triton-lang/triton#4972)."""
-    return not x.is_cuda and x.dtype == torch.bfloat16
+def _flags(x: Tensor, tables: Tables, soft_cap: float | None) -> dict[str, bool]:
+    """What the kernels are compiled for."""
+    return {
+        # The interpreter's products of bfloat16 are wrong (triton-lang/triton#4972).
+        "WIDEN": not x.is_cuda and x.dtype == torch.bfloat16,
+        "WINDOWED": tables.window is not None,
+        "CAPPED": soft_cap is not None,
+    }
