@@ -61,22 +61,18 @@ def files(*patterns: str) -> list[Path]:
         (["rntp/model/attention.py", "rntp/model/head.py"], {"rntp_kernels", *CORE}),
         (
             ["rntp/model/check.py"],
-            {"rntp_kernels", "rntp.model.attention", "rntp.model.head", *CORE},
+            {"rntp_kernels", "rntp.model.attention", "rntp.model.head", "rntp.model.unshared"}
+            | CORE,
         ),
+        (["rntp/model/routing.py"], CORE),
+        (
+            ["rntp/model/unshared.py"],
+            {"rntp_kernels", "rntp.model.routing", "rntp.sharding", *CORE},
+        ),
+        (["rntp/model/plain_check.py"], {"rntp.model.check", "rntp.model.unshared", *CORE}),
         (["rntp/model/markers.py"], {"rntp.model.head", "rntp.tokenizer", *CORE}),
         (["rntp/tree.py"], {"rntp_kernels", "rntp.model", *CORE}),
         (["rntp/moe.py"], {"rntp.model", *CORE}),
-        (
-            ["rntp/model/*.py"],
-            {
-                "rntp_kernels",
-                "rntp.model",
-                "rntp.sharding",
-                "rntp.sources",
-                "rntp.tokenizer",
-                *CORE,
-            },
-        ),
         (
             ["rntp/rollout/unshared.py", "rntp/rollout/finish.py"],
             {"rntp.chance", "rntp.model", "rntp.rollout", "rntp.tree", *CORE},
