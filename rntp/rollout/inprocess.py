@@ -6,6 +6,7 @@ lock-step against that one copy of the keys and values.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from rntp_kernels.tree_attention import PrefixRecorder
@@ -226,29 +227,17 @@ def open_engine(
     """
     if thoughts == 0:
         return ReadingEngine()
-    pick = always(pause_id(model.tokenizer)) if config.thought.source == "pause" else draw
+    common: dict[str, Any] = {
+        "thoughts": thoughts,
+        "budget": config.thought.thought_tokens,
+        "answer_tokens": answer_tokens,
+        "temperature": config.thought.temperature,
+        "seed": config.run.seed,
+        "docs_per_batch": config.rollout.docs_per_batch,
+        "purpose": purpose,
+        "draw": always(pause_id(model.tokenizer)) if config.thought.source == "pause" else draw,
+    }
     if not model.shares:
-        return UnsharedEngine(
-            model,
-            thoughts=thoughts,
-            budget=config.thought.thought_tokens,
-            answer_tokens=answer_tokens,
-            temperature=config.thought.temperature,
-            seed=config.run.seed,
-            docs_per_batch=config.rollout.docs_per_batch,
-            purpose=purpose,
-            draw=pick,
-        )
+        return UnsharedEngine(model, **common)
     engines = {"inprocess": InProcessEngine}
-    return engines[config.rollout.engine](
-        model,
-        thoughts=thoughts,
-        budget=config.thought.thought_tokens,
-        answer_tokens=answer_tokens,
-        temperature=config.thought.temperature,
-        seed=config.run.seed,
-        slots=slots or config.longest_context,
-        docs_per_batch=config.rollout.docs_per_batch,
-        purpose=purpose,
-        draw=pick,
-    )
+    return engines[config.rollout.engine](model, slots=slots or config.longest_context, **common)
