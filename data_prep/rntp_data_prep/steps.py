@@ -14,13 +14,15 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from loguru import logger
 
-from rntp.errors import ConfigError, DataError
+from rntp.errors import ConfigError
 from rntp_data_prep.books import Books, kept_documents, pack_ids
-from rntp_data_prep.child import ChildExtractor
+from rntp_data_prep.child import Cleaner
 from rntp_data_prep.config import Filter, PrepConfig
-from rntp_data_prep.extract import Unextractable, extract, module
+from rntp_data_prep.extract import Unextractable
+from rntp_data_prep.packages import module
+from rntp_data_prep.page import Options, Page, Tally
 from rntp_data_prep.sources import pages
-from rntp_data_prep.texts import Extractor, cleaned, text_id
+from rntp_data_prep.texts import check_length, cleaned_page, text_id
 
 Encode = Callable[[str], Sized]
 
@@ -57,25 +59,21 @@ class ReadPages(PipelineStep):
 
     type, name = "📖 - READER", "pages"
 
-    def __init__(self, books: Books, sources: list[str]) -> None:
+    def __init__(self, books: Books, sources: list[str], options: list[Options]) -> None:
         super().__init__()
-        self.books, self.sources = books, sources
+        self.books, self.sources, self.options = books, sources, options
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        source, usable = self.sources[rank], 0
-        for page in pages(source):
+        tally = Tally(notes=self.books.notes)
+        for page in pages(self.sources[rank], self.options[rank], tally):
             self.books.count_page()
             is_html = page.html is not None
             text = page.html if is_html else page.text
             if text is None:
                 self.books.drop(page.url, page.source, page.reason)
                 continue
-            usable += 1
             facts = {"url": page.url, "source": page.source, "title": page.title}
             yield Document(text, page.url, metadata={**facts, "is_html": is_html})
-        if usable == 0:
-            kind = "HTML page (HTTP response, status 200)" if ".warc" in source else "usable page"
-            raise DataError(f"{source} holds no {kind}; leave it out of `sources`")
 
 
 class Extract(BaseFilter):
@@ -85,20 +83,22 @@ class Extract(BaseFilter):
 
     def __init__(self, books: Books, config: PrepConfig) -> None:
         super().__init__(Ledger(books))
-        self.books = books
-        self._extract: Extractor = extract
-        if config.extractor == "trafilatura":
-            self._extract = ChildExtractor(config.extraction_s)
+        self.books, self.config = books, config
+        # resiliparse has a limit of its own, which grows with the page.
+        limit_s = config.extraction_s if config.extractor == "trafilatura" else None
+        self._clean = Cleaner(config.extractor, limit_s)
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         is_html, facts = doc.metadata.pop("is_html"), doc.metadata
+        html, text = (doc.text, None) if is_html else (None, doc.text)
+        page = Page(facts["url"], facts["source"], html, text=text, title=facts["title"])
         try:
-            facts["title"], doc.text, facts["neutralised"] = cleaned(
-                doc.text, is_html=is_html, title=facts["title"], extractor=self._extract
-            )
+            facts["title"], doc.text, facts["neutralised"] = cleaned_page(page, self._clean)
+            # Before the filters: what they take grows with the text.
+            check_length(doc.text, 1, self.config.max_chars)
         except Unextractable as error:
             return False, error.reason
-        return True if doc.text else (False, "no_text")
+        return True
 
 
 class Language(BaseFilter):
@@ -152,10 +152,10 @@ class Limits(BaseFilter):
         self.books, self.config, self.encode = books, config, encode
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        if len(doc.text) < self.config.min_chars:
-            return False, "too_few_chars"
-        if len(doc.text) > self.config.max_chars:
-            return False, "too_many_chars"
+        try:
+            check_length(doc.text, self.config.min_chars, self.config.max_chars)
+        except Unextractable as error:
+            return False, error.reason
         ids = self.encode(doc.text)
         if len(ids) < self.config.min_tokens:
             return False, "too_few_tokens"
@@ -214,12 +214,17 @@ def datatrove_filter(name: Filter, books: Books) -> BaseFilter:
 
 
 def pipeline(
-    config: PrepConfig, encode: Encode, sources: list[str], folders: list[Path], keys: list[str]
+    config: PrepConfig,
+    encode: Encode,
+    sources: list[str],
+    options: list[Options],
+    folders: list[Path],
+    keys: list[str],
 ) -> list[Any]:
     """What every page goes through on its own; task n prepares sources[n] into folders[n]."""
     books = Books(Path())
     between = page_steps(config, encode, books)
-    return [ReadPages(books, sources), *between, WritePart(books, folders, keys)]
+    return [ReadPages(books, sources, options), *between, WritePart(books, folders, keys)]
 
 
 def page_steps(config: PrepConfig, encode: Encode, books: Books) -> list[Any]:
