@@ -10,7 +10,6 @@ see it; a corpus cannot, so a label has to fit the bytes, or the next one is tri
 import codecs
 import re
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -30,21 +29,22 @@ _BOMS = (
 # Where Python's codec of a name knows fewer characters than the standard's decoder.
 _WIDER = {"gbk": "gb18030", "gb2312": "gb18030", "big5": "big5hkscs", "euc_jp": "euc_jp"}
 # Of the standard's "replacement": browsers refuse to decode them, because scripts can hide there.
-_REFUSED_BY_BROWSERS = {"iso-2022-kr": "iso2022_kr", "hz-gb-2312": "hz", "csiso2022kr": "iso2022_kr"}
-_LATIN = frozenset(
-    "cp1250 cp1252 cp1254 cp1257 cp1258 iso8859-1 iso8859-2 iso8859-3 iso8859-4 iso8859-10 "
-    "iso8859-13 iso8859-14 iso8859-15 iso8859-16 mac-roman".split()
+_REFUSED_BY_BROWSERS = {
+    "iso-2022-kr": "iso2022_kr",
+    "hz-gb-2312": "hz",
+    "csiso2022kr": "iso2022_kr",
+}
+_LATIN = frozenset(["cp1250", "cp1252", "cp1254", "cp1257", "cp1258", "mac-roman"]).union(
+    f"iso8859-{n}" for n in (1, 2, 3, 4, 10, 13, 14, 15, 16)
 )
-_MULTIBYTE = frozenset("gb18030 gbk big5hkscs cp932 euc_jp cp949".split())
-_ESCAPED = frozenset("iso2022_jp iso2022_kr hz".split())  # all of their bytes are ASCII's
+_MULTIBYTE = frozenset(["gb18030", "gbk", "big5hkscs", "cp932", "euc_jp", "cp949"])
+_ESCAPED = frozenset(["iso2022_jp", "iso2022_kr", "hz"])  # all of their bytes are ASCII's
 _HIGH = bytes(range(0x80, 0x100))
 _LONG_RUN = re.compile(rb"[\x80-\xff]{4,}")
 _UNREADABLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd]")
 _XML = re.compile(rb"""\s*<\?xml\s[^>]{0,200}?encoding\s*=\s*["']\s*([^"'>]{1,40})""", re.I)
 _META = re.compile(rb"<meta(?=[\s/])((?:[^>\"']|\"[^\"]*+\"|'[^']*+')*+)", re.I)
-_ATTRIBUTE = re.compile(
-    rb"""([^\s"'>/=]++)\s*+=\s*+(?:"([^"]*+)"|'([^']*+)'|([^\s"'>]++))""", re.I
-)
+_ATTRIBUTE = re.compile(rb"""([^\s"'>/=]++)\s*+=\s*+(?:"([^"]*+)"|'([^']*+)'|([^\s"'>]++))""", re.I)
 _CHARSET = re.compile(r"""charset\s*=\s*["']?\s*([^\s"';,]+)""", re.I)
 
 
@@ -239,7 +239,6 @@ def _detected(body: bytes, tld: str) -> str:
     return codec(detector.guess(tld=hint, allow_utf8=True)) or "cp1252"
 
 
-@cache
 def _detector() -> Any:
     return module("chardetng_py").EncodingDetector
 

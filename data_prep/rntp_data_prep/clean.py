@@ -61,9 +61,7 @@ Extractor = Callable[[str], tuple[str, str]]
 """HTML to (title, text)."""
 
 
-def cleaned(
-    raw: str, *, is_html: bool, title: str, extractor: Extractor
-) -> tuple[str, str, int]:
+def cleaned(raw: str, *, is_html: bool, title: str, extractor: Extractor) -> tuple[str, str, int]:
     """(title, text, neutralised markers) of what was read. Raises what the extractor does."""
     text = raw
     if is_html:

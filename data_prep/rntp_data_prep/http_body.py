@@ -145,7 +145,7 @@ def _undone(body: bytes, coding: str, limit: int) -> bytes | None:
 
 
 def _inflate(body: bytes, wbits: int, limit: int) -> bytes:
-    parts, size = [], 0
+    parts, size = list[bytes](), 0
     while body:
         stream = zlib.decompressobj(wbits=wbits)
         try:
@@ -198,7 +198,7 @@ def _unzstd(body: bytes, limit: int) -> bytes:
 def _unchunk(body: bytes, *, strict: bool) -> bytes | None:
     """The chunks of a body; None where it does not begin with one, or, if strict, is not all
     chunks. The last one, which is empty, may be missing, and the one before it cut."""
-    parts, place = [], 0
+    parts, place = list[bytes](), 0
     while head := _CHUNK.match(body, place):
         size = int(head[1], 16)
         if size == 0:

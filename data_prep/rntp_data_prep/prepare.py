@@ -100,9 +100,7 @@ def prepare(
             for name, digest in zip(names, source_digests, strict=True)
         ]
         execute = execute or local(workers)
-        folders = _prepare_parts(
-            config, encode, paths, options, keys, work, execute, progress
-        )
+        folders = _prepare_parts(config, encode, paths, options, keys, work, execute, progress)
         removed = None
         if config.dedup == "minhash":
             removed = _near_duplicates(folders, work, execute, progress)

@@ -23,7 +23,10 @@ _HEAD_END = re.compile(rb"\r?\n[ \t]*\r?\n")
 _NEWLINES = re.compile(rb"[\r\n \t]*")
 _FIELD = re.compile(rb"[ \t]*([^\s:]{1,100})[ \t]*:[ \t]*(.*)")
 _WARC = re.compile(rb"WARC/\d+\.\d+[ \t]*\r?\n")
-_NEXT_WARC = re.compile(rb"(?<=[\r\n\0])WARC/\d+\.\d+[ \t]*\r?\n(?=[ \t]*[A-Za-z][\w-]{1,60}[ \t]*:)")
+_WARC_BEGUN = re.compile(rb"W(?:A(?:R(?:C(?:/[0-9.]{0,5}[ \t]*\r?)?)?)?)?")
+_NEXT_WARC = re.compile(
+    rb"(?<=[\r\n\0])WARC/\d+\.\d+[ \t]*\r?\n(?=[ \t]*[A-Za-z][\w-]{1,60}[ \t]*:)"
+)
 _ARC_LINE = (
     rb"(?:filedesc|https?|ftp|dns|gopher|whois)://?\S{1,8000} [0-9a-fA-F.:]{1,45} \d{8,17}"
     rb" [^\n]{1,400}? ?(\d{1,12})[ \t]*\r?\n|(?:dns|whois):\S{1,2000} [^\n]{1,400} (\d{1,12})\r?\n"
@@ -69,9 +72,9 @@ def records(
 ) -> Iterator[Record]:
     """The records of a file, in order. Raises Broken where too much of it is damaged.
 
-    pieces: as of `unpack`, of which None is one damaged place. on_damage: is told of a last record
-    that is cut. notes: counts `record_lengths_corrected`. checked: the pieces come with checksums,
-    so that the end of the file is the end of what was written.
+    pieces: as of `unpack`. on_damage: is told of a last record that is cut. notes: counts
+    `record_lengths_corrected`. checked: the pieces come with checksums, so that the end of the
+    file is the end of what was written.
     """
     total = damaged = 0
     stream, is_first = _Stream(pieces), True
@@ -84,7 +87,6 @@ def records(
             yield record
         if stream.has_hole:
             damaged += 1
-            yield Record("damaged", stream.at)
     if damaged > max(MAX_DAMAGED, MAX_DAMAGED_SHARE * total):
         raise Broken(
             f"{damaged} places among {total} records are damaged, and {MAX_DAMAGED}, or "
@@ -113,12 +115,12 @@ class _Stream:
     def fill(self, count: int) -> bool:
         """Have `count` bytes to look at. False where the segment ends before."""
         while len(self.data) < count and not self.ended:
-            piece = next(self._pieces, b"")
-            while piece == b"":
-                piece = next(self._pieces, 0)  # type: ignore[arg-type]
-            if piece == 0:
+            try:
+                piece = next(self._pieces)
+            except StopIteration:
                 self.ended = True
-            elif piece is None:
+                break
+            if piece is None:
                 self.ended = self.has_hole = True
             else:
                 self.data += piece
@@ -165,24 +167,23 @@ class _Segment:
         stream = self._stream
         while self._skip_newlines():
             if not stream.starts(self._start):
+                if stream.ended and _WARC_BEGUN.fullmatch(stream.data):
+                    return self._cut(stream.at, "the head of a record has no end")
                 if self._lost():
                     yield Record("damaged", stream.at)
                 continue
             at, head = stream.at, self._head()
             if head is None:
-                yield from self._cut(at, "the head of a record has no end")
-                return
+                return self._cut(at, "the head of a record has no end")
             if head.length is not None and head.length > _SEARCHED_BYTES:
                 record = Record(head.kind, at, head.url, head.content_type, None, head.fields)
                 if not self._pass(head.end + head.length):
-                    yield from self._cut(at, f"the record of {head.url} has no end")
-                    return
+                    return self._cut(at, f"the record of {head.url} has no end")
                 yield record
                 continue
             end = self._block_end(head)
             if end is None:
-                yield from self._cut(at, self._lacks(head))
-                return
+                return self._cut(at, self._lacks(head))
             block = bytes(stream.data[head.end : end])
             kept = None if len(block) > MAX_BLOCK_BYTES else block
             yield Record(head.kind, at, head.url, head.content_type, kept, head.fields)
@@ -194,11 +195,10 @@ class _Segment:
             return f"the record of {head.url} is the last one and has no end"
         return f"the record of {head.url} has {have} of {head.length} bytes"
 
-    def _cut(self, at: int, what: str) -> Iterator[Record]:
-        """The last record of a segment, which is not whole: a hole says so itself."""
+    def _cut(self, at: int, what: str) -> None:
+        """Say that the last record of a segment is not whole; of a hole that was said."""
         if not self._stream.has_hole:
             self._on_damage(Broken(what, at))
-            yield Record("damaged", at)
 
     def _skip_newlines(self) -> bool:
         """To the next byte that is none; False at the end, zeros before it aside."""

@@ -45,8 +45,6 @@ def json_units(
         place = f"{source}#{number}"
         if value is None:
             yield partial(Page, place, source, None, "page_too_large")
-        elif value == b"":
-            yield partial(Page, place, source, None, "damaged")
         elif value.strip():
             yield partial(_json_page, value, place, source, options, tally)
 
@@ -213,13 +211,12 @@ def _has_a_row_a_line(head: bytes) -> bool:
 
 
 def _lines(pieces: Iterator[bytes | None]) -> Iterator[tuple[int, bytes | None]]:
-    """(number, line): None for one that is too long, of which no more is held; empty for what is
-    missing, and never for an empty line."""
+    """(number, line), None for one that is too long, of which no more is held. What is missing
+    takes the lines with it that it tore."""
     number, parts, size, is_torn = 1, list[bytes](), 0, False
     for piece in pieces:
         if piece is None:
-            yield number, b""
-            parts, size, is_torn = [], 0, True  # up to the next line end, it is half a line
+            parts, size, is_torn = [], 0, True
             continue
         first, *others = piece.split(b"\n")
         for part in (first, *others[:-1]) if others else ():
@@ -242,8 +239,7 @@ def _objects(pieces: Iterator[bytes | None]) -> Iterator[tuple[int, bytes | None
     scan, number = _Scan(), 0
     for piece in pieces:
         if piece is None:
-            scan, number = _Scan(), number + 1
-            yield number, b""
+            scan = _Scan()
             continue
         for found in scan.feed(piece):
             number += 1

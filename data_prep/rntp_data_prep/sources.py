@@ -104,17 +104,24 @@ def _units(source: str, options: Options, tally: Tally) -> Iterator[Unit]:
     if is_hub(source):
         yield from _hub(source, options, tally)
         return
-    count = 0
+    count, name = 0, Path(source).name
+    found: list[Broken] = []
 
     def on_damage(broken: Broken) -> None:
         if options.damaged == "refuse":
             raise broken
-        tally.notes["damaged_places"] += 1
+        found.append(broken)
+
+    def damaged() -> Iterator[Unit]:
+        while found:
+            yield partial(Page, f"{name}@{found.pop(0).at or 0}", name, None, "damaged")
 
     try:
         for unit in _file_units(Path(source), options, tally, on_damage):
+            yield from damaged()
             yield unit
             count += 1
+        yield from damaged()
     except Broken as broken:
         place = "" if broken.at is None else f" at byte {broken.at}"
         raise DataError(
@@ -125,9 +132,7 @@ def _units(source: str, options: Options, tally: Tally) -> Iterator[Unit]:
         raise DataError(f"{source} cannot be read, after {count} pages: {error}") from error
 
 
-def _file_units(
-    path: Path, options: Options, tally: Tally, on_damage: OnDamage
-) -> Iterator[Unit]:
+def _file_units(path: Path, options: Options, tally: Tally, on_damage: OnDamage) -> Iterator[Unit]:
     name = path.name
     with open(path, "rb") as file:
         head, is_packed = _head(file)
@@ -138,7 +143,7 @@ def _file_units(
         if kind in ("table", "tar"):
             with _seekable(file, is_packed, on_damage) as plain:
                 if kind == "table":
-                    yield from parquet_units(plain, name, options, tally)
+                    yield from parquet_units(plain, name, options, tally, on_damage)
                 else:
                     yield from tar_units(plain, name, options, tally, on_damage)
             return
@@ -214,9 +219,7 @@ def _wacz(path: Path, tally: Tally, on_damage: OnDamage) -> Iterator[Unit]:
                     file = cast(BinaryIO, member)
                     _, is_packed = _head(file)
                     pieces = unpack(file, on_damage)
-                    yield from record_units(
-                        pieces, path.name, tally, on_damage, checked=is_packed
-                    )
+                    yield from record_units(pieces, path.name, tally, on_damage, checked=is_packed)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         on_damage(Broken(f"zip: {error}"))
 

@@ -16,7 +16,7 @@ from loguru import logger
 
 from rntp.errors import ConfigError
 from rntp_data_prep.books import Books, kept_documents, pack_ids
-from rntp_data_prep.child import Cleaner
+from rntp_data_prep.cleaner import shared_cleaner
 from rntp_data_prep.config import Filter, PrepConfig
 from rntp_data_prep.extract import Unextractable
 from rntp_data_prep.packages import module
@@ -86,14 +86,16 @@ class Extract(BaseFilter):
         self.books, self.config = books, config
         # resiliparse has a limit of its own, which grows with the page.
         limit_s = config.extraction_s if config.extractor == "trafilatura" else None
-        self._clean = Cleaner(config.extractor, limit_s)
+        self._limits = config.extractor, limit_s
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         is_html, facts = doc.metadata.pop("is_html"), doc.metadata
         html, text = (doc.text, None) if is_html else (None, doc.text)
         page = Page(facts["url"], facts["source"], html, text=text, title=facts["title"])
         try:
-            facts["title"], doc.text, facts["neutralised"] = cleaned_page(page, self._clean)
+            facts["title"], doc.text, facts["neutralised"] = cleaned_page(
+                page, shared_cleaner(*self._limits)
+            )
             # Before the filters: what they take grows with the text.
             check_length(doc.text, 1, self.config.max_chars)
         except Unextractable as error:

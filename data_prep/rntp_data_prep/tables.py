@@ -11,14 +11,17 @@ from typing import Any, BinaryIO
 from rntp_data_prep.packages import module
 from rntp_data_prep.page import Options, Page, Tally, Unit
 from rntp_data_prep.rows import field_names, row_page
-from rntp_data_prep.unpack import Broken
+from rntp_data_prep.unpack import Broken, OnDamage
 
 _ROWS = 16  # at a time; a row may have as much as a page
 _BUFFER_BYTES = 1 << 20
 
 
-def parquet_units(file: BinaryIO, source: str, options: Options, tally: Tally) -> Iterator[Unit]:
-    """The rows of a Parquet file. Raises Broken for what cannot be read, checksums included."""
+def parquet_units(
+    file: BinaryIO, source: str, options: Options, tally: Tally, on_damage: OnDamage
+) -> Iterator[Unit]:
+    """The rows of a Parquet file. on_damage: is told of what cannot be read, checksums included,
+    which is the end."""
     errors = (OSError, module("pyarrow").ArrowException)
     try:
         table = module("pyarrow.parquet").ParquetFile(
@@ -32,15 +35,13 @@ def parquet_units(file: BinaryIO, source: str, options: Options, tally: Tally) -
         tops = list(dict.fromkeys(name.partition(".")[0] for name in names))
         for rows in table.iter_batches(batch_size=_ROWS, columns=names, use_threads=False):
             first = {rows.schema.names[n]: n for n in reversed(range(rows.num_columns))}
-            columns = {
-                name: rows.column(first[name]) for name in (*names, *tops) if name in first
-            }
+            columns = {name: rows.column(first[name]) for name in (*names, *tops) if name in first}
             for n in range(rows.num_rows):
                 number += 1
                 row = {name: _value(column[n]) for name, column in columns.items()}
                 yield partial(row_page, row, f"{source}#{number}", source, options, tally)
     except errors as error:
-        raise Broken(f"cannot be read as Parquet: {error}") from error
+        on_damage(Broken(f"cannot be read as Parquet: {error}"))
 
 
 def _columns(schema: Any, options: Options) -> list[str]:

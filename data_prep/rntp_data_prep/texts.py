@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 
-from rntp_data_prep.child import Cleaner
+from rntp_data_prep.cleaner import Cleaner
 from rntp_data_prep.config import PrepConfig
 from rntp_data_prep.extract import Unextractable
 from rntp_data_prep.page import Page

@@ -176,9 +176,7 @@ class _Members:
             return module("lz4.frame").LZ4FrameDecompressor()
         zstandard = module("zstandard")
         settings = {"dict_data": self._dictionary} if self._dictionary else {}
-        return zstandard.ZstdDecompressor(
-            max_window_size=WINDOW_BYTES, **settings
-        ).decompressobj()
+        return zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES, **settings).decompressobj()
 
     def _skippable(self) -> None:
         """Pass over a frame that holds no data, but maybe the dictionary of those that do."""
@@ -203,7 +201,8 @@ class _Members:
 
 
 def _zstd_error() -> type[Exception]:
-    return module("zstandard").ZstdError  # type: ignore[no-any-return]
+    error: type[Exception] = module("zstandard").ZstdError
+    return error
 
 
 def _zstd_words(said: str) -> str:

@@ -24,7 +24,7 @@ _MODULE_OF = {
     "check_tokenizer": "stream",
     "data_digest": "stream",
 }
-__all__ = sorted(_MODULE_OF)  # noqa: PLE0605
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> object:

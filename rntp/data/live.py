@@ -13,15 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from rntp.data.order import VERSION
 from rntp.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from rntp_data_prep.page import Options
 
 GUARANTEE = (
     "read as it comes: shuffled within blocks of neighbouring documents only; a resume reads "
@@ -92,9 +89,9 @@ class Live:
     num_docs = 0
     total_tokens = 0
 
-    def __init__(self, source: str, options: "Options | None" = None) -> None:
-        """options: how the files are read. Raises DataError where there is no such file, and
-        ConfigError for a URL."""
+    def __init__(self, source: str, **options: Any) -> None:
+        """options: as of `rntp_data_prep.page.Options`, how the files are read. Raises DataError
+        where there is no such file, and ConfigError for a URL."""
         from rntp_data_prep.config import is_hub, source_files
         from rntp_data_prep.page import Options
 
@@ -104,7 +101,7 @@ class Live:
                 f"prepare it, which does: {prepare_command(source, 'MODEL_SPEC')}"
             )
         self.source = source
-        self.options = options or Options()
+        self.options = Options(**options)
         self.files = source_files([source], "data.source")
         names = [name if is_hub(name) else Path(name).name for name in self.files]
         facts: dict[str, Any] = {"live": VERSION, "names": names}
@@ -137,12 +134,12 @@ class Reading:
     """
 
     def __init__(self, live: Live, encode: Encode) -> None:
+        from rntp_data_prep.cleaner import shared_cleaner
         from rntp_data_prep.page import Tally
-        from rntp_data_prep.texts import Cleaner
 
         self._encode = encode
         self._tally = Tally()
-        self._clean = Cleaner()
+        self._clean = shared_cleaner()
         self._pages = live.pages(self._tally)
         self._count = 0
         self._hash = hashlib.blake2b(digest_size=16)
@@ -218,6 +215,7 @@ def no_document(live: Live, counts: Mapping[str, int], min_tokens: int, split: s
     became = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
     return DataError(
         f"none of the {counts['pages']} pages of {live.source} gives a {split} document of "
-        f"{min_tokens} tokens ({became}); lower placement.min_prefix_tokens, placement.positions_per_doc or "
-        "reward.horizon, change data.heldout_fraction, or name other pages"
+        f"{min_tokens} tokens ({became}); lower placement.min_prefix_tokens, "
+        "placement.positions_per_doc or reward.horizon, change data.heldout_fraction, or name "
+        "other pages"
     )

@@ -316,9 +316,7 @@ class LiveStream(_Undamaged):
     def _end_of_pass(self) -> None:
         items = self._blocks.items
         if items == 0:
-            raise no_document(
-                self._live, self._blocks.reading.counts, self._min_tokens, "train"
-            )
+            raise no_document(self._live, self._blocks.reading.counts, self._min_tokens, "train")
         if self._pass_items not in (None, items):
             raise DataError(
                 f"{self._live.source} gave {self._pass_items} contexts in an earlier pass and "

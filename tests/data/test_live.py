@@ -243,8 +243,8 @@ def test_what_breaks_off_does_not_pass_for_the_end(
     expected = [facts(live[n]) for n in range(30)]
     whole, broken = Live.pages, [True]
 
-    def pages(self: Live) -> Any:
-        for n, page in enumerate(whole(self)):
+    def pages(self: Live, tally: Any = None) -> Any:
+        for n, page in enumerate(whole(self, tally)):
             if n == 20 and broken[0]:
                 raise DataError("the line went dead")
             yield page
@@ -310,16 +310,16 @@ def test_a_missing_reader_is_named_with_its_extra(
     load = importlib.import_module
 
     def without(name: str, *rest: Any) -> Any:
-        if name.partition(".")[0] in ("datasets", "fastwarc", "pyarrow"):
+        if name.partition(".")[0] in ("datasets", "chardetng_py", "pyarrow"):
             raise ImportError(name)
         return load(name, *rest)
 
     monkeypatch.setattr(importlib, "import_module", without)
     with pytest.raises(ConfigError, match=r"needs datasets, .*rntp\[hf\]"):
         _ = stream("hf:a/b")[0]
-    (tmp_path / "a.warc").write_bytes(b"\r\n\r\n")
-    with pytest.raises(ConfigError, match=r"needs fastwarc, .*rntp\[prep\]"):
-        _ = stream(tmp_path / "a.warc")[0]
+    (tmp_path / "a.html").write_bytes("<p>Bäcker, süß".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"needs chardetng_py, .*rntp\[prep\]"):
+        _ = stream(tmp_path / "a.html")[0]
     (tmp_path / "a.parquet").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"needs pyarrow, .*rntp\[parquet\]"):
         _ = stream(tmp_path / "a.parquet")[0]
