@@ -25,7 +25,7 @@ _FIELD = re.compile(rb"[ \t]*([^\s:]{1,100})[ \t]*:[ \t]*(.*)")
 _WARC = re.compile(rb"WARC/\d+\.\d+[ \t]*\r?\n")
 _WARC_BEGUN = re.compile(rb"W(?:A(?:R(?:C(?:/[0-9.]{0,5}[ \t]*\r?)?)?)?)?")
 _NEXT_WARC = re.compile(
-    rb"(?<=[\r\n\0])WARC/\d+\.\d+[ \t]*\r?\n(?=[ \t]*[A-Za-z][\w-]{1,60}[ \t]*:)"
+    rb"WARC/\d+\.\d+[ \t]*\r?\n(?=[ \t]*(?:[Ww][Aa][Rr][Cc]|[Cc][Oo][Nn][Tt][Ee][Nn][Tt])-\w{1,60})"
 )
 _ARC_LINE = (
     rb"(?:filedesc|https?|ftp|dns|gopher|whois)://?\S{1,8000} [0-9a-fA-F.:]{1,45} \d{8,17}"
@@ -103,9 +103,12 @@ class _Stream:
         self.at = 0
         self.ended = self.has_hole = False
         self._begun = False
+        self._broken: Broken | None = None
 
     def next_segment(self) -> bool:
         """Begin with the bytes behind a hole, or at the start; False at the end."""
+        if self._broken:
+            raise self._broken
         if self._begun and not self.has_hole:
             return False
         self.take(len(self.data))
@@ -119,6 +122,9 @@ class _Stream:
                 piece = next(self._pieces)
             except StopIteration:
                 self.ended = True
+                break
+            except Broken as broken:  # behind what came before it
+                self._broken, self.ended, self.has_hole = broken, True, True
                 break
             if piece is None:
                 self.ended = self.has_hole = True

@@ -133,7 +133,7 @@ class _Members:
             held.append(piece)
             size += len(piece)
             if member.eof:
-                self._data = member.unused_data
+                self._data = member.unused_data or b""
                 self._at -= len(self._data)
                 yield from held
                 return
