@@ -5,6 +5,7 @@ import io
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import brotli
 import lz4.frame

@@ -182,8 +182,8 @@ def _lines() -> Iterator[Case]:
     )
     named = [{"id": 1, "page": {"body": prose(f"named{n}")}} for n in (1, 2)]
     says = (
-        r"holds no usable page \(no_text_field 2\); its rows have the fields id, page\.body: name .*"
-        "`text_field`"
+        r"holds no usable page \(no_text_field 2\); its rows have the fields id, page\.body: "
+        "name .*`text_field`"
     )
     yield Case("named1 x.jsonl", lines(*named), refused=says)
     yield numbered("named x.jsonl", lines(*named), 2, options={"text_field": "page.body"})
