@@ -9,9 +9,10 @@ see it; a corpus cannot, so a label has to fit the bytes, or the next one is tri
 
 import codecs
 import re
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from rntp_data_prep.packages import module
 
@@ -19,6 +20,7 @@ MAX_UNREADABLE = 0.02
 """Share of a text's characters that may be no characters of a text: U+FFFD and controls."""
 
 _PRESCAN_BYTES = 1 << 16
+_VOTE_BYTES = 60  # beyond ASCII
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
@@ -137,8 +139,8 @@ def _decode(body: bytes, declared: str, markup: bool, tld: str) -> Decoded:
         if facts.fit(found):
             return found
         tried.append(found)
-    guesses = [facts.utf8, _with(body, _detected(body, tld))]
-    for found in reversed(guesses) if b"\x1b$" in body else guesses:
+    guesses = [facts.utf8, _with(body, _detected(body, tld, facts.is_latin))]
+    for found in guesses:
         if facts.fit(found):
             return found
         tried.append(found)
@@ -159,6 +161,7 @@ class _Bytes:
         self.utf8_wrong = self.utf8.replaced
         low = len(body) - self.high
         self.utf8_right = len(self.utf8.text) - low - self.utf8_wrong
+        self.is_escaped = b"\x1b$" in body
         long_runs = sum(len(run[0]) for run in _LONG_RUN.finditer(body))
         # Where letters are Latin, those beyond ASCII are few and far between.
         self.is_latin = 2 * self.high <= len(body) and 2 * long_runs <= max(self.high, 40)
@@ -166,6 +169,8 @@ class _Bytes:
     def fit(self, found: Decoded) -> bool:
         """Whether the bytes may be of the charset that they were decoded with."""
         right, wrong = self.utf8_right, self.utf8_wrong
+        if self.is_escaped != (found.codec in _ESCAPED):
+            return found.codec == "hz"
         if found.codec == "utf-8":
             return wrong == 0 or right >= 4 * wrong
         if found.codec in _ESCAPED:
@@ -232,15 +237,42 @@ def _unmarked_utf16(body: bytes) -> str | None:
     return "utf-16-le" if odd > even else "utf-16-be"
 
 
-def _detected(body: bytes, tld: str) -> str:
-    detector = _detector()()
+def _detected(body: bytes, tld: str, is_latin: bool) -> str:
+    """What Firefox's detector takes a body for.
+
+    One byte that a charset does not have makes the detector give up that charset. So the lines are
+    asked one by one, too; and what most of them are taken for is believed if it has such bytes,
+    or if the body is no Latin text, which is what a detector says that has given up all others.
+    """
+    if b"\x1b$" in body:
+        return "iso2022_jp"
+    name = _guess(body, tld)
+    votes: Counter[str] = Counter()
+    for part, high in _parts(body):
+        votes[_guess(part, tld)] += high
+    voted = votes.most_common(1)[0][0]
+    gave_up = name in _LATIN and not is_latin
+    return voted if gave_up or _UNREADABLE.search(_with(body, voted).text) else name
+
+
+def _guess(body: bytes, tld: str) -> str:
+    detector = module("chardetng_py").EncodingDetector()
     detector.feed(body, last=True)
     hint = tld.encode() if re.fullmatch("[a-z]{2,20}", tld) else None
-    return codec(detector.guess(tld=hint, allow_utf8=True)) or "cp1252"
+    return codec(detector.guess(tld=hint, allow_utf8=False)) or "cp1252"
 
 
-def _detector() -> Any:
-    return module("chardetng_py").EncodingDetector
+def _parts(body: bytes) -> Iterator[tuple[bytes, int]]:
+    """Lines and what is between tags, joined until there are bytes to go by, and how many."""
+    held: list[bytes] = []
+    high = 0
+    for part in re.split(rb"[<>\n]", body):
+        held.append(part)
+        high += len(part) - len(part.translate(None, _HIGH))
+        if high >= _VOTE_BYTES:
+            yield b" ".join(held), high
+            held, high = [], 0
+    yield b" ".join(held), high
 
 
 def _without_comments(head: bytes) -> bytes:
