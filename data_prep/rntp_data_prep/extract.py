@@ -44,8 +44,20 @@ _TOO_DEEP = ">".join("*" * (MAX_DEPTH + 1))
 
 _OPTION = re.compile(r"<option(?=[\s/>])[^>]*+>?+[^<]*+(?:</option[^>]*+>)?+", re.I)
 # Whatever begins like a tag is taken to its end, or as far as it goes: never looked at twice.
-_TAG = re.compile(r"""<[a-zA-Z](?:[^<>"']|"[^"]*+"|'[^']*+')*+""")
-_ATTRIBUTE = re.compile(r"""[^\s"'>/=]++(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s"'>]++))?+""")
+# Comments and elements without tags in them are passed over.
+_TAG = re.compile(
+    r"""<!--(?:[^-]++|-(?!->))*+
+      | <(script|style|textarea|title|xmp|iframe|noembed|noframes)(?=[\s/>])[^>]*+>
+        (?:[^<]++|<(?!/\1))*+
+      | (<[a-z][^\s/>]*+
+         (?:[\s/]++
+           |(?:=|[^\s/>=])[^\s/>=]*+(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s>"'][^\s>]*+)?+)?+)*+)
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_ATTRIBUTE = re.compile(
+    r"""(?:=|[^\s/>=])[^\s/>=]*+(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s>"'][^\s>]*+)?+)?+"""
+)
 _LONG_TAG = 4096  # characters; a shorter one has few attributes
 
 
@@ -111,16 +123,18 @@ def bounded(html: str) -> str:
     if next(islice(_OPTION.finditer(html), MAX_OPTIONS, None), None):
         first = next(islice(_OPTION.finditer(html), MAX_OPTIONS - 1, None)).end()
         html = html[:first] + _OPTION.sub("", html[first:])
-    if max(map(len, html.split(">"))) > _LONG_TAG:
+    # A tag may hold either bracket in its quotes, and hardly both.
+    if any(max(map(len, html.split(bracket))) > _LONG_TAG for bracket in "<>"):
         html = _TAG.sub(_with_few_attributes, html)
     return html
 
 
 def _with_few_attributes(tag: re.Match[str]) -> str:
-    if len(tag[0]) <= _LONG_TAG:
+    if tag[2] is None or len(tag[2]) <= _LONG_TAG:
         return tag[0]
-    extra = next(islice(_ATTRIBUTE.finditer(tag[0], 1), MAX_ATTRIBUTES + 1, None), None)
-    return tag[0][: extra.start()] if extra else tag[0]
+    # The first match is the tag's name.
+    extra = next(islice(_ATTRIBUTE.finditer(tag[2], 1), MAX_ATTRIBUTES + 1, None), None)
+    return tag[2][: extra.start()] if extra else tag[2]
 
 
 def _tree(html: str) -> Any:

@@ -5,6 +5,7 @@ gives its reasons as they are; a filter of datatrove's has its name before them.
 drops goes into the books of its part through the filter's exclusion writer.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +30,8 @@ Encode = Callable[[str], Sized]
 # datatrove logs every task to the console; what a task did is in its part's record.
 logger.disable("datatrove")
 
+# A run of signs costs a hundred times what one of letters costs: they are taken off one by one.
+_MAX_SQUARES = {re.compile(r"\S{500,}"): 2e8, re.compile(r"[^\w\s]{50,}"): 5e6}
 # resiliparse's out-of-place distance: its authors take a text above 1200 for no language at all.
 _MAX_LANGUAGE_DISTANCE = 1200
 
@@ -117,6 +120,26 @@ class Language(BaseFilter):
         language, _ = detect(doc.text, cutoff=_MAX_LANGUAGE_DISTANCE)
         doc.metadata["language"] = language
         return True if language in self.languages else (False, f"language/{language}")
+
+
+class Unbroken(BaseFilter):
+    """Leaves out texts whose runs without spaces would keep splitters of words for too long.
+
+    These, spaCy's among them, and the patterns for addresses take time by the square of a run.
+    Bounded are the sums of these squares: seconds a megabyte, and no page of running text.
+    """
+
+    name = "unbroken"
+
+    def __init__(self, books: Books) -> None:
+        super().__init__(Ledger(books))
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        megabytes = 1 + len(doc.text) / 1e6
+        for runs, most in _MAX_SQUARES.items():
+            if sum(len(run[0]) ** 2 for run in runs.finditer(doc.text)) > most * megabytes:
+                return False, "unbroken_text"
+        return True
 
 
 class MaskPii(PipelineStep):
@@ -237,6 +260,8 @@ def page_steps(config: PrepConfig, encode: Encode, books: Books) -> list[Any]:
     steps.append(Extract(books, config))
     if config.languages:
         steps.append(Language(books, config.languages))
+    if config.mask_pii or config.dedup == "minhash" or set(config.filters) - {"url"}:
+        steps.append(Unbroken(books))
     steps += [datatrove_filter(name, books) for name in config.filters if name != "url"]
     if config.mask_pii:
         steps.append(MaskPii(books))

@@ -15,6 +15,7 @@ from rntp_data_prep.unpack import Broken, OnDamage
 
 _ROWS = 16  # at a time; a row may have as much as a page
 _BUFFER_BYTES = 1 << 20
+_DICTIONARY_BYTES = 64 << 20
 
 
 def parquet_units(
@@ -24,13 +25,15 @@ def parquet_units(
     which is the end."""
     errors = (OSError, module("pyarrow").ArrowException)
     try:
-        table = module("pyarrow.parquet").ParquetFile(
-            file, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
-        )
+        parquet = module("pyarrow.parquet")
+        settings = {"buffer_size": _BUFFER_BYTES, "page_checksum_verification": True}
+        table = parquet.ParquetFile(file, **settings)
         names = _columns(table.schema_arrow, options)
         if not names:
             yield from _without_text(table, source, tally)
             return
+        if repeated := _repeated(table, names):
+            table = parquet.ParquetFile(file, read_dictionary=repeated, **settings)
         number = 0
         tops = list(dict.fromkeys(name.partition(".")[0] for name in names))
         for rows in table.iter_batches(batch_size=_ROWS, columns=names, use_threads=False):
@@ -49,6 +52,24 @@ def _columns(schema: Any, options: Options) -> list[str]:
     html, text = field_names(options)
     found = [name for name in (*html, *text) if _is_there(schema, name)]
     return [*found, *(n for n in ("url", "title") if n in schema.names)] if found else []
+
+
+def _repeated(table: Any, names: list[str]) -> list[str]:
+    """The columns whose values are written once for all rows that have them: written out for every
+    row, kilobytes would become gigabytes."""
+    metadata = table.metadata
+    chunks = [
+        metadata.row_group(group).column(n)
+        for group in range(metadata.num_row_groups)
+        for n in range(metadata.num_columns)
+    ]
+    large = {
+        chunk.path_in_schema
+        for chunk in chunks
+        if not chunk.has_dictionary_page or chunk.total_uncompressed_size > _DICTIONARY_BYTES
+    }
+    texts = {chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"}
+    return [name for name in names if name in texts - large]
 
 
 def _is_there(schema: Any, name: str) -> bool:
