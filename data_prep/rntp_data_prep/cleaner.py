@@ -71,6 +71,9 @@ class Cleaner:
                 # Others may end a process, for want of memory: that is not the page's doing.
                 if is_last or reason == "extraction_timeout":
                     raise Unextractable(reason) from error
+            except BaseException:
+                self.close()  # an answer that nobody has read would be taken for the next page's
+                raise
         if reason:
             raise Unextractable(reason)
         return found, text, neutralised

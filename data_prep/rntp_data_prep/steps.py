@@ -31,7 +31,7 @@ Encode = Callable[[str], Sized]
 logger.disable("datatrove")
 
 # A run of signs costs a hundred times what one of letters costs: they are taken off one by one.
-_MAX_SQUARES = {re.compile(r"\S{500,}"): 2e8, re.compile(r"[^\w\s]{50,}"): 5e6}
+_MAX_SQUARES = {re.compile(r"\S{500,}"): 2e8, re.compile(r"(?:_|[^\w\s]){50,}"): 5e6}
 # resiliparse's out-of-place distance: its authors take a text above 1200 for no language at all.
 _MAX_LANGUAGE_DISTANCE = 1200
 

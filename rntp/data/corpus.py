@@ -80,6 +80,14 @@ class Corpus:
         contexts = (self.train.stream[n] for n in numbers)
         return list(takewhile(lambda context: context.visit == 0, contexts))
 
+    @property
+    def funnel(self) -> dict[str, int]:
+        """What became of the pages: of a preparation, or of this pass over a live source so far;
+        nothing of a mixture, whose corpora have their own."""
+        if isinstance(self.train.stream, LiveStream):
+            return self.train.stream.funnel
+        return dict(self.manifest.funnel) if isinstance(self.manifest, Manifest) else {}
+
     def place(self, frontier: int, check: Callable[[], None]) -> dict[str, Any] | None:
         """What a checkpoint has to keep of a live source; None of a corpus. As `catch_up`."""
         live = self.train.stream

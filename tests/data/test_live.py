@@ -15,7 +15,7 @@ from many_ranks import run_ranks, values
 from rntp.cli import main
 from rntp.config import Config
 from rntp.data import live_stream
-from rntp.data.live import Live, is_live
+from rntp.data.live import Live, Reading, is_live
 from rntp.data.live_stream import BLOCK, LiveHeldout, LiveStream
 from rntp.data.stream import is_heldout
 from rntp.errors import CheckpointError, ConfigError, DataError
@@ -166,6 +166,48 @@ def test_a_place_brings_another_stream_to_the_same_contexts(
     assert [facts(resumed[n]) for n in range(frontier, frontier + 60)] == found[frontier:]
     assert facts(resumed[0]) == found[0]
     assert stream(path).place(0, lambda: None) is None
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("frontier", [1, 13, 50])
+def test_what_became_of_the_pages_is_counted_across_a_resume(tmp_path: Path, frontier: int) -> None:
+    path = write_lines(tmp_path / "a.jsonl", range(50))
+    path.write_bytes(path.read_bytes() + b'{"text": "cut\n' + b'{"text": 7}\n')
+    whole = stream(path)
+    _ = whole[frontier - 1]
+    place = json.loads(json.dumps(whole.place(frontier, lambda: None)))
+    resumed = stream(path)
+    assert resumed.go_to(place, lambda: None) == []
+    assert resumed.funnel == whole.funnel
+    reading = Reading(Live(str(path)), encode)
+    assert sum(1 for _ in reading.documents()) == 50
+    assert reading.counts == {
+        "pages": 53,
+        "kept": 50,
+        "rejected/malformed_line": 1,
+        "rejected/no_text_field": 1,
+        "rejected/too_few_chars": 1,
+        "neutralised_markers": 0,
+    }
+
+
+def test_fields_and_damage_are_settings_of_live_pages(raw: dict, tmp_path: Path) -> None:
+    path = tmp_path / "b.jsonl.gz"
+    rows = [{"page": {"body": prose(n)}} for n in range(40)]
+    packed = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
+    path.write_bytes(packed[:-12])
+    sets = [f"data.source={path}", "run.steps=1"]
+    with pytest.raises(DataError, match=r"b\.jsonl\.gz is truncated or damaged .*damaged: use"):
+        fit(raw, *sets)
+    sets.append("data.pages={damaged: use}")
+    with pytest.raises(DataError, match=r"the fields page\.body: name .*`text_field`"):
+        fit(raw, *sets)
+    trainer = fit(raw, *sets, "data.pages={damaged: use, text_field: page.body}")
+    assert trainer.corpus.funnel["rejected/damaged"] == 1
+    assert trainer.corpus.funnel["kept"] >= 30
+    corpus = write_corpus(tmp_path / "corpus")
+    with pytest.raises(ConfigError, match=r"data\.pages says how pages are read that train unprep"):
+        Trainer(Config.parse(raw, [f"data.source={corpus}", "data.pages={damaged: use}"]))
 
 
 def test_a_resume_passes_over_pages_without_tokenising_them(tmp_path: Path) -> None:

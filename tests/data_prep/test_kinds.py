@@ -17,6 +17,7 @@ from kinds_files import files, tables
 from rntp_data_prep import PrepConfig, prepare
 from rntp_data_prep.texts import text_id
 
+from rntp.cli import main
 from rntp.data.live import Live, Reading
 from rntp.data.manifest import Manifest
 from rntp.errors import DataError
@@ -112,3 +113,37 @@ def test_damage_is_refused_with_the_name_prepared_and_live(case: Case, tmp_path:
         list(Reading(Live(str(tmp_path / case.name)), ids).documents())
     assert str(first.value) == str(second.value)
     assert first.value.exit_code == 3
+
+
+@pytest.mark.parametrize("name", ["a.wet", "a.warc.gz", "a.jsonl.zst", "a.parquet", "a.tar"])
+def test_the_command_ends_with_3_and_the_file_for_damage_of_any_kind(
+    name: str,
+    tmp_path: Path,
+    model_folders: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 99\r\n\r\nText")
+    facts = {"sources": [str(path)], "tokenizer": str(model_folders["llama"])}
+    facts["output"] = str(tmp_path / "out")
+    (tmp_path / "prep.yaml").write_text(json.dumps(facts))
+    for command in ("prep", "preview"):
+        with pytest.raises(SystemExit) as ended:
+            main(["data", command, str(tmp_path / "prep.yaml")])
+        assert ended.value.code == 3
+        said = capsys.readouterr().err
+        assert f"{path} is truncated or damaged at byte 0, after 0 pages: the record of " in said
+        assert "4 of 99 bytes" in said
+        assert "Traceback" not in said
+
+
+def test_fields_of_sources_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}")
+    facts = {"sources": [str(tmp_path / "a.jsonl")], "output": tmp_path / "o", "tokenizer": "x"}
+    config = PrepConfig(**facts, html_field={"*/b.jsonl": "doc"})
+    with pytest.raises(DataError, match=r"html_field: no source is named \*/b\.jsonl"):
+        config.source_files()
+    config = PrepConfig(**facts, text_field={"*/a.jsonl": "body"})
+    [source] = config.source_files()
+    assert config.options(source).text_field == "body"
+    assert config.options("other").text_field == ""
