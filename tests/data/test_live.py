@@ -206,8 +206,10 @@ def test_fields_and_damage_are_settings_of_live_pages(raw: dict, tmp_path: Path)
     assert trainer.corpus.funnel["rejected/damaged"] == 1
     assert trainer.corpus.funnel["kept"] >= 30
     corpus = write_corpus(tmp_path / "corpus")
+    sets = [f"data.source={corpus}", f"run.dir={tmp_path / 'other'}"]
+    config = Config.parse(raw, [*sets, "data.pages={damaged: use}"])
     with pytest.raises(ConfigError, match=r"data\.pages says how pages are read that train unprep"):
-        Trainer(Config.parse(raw, [f"data.source={corpus}", "data.pages={damaged: use}"]))
+        Trainer(config)
 
 
 def test_a_resume_passes_over_pages_without_tokenising_them(tmp_path: Path) -> None:
