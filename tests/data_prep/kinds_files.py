@@ -34,7 +34,7 @@ from kinds import (
 
 def files() -> Iterator[Case]:
     """Charsets, JSON lines, tars, and pages that could take long."""
-    for make in (_charsets, _lines, _tars, _pages):
+    for make in (_charsets, _lines, _packed_lines, _tars, _pages):
         yield from make()
 
 
@@ -129,13 +129,15 @@ def _charsets() -> Iterator[Case]:
     yield numbered("nul x.html", nul, 1)
 
 
+def rows(tag: str) -> list[dict[str, str]]:
+    return [row(f"{tag}{n}") for n in range(1, 4)]
+
+
+def plain(tag: str) -> bytes:
+    return lines(*rows(tag))
+
+
 def _lines() -> Iterator[Case]:
-    def rows(tag: str, count: int = 3) -> list[dict[str, str]]:
-        return [row(f"{tag}{n}") for n in range(1, count + 1)]
-
-    def plain(tag: str) -> bytes:
-        return lines(*rows(tag))
-
     yield numbered("bom x.jsonl", b"\xef\xbb\xbf" + plain("bom"), 3)
     beside = [
         {**r, "score": s}
@@ -193,6 +195,9 @@ def _lines() -> Iterator[Case]:
     yield Case(
         "empty2 x.jsonl.gz", gzip.compress(b"\n\n"), refused=r"holds no usable page \(it is empty\)"
     )
+
+
+def _packed_lines() -> Iterator[Case]:
     whole = plain("member")
     packed = (
         gzip.compress(whole[:700]) + gzip.compress(b"") + gzip.compress(whole[700:]) + bytes(99)
@@ -306,6 +311,18 @@ def _pages() -> Iterator[Case]:
     yield Case("slow6 x.jsonl", rows, [prose("slow6")], reasons={"too_deep": 1})
 
 
+def odd_utf8(values: list[bytes]) -> Any:
+    """A column of strings, whatever their bytes."""
+    import pyarrow as pa
+
+    ends = [0]
+    for value in values:
+        ends.append(ends[-1] + len(value))
+    places = pa.py_buffer(struct.pack(f"<{len(ends)}i", *ends))
+    buffers = [None, places, pa.py_buffer(b"".join(values))]
+    return pa.Array.from_buffers(pa.utf8(), len(values), buffers)
+
+
 def tables() -> Iterator[Case]:
     """Those that need pyarrow."""
     import pyarrow as pa
@@ -320,17 +337,6 @@ def tables() -> Iterator[Case]:
 
     def texts(tag: str, count: int = 3) -> list[str]:
         return [prose(f"{tag}{n}") for n in range(1, count + 1)]
-
-    def odd_utf8(values: list[bytes]) -> Any:
-        ends = [0]
-        for value in values:
-            ends.append(ends[-1] + len(value))
-        buffers = [
-            None,
-            pa.py_buffer(struct.pack(f"<{len(ends)}i", *ends)),
-            pa.py_buffer(b"".join(values)),
-        ]
-        return pa.Array.from_buffers(pa.utf8(), len(values), buffers)
 
     beside = {
         "date1": pa.array([0, 2**60, 1], pa.timestamp("ms")),
