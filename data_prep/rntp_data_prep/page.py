@@ -61,6 +61,11 @@ Unit = Callable[[], Page]
 whole before its first page is used, without doing everything twice."""
 
 
+def readable(name: str) -> str:
+    """A file's name, of which bytes that are no UTF-8 are replaced."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def top_level_domain(url: str) -> str:
     """The last label of a URL's host, which says something about the charset; or nothing."""
     try:

@@ -20,7 +20,7 @@ from rntp.errors import DataError
 from rntp_data_prep.archived import decoded_page, record_units
 from rntp_data_prep.config import HF, PACKED, is_hub
 from rntp_data_prep.packages import module
-from rntp_data_prep.page import MAX_PAGE_BYTES, Options, Page, Tally, Unit
+from rntp_data_prep.page import MAX_PAGE_BYTES, Options, Page, Tally, Unit, readable
 from rntp_data_prep.records import is_records
 from rntp_data_prep.rows import json_units, row_page
 from rntp_data_prep.tables import parquet_units
@@ -104,7 +104,7 @@ def _units(source: str, options: Options, tally: Tally) -> Iterator[Unit]:
     if is_hub(source):
         yield from _hub(source, options, tally)
         return
-    count, name = 0, Path(source).name
+    count, name = 0, readable(Path(source).name)
     found: list[Broken] = []
 
     def on_damage(broken: Broken) -> None:
@@ -133,7 +133,7 @@ def _units(source: str, options: Options, tally: Tally) -> Iterator[Unit]:
 
 
 def _file_units(path: Path, options: Options, tally: Tally, on_damage: OnDamage) -> Iterator[Unit]:
-    name = path.name
+    name = readable(path.name)
     with open(path, "rb") as file:
         head, is_packed = _head(file)
         kind = _kind(name, head)
@@ -183,7 +183,9 @@ def _kind(name: str, head: bytes) -> str:
         return "table"
     if is_records(head.lstrip(b"\0\r\n")):
         return "records"
-    return "tar" if is_tar(head) else named
+    if is_tar(head) and (named == "tar" or head[257:262] == b"ustar"):
+        return "tar"
+    return named
 
 
 def _kind_of_name(name: str) -> str:
@@ -211,6 +213,7 @@ def _seekable(file: BinaryIO, is_packed: bool, on_damage: OnDamage) -> Iterator[
 
 def _wacz(path: Path, tally: Tally, on_damage: OnDamage) -> Iterator[Unit]:
     """The records of a web archive in a zip file (https://specs.webrecorder.net/wacz)."""
+    source = readable(path.name)
     try:
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if n.startswith("archive/") and n[-1] != "/"]
@@ -219,7 +222,9 @@ def _wacz(path: Path, tally: Tally, on_damage: OnDamage) -> Iterator[Unit]:
                     file = cast(BinaryIO, member)
                     _, is_packed = _head(file)
                     pieces = unpack(file, on_damage)
-                    yield from record_units(pieces, path.name, tally, on_damage, checked=is_packed)
+                    yield from record_units(
+                        pieces, readable(path.name), tally, on_damage, checked=is_packed
+                    )
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         on_damage(Broken(f"zip: {error}"))
 
@@ -243,10 +248,11 @@ def _one_page(
     pieces: Iterator[bytes | None], path: Path, is_html: bool, tally: Tally
 ) -> Iterator[Unit]:
     parts, size = [], 0
+    place, name = readable(path.as_posix()), readable(path.name)
     for piece in pieces:
         parts.append(piece or b"")
         size += len(parts[-1])
         if size > MAX_PAGE_BYTES:
-            yield partial(Page, path.as_posix(), path.name, None, "page_too_large")
+            yield partial(Page, place, name, None, "page_too_large")
             return
-    yield partial(decoded_page, b"".join(parts), "", path.as_posix(), path.name, is_html, tally)
+    yield partial(decoded_page, b"".join(parts), "", place, name, is_html, tally)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from rntp_data_prep.charsets import Undecodable, decode
-from rntp_data_prep.page import MAX_PAGE_BYTES, Options, Page, Tally, Unit
+from rntp_data_prep.page import MAX_PAGE_BYTES, Options, Page, Tally, Unit, readable
 from rntp_data_prep.rows import parse_json, row_page
 from rntp_data_prep.unpack import Broken, OnDamage, unpack_bytes
 
@@ -57,7 +57,7 @@ def tar_units(
     except Broken as broken:
         error = broken
     for key, members in groups.items():
-        yield partial(_page, file, key, members, source, options, tally)
+        yield partial(_page, file, readable(key), members, source, options, tally)
     if error:
         raise error
 

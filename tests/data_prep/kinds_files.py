@@ -288,6 +288,8 @@ def _tars() -> Iterator[Case]:
     yield numbered(
         "tare x.tar", whole[:4000], 2, reasons={"damaged": 1}, options={"damaged": "use"}
     )
+    odd = tar(("\udcff\udcfe.txt", prose("tarh1").encode()), ("b.txt", prose("tarh2").encode()))
+    yield numbered("tarh x.tar", odd, 2)
     yield Case("tarf x.tar", b"\0" * 1024, refused="holds no usable page")
 
 
