@@ -222,9 +222,7 @@ def _wacz(path: Path, tally: Tally, on_damage: OnDamage) -> Iterator[Unit]:
                     file = cast(BinaryIO, member)
                     _, is_packed = _head(file)
                     pieces = unpack(file, on_damage)
-                    yield from record_units(
-                        pieces, readable(path.name), tally, on_damage, checked=is_packed
-                    )
+                    yield from record_units(pieces, source, tally, on_damage, checked=is_packed)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         on_damage(Broken(f"zip: {error}"))
 
