@@ -189,7 +189,10 @@ class _Segment:
                 continue
             end = self._block_end(head)
             if end is None:
-                return self._cut(at, self._lacks(head))
+                self._cut(at, self._lacks(head))
+                if head.length is None or len(stream.data) < head.end + head.length:
+                    return
+                end = head.end + head.length  # only newlines are missing
             block = bytes(stream.data[head.end : end])
             kept = None if len(block) > MAX_BLOCK_BYTES else block
             yield Record(head.kind, at, head.url, head.content_type, kept, head.fields)

@@ -127,6 +127,13 @@ def _framing() -> Iterator[Case]:
         (good("last21") + good("last22"))[:-4],
         refused=r"at byte \d+, after 1 pages: .* has no end",
     )
+    yield numbered(
+        "last3 x.warc",
+        (good("last31") + good("last32"))[:-4],
+        2,
+        reasons={"damaged": 1},
+        options={"damaged": "use"},
+    )
     many = b"".join(good(f"many{n}") + b"junk\r\n\r\n" for n in range(12))
     yield Case(
         "many x.warc", many, refused=r"12 places among 24 records are damaged, and 8, or 10%"
