@@ -85,6 +85,17 @@ class Model(Section):
     --dry-run says. auto: tree where the check at load passes, else none, and the run says so."""
 
 
+class Pages(Section):
+    text_field: str = ""
+    """Field of the rows that holds the text, where it is not `text`, `content` or `raw_content`;
+    `page.text` is `text` within `page`."""
+    html_field: str = ""
+    """Field of the rows that holds HTML, where it is not `html`."""
+    damaged: Literal["refuse", "use"] = "refuse"
+    """What becomes of a file that is cut, or does not match its checksums: refuse it, or use what
+    is whole in it."""
+
+
 class Data(Section):
     source: Source
     """Folder of shards with a manifest.json, as `rntp data prep` writes it, or its URL; several
@@ -112,6 +123,9 @@ class Data(Section):
     workers: NonNegative = 0
     """Threads or processes that read the next step's contexts ahead; 0 reads when they are needed.
     The contexts are the same."""
+    pages: Pages = Pages()
+    """How pages that train unprepared are read, as `rntp data prep` has it: `text_field` and
+    `html_field` of their rows, and `damaged: refuse | use` for files that are not whole."""
     worker_kind: Literal["thread", "process"] = "thread"
     """Processes pay where tokenising takes longer than a step's own work leaves time for."""
     deadline_s: Annotated[float, Field(gt=0)] = 300.0

@@ -16,7 +16,7 @@ from rntp.sources import cache_folder
 
 EXTRAS = {
     "demo": ("gguf", "accelerate"),
-    "prep": ("fastwarc", "resiliparse"),
+    "prep": ("chardetng_py", "resiliparse"),
     "log": ("wandb",),
     "vllm": ("vllm",),
     "eval": ("lm_eval",),

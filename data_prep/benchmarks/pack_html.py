@@ -7,7 +7,7 @@ import argparse
 import gzip
 from pathlib import Path
 
-from rntp_data_prep.extract import MAX_PAGE_BYTES
+from rntp_data_prep.page import MAX_PAGE_BYTES
 
 
 def record(url: str, body: bytes) -> bytes:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rntp_data_prep.extract import read_pages
+from rntp_data_prep.sources import pages
 
 from rntp.data.manifest import Manifest
 
@@ -161,10 +161,10 @@ def main() -> None:
     assert sources, f"{arguments.warc} has fewer than ten WARC files"
     tenth = sources[: len(sources) // 10]
     html = [
-        sum(len(page.html.encode()) for page in read_pages(path) if page.html) for path in sources
+        sum(len(page.html.encode()) for page in pages(str(path)) if page.html) for path in sources
     ]
     shutil.rmtree(arguments.work, ignore_errors=True)
-    packages = ("datatrove", "resiliparse", "fastwarc", "spacy", "numpy", "torch")
+    packages = ("datatrove", "resiliparse", "chardetng_py", "spacy", "numpy", "torch")
     facts: dict[str, Any] = {
         "command": "python data_prep/benchmarks/prep.py WARC_FOLDER --out FILE",
         "cores": os.cpu_count(),

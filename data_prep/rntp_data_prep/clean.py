@@ -4,7 +4,9 @@ Rules are few and say what they drop, so that a reader of a corpus can tell what
 """
 
 import re
+import sys
 import unicodedata
+from collections.abc import Callable
 
 # A page may spell out the very markers that training gives a meaning, or another model's control
 # tokens. One space inside the brackets keeps them readable and makes them ordinary text.
@@ -48,7 +50,25 @@ _NOT_PLAIN = re.compile(r"[^\n\t -~]")
 _MAX_HEADER_LINES = 8
 _MAX_HEADER_LINE_CHARS = 80
 _MIN_HEADING_CHARS = 3
-_HEADING_MARK = re.compile(r"[ \t]*[¶§][ \t]*$", re.MULTILINE)
+# Ordering a run of combining marks takes time by the square of its length. Unicode's own limit
+# for streams (UAX #15, section 13) is 30; no script needs as many.
+_MAX_MARKS = 30
+_MARKS = "".join(chr(n) for n in range(sys.maxunicode + 1) if unicodedata.combining(chr(n)))
+_LONG_RUN_OF_MARKS = re.compile(f"([{_MARKS}]{{{_MAX_MARKS}}})[{_MARKS}]++")
+
+
+Extractor = Callable[[str], tuple[str, str]]
+"""HTML to (title, text)."""
+
+
+def cleaned(raw: str, *, is_html: bool, title: str, extractor: Extractor) -> tuple[str, str, int]:
+    """(title, text, neutralised markers) of what was read. Raises what the extractor does."""
+    text = raw
+    if is_html:
+        found, text = extractor(raw)
+        title = title or found
+    text, neutralised = clean(text, title)
+    return normalise(title), text, neutralised
 
 
 def clean(text: str, title: str) -> tuple[str, int]:
@@ -60,10 +80,12 @@ def clean(text: str, title: str) -> tuple[str, int]:
 
 
 def normalise(text: str) -> str:
-    """NFC; plain spaces and newlines; no control, invisible or unassigned characters.
+    """NFC; plain spaces and newlines; no control, invisible or unassigned characters; of a run of
+    combining marks the first 30.
 
     Indentation stays (code), spaces at line ends go, at most one blank line in a row.
     """
+    text = _LONG_RUN_OF_MARKS.sub(r"\1", text)
     text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
     text = _NOT_PLAIN.sub(lambda found: _plain(found[0]), text)
     text = "\n".join(line.rstrip() for line in text.split("\n"))
@@ -77,8 +99,7 @@ def drop_boilerplate(text: str) -> str:
     footers (dates of change, copyright, languages); three or more table-of-contents entries in a
     row. A line of more than 300 characters always stays.
     """
-    lines = _HEADING_MARK.sub("", text).split("\n")
-    lines = _without_contents(lines)
+    lines = _without_contents([_without_mark(line) for line in text.split("\n")])
     kept = [line for line in lines if not _is_boilerplate(line.strip())]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip("\n")
 
@@ -116,6 +137,12 @@ def _plain(character: str) -> str:
     # Cc control (NUL too), Cf invisible format (zero-width, soft hyphen, bidirectional override),
     # Cs surrogate, Co private use (icon fonts), Cn unassigned; U+FFFD marks undecodable bytes.
     return "" if category.startswith("C") or character == "\ufffd" else character
+
+
+def _without_mark(line: str) -> str:
+    """A heading without the ¶ or § behind it, which links to it."""
+    bare = line.rstrip(" \t")
+    return bare[:-1].rstrip(" \t") if bare.endswith(("¶", "§")) else line
 
 
 def _is_boilerplate(line: str) -> bool:

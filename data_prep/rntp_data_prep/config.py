@@ -1,6 +1,7 @@
 """The settings of a preparation: one strict YAML file."""
 
 import difflib
+import fnmatch
 import glob
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,13 +11,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rntp.errors import ConfigError, DataError
+from rntp_data_prep.page import Damaged, Options
 
 Positive = Annotated[int, Field(ge=1)]
 
 HF = "hf:"
-WARC, WET = (".warc", ".warc.gz"), (".wet", ".wet.gz")
-LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-SUFFIXES = (*WARC, *WET, *LINES, ".parquet", ".tar", ".html", ".htm", ".txt", ".md")
+PACKED = (".gz", ".zst", ".lz4", ".bz2", ".xz")
+KINDS = (
+    *(".warc", ".wet", ".arc", ".wacz", ".jsonl", ".ndjson", ".json", ".parquet", ".tar", ".tgz"),
+    *(".html", ".htm", ".xhtml", ".txt", ".md"),
+)
+SUFFIXES = (*KINDS, *(kind + packed for kind in KINDS for packed in PACKED))
+"""In lower case; what a file is, is told by its first bytes as well."""
 
 # Always part of a preparation's identity, as when there were no others.
 _FIRST_SETTINGS = ("min_tokens", "min_chars", "max_chars", "shard_bytes")
@@ -34,8 +40,17 @@ class PrepConfig(BaseModel):
 
     sources: Annotated[tuple[str, ...], Field(min_length=1)]
     """Files as paths, globs such as `crawl/*.warc.gz`, or URLs, and `hf:NAME` for what `datasets`
-    streams; read in order. Kinds: .warc(.gz), .wet(.gz), .jsonl(.gz, .zst), .parquet, .tar
-    (webdataset), .html, .txt. Rows hold `html` or `text`, and maybe `url` and `title`."""
+    streams; read in order. Kinds: .warc, .wet, .arc, .wacz, .jsonl or .json, .parquet, .tar
+    (webdataset), .html, .txt, plain or packed (.gz, .zst, .lz4, .bz2, .xz). Rows hold `html` or
+    `text`, and maybe `url` and `title`."""
+    text_field: str | dict[str, str] = ""
+    """Field of the rows that holds the text, where it is not `text`, `content` or `raw_content`;
+    `page.text` is `text` within `page`. By source: `{crawl/*.jsonl: body}`."""
+    html_field: str | dict[str, str] = ""
+    """Field of the rows that holds HTML, where it is not `html`; as `text_field`."""
+    damaged: Damaged = "refuse"
+    """What becomes of a file that is cut, or does not match its checksums: refuse it, or use what
+    is whole in it. Every damaged place is in the ledger then."""
     output: Path
     """Folder to write the corpus to. It appears when the corpus is complete and verified."""
     tokenizer: str
@@ -101,9 +116,27 @@ class PrepConfig(BaseModel):
     def source_files(self) -> list[str]:
         """The sources in order, globs sorted, each once. URLs and `hf:` names as they are.
 
-        Raises DataError for a path or glob without a file, and for a kind that is not read.
+        Raises DataError for a path or glob without a file, for a kind that is not read, and for a
+        field of a source that is not there.
         """
-        return source_files(self.sources, "sources")
+        files = source_files(self.sources, "sources")
+        for name in ("text_field", "html_field"):
+            field = getattr(self, name)
+            for key in field if isinstance(field, dict) else ():
+                if not any(_matches(key, file) for file in files):
+                    raise DataError(
+                        f"{name}: no source is named {key}; write it as in `sources`, or as a "
+                        "pattern of the files' paths"
+                    )
+        return files
+
+    def options(self, source: str) -> Options:
+        """How one of `source_files` is read."""
+        return Options(
+            _for_source(self.text_field, source),
+            _for_source(self.html_field, source),
+            self.damaged,
+        )
 
     def decisions(self) -> dict[str, Any]:
         """The settings that decide what becomes of a page; newer ones only where they are set."""
@@ -116,6 +149,16 @@ class PrepConfig(BaseModel):
             for name, value in facts.items()
             if name in _FIRST_SETTINGS or getattr(self, name) != fields[name].default
         }
+
+
+def _for_source(field: str | dict[str, str], source: str) -> str:
+    if isinstance(field, str):
+        return field
+    return next((name for key, name in field.items() if _matches(key, source)), "")
+
+
+def _matches(key: str, source: str) -> bool:
+    return source == key or fnmatch.fnmatchcase(source, key)
 
 
 def is_hub(source: str) -> bool:
@@ -141,9 +184,10 @@ def source_files(sources: Iterable[str], field: str) -> list[str]:
                     f"there is no source {source} (from {Path.cwd()}); correct `{field}`, or "
                     "start in the folder that its paths are relative to"
                 )
-            if not path.endswith(SUFFIXES):
+            if not path.lower().endswith(SUFFIXES):
                 raise DataError(
-                    f"{path} is none of {', '.join(SUFFIXES)}; leave it out of `{field}`"
+                    f"{path} is none of {', '.join(KINDS)}, plain or packed ({', '.join(PACKED)}); "
+                    f"leave it out of `{field}`"
                 )
             found[path] = None
     return list(found)

@@ -25,15 +25,14 @@ from rntp.data.manifest import MANIFEST_NAME, Manifest, ShardWriter
 from rntp.errors import DataError
 from rntp_data_prep.config import PrepConfig, is_hub
 from rntp_data_prep.decontaminate import Benchmarks
-from rntp_data_prep.extract import extractor_version, module
+from rntp_data_prep.extract import extractor_version
+from rntp_data_prep.packages import module
+from rntp_data_prep.page import Options
 from rntp_data_prep.progress import Pace, joined, told, weights
+from rntp_data_prep.texts import RULES_VERSION
 
 LEDGER_NAME = "rejects.jsonl"
 REPORT_NAME = "decontamination.json"
-
-# Part of the preparation's identity: raise it with any change of what a page becomes, so that a
-# corpus of older rules is not taken for finished.
-RULES_VERSION = 2
 
 _BUCKETS = 14
 
@@ -89,7 +88,8 @@ def prepare(
     workers = config.workers or os.cpu_count() or 1
     with _claimed(config.output) as work:
         paths = [_fetched(source, work, progress) for source in sources]
-        source_digests = _check(paths, workers, progress)
+        options = [config.options(source) for source in sources]
+        source_digests = _check(paths, options, workers, progress)
         benchmarks = Benchmarks(config.decontaminate)
         names = [path if is_hub(path) else Path(path).name for path in paths]
         prep_digest = _prep_digest(config, names, source_digests, version, benchmarks)
@@ -100,7 +100,7 @@ def prepare(
             for name, digest in zip(names, source_digests, strict=True)
         ]
         execute = execute or local(workers)
-        folders = _prepare_parts(config, encode, paths, keys, work, execute, progress)
+        folders = _prepare_parts(config, encode, paths, options, keys, work, execute, progress)
         removed = None
         if config.dedup == "minhash":
             removed = _near_duplicates(folders, work, execute, progress)
@@ -131,6 +131,7 @@ def _prepare_parts(
     config: PrepConfig,
     encode: Encode,
     paths: list[str],
+    options: list[Options],
     keys: list[str],
     work: Path,
     execute: Execute,
@@ -147,7 +148,7 @@ def _prepare_parts(
     if missing:
         for n in missing:
             shutil.rmtree(folders[n], ignore_errors=True)
-        chosen = [[items[n] for n in missing] for items in (paths, folders, keys)]
+        chosen = [[items[n] for n in missing] for items in (paths, options, folders, keys)]
         steps = pipeline(config, encode, *chosen)  # type: ignore[arg-type]
         shares = weights(paths)
         pace = Pace(done=1 - sum(shares[n] for n in missing))
@@ -267,12 +268,14 @@ def _append(path: Path, file: IO[str]) -> None:
         shutil.copyfileobj(part, file)
 
 
-def _check(paths: list[str], workers: int, progress: Callable[[str], None]) -> list[str]:
+def _check(
+    paths: list[str], options: list[Options], workers: int, progress: Callable[[str], None]
+) -> list[str]:
     from rntp_data_prep.sources import check
 
     progress(f"checking {len(paths)} sources")
     with ThreadPoolExecutor(workers) as pool:  # hashing and unpacking run beside each other
-        return list(pool.map(check, paths))
+        return list(pool.map(check, paths, options))
 
 
 def _fetched(source: str, work: Path, progress: Callable[[str], None]) -> str:

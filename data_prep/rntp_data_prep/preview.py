@@ -32,7 +32,7 @@ def preview(config: PrepConfig, encode: Encode, docs: int) -> list[dict[str, Any
     steps = page_steps(config, encode, books)
     found = []
     for source in config.source_files():
-        for page in islice(pages(source), docs):
+        for page in islice(pages(source, config.options(source)), docs):
             raw = page.html if page.html is not None else page.text
             books.reason = page.reason
             row: dict[str, Any] = {

@@ -1,142 +1,240 @@
 """Pages out of files of any kind that web data comes in.
 
-A file is checked whole before it is read: gzip and zstd streams are followed to their end, since
-their readers, FastWARC's and zstandard's among them, take a cut file for a short one. What a file
-holds is hostile: lines and members have a largest size, and JSON is taken as JSON says.
+A file is gone through whole before its first page is used (`check`), by the code that reads it:
+what is cut or damaged shows then, with the place and the number of pages before it. What a file
+holds is told by its first bytes before it is told by its name. What it holds is hostile: pages,
+lines and members have a largest size.
 """
 
-import gzip
+import contextlib
 import hashlib
-import io
-import json
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import BinaryIO, cast
 
 from rntp.errors import DataError
-from rntp_data_prep.config import HF, LINES, WARC, WET, is_hub
-from rntp_data_prep.extract import (
-    FETCH_AGAIN,
-    MAX_PAGE_BYTES,
-    Page,
-    check_source,
-    gunzip,
-    hashed_chunks,
-    module,
-    read_pages,
-)
+from rntp_data_prep.archived import decoded_page, record_units
+from rntp_data_prep.config import HF, PACKED, is_hub
+from rntp_data_prep.packages import module
+from rntp_data_prep.page import MAX_PAGE_BYTES, Options, Page, Tally, Unit, readable
+from rntp_data_prep.records import is_records
+from rntp_data_prep.rows import json_units, row_page
+from rntp_data_prep.tables import parquet_units
+from rntp_data_prep.tars import is_tar, tar_units
+from rntp_data_prep.unpack import Broken, OnDamage, unpack
 
-_WINDOW_BYTES = 128 << 20
-# One chunk of zstd may decompress to 33,000 times its size.
-_ZSTD_CHUNK_BYTES = 2048
-_TEXT_KEYS = ("text", "content", "raw_content")
+FETCH_AGAIN = "fetch the file again, or go on with what is whole in it: `damaged: use`"
+
+_HASHED_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 14
+_LFS = b"version https://git-lfs.github.com/spec/"
+_KINDS = {
+    **dict.fromkeys((".warc", ".wet", ".arc", ".wacz"), "records"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "rows"),
+    ".parquet": "table",
+    **dict.fromkeys((".tar", ".tgz"), "tar"),
+    **dict.fromkeys((".html", ".htm", ".xhtml"), "html"),
+    **dict.fromkeys((".txt", ".md"), "text"),
+}
 
 
-def check(source: str) -> str:
-    """Identity of a source, hexadecimal SHA-256; makes sure that a file is complete.
+def check(source: str, options: Options | None = None) -> str:
+    """Identity of a source, hexadecimal SHA-256; makes sure that a file can be read to its end.
 
-    Raises DataError for one that is cut or damaged. Of a `datasets` source only the name is known.
+    Raises DataError for one that is cut or damaged, unless `options` let it be used. Of a
+    `datasets` source only the name is known.
     """
     if is_hub(source):
         return hashlib.sha256(source.encode()).hexdigest()
-    path = Path(source)
-    if source.endswith((*WARC, *WET)):
-        return check_source(path)
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
-            chunks = hashed_chunks(file, digest)
-            if source.endswith(".gz"):
-                chunks = gunzip(chunks)
-            elif source.endswith(".zst"):
-                chunks = _unzstd(b for c in chunks for b in _pieces(c))
-            for _ in chunks:
-                pass
-        if source.endswith(".tar"):
-            _check_tar(path)
-    except (zlib.error, EOFError, tarfile.TarError) as error:
-        raise DataError(f"{path} is truncated or damaged ({error}); {FETCH_AGAIN}") from error
+        with open(source, "rb") as file:
+            while chunk := file.read(_HASHED_BYTES):
+                digest.update(chunk)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{source} cannot be read: {error}") from error
+    for _ in _units(source, options or Options(), Tally()):
+        pass
     return digest.hexdigest()
 
 
-def pages(source: str) -> Iterator[Page]:
-    """Every page of a checked source, in order, usable or not.
+def pages(
+    source: str, options: Options | None = None, tally: Tally | None = None
+) -> Iterator[Page]:
+    """Every page of a source, in order, usable or not. tally: counts what was done to pages.
 
-    Raises DataError for what cannot be parsed at all, ConfigError where a reader is not installed.
+    Raises DataError for damage that `options` do not let pass, and at the end of a source of which
+    no page can be used; ConfigError where a reader is not installed.
     """
+    options, tally = options or Options(), tally or Tally()
+    reasons: Counter[str] = Counter()
+    usable = 0
+    for unit in _units(source, options, tally):
+        page = unit()
+        if page.html is None and page.text is None:
+            reasons[page.reason] += 1
+        else:
+            usable += 1
+        yield page
+    if usable == 0:
+        raise DataError(_nothing_usable(source, reasons, tally))
+
+
+def _nothing_usable(source: str, reasons: Counter[str], tally: Tally) -> str:
+    kind = "usable page"
+    if not is_hub(source) and _kind_of_name(source) == "records":
+        kind = "HTML page (HTTP response, status 200) or text"
+    told = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+    message = f"{source} holds no {kind} ({told or 'it is empty'}); "
+    if tally.fields:
+        message += (
+            f"its rows have the fields {', '.join(tally.fields)}: name the one with the text as "
+            "`text_field`, or the one with HTML as `html_field` (page.text is text within page); "
+            "or "
+        )
+    return f"{message}leave it out of `sources`"
+
+
+def _units(source: str, options: Options, tally: Tally) -> Iterator[Unit]:
+    """The pages of a source, unread. Raises DataError as `pages` does, but for an unusable one."""
     if is_hub(source):
-        return _hub(source)
-    path = Path(source)
-    readers: list[tuple[tuple[str, ...], Callable[[Path], Iterator[Page]]]] = [
-        (WET, _wet),
-        (WARC, read_pages),
-        (LINES, _json_lines),
-        ((".parquet",), _parquet),
-        ((".tar",), _tar),
-        ((".html", ".htm", ".txt", ".md"), _one_page),
-    ]
-    return next(read(path) for suffixes, read in readers if source.endswith(suffixes))
+        yield from _hub(source, options, tally)
+        return
+    count, name = 0, readable(Path(source).name)
+    found: list[Broken] = []
 
+    def on_damage(broken: Broken) -> None:
+        if options.damaged == "refuse":
+            raise broken
+        found.append(broken)
 
-def _wet(path: Path) -> Iterator[Page]:
-    warc = module("fastwarc.warc")
-    kind = warc.WarcRecordType.conversion
-    with open(path, "rb") as file:
-        for record in warc.ArchiveIterator(file, record_types=kind, parse_http=False):
-            url = record.headers.get("WARC-Target-URI", "")
-            declared = record.content_length
-            if declared > MAX_PAGE_BYTES:
-                yield Page(url, path.name, None, "page_too_large")
-                continue
-            body = record.reader.read()
-            if len(body) != declared:
-                raise DataError(
-                    f"{path}: the record of {url} has {len(body)} of {declared} bytes; "
-                    f"{FETCH_AGAIN}"
-                )
-            yield _text_page(url, path.name, body)
+    def damaged() -> Iterator[Unit]:
+        while found:
+            yield partial(Page, f"{name}@{found.pop(0).at or 0}", name, None, "damaged")
 
-
-def _json_lines(path: Path) -> Iterator[Page]:
-    with _open_lines(path) as file:
-        for number, line in enumerate(_lines(file), 1):
-            place = f"{path.name}#{number}"
-            if line is None:
-                yield Page(place, path.name, None, "page_too_large")
-                continue
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
-                yield _row_page(row, place, path.name)
-            except (ValueError, RecursionError):
-                yield Page(place, path.name, None, "malformed_line")
-
-
-def _parquet(path: Path) -> Iterator[Page]:
-    parquet = module("pyarrow.parquet")
     try:
-        number = 0
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=256):
-            for row in batch.to_pylist():
-                number += 1
-                yield _row_page(row, f"{path.name}#{number}", path.name)
-    except (OSError, module("pyarrow").ArrowException) as error:
-        raise DataError(f"{path} cannot be read as Parquet: {error}; {FETCH_AGAIN}") from error
+        for unit in _file_units(Path(source), options, tally, on_damage):
+            yield from damaged()
+            yield unit
+            count += 1
+        yield from damaged()
+    except Broken as broken:
+        place = "" if broken.at is None else f" at byte {broken.at}"
+        raise DataError(
+            f"{source} is truncated or damaged{place}, after {count} pages: {broken.what}; "
+            f"{FETCH_AGAIN}"
+        ) from broken
+    except OSError as error:
+        raise DataError(f"{source} cannot be read, after {count} pages: {error}") from error
 
 
-def _hub(source: str) -> Iterator[Page]:
+def _file_units(path: Path, options: Options, tally: Tally, on_damage: OnDamage) -> Iterator[Unit]:
+    name = readable(path.name)
+    with open(path, "rb") as file:
+        head, is_packed = _head(file)
+        kind = _kind(name, head)
+        if kind == "wacz":
+            yield from _wacz(path, tally, on_damage)
+            return
+        if kind in ("table", "tar"):
+            with _seekable(file, is_packed, on_damage) as plain:
+                if kind == "table":
+                    yield from parquet_units(plain, name, options, tally, on_damage)
+                else:
+                    yield from tar_units(plain, name, options, tally, on_damage)
+            return
+        pieces = unpack(file, on_damage)
+        if kind == "records":
+            yield from record_units(pieces, name, tally, on_damage, checked=is_packed)
+        elif kind == "rows":
+            yield from json_units(pieces, name, options, tally)
+        else:
+            yield from _one_page(pieces, path, kind == "html", tally)
+
+
+def _head(file: BinaryIO) -> tuple[bytes, bool]:
+    """The first decompressed bytes of a file, which is left at its start, and whether it is
+    packed."""
+    raw, head = file.read(_HEAD_BYTES), b""
+    file.seek(0)
+    if raw.startswith(_LFS):
+        raise Broken("it is a pointer of Git LFS and not the file; `git lfs pull` gets that")
+    with contextlib.suppress(Broken):  # whoever reads the file will find it
+        for piece in unpack(file):
+            head += piece or b""
+            if len(head) >= _HEAD_BYTES:
+                break
+    file.seek(0)
+    return head, not raw.startswith(head[:64])
+
+
+def _kind(name: str, head: bytes) -> str:
+    """What a file is: by its content, unless its name says that it is a text of one page."""
+    named = _kind_of_name(name)
+    if named in ("html", "text"):
+        return named
+    if head.startswith(b"PK\x03\x04"):
+        return "wacz"
+    if head.startswith(b"PAR1"):
+        return "table"
+    if is_records(head.lstrip(b"\0\r\n")):
+        return "records"
+    if is_tar(head) and (named == "tar" or head[257:262] == b"ustar"):
+        return "tar"
+    return named
+
+
+def _kind_of_name(name: str) -> str:
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
+    while suffixes and suffixes[-1] in PACKED:
+        suffixes.pop()
+    return _KINDS[suffixes[-1]]
+
+
+@contextlib.contextmanager
+def _seekable(file: BinaryIO, is_packed: bool, on_damage: OnDamage) -> Iterator[BinaryIO]:
+    """A file that can be read anywhere: a packed one is unpacked into the folder for temporary
+    files."""
+    if not is_packed:
+        yield file
+        return
+    with tempfile.TemporaryFile() as plain:
+        for piece in unpack(file, on_damage):
+            if piece is None:
+                break
+            plain.write(piece)
+        plain.seek(0)
+        yield cast(BinaryIO, plain)
+
+
+def _wacz(path: Path, tally: Tally, on_damage: OnDamage) -> Iterator[Unit]:
+    """The records of a web archive in a zip file (https://specs.webrecorder.net/wacz)."""
+    source = readable(path.name)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [n for n in archive.namelist() if n.startswith("archive/") and n[-1] != "/"]
+            for name in names:
+                with archive.open(name) as member:
+                    file = cast(BinaryIO, member)
+                    _, is_packed = _head(file)
+                    pieces = unpack(file, on_damage)
+                    yield from record_units(pieces, source, tally, on_damage, checked=is_packed)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        on_damage(Broken(f"zip: {error}"))
+
+
+def _hub(source: str, options: Options, tally: Tally) -> Iterator[Unit]:
     """`hf:NAME`, `hf:NAME:SPLIT`, or `hf:FOLDER`: what `datasets` streams."""
     name, _, split = source.removeprefix(HF).partition(":")
     datasets = module("datasets")
     try:
         rows = datasets.load_dataset(name, split=split or "train", streaming=True)
         for number, row in enumerate(rows, 1):
-            yield _row_page(row, f"{name}#{number}", name)
+            yield partial(row_page, row, f"{name}#{number}", name, options, tally)
     except Exception as error:  # of the readers and networks below `datasets`, of any kind
         raise DataError(
             f"{source} cannot be read ({type(error).__name__}: {error}); check the name, the split "
@@ -144,160 +242,15 @@ def _hub(source: str) -> Iterator[Page]:
         ) from error
 
 
-def _tar(path: Path) -> Iterator[Page]:
-    """A webdataset tar: members of one key belong together, adjacent or not."""
-    members: dict[str, dict[str, tarfile.TarInfo]] = {}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            if not member.isreg():
-                continue  # links and devices have no bytes of their own
-            folder, slash, name = member.name.rpartition("/")
-            key, _, suffix = name.partition(".")
-            parts = members.setdefault(folder + slash + key, {})
-            parts[suffix if suffix not in parts else f"{suffix} again"] = member
-        for key, parts in members.items():
-            yield _tar_page(tar, key, parts, path.name)
-
-
-def _tar_page(
-    tar: tarfile.TarFile, key: str, parts: dict[str, tarfile.TarInfo], source: str
-) -> Page:
-    if any(name.endswith("again") for name in parts):
-        return Page(key, source, None, "duplicate_member")
-    if any(member.size > MAX_PAGE_BYTES for member in parts.values()):
-        return Page(key, source, None, "page_too_large")
-
-    def read(name: str) -> bytes:
-        file = tar.extractfile(parts[name])
-        assert file is not None
-        return file.read()
-
-    row: dict[str, Any] = {}
-    try:
-        if "json" in parts:
-            loaded = json.loads(read("json").decode("utf-8"), parse_constant=_no_constant)
-            row = dict(loaded) if isinstance(loaded, dict) else {}
-        for name, field in (("txt", "text"), ("html", "html")):
-            if name in parts:
-                row[field] = read(name).decode("utf-8")
-        return _row_page(row, key, source)
-    except (ValueError, RecursionError):
-        return Page(key, source, None, "malformed_member")
-
-
-def _one_page(path: Path) -> Iterator[Page]:
-    if path.stat().st_size > MAX_PAGE_BYTES:
-        yield Page(path.as_posix(), path.name, None, "page_too_large")
-        return
-    body = path.read_bytes()
-    if path.suffix in (".html", ".htm"):
-        encodings = module("resiliparse.parse.encoding")
-        encoding = encodings.detect_encoding(body, from_html_meta=True)
-        yield Page(path.as_posix(), path.name, encodings.bytes_to_str(body, encoding))
-        return
-    yield _text_page(path.as_posix(), path.name, body)
-
-
-def _text_page(url: str, source: str, body: bytes) -> Page:
-    try:
-        return Page(url, source, None, text=body.decode("utf-8"))
-    except UnicodeDecodeError:
-        return Page(url, source, None, "undecodable")
-
-
-def _row_page(row: object, place: str, source: str) -> Page:
-    """A page of a row with `html`, or one of `text`, `content`, `raw_content`."""
-    if not isinstance(row, dict):
-        return Page(place, source, None, "malformed_line")
-    url, title = (row.get(key) for key in ("url", "title"))
-    url = url if isinstance(url, str) and url else place
-    title = title if isinstance(title, str) else ""
-    found = {key: row.get(key) for key in ("html", *_TEXT_KEYS) if isinstance(row.get(key), str)}
-    if not found:
-        return Page(url, source, None, "no_text_field")
-    key, value = next(iter(found.items()))
-    try:
-        f"{url}{title}{value}".encode()
-    except UnicodeEncodeError:  # a lone surrogate: JSON can write it, UTF-8 cannot
-        return Page(place, source, None, "not_unicode")
-    if key == "html":
-        return Page(url, source, value, title=title)
-    return Page(url, source, None, text=value, title=title)
-
-
-def _open_lines(path: Path) -> Any:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix == ".zst":
-        zstandard = module("zstandard")
-        decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
-        file = path.open("rb")
-        raw = decompressor.stream_reader(file, read_across_frames=True, closefd=True)
-        return io.BufferedReader(raw, 1 << 16)
-    return path.open("rb")
-
-
-def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
-    """Lines with their ends; None for one that is too long, of which no more is held."""
-    while line := file.readline(MAX_PAGE_BYTES + 1):
-        if len(line) <= MAX_PAGE_BYTES:
-            yield line
-            continue
-        while line and not line.endswith(b"\n"):
-            line = file.readline(MAX_PAGE_BYTES)
-        yield None
-
-
-def _pieces(chunk: bytes) -> Iterator[bytes]:
-    for start in range(0, len(chunk), _ZSTD_CHUNK_BYTES):
-        yield chunk[start : start + _ZSTD_CHUNK_BYTES]
-
-
-def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Decompress all frames. Raises EOFError where the last one is cut or damaged."""
-    zstandard = module("zstandard")
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
-    frame, begun = decompressor.decompressobj(), False
-    try:
-        for chunk in chunks:
-            while chunk:
-                begun = True
-                yield frame.decompress(chunk)
-                chunk = frame.unused_data if frame.eof else b""
-                if frame.eof:
-                    frame, begun = decompressor.decompressobj(), False
-    except zstandard.ZstdError as error:
-        raise EOFError(str(error)) from error
-    if begun:
-        raise EOFError("the last zstd frame has no end")
-
-
-def _check_tar(path: Path) -> None:
-    """Raises EOFError where tarfile would stop early: it takes a damaged header for the end."""
-    with tarfile.open(path) as tar:
-        end = 0
-        for member in tar:
-            end = (
-                member.offset_data + -(-member.size // 512) * 512
-                if member.isreg()
-                else (member.offset_data)
-            )
-    with open(path, "rb") as file:
-        file.seek(end)
-        rest = _rest(file)
-    if rest < 1024:
-        raise EOFError(f"the archive has no end after byte {end}")
-
-
-def _rest(file: BinaryIO) -> int:
-    """Bytes from here to the end of the file. Raises EOFError if one of them is not 0."""
-    start, count = file.tell(), 0
-    while chunk := file.read(1 << 20):
-        if chunk.count(0) != len(chunk):
-            raise EOFError(f"a damaged header, or other bytes, after byte {start}")
-        count += len(chunk)
-    return count
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+def _one_page(
+    pieces: Iterator[bytes | None], path: Path, is_html: bool, tally: Tally
+) -> Iterator[Unit]:
+    parts, size = [], 0
+    place, name = readable(path.as_posix()), readable(path.name)
+    for piece in pieces:
+        parts.append(piece or b"")
+        size += len(parts[-1])
+        if size > MAX_PAGE_BYTES:
+            yield partial(Page, place, name, None, "page_too_large")
+            return
+    yield partial(decoded_page, b"".join(parts), "", place, name, is_html, tally)

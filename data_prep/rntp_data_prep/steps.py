@@ -5,6 +5,7 @@ gives its reasons as they are; a filter of datatrove's has its name before them.
 drops goes into the books of its part through the filter's exclusion writer.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any, Self
@@ -14,19 +15,23 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from loguru import logger
 
-from rntp.errors import ConfigError, DataError
+from rntp.errors import ConfigError
 from rntp_data_prep.books import Books, kept_documents, pack_ids
-from rntp_data_prep.child import ChildExtractor
+from rntp_data_prep.cleaner import shared_cleaner
 from rntp_data_prep.config import Filter, PrepConfig
-from rntp_data_prep.extract import Unextractable, extract, module
+from rntp_data_prep.extract import Unextractable
+from rntp_data_prep.packages import module
+from rntp_data_prep.page import Options, Page, Tally
 from rntp_data_prep.sources import pages
-from rntp_data_prep.texts import Extractor, cleaned, text_id
+from rntp_data_prep.texts import check_length, cleaned_page, text_id
 
 Encode = Callable[[str], Sized]
 
 # datatrove logs every task to the console; what a task did is in its part's record.
 logger.disable("datatrove")
 
+# A run of signs costs a hundred times what one of letters costs: they are taken off one by one.
+_MAX_SQUARES = {re.compile(r"\S{500,}"): 2e8, re.compile(r"(?:_|[^\w\s]){50,}"): 5e6}
 # resiliparse's out-of-place distance: its authors take a text above 1200 for no language at all.
 _MAX_LANGUAGE_DISTANCE = 1200
 
@@ -57,25 +62,21 @@ class ReadPages(PipelineStep):
 
     type, name = "📖 - READER", "pages"
 
-    def __init__(self, books: Books, sources: list[str]) -> None:
+    def __init__(self, books: Books, sources: list[str], options: list[Options]) -> None:
         super().__init__()
-        self.books, self.sources = books, sources
+        self.books, self.sources, self.options = books, sources, options
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        source, usable = self.sources[rank], 0
-        for page in pages(source):
+        tally = Tally(notes=self.books.notes)
+        for page in pages(self.sources[rank], self.options[rank], tally):
             self.books.count_page()
             is_html = page.html is not None
             text = page.html if is_html else page.text
             if text is None:
                 self.books.drop(page.url, page.source, page.reason)
                 continue
-            usable += 1
             facts = {"url": page.url, "source": page.source, "title": page.title}
             yield Document(text, page.url, metadata={**facts, "is_html": is_html})
-        if usable == 0:
-            kind = "HTML page (HTTP response, status 200)" if ".warc" in source else "usable page"
-            raise DataError(f"{source} holds no {kind}; leave it out of `sources`")
 
 
 class Extract(BaseFilter):
@@ -85,20 +86,24 @@ class Extract(BaseFilter):
 
     def __init__(self, books: Books, config: PrepConfig) -> None:
         super().__init__(Ledger(books))
-        self.books = books
-        self._extract: Extractor = extract
-        if config.extractor == "trafilatura":
-            self._extract = ChildExtractor(config.extraction_s)
+        self.books, self.config = books, config
+        # resiliparse has a limit of its own, which grows with the page.
+        limit_s = config.extraction_s if config.extractor == "trafilatura" else None
+        self._limits = config.extractor, limit_s
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         is_html, facts = doc.metadata.pop("is_html"), doc.metadata
+        html, text = (doc.text, None) if is_html else (None, doc.text)
+        page = Page(facts["url"], facts["source"], html, text=text, title=facts["title"])
         try:
-            facts["title"], doc.text, facts["neutralised"] = cleaned(
-                doc.text, is_html=is_html, title=facts["title"], extractor=self._extract
+            facts["title"], doc.text, facts["neutralised"] = cleaned_page(
+                page, shared_cleaner(*self._limits)
             )
+            # Before the filters: what they take grows with the text.
+            check_length(doc.text, 1, self.config.max_chars)
         except Unextractable as error:
             return False, error.reason
-        return True if doc.text else (False, "no_text")
+        return True
 
 
 class Language(BaseFilter):
@@ -115,6 +120,26 @@ class Language(BaseFilter):
         language, _ = detect(doc.text, cutoff=_MAX_LANGUAGE_DISTANCE)
         doc.metadata["language"] = language
         return True if language in self.languages else (False, f"language/{language}")
+
+
+class Unbroken(BaseFilter):
+    """Leaves out texts whose runs without spaces would keep splitters of words for too long.
+
+    These, spaCy's among them, and the patterns for addresses take time by the square of a run.
+    Bounded are the sums of these squares: seconds a megabyte, and no page of running text.
+    """
+
+    name = "unbroken"
+
+    def __init__(self, books: Books) -> None:
+        super().__init__(Ledger(books))
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        megabytes = 1 + len(doc.text) / 1e6
+        for runs, most in _MAX_SQUARES.items():
+            if sum(len(run[0]) ** 2 for run in runs.finditer(doc.text)) > most * megabytes:
+                return False, "unbroken_text"
+        return True
 
 
 class MaskPii(PipelineStep):
@@ -152,10 +177,10 @@ class Limits(BaseFilter):
         self.books, self.config, self.encode = books, config, encode
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        if len(doc.text) < self.config.min_chars:
-            return False, "too_few_chars"
-        if len(doc.text) > self.config.max_chars:
-            return False, "too_many_chars"
+        try:
+            check_length(doc.text, self.config.min_chars, self.config.max_chars)
+        except Unextractable as error:
+            return False, error.reason
         ids = self.encode(doc.text)
         if len(ids) < self.config.min_tokens:
             return False, "too_few_tokens"
@@ -214,12 +239,17 @@ def datatrove_filter(name: Filter, books: Books) -> BaseFilter:
 
 
 def pipeline(
-    config: PrepConfig, encode: Encode, sources: list[str], folders: list[Path], keys: list[str]
+    config: PrepConfig,
+    encode: Encode,
+    sources: list[str],
+    options: list[Options],
+    folders: list[Path],
+    keys: list[str],
 ) -> list[Any]:
     """What every page goes through on its own; task n prepares sources[n] into folders[n]."""
     books = Books(Path())
     between = page_steps(config, encode, books)
-    return [ReadPages(books, sources), *between, WritePart(books, folders, keys)]
+    return [ReadPages(books, sources, options), *between, WritePart(books, folders, keys)]
 
 
 def page_steps(config: PrepConfig, encode: Encode, books: Books) -> list[Any]:
@@ -230,6 +260,8 @@ def page_steps(config: PrepConfig, encode: Encode, books: Books) -> list[Any]:
     steps.append(Extract(books, config))
     if config.languages:
         steps.append(Language(books, config.languages))
+    if config.mask_pii or config.dedup == "minhash" or set(config.filters) - {"url"}:
+        steps.append(Unbroken(books))
     steps += [datatrove_filter(name, books) for name in config.filters if name != "url"]
     if config.mask_pii:
         steps.append(MaskPii(books))

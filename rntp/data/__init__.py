@@ -1,15 +1,33 @@
-"""The corpus as training reads it: shards and their manifest, the order, the stream of contexts."""
+"""The corpus as training reads it: shards and their manifest, the order, the stream of contexts.
 
-from rntp.data.manifest import Document, Manifest, ShardWriter
-from rntp.data.order import Order
-from rntp.data.stream import ContextStream, check_tokenizer, data_digest
+Names are loaded on first use: who only writes or checks shards needs no torch.
+"""
 
-__all__ = [
-    "ContextStream",
-    "Document",
-    "Manifest",
-    "Order",
-    "ShardWriter",
-    "check_tokenizer",
-    "data_digest",
-]
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rntp.data.manifest import Document as Document
+    from rntp.data.manifest import Manifest as Manifest
+    from rntp.data.manifest import ShardWriter as ShardWriter
+    from rntp.data.order import Order as Order
+    from rntp.data.stream import ContextStream as ContextStream
+    from rntp.data.stream import check_tokenizer as check_tokenizer
+    from rntp.data.stream import data_digest as data_digest
+
+_MODULE_OF = {
+    "ContextStream": "stream",
+    "Document": "manifest",
+    "Manifest": "manifest",
+    "Order": "order",
+    "ShardWriter": "manifest",
+    "check_tokenizer": "stream",
+    "data_digest": "stream",
+}
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"rntp.data.{_MODULE_OF[name]}"), name)

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rntp.config import Config
+from rntp.config import Config, Pages
 from rntp.data.live import GUARANTEE, Live, is_live, prepare_command, refuse_live
 from rntp.data.live_stream import LiveHeldout, LiveStream
 from rntp.data.manifest import Manifest
@@ -80,6 +80,14 @@ class Corpus:
         contexts = (self.train.stream[n] for n in numbers)
         return list(takewhile(lambda context: context.visit == 0, contexts))
 
+    @property
+    def funnel(self) -> dict[str, int]:
+        """What became of the pages: of a preparation, or of this pass over a live source so far;
+        nothing of a mixture, whose corpora have their own."""
+        if isinstance(self.train.stream, LiveStream):
+            return self.train.stream.funnel
+        return dict(self.manifest.funnel) if isinstance(self.manifest, Manifest) else {}
+
     def place(self, frontier: int, check: Callable[[], None]) -> dict[str, Any] | None:
         """What a checkpoint has to keep of a live source; None of a corpus. As `catch_up`."""
         live = self.train.stream
@@ -122,7 +130,12 @@ def open_data(config: Config, *, tolerant: bool = False) -> Data:
     load = partial(Manifest.load, tolerant=tolerant, deadline_s=config.data.deadline_s)
     source = config.data.source
     if is_live(source):
-        return Live(str(source))
+        return Live(str(source), **config.data.pages.model_dump())
+    if config.data.pages != Pages():
+        raise ConfigError(
+            f"data.pages says how pages are read that train unprepared, and {source} is prepared; "
+            "take it away, or put it into the config of `rntp data prep`"
+        )
     if not isinstance(source, dict):
         return load(source)
     for name in source:

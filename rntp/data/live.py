@@ -9,8 +9,9 @@ text has the same id, and falls into the same split, as in a prepared corpus.
 import hashlib
 import json
 import shlex
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rntp.errors import ConfigError, DataError
 GUARANTEE = (
     "read as it comes: shuffled within blocks of neighbouring documents only; a resume reads "
     "again what it had read, and stops if that is not the same; every rank reads everything; "
-    "duplicates stay, and pages that a preparation would leave out are passed over uncounted; "
+    "duplicates stay, and pages that a preparation would leave out are passed over and counted; "
     "damage ends the run instead of being replaced"
 )
 
@@ -56,7 +57,7 @@ def is_live(source: object) -> bool:
     from rntp_data_prep.config import SUFFIXES, is_hub
 
     name = str(source)
-    return is_hub(name) or (name.endswith(SUFFIXES) and not Path(name).is_dir())
+    return is_hub(name) or (name.lower().endswith(SUFFIXES) and not Path(name).is_dir())
 
 
 def refuse_live(source: object, what: str) -> None:
@@ -88,9 +89,11 @@ class Live:
     num_docs = 0
     total_tokens = 0
 
-    def __init__(self, source: str) -> None:
-        """Raises DataError where there is no such file, and ConfigError for a URL."""
+    def __init__(self, source: str, **options: Any) -> None:
+        """options: as of `rntp_data_prep.page.Options`, how the files are read. Raises DataError
+        where there is no such file, and ConfigError for a URL."""
         from rntp_data_prep.config import is_hub, source_files
+        from rntp_data_prep.page import Options
 
         if "://" in source:
             raise ConfigError(
@@ -98,26 +101,29 @@ class Live:
                 f"prepare it, which does: {prepare_command(source, 'MODEL_SPEC')}"
             )
         self.source = source
+        self.options = Options(**options)
         self.files = source_files([source], "data.source")
         names = [name if is_hub(name) else Path(name).name for name in self.files]
-        facts = json.dumps({"live": VERSION, "names": names})
-        self.digest = hashlib.sha256(facts.encode()).hexdigest()
+        facts: dict[str, Any] = {"live": VERSION, "names": names}
+        if self.options != Options():
+            facts["options"] = asdict(self.options)
+        self.digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         self._checked: set[str] = set()
 
-    def pages(self) -> Iterator[Any]:
-        """Every page (`rntp_data_prep.extract.Page`), in order, usable or not.
+    def pages(self, tally: Any = None) -> Iterator[Any]:
+        """Every page (`rntp_data_prep.page.Page`), in order, usable or not.
 
-        A file is checked whole before its first page, once: readers take a cut file for a short
-        one. Raises DataError for damage and for what cannot be reached, ConfigError where a reader
-        is not installed.
+        tally: `rntp_data_prep.page.Tally` of what is done to pages. A file is checked whole before
+        its first page, once. Raises DataError for damage, for what cannot be reached and for a
+        file of which no page can be used, ConfigError where a reader is not installed.
         """
         from rntp_data_prep.sources import check, pages
 
         for name in self.files:
             if name not in self._checked:
-                check(name)
+                check(name, self.options)
                 self._checked.add(name)
-            yield from pages(name)
+            yield from pages(name, self.options, tally)
 
 
 class Reading:
@@ -128,33 +134,60 @@ class Reading:
     """
 
     def __init__(self, live: Live, encode: Encode) -> None:
-        self._live = live
+        from rntp_data_prep.cleaner import shared_cleaner
+        from rntp_data_prep.page import Tally
+
         self._encode = encode
-        self._pages = live.pages()
+        self._tally = Tally()
+        self._clean = shared_cleaner()
+        self._pages = live.pages(self._tally)
         self._count = 0
         self._hash = hashlib.blake2b(digest_size=16)
+        self._found: Counter[str] = Counter()
+        self._before: Counter[str] = Counter()
 
     @property
     def mark(self) -> Mark:
         return Mark(self._count, self._hash.hexdigest())
 
-    def skip(self, pages: int, check: Callable[[], None]) -> None:
-        """Pass over so many pages, or to the end; check: called now and then."""
+    @property
+    def counts(self) -> dict[str, int]:
+        """What became of the pages so far, as the funnel of a preparation has it: `pages`, `kept`,
+        `rejected/REASON`, `neutralised_markers`, and notes on pages that were changed."""
+        found = self._before + self._found + self._tally.notes
+        rejected = {name: n for name, n in sorted(found.items()) if name.startswith("rejected/")}
+        first = {name: found[name] for name in ("pages", "kept")}
+        rest = {name: n for name, n in sorted(found.items()) if name not in {*first, *rejected}}
+        return {**first, **rejected, "neutralised_markers": 0, **rest}
+
+    def skip(self, pages: int, check: Callable[[], None], counts: Mapping[str, int]) -> None:
+        """Pass over so many pages, or to the end; check: called now and then. counts: what became
+        of them when they were read."""
         while self._count < pages and self._next() is not None:
             if self._count % 256 == 0:
                 check()
+        self._tally.notes.clear()
+        self._before = Counter(counts)
 
     def documents(self) -> Iterator[LiveDocument]:
         """What becomes of the pages from here on; those that a preparation leaves out are not
-        among them."""
+        among them, but in `counts`."""
+        from rntp_data_prep.extract import Unextractable
         from rntp_data_prep.texts import MIN_TOKENS, page_text
 
         while (page := self._next()) is not None:
-            found = page_text(page)
-            if found is not None:
+            self._found["pages"] += 1
+            try:
+                found = page_text(page, self._clean)
                 ids = self._encode(found.text)
-                if len(ids) >= MIN_TOKENS:
-                    yield LiveDocument(found.id, found.title, ids)
+                if len(ids) < MIN_TOKENS:
+                    raise Unextractable("too_few_tokens")
+            except Unextractable as error:
+                self._found[f"rejected/{error.reason}"] += 1
+                continue
+            self._found["kept"] += 1
+            self._found["neutralised_markers"] += found.neutralised
+            yield LiveDocument(found.id, found.title, ids)
 
     def _next(self) -> Any:
         page = next(self._pages, None)
@@ -169,17 +202,20 @@ class Reading:
 def extractor() -> str:
     """Versions that decide what becomes of an HTML page; "absent" where it cannot be read."""
     from rntp_data_prep.extract import extractor_version
+    from rntp_data_prep.texts import RULES_VERSION
 
     try:
-        return extractor_version()
+        return f"{extractor_version()} rules {RULES_VERSION}"
     except ConfigError:
         return "absent"
 
 
-def no_document(live: Live, pages: int, min_tokens: int, split: str) -> DataError:
+def no_document(live: Live, counts: Mapping[str, int], min_tokens: int, split: str) -> DataError:
     """The error for a source of which nothing is left."""
+    became = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
     return DataError(
-        f"none of the {pages} pages of {live.source} gives a {split} document of {min_tokens} "
-        "tokens; lower placement.min_prefix_tokens, placement.positions_per_doc or "
-        "reward.horizon, change data.heldout_fraction, or name other pages"
+        f"none of the {counts['pages']} pages of {live.source} gives a {split} document of "
+        f"{min_tokens} tokens ({became}); lower placement.min_prefix_tokens, "
+        "placement.positions_per_doc or reward.horizon, change data.heldout_fraction, or name "
+        "other pages"
     )

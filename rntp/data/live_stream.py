@@ -41,6 +41,7 @@ _REMEDY = (
 class Block:
     """Neighbouring documents, permuted among themselves. first: number, within a pass, of the
     first of their items (documents, or pieces of them). before, after: what lies on either side.
+    counts: what became of the pages before it.
     """
 
     number: int
@@ -49,6 +50,7 @@ class Block:
     pieces: Pieces | None
     before: Mark
     after: Mark
+    counts: Mapping[str, int]
 
     @property
     def items(self) -> int:
@@ -96,7 +98,7 @@ class Blocks:
 
     def next(self) -> Block | None:
         """The next block; None at the end."""
-        before = self.reading.mark
+        before, counts = self.reading.mark, self.reading.counts
         wanted = min(BLOCK, self._left)
         documents: list[LiveDocument] = []
         while len(documents) < wanted and (document := next(self._documents, None)) is not None:
@@ -106,7 +108,8 @@ class Blocks:
         pieces = None
         if self._pieces is not None:
             pieces = self._pieces(np.array([len(d.token_ids) for d in documents]))
-        block = Block(self.number, self.items, documents, pieces, before, self.reading.mark)
+        after = self.reading.mark
+        block = Block(self.number, self.items, documents, pieces, before, after, counts)
         self.number, self.items = self.number + 1, self.items + block.items
         self._left -= len(documents)
         return block
@@ -196,6 +199,13 @@ class LiveStream(_Undamaged):
         """See the class."""
         return self._pass_items or _UNKNOWN
 
+    @property
+    def funnel(self) -> dict[str, int]:
+        """What became of the pages that this pass has read so far, as a preparation counts them
+        (see `Reading.counts`); of other splits, too."""
+        with self._lock:
+            return self._blocks.reading.counts
+
     def __getitem__(self, ordinal: int) -> Context:
         return self.read(ordinal).context
 
@@ -220,6 +230,7 @@ class LiveStream(_Undamaged):
             "first": block.first,
             "before": [block.before.pages, block.before.digest],
             "after": [block.after.pages, block.after.digest],
+            "counts": dict(block.counts),
             "pass_items": self._pass_items,
             "extractor": extractor(),
         }
@@ -238,7 +249,7 @@ class LiveStream(_Undamaged):
             block = next((b for b in self._kept if b.first == place["first"]), None)
             if block is None:
                 blocks = self._open()
-                blocks.reading.skip(before.pages, check)
+                blocks.reading.skip(before.pages, check, place.get("counts", {}))
                 if blocks.reading.mark != before:
                     return [f"pages: {before} there, {blocks.reading.mark} here"]
                 blocks.jump(place["block"], place["first"])
@@ -303,9 +314,9 @@ class LiveStream(_Undamaged):
         self._kept = [*zero, *others[-_KEPT:], block]
 
     def _end_of_pass(self) -> None:
-        items, mark = self._blocks.items, self._blocks.reading.mark
+        items = self._blocks.items
         if items == 0:
-            raise no_document(self._live, mark.pages, self._min_tokens, "train")
+            raise no_document(self._live, self._blocks.reading.counts, self._min_tokens, "train")
         if self._pass_items not in (None, items):
             raise DataError(
                 f"{self._live.source} gave {self._pass_items} contexts in an earlier pass and "
@@ -345,7 +356,7 @@ class LiveHeldout(_Undamaged):
                 if len(ids) == count:
                     break
         if not self._documents:
-            raise no_document(live, reading.mark.pages, min_document_tokens, "held-out")
+            raise no_document(live, reading.counts, min_document_tokens, "held-out")
         self.num_documents = len(self._documents)
         self.digest = hashlib.sha256(" ".join(ids).encode()).hexdigest()
 

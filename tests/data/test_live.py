@@ -15,7 +15,7 @@ from many_ranks import run_ranks, values
 from rntp.cli import main
 from rntp.config import Config
 from rntp.data import live_stream
-from rntp.data.live import Live, is_live
+from rntp.data.live import Live, Reading, is_live
 from rntp.data.live_stream import BLOCK, LiveHeldout, LiveStream
 from rntp.data.stream import is_heldout
 from rntp.errors import CheckpointError, ConfigError, DataError
@@ -168,6 +168,50 @@ def test_a_place_brings_another_stream_to_the_same_contexts(
     assert stream(path).place(0, lambda: None) is None
 
 
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("frontier", [1, 13, 50])
+def test_what_became_of_the_pages_is_counted_across_a_resume(tmp_path: Path, frontier: int) -> None:
+    path = write_lines(tmp_path / "a.jsonl", range(50))
+    path.write_bytes(path.read_bytes() + b'{"text": "cut\n' + b'{"text": 7}\n')
+    whole = stream(path)
+    _ = whole[frontier - 1]
+    place = json.loads(json.dumps(whole.place(frontier, lambda: None)))
+    resumed = stream(path)
+    assert resumed.go_to(place, lambda: None) == []
+    assert resumed.funnel == whole.funnel
+    reading = Reading(Live(str(path)), encode)
+    assert sum(1 for _ in reading.documents()) == 50
+    assert reading.counts == {
+        "pages": 53,
+        "kept": 50,
+        "rejected/malformed_line": 1,
+        "rejected/no_text_field": 1,
+        "rejected/too_few_chars": 1,
+        "neutralised_markers": 0,
+    }
+
+
+def test_fields_and_damage_are_settings_of_live_pages(raw: dict, tmp_path: Path) -> None:
+    path = tmp_path / "b.jsonl.gz"
+    rows = [{"page": {"body": prose(n)}} for n in range(40)]
+    packed = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
+    path.write_bytes(packed[:-12])
+    sets = [f"data.source={path}", "run.steps=1"]
+    with pytest.raises(DataError, match=r"b\.jsonl\.gz is truncated or damaged .*damaged: use"):
+        fit(raw, *sets)
+    sets.append("data.pages={damaged: use}")
+    with pytest.raises(DataError, match=r"the fields page\.body: name .*`text_field`"):
+        fit(raw, *sets)
+    trainer = fit(raw, *sets, "data.pages={damaged: use, text_field: page.body}")
+    assert trainer.corpus.funnel["rejected/damaged"] == 1
+    assert trainer.corpus.funnel["kept"] >= 30
+    corpus = write_corpus(tmp_path / "corpus")
+    sets = [f"data.source={corpus}", f"run.dir={tmp_path / 'other'}"]
+    config = Config.parse(raw, [*sets, "data.pages={damaged: use}"])
+    with pytest.raises(ConfigError, match=r"data\.pages says how pages are read that train unprep"):
+        Trainer(config)
+
+
 def test_a_resume_passes_over_pages_without_tokenising_them(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", range(1, 3 * BLOCK + 1), words=50)
     calls: list[str] = []
@@ -243,8 +287,8 @@ def test_what_breaks_off_does_not_pass_for_the_end(
     expected = [facts(live[n]) for n in range(30)]
     whole, broken = Live.pages, [True]
 
-    def pages(self: Live) -> Any:
-        for n, page in enumerate(whole(self)):
+    def pages(self: Live, tally: Any = None) -> Any:
+        for n, page in enumerate(whole(self, tally)):
             if n == 20 and broken[0]:
                 raise DataError("the line went dead")
             yield page
@@ -310,16 +354,16 @@ def test_a_missing_reader_is_named_with_its_extra(
     load = importlib.import_module
 
     def without(name: str, *rest: Any) -> Any:
-        if name.partition(".")[0] in ("datasets", "fastwarc", "pyarrow"):
+        if name.partition(".")[0] in ("datasets", "chardetng_py", "pyarrow"):
             raise ImportError(name)
         return load(name, *rest)
 
     monkeypatch.setattr(importlib, "import_module", without)
     with pytest.raises(ConfigError, match=r"needs datasets, .*rntp\[hf\]"):
         _ = stream("hf:a/b")[0]
-    (tmp_path / "a.warc").write_bytes(b"\r\n\r\n")
-    with pytest.raises(ConfigError, match=r"needs fastwarc, .*rntp\[prep\]"):
-        _ = stream(tmp_path / "a.warc")[0]
+    (tmp_path / "a.html").write_bytes("<p>Bäcker, süß".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"needs chardetng_py, .*rntp\[prep\]"):
+        _ = stream(tmp_path / "a.html")[0]
     (tmp_path / "a.parquet").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"needs pyarrow, .*rntp\[parquet\]"):
         _ = stream(tmp_path / "a.parquet")[0]

@@ -18,7 +18,8 @@ pytest.importorskip("datatrove", reason="extra `prep`")
 
 from rntp_data_prep import PrepConfig, prepare
 from rntp_data_prep.clean import clean
-from rntp_data_prep.extract import extract, read_pages
+from rntp_data_prep.extract import extract
+from rntp_data_prep.sources import pages
 
 from rntp.data.manifest import Manifest
 from rntp.errors import DataError
@@ -49,7 +50,7 @@ def prose(seed: int, sentences: int = 12) -> str:
 def real_pages(count: int) -> list[str]:
     """Long pages of the sample with little code, cleaned."""
     sample = Path(__file__).parents[2] / "data_prep" / "sample" / "sample.warc.gz"
-    found = [extract(page.html) for page in read_pages(sample) if page.html]
+    found = [extract(page.html) for page in pages(str(sample)) if page.html]
     texts = [clean(text, title)[0] for title, text in found]
     tokens = [re.findall(r"\w+|[^\w\s]", text) for text in texts]
     alphabetic = [sum(t[0].isalpha() for t in found) / len(found) for found in tokens]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from rntp_data_prep import PrepConfig, prepare
-from rntp_data_prep.extract import check_source, extract, read_pages
+from rntp_data_prep.extract import extract
+from rntp_data_prep.sources import check, pages
 
 from rntp.data.manifest import Manifest
 from rntp.errors import ConfigError, DataError
@@ -170,8 +171,8 @@ def test_a_cut_source_is_found_at_every_byte(tmp_path: Path, name: str) -> None:
     for length in range(len(whole)):
         source.write_bytes(whole[:length])
         try:
-            check_source(source)
-            list(read_pages(source))
+            check(str(source))
+            list(pages(str(source)))
         except DataError as error:
             assert name in str(error)  # noqa: PT017
         else:
@@ -280,7 +281,7 @@ def test_http_encodings_are_undone_and_a_cut_body_is_rejected(tmp_path: Path) ->
             ),
         ],
     )
-    assert [(p.url, p.html, p.reason) for p in read_pages(source)] == [
+    assert [(p.url, p.html, p.reason) for p in pages(str(source))] == [
         ("zip", page(1).decode(), ""),
         ("chunks", page(2).decode(), ""),
         ("latin", "<p>café</p>", ""),
