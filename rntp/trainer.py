@@ -22,6 +22,7 @@ from rntp.alarms import Alarms
 from rntp.config import Config
 from rntp.data import data_digest
 from rntp.data.corpus import open_corpus, open_data
+from rntp.data.live import Live
 from rntp.data.state import DataState, Segment, known_damage, segments
 from rntp.errors import CheckpointError, Preempted
 from rntp.estimate import Shape, step_flop
@@ -200,7 +201,9 @@ class Trainer:
                             self._save_if_due(done)
                         self._evaluate_if_due(done)
                         self.ranks.agree(self.stop.check, "step")
+                    self._tell_pages()
                 except Preempted:
+                    self._tell_pages()
                     saver.wait()
                     if done > saver.saved:
                         self._save(done, wait=True)
@@ -427,6 +430,13 @@ class Trainer:
             self.replay.observe(tally.pages, tally.gain_PG)
         if self.group_spread:
             self.group_spread.observe(tally.compared_PG)
+
+    def _tell_pages(self) -> None:
+        """Say what became of the pages that were read as they came."""
+        if isinstance(self.corpus.manifest, Live):
+            counts = self.corpus.funnel
+            told = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+            self.log.message(f"pages read so far: {told}")
 
     def comparison(self) -> dict[str, Any] | None:
         """Evaluation before and after training, side by side; None until both exist."""

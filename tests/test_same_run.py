@@ -5,6 +5,7 @@ Where it would not be, it is refused. What may change between two starts changes
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -173,6 +174,11 @@ def test_straight_is_continued_is_resumed(
     fit(raw, continued, *options)
     assert comparable(continued) == metrics
     assert same_shards(whole, continued / "checkpoints" / LAST) == stems
+    if any(sources["LIVE"] in option for option in options):
+        told = re.findall(r"pages read so far: (.*)", (straight / "log.txt").read_text())
+        counts = [dict(part.rsplit(" ", 1) for part in line.split(", ")) for line in told]
+        assert len(counts) == 1
+        assert 24 >= int(counts[0]["pages"]) == int(counts[0]["kept"]) > 8
     if EVALUATED[0] in options:
         for other in (resumed, continued):
             for file in sorted((straight / "eval").iterdir()):
