@@ -74,13 +74,13 @@ def method_fields(path: Path) -> dict[str, Any]:
 
 def _chain(path: Path) -> list[object]:
     """The contents of the file, of its base, of its base's base, and so on."""
-    seen, found = [path.resolve()], [_load(path)]
+    seen, found = [path.resolve()], [load_yaml(path)]
     while isinstance(found[-1], dict) and "base" in found[-1]:
         base = seen[-1].parent / str(found[-1]["base"])
         if base.resolve() in seen:
             raise ConfigError(f"{path}: {base} is a base of itself; take one `base:` away")
         seen.append(base.resolve())
-        found.append(_load(base))
+        found.append(load_yaml(base))
     return found
 
 
@@ -94,9 +94,10 @@ def _joined(chain: list[object]) -> dict[str, Any]:
     return joined
 
 
-def _load(path: Path) -> object:
+def load_yaml(path: Path, kind: str = "config file") -> object:
+    """Read a YAML file of a config's size. kind: what messages call it. Raises as `parse_yaml`."""
     if not path.is_file():
-        raise ConfigError(f"there is no config file {path}")
+        raise ConfigError(f"there is no {kind} {path}")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

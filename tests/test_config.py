@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rntp_data_prep.config import PrepConfig
 
 from rntp import rewards
 from rntp.config import Config, Section
@@ -132,8 +133,9 @@ def test_files_made_to_hurt_end_in_words(tmp_path: Path) -> None:
     ):
         path = tmp_path / f"{name}.yaml"
         path.write_text(text)
-        with pytest.raises(ConfigError, match=said):
-            Config.load(path)
+        for load in (Config.load, PrepConfig.load):
+            with pytest.raises(ConfigError, match=said):
+                load(path)
         if len(text) < 1000:
             with pytest.raises(ConfigError, match=said):
                 Config.parse(minimal(), [f"run.name={text.removeprefix('run: ')}"])

@@ -32,7 +32,10 @@ def files(*patterns: str) -> list[Path]:
     ("patterns", "allowed"),
     [
         (["kernels/rntp_kernels/**/*.py"], {"rntp_kernels"}),
-        (["data_prep/rntp_data_prep/*.py"], {"rntp_data_prep", "rntp.data.manifest", *CORE}),
+        (
+            ["data_prep/rntp_data_prep/*.py"],
+            {"rntp_data_prep", "rntp.data.manifest", "rntp.config_file", *CORE},
+        ),
         (["rntp/rewards/*.py"], {"rntp.rewards", *CORE}),
         (["rntp/placement/*.py"], {"rntp.placement", *CORE}),
         (["rntp/advantages.py", "rntp/losses.py", "rntp/types.py", "rntp/errors.py"], CORE),

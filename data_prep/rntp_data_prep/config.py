@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rntp.config_file import load_yaml
 from rntp.errors import ConfigError, DataError
 from rntp_data_prep.page import Damaged, Options
 
@@ -98,13 +98,7 @@ class PrepConfig(BaseModel):
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a YAML file. Raises ConfigError with one line a mistake."""
-        path = Path(path)
-        if not path.is_file():
-            raise ConfigError(f"there is no preparation config {path}")
-        try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not YAML: {error}") from error
+        raw = load_yaml(Path(path), "preparation config")
         if not isinstance(raw, dict):
             raise ConfigError(f"{path}: expected keys such as `sources:` and `output:`")
         try:
