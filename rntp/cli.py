@@ -186,6 +186,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="most of the continuation's 3-grams that the thought may say (default 1: all)",
     )
     traces.add_argument(
+        "--unclosed",
+        action="store_true",
+        help="also thoughts that were cut at their longest, their close marker forced",
+    )
+    traces.add_argument(
         "--per-position",
         type=int,
         default=1,
@@ -475,7 +480,12 @@ def _traces(arguments: argparse.Namespace) -> None:
     from rntp.traces import export_traces
     from rntp.traces.select import Wanted
 
-    wanted = Wanted(arguments.min_gain, arguments.max_overlap, arguments.per_position)
+    wanted = Wanted(
+        min_gain=arguments.min_gain,
+        max_overlap=arguments.max_overlap,
+        per_position=arguments.per_position,
+        unclosed=arguments.unclosed,
+    )
     facts = export_traces(
         arguments.run_dir,
         arguments.out,

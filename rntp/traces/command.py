@@ -46,8 +46,7 @@ def export_traces(
     rows = list(_rows(run_dir, wanted, tokenizer, funnel))
     if not rows:
         raise ConfigError(
-            f"no thought of {run_dir} is wanted ({_told(funnel)}); lower --min-gain or raise "
-            "--max-overlap"
+            f"no thought of {run_dir} is wanted ({_told(funnel)}); {_remedy(funnel)}"
         )
     facts = {
         "rntp": __version__,
@@ -60,6 +59,7 @@ def export_traces(
         "min_gain": wanted.min_gain,
         "max_overlap": wanted.max_overlap,
         "per_position": wanted.per_position,
+        "unclosed": wanted.unclosed,
         "overlap_ngram": OVERLAP_NGRAM,
         "funnel": dict(funnel),
     }
@@ -121,6 +121,18 @@ def _check_out(out: Path, shards: bool) -> None:
         )
     if out.suffix == ".parquet":
         check_parquet()
+
+
+def _remedy(funnel: Counter[str]) -> str:
+    """What to change, by what became of most of the thoughts."""
+    remedies = {
+        "not closed": "take those that were cut at their longest with --unclosed, or raise "
+        "thought.thought_tokens",
+        "gain too small": "lower --min-gain",
+        "says the continuation": "raise --max-overlap",
+    }
+    reasons = [reason for reason, _ in funnel.most_common() if reason in remedies]
+    return remedies[reasons[0]] if reasons else "train further first"
 
 
 def _told(funnel: Counter[str]) -> str:

@@ -34,11 +34,13 @@ FIELDS = {
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """min_gain: nats per token. max_overlap: share in [0, 1]. per_position: thoughts at most."""
+    """min_gain: nats per token. max_overlap: share in [0, 1]. per_position: thoughts at most.
+    unclosed: also those that were cut at their longest, whose close marker was forced."""
 
     min_gain: float = 0.0
     max_overlap: float = 1.0
     per_position: int = 1
+    unclosed: bool = False
 
 
 def select(
@@ -82,7 +84,7 @@ def overlap(continuation: Sequence[str], thought: Sequence[str]) -> float:
 
 
 def _unfit(row: Row, wanted: Wanted) -> str:
-    if not row["closed"]:
+    if not row["closed"] and not wanted.unclosed:
         return "not closed"
     # A gain that was not finite was written as null.
     if row["gain"] is None or row["gain"] < wanted.min_gain:

@@ -71,6 +71,9 @@ def test_the_best_of_each_position_and_why_others_are_not_kept() -> None:
         "kept": 2,
     }
     assert kept(rows, Wanted())[0] == [(9, 6, 1.0), (20, 0, 0.5)]
+    cut, funnel = kept(rows, Wanted(unclosed=True))
+    assert cut == [(9, 3, 0.0), (20, 0, 0.5)]
+    assert "not closed" not in funnel
     assert kept(rows, Wanted(min_gain=0.2, max_overlap=0.0, per_position=9))[0] == [
         (9, 1, 0.0), (9, 2, 0.0), (9, 0, 0.0),
     ]  # fmt: skip
