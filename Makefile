@@ -3,6 +3,7 @@
 # make ablations    its curves: rewards, placement, group size and more (an hour)
 # make ablations-text  the rewards on real text, SmolLM2-135M (two hours and a half)
 # make methods      every published method on it, with the controls (63 runs, half an hour)
+# make models       which models run, and how: every causal class of transformers (some ten minutes)
 # make faults       every injected fault: kills, damage, hangs, signals → experiments/faults/RESULTS.md
 # make save-stall   how long training stands still for a checkpoint (two minutes)
 # make gpu-check    is everything right on this GPU, and how fast is it (ten minutes)
@@ -22,7 +23,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.enabled=false
 
-.PHONY: bench-data install quickstart planted ablations ablations-text methods faults save-stall gpu-check test lint \
+.PHONY: bench-data install quickstart planted ablations ablations-text methods models faults save-stall gpu-check test lint \
 	types clean
 .DELETE_ON_ERROR:
 
@@ -76,6 +77,10 @@ build/planted-mixed/manifest.json: | build/planted-thoughts/manifest.json
 
 build/planted/manifest.json: | install
 	$(VENV)/bin/python experiments/planted/make_corpus.py --out build/planted
+
+# A tiny random model of every causal class, and variants: experiments/models/RESULTS.md.
+models: $(VENV)/.installed-dev
+	$(VENV)/bin/python experiments/models/survey.py
 
 # The program is killed, damaged, stopped and hung, and compared with the run that was not.
 faults: $(VENV)/.installed-dev
