@@ -7,6 +7,7 @@ compares trees and decoding with the class's own attention on texts of their own
 RESULTS.md and results.json beside this file (for some names alone it prints them).
 """
 
+import argparse
 import json
 import os
 import signal
@@ -311,9 +312,16 @@ def _reason(error: ConfigError, kind: str, folder: Path) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    wanted = sys.argv[1:] or [*names(), *VARIANTS]
-    found = rows(wanted)
-    if sys.argv[1:]:
+    every = [*names(), *VARIANTS]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "only", nargs="*", metavar="NAME", help="model types or variants to print; none writes all"
+    )
+    only = parser.parse_args().only
+    if unknown := [name for name in only if name not in every]:
+        parser.error(f"there is no {', '.join(unknown)}")
+    found = rows(only or every)
+    if only:
         print(page(found))
         return
     (HERE / "results.json").write_text(json.dumps([asdict(r) for r in found], indent=1) + "\n")

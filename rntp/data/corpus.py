@@ -154,6 +154,92 @@ def open_corpus(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase) 
 
     Raises DataError (other tokenizer, no document long enough) and ConfigError.
     """
+    _check_data(config, data, tokenizer)
+    train = Reader(
+        _open_stream(config, data, tokenizer, "train"),
+        workers=config.data.workers,
+        kind=config.data.worker_kind,
+        deadline_s=config.data.deadline_s,
+    )
+    if not config.evaluation.enabled:
+        return Corpus(data, train, None, None)
+    others = data
+    if config.evaluation.source is not None:
+        refuse_live(config.evaluation.source, "evaluation.source")
+        others = Manifest.load(config.evaluation.source)
+        check_tokenizer(others, tokenizer_digest(tokenizer), config.model.spec)
+    heldout = _open_stream(config, others, tokenizer, "heldout")
+    digest = heldout.digest if isinstance(heldout, LiveHeldout) else others.digest
+    return Corpus(data, train, heldout, digest)
+
+
+def _open_stream(
+    config: Config, data: Data, tokenizer: PreTrainedTokenizerBase, split: Split
+) -> Stream:
+    """Open the contexts of one split, whatever the data is."""
+    seed = config.run.seed
+    if isinstance(data, Live):
+        return _live_stream(config, data, tokenizer, split)
+    if not isinstance(data, Mixture):
+        return _prepared_stream(config, data, tokenizer, split, seed)
+    parts = [
+        _prepared_stream(config, manifest, tokenizer, split, stream_seed(seed, manifest))
+        for manifest in data.manifests
+    ]
+    return MixedStream(parts, data.shares)
+
+
+def _prepared_stream(
+    config: Config,
+    manifest: Manifest,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split,
+    seed: int,
+) -> ContextStream:
+    # Evaluation sees every document once, whatever training makes of long ones.
+    windows: Windows = config.data.windows if split == "train" else "one"
+    return ContextStream(
+        manifest,
+        partial(encode, tokenizer),
+        seed=seed,
+        split=split,
+        max_documents=config.data.max_documents if split == "train" else 0,
+        markers=marker_ids(config, tokenizer),
+        unguarded=partial(encode_unguarded, tokenizer),
+        windows=windows,
+        max_damaged=config.data.max_damaged,
+        **_common(config, tokenizer),
+    )
+
+
+def _live_stream(
+    config: Config, live: Live, tokenizer: PreTrainedTokenizerBase, split: Split
+) -> LiveStream | LiveHeldout:
+    common = {"seed": config.run.seed, **_common(config, tokenizer)}
+    to_ids = partial(encode, tokenizer)
+    if split == "heldout":
+        return LiveHeldout(live, to_ids, count=config.evaluation.docs, **common)
+    return LiveStream(
+        live,
+        to_ids,
+        max_documents=config.data.max_documents,
+        windows=config.data.windows,
+        **common,
+    )
+
+
+def _common(config: Config, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What every stream is told."""
+    return {
+        "prefix_ids": prefix_ids(tokenizer),
+        "context_tokens": config.data.context_tokens,
+        "min_document_tokens": config.min_document_tokens,
+        "heldout_fraction": config.data.heldout_fraction,
+    }
+
+
+def _check_data(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise DataError for another tokenizer's corpus, ConfigError for what the data cannot give."""
     manifests = data.manifests if isinstance(data, Mixture) else []
     if isinstance(data, Live):
         _check_live(config)
@@ -171,70 +257,6 @@ def open_corpus(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase) 
             "data.max_documents counts the documents of one corpus, and data.source has "
             f"{len(manifests)}; take one of them away"
         )
-
-    def stream(split: Split, manifest: Manifest, seed: int) -> ContextStream:
-        # Evaluation sees every document once, whatever training makes of long ones.
-        windows: Windows = config.data.windows if split == "train" else "one"
-        return ContextStream(
-            manifest,
-            partial(encode, tokenizer),
-            prefix_ids=prefix_ids(tokenizer),
-            seed=seed,
-            context_tokens=config.data.context_tokens,
-            min_document_tokens=config.min_document_tokens,
-            heldout_fraction=config.data.heldout_fraction,
-            split=split,
-            max_documents=config.data.max_documents if split == "train" else 0,
-            markers=marker_ids(config, tokenizer),
-            unguarded=partial(encode_unguarded, tokenizer),
-            windows=windows,
-            max_damaged=config.data.max_damaged,
-        )
-
-    def live_stream(split: Split, live: Live) -> LiveStream | LiveHeldout:
-        common: dict[str, Any] = {
-            "prefix_ids": prefix_ids(tokenizer),
-            "seed": config.run.seed,
-            "context_tokens": config.data.context_tokens,
-            "min_document_tokens": config.min_document_tokens,
-            "heldout_fraction": config.data.heldout_fraction,
-        }
-        to_ids = partial(encode, tokenizer)
-        if split == "heldout":
-            return LiveHeldout(live, to_ids, count=config.evaluation.docs, **common)
-        return LiveStream(
-            live,
-            to_ids,
-            max_documents=config.data.max_documents,
-            windows=config.data.windows,
-            **common,
-        )
-
-    def whole(split: Split, data: Data) -> Stream:
-        seed = config.run.seed
-        if isinstance(data, Live):
-            return live_stream(split, data)
-        if not isinstance(data, Mixture):
-            return stream(split, data, seed)
-        parts = [stream(split, m, stream_seed(seed, m)) for m in data.manifests]
-        return MixedStream(parts, data.shares)
-
-    train = Reader(
-        whole("train", data),
-        workers=config.data.workers,
-        kind=config.data.worker_kind,
-        deadline_s=config.data.deadline_s,
-    )
-    if not config.evaluation.enabled:
-        return Corpus(data, train, None, None)
-    others = data
-    if config.evaluation.source is not None:
-        refuse_live(config.evaluation.source, "evaluation.source")
-        others = Manifest.load(config.evaluation.source)
-        check_tokenizer(others, tokenizer_digest(tokenizer), config.model.spec)
-    heldout = whole("heldout", others)
-    digest = heldout.digest if isinstance(heldout, LiveHeldout) else others.digest
-    return Corpus(data, train, heldout, digest)
 
 
 def _check_live(config: Config) -> None:

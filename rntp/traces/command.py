@@ -45,9 +45,7 @@ def export_traces(
     funnel: Counter[str] = Counter()
     rows = list(_rows(run_dir, wanted, tokenizer, funnel))
     if not rows:
-        raise ConfigError(
-            f"no thought of {run_dir} is wanted ({_told(funnel)}); {_remedy(funnel)}"
-        )
+        raise ConfigError(f"no thought of {run_dir} is wanted ({_told(funnel)}); {_remedy(funnel)}")
     facts = {
         "rntp": __version__,
         "run": config.run.name,
