@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from rntp import config_file
+from rntp.config_rules import broken_rules
 from rntp.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -446,128 +447,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        earliest, horizon = self.placement.min_prefix_tokens, self.reward.horizon
-        slots = self.data.context_tokens - horizon - earliest + 1
-        if slots < self.most_positions:
-            raise ValueError(
-                f"a context of {self.data.context_tokens} tokens has {max(slots, 0)} positions "
-                f"with {earliest} tokens before and {horizon} after them, but "
-                f"placement.positions_per_doc is {self.placement.positions_per_doc} and "
-                f"evaluation.positions_per_doc {self.evaluation.positions_per_doc}; raise "
-                "data.context_tokens, or lower placement.min_prefix_tokens, the positions_per_doc "
-                "or reward.horizon"
-            )
-        if self.data.replay_docs >= self.data.docs_per_step:
-            raise ValueError(
-                f"data.replay_docs {self.data.replay_docs} of data.docs_per_step "
-                f"{self.data.docs_per_step} leaves no fresh context; lower it"
-            )
-        if self.data.replay_docs > 0 and self.thought.thoughts_per_position < 2:
-            raise ValueError(
-                "data.replay_docs goes by how far apart the gains of a group lie; set "
-                "thought.thoughts_per_position to 2 or more, or data.replay_docs to 0"
-            )
-        in_group = self.objective.advantage in ("group_mean", "leave_one_out")
-        alone = self.thought.thoughts_per_position == 1
-        if alone and in_group and self.objective.pg_weight > 0:
-            raise ValueError(
-                "a group of one thought has no advantage, so the policy would not learn; set "
-                "thought.thoughts_per_position to 2 or more, or objective.pg_weight to 0"
-            )
-        if self.thought.thoughts_per_position == 0 and (
-            self.objective.pg_weight > 0
-            or self.objective.continuation_weight > 0
-            or self.objective.ntp_weight == 0
-            or self.objective.entropy_weight > 0
-            or self.objective.kl_weight > 0
-        ):
-            raise ValueError(
-                "without thoughts (thought.thoughts_per_position: 0) only the next-token loss is "
-                "left; set objective.pg_weight, continuation_weight, entropy_weight and "
-                "kl_weight to 0 and objective.ntp_weight above 0"
-            )
-        if self.placement.interleaved and self.thought.answer_tokens > 0:
-            raise ValueError(
-                "placement.interleaved: later thoughts would have to see answers or to miss them; "
-                "set thought.answer_tokens to 0, or placement.interleaved to false"
-            )
-        if self.placement.interleaved and self.thought.thoughts_per_position == 0:
-            raise ValueError(
-                "placement.interleaved: there are no thoughts to see "
-                "(thought.thoughts_per_position: 0); set it to false"
-            )
-        if self.thought.source == "pause" and (
-            self.objective.pg_weight > 0
-            or self.objective.entropy_weight > 0
-            or self.objective.kl_weight > 0
-            or self.thought.answer_tokens > 0
-        ):
-            raise ValueError(
-                "thought.source: pause samples nothing, so there is no policy to train; set "
-                "objective.pg_weight, entropy_weight and kl_weight and thought.answer_tokens to 0"
-            )
-        if self.objective.algorithm == "policy_gradient" and self.objective.epochs_per_rollout > 1:
-            raise ValueError(
-                "objective.epochs_per_rollout > 1 reuses thoughts of older weights; set "
-                "objective.algorithm to clipped_ratio, cispo or gspo"
-            )
-        if self.objective.advantage_std and self.objective.advantage != "group_mean":
-            raise ValueError(
-                "objective.advantage_std belongs to objective.advantage: group_mean; with "
-                f"{self.objective.advantage} set it to false"
-            )
-        if self.objective.drops_groups and self.thought.thoughts_per_position < 2:
-            raise ValueError(
-                "a group of fewer than two thoughts is always dead; set objective.drop_dead_groups "
-                "to false and objective.min_group_std to 0"
-            )
-        if 0 < self.objective.importance_cap < 1:
-            raise ValueError(
-                "objective.importance_cap below 1 cuts the weight of tokens that the sampler drew "
-                "as the policy would; set it to 0 (off), or to 1 or more"
-            )
-        if self.objective.importance_cap > 0 and self.objective.algorithm == "gspo":
-            raise ValueError(
-                "objective.importance_cap weighs tokens and gspo whole thoughts; set "
-                "objective.importance_cap to 0, or objective.algorithm to another"
-            )
-        if (
-            self.objective.kl_weight > 0
-            and self.baseline.weights in ("frozen", "ema")
-            and self.baseline.weights != self.objective.kl_reference
-        ):
-            raise ValueError(
-                f"baseline.weights: {self.baseline.weights} and objective.kl_reference: "
-                f"{self.objective.kl_reference} would be two more copies of the weights; set them "
-                "to the same, or baseline.weights to current"
-            )
-        if self.reward.judge == "frozen" and self.reference_weights == "ema":
-            raise ValueError(
-                "reward.judge: frozen and a moving average (baseline.weights or "
-                "objective.kl_reference) would be two more copies of the weights; set both to "
-                "frozen, or reward.judge to policy"
-            )
-        if self.baseline.use != "subtract" and self.baseline.weights == "none":
-            raise ValueError(
-                f"baseline.use: {self.baseline.use} compares with a prediction without a thought, "
-                "and baseline.weights is none; set baseline.weights to current, or baseline.use to "
-                "subtract"
-            )
-        for name in ("entropy_band", "surprise_band"):
-            low, high = getattr(self.placement, name)
-            if low >= high:
-                raise ValueError(
-                    f"placement.{name}: [{low}, {high}] holds nothing; give the lower end first"
-                )
-        if self.baseline.use == "group_member" and self.objective.advantage == "none":
-            raise ValueError(
-                "baseline.use: group_member joins a mean, and objective.advantage: none takes "
-                "none; set baseline.use to subtract, or objective.advantage to another"
-            )
-        if self.model.think_open == self.model.think_close:
-            raise ValueError("model.think_open and model.think_close must differ")
-        if not self.model.think_open or not self.model.think_close:
-            raise ValueError("the think markers must not be empty")
+        if broken := list(broken_rules(self)):
+            raise ValueError("\n  ".join(broken))
         return self
 
     @property

@@ -11,6 +11,7 @@ from rntp_data_prep.config import PrepConfig
 from rntp import rewards
 from rntp.config import Config, Section
 from rntp.config_file import method_fields
+from rntp.config_rules import RULES
 from rntp.errors import ConfigError
 from rntp.preflight import check_names
 
@@ -99,6 +100,67 @@ def test_every_mistake_is_named_at_once() -> None:
         Config.parse(minimal(optim={"lrr": 1}, run={"stepz": 1}))
     assert "optim.lrr" in str(caught.value)
     assert "run.stepz" in str(caught.value)
+
+
+# A config that breaks each rule of the table, and no other, in the table's order.
+BREAKS = [
+    ["placement.positions_per_doc=99"],
+    ["data.replay_docs=2"],
+    ["data.replay_docs=1", "thought.thoughts_per_position=1", "objective.advantage=none"],
+    ["thought.thoughts_per_position=1"],
+    ["thought.thoughts_per_position=0"],
+    ["placement.interleaved=true", "thought.answer_tokens=1"],
+    [
+        "placement.interleaved=true",
+        "thought.thoughts_per_position=0",
+        "objective.pg_weight=0",
+        "objective.continuation_weight=0",
+    ],
+    ["thought.source=pause"],
+    ["objective.epochs_per_rollout=2"],
+    ["objective.advantage_std=true"],
+    [
+        "objective.drop_dead_groups=true",
+        "thought.thoughts_per_position=1",
+        "objective.advantage=none",
+    ],
+    ["objective.importance_cap=0.5"],
+    ["objective.importance_cap=2", "objective.algorithm=gspo"],
+    ["objective.kl_weight=0.1", "baseline.weights=ema"],
+    ["reward.judge=frozen", "baseline.weights=ema"],
+    ["baseline.use=clip", "baseline.weights=none"],
+    ["placement.entropy_band=[2, 1]"],
+    ["placement.surprise_band=[2, 2]"],
+    ["baseline.use=group_member", "objective.advantage=none"],
+    ["model.think_open=x", "model.think_close=x"],
+    ["model.think_open=''"],
+]
+
+
+@pytest.mark.parametrize("number", range(len(RULES)))
+def test_every_rule_is_broken_alone(number: int) -> None:
+    assert len(BREAKS) == len(RULES)
+    rule, fields = RULES[number], {f"{s}.{f}" for s, f in _all_fields()}
+    assert set(rule.fields) <= fields
+    with pytest.raises(ConfigError) as stopped:
+        Config.parse(minimal(), BREAKS[number])
+    start, *_ = re.split(r"\{", rule.message)
+    told = str(stopped.value).splitlines()
+    assert len(told) == 2, told  # the headline and the one rule
+    assert start in told[1]
+    assert "{" not in told[1]
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as stopped:
+        Config.parse(minimal(), [*BREAKS[8], *BREAKS[16], *BREAKS[11]])
+    told = str(stopped.value)
+    assert all(text in told for text in ("epochs_per_rollout", "entropy_band", "importance_cap"))
+
+
+def _all_fields() -> list[tuple[str, str]]:
+    sections = Config.model_fields.items()
+    return [(name, field) for name, part in sections for field in part.annotation.model_fields]
 
 
 def test_overrides() -> None:
