@@ -19,6 +19,8 @@ from rntp.errors import ConfigError, RntpError
 if TYPE_CHECKING:
     from rntp.config import Config
 
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `rntp`."""
@@ -66,12 +68,31 @@ def _is_of_memory(error: MemoryError | RuntimeError) -> bool:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Make the parser of all commands; each adds its own."""
     parser = argparse.ArgumentParser(
         prog="rntp", description="Reasoning next-token prediction on ordinary web text."
     )
     parser.add_argument("--version", action="version", version=f"rntp {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
+    for add in (
+        _add_train,
+        _add_eval,
+        _add_ablate,
+        _add_soup,
+        _add_traces,
+        _add_report,
+        _add_config,
+        _add_data,
+        _add_ckpt,
+        _add_bench,
+        _add_doctor,
+    ):
+        add(commands)
+    return parser
+
+
+def _add_train(commands: "Commands") -> None:
     train = commands.add_parser("train", help="train, or resume training")
     _config_arguments(train)
     train.add_argument("--run-dir", type=Path, help="instead of run.dir")
@@ -90,6 +111,8 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--json", action="store_true", help="print the dry run as JSON")
     train.set_defaults(run=_train)
 
+
+def _add_eval(commands: "Commands") -> None:
     evaluate = commands.add_parser("eval", help="think and no-think loss on held-out pages")
     evaluate.add_argument("target", type=Path, help="a run folder, or a config for its base model")
     evaluate.add_argument("--checkpoint", type=int, help="step; default: the newest")
@@ -107,6 +130,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(run=_evaluate)
 
+
+def _add_ablate(commands: "Commands") -> None:
     ablate = commands.add_parser("ablate", help="a grid of runs, seeds and controls: one table")
     ablate.add_argument("experiment", type=Path, metavar="EXPERIMENT")
     ablate.add_argument(
@@ -130,6 +155,8 @@ def build_parser() -> argparse.ArgumentParser:
     ablate.add_argument("--json", action="store_true", help="print the results as JSON")
     ablate.set_defaults(run=_ablate)
 
+
+def _add_soup(commands: "Commands") -> None:
     soup = commands.add_parser("soup", help="average checkpoints, and measure the average")
     soup.add_argument(
         "targets",
@@ -149,6 +176,8 @@ def build_parser() -> argparse.ArgumentParser:
     soup.add_argument("--json", action="store_true", help="print the table as JSON")
     soup.set_defaults(run=_soup)
 
+
+def _add_traces(commands: "Commands") -> None:
     traces = commands.add_parser(
         "traces", help="the best thoughts of a run, as a data set or as shards to train on"
     )
@@ -200,11 +229,15 @@ def build_parser() -> argparse.ArgumentParser:
     traces.add_argument("--json", action="store_true", help="print provenance as JSON")
     traces.set_defaults(run=_traces)
 
+
+def _add_report(commands: "Commands") -> None:
     report = commands.add_parser("report", help="one static HTML page of one or more runs")
     report.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
     report.add_argument("--out", type=Path, help="default: report.html in the first run folder")
     report.set_defaults(run=_report)
 
+
+def _add_config(commands: "Commands") -> None:
     config = commands.add_parser("config", help="show, validate, or describe a config")
     config_commands = config.add_subparsers(metavar="COMMAND", required=True)
     for name, text, run in (
@@ -217,6 +250,8 @@ def build_parser() -> argparse.ArgumentParser:
     schema = config_commands.add_parser("schema", help="print the JSON schema, for editors")
     schema.set_defaults(run=_config_schema)
 
+
+def _add_data(commands: "Commands") -> None:
     data = commands.add_parser("data", help="prepare and check corpora")
     data_commands = data.add_subparsers(metavar="COMMAND", required=True)
     prep = data_commands.add_parser("prep", help="raw web pages to verified shards")
@@ -248,6 +283,8 @@ def build_parser() -> argparse.ArgumentParser:
     simulate.add_argument("--json", action="store_true")
     simulate.set_defaults(run=_data_simulate)
 
+
+def _add_ckpt(commands: "Commands") -> None:
     checkpoints = commands.add_parser("ckpt", help="list, verify, export and prune checkpoints")
     checkpoint_commands = checkpoints.add_subparsers(metavar="COMMAND", required=True)
     for name, text, run in (
@@ -275,15 +312,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     prune.add_argument("--json", action="store_true")
     prune.set_defaults(run=_ckpt_prune)
+
+
+def _add_bench(commands: "Commands") -> None:
     bench = commands.add_parser("bench", help="what sharing is worth here, beside the usual loop")
     _bench_arguments(bench)
     bench.set_defaults(run=_bench)
 
+
+def _add_doctor(commands: "Commands") -> None:
     doctor = commands.add_parser("doctor", help="what this machine can run, and what is missing")
     doctor.add_argument("config", type=Path, nargs="?")
     doctor.add_argument("--json", action="store_true")
     doctor.set_defaults(run=_doctor)
-    return parser
 
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
