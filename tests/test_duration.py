@@ -16,7 +16,7 @@ from rntp.trainer import Trainer
 def test_a_measured_step_takes_about_what_a_step_takes(
     model_folders: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:
-    """Within a factor of eight, on cores that others use, too: usually it is a tenth."""
+    """Within a factor of eight, on cores that others use, too; it is much closer on quiet ones."""
     raw = tiny_run(model_folders["llama"], corpus, tmp_path / "run")
     raw["run"]["steps"] = 6
     raw["thought"] |= {"thought_tokens": 16, "thoughts_per_position": 8}
