@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rntp import __version__
-from rntp.errors import ConfigError, RntpError
+from rntp.errors import ConfigError, RntpError, is_out_of_memory
 
 if TYPE_CHECKING:
     from rntp.config import Config
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"rntp: {error}; check the path, its permissions and the free space", file=sys.stderr)
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
-        if not _is_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         print(
             f"rntp: there is not enough memory ({(str(error) or 'MemoryError').splitlines()[0]}); "
@@ -56,15 +56,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("rntp: interrupted; the same command goes on", file=sys.stderr)
         sys.exit(5)
-
-
-def _is_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Whether memory ran out; PyTorch says so with a RuntimeError of many wordings."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or any(
-        words in said
-        for words in ("not enough memory", "out of memory", "allocate memory", "bad_alloc")
-    )
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -45,3 +45,14 @@ class RanksLost(RntpError):
     """A rank of the run failed, or did not come where the others waited for it."""
 
     exit_code = 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out, which says nothing of what was tried in it.
+
+    PyTorch says so with a RuntimeError of many wordings.
+    """
+    said = str(error).lower()
+    wordings = ("not enough memory", "out of memory", "allocate memory", "bad_alloc")
+    ran_out = isinstance(error, RuntimeError) and any(words in said for words in wordings)
+    return ran_out or isinstance(error, MemoryError)

@@ -10,7 +10,7 @@ from rntp import placement, rewards
 from rntp.config import Config
 from rntp.data.corpus import Corpus, open_data
 from rntp.data.manifest import Manifest
-from rntp.errors import CheckpointError, ConfigError, DataError
+from rntp.errors import CheckpointError, ConfigError, DataError, is_out_of_memory
 from rntp.estimate import Shape, Tokens, checkpoint_bytes, peak_memory
 from rntp.memory import size, total_bytes
 from rntp.model import LanguageModel, load_model, pick_device
@@ -142,9 +142,9 @@ def try_forward(config: Config, model: LanguageModel) -> None:
     some models have buffers of float32 that do not go with weights of another."""
     try:
         model.logits(TokenTree.build([(torch.arange(1, 9), ROOT, 0)]).hidden(model))
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, ConfigError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ConfigError(
             f"{type(model.hf).__name__} does not compute in model.dtype {config.model.dtype} "
             f"({str(error).splitlines()[0][:300]}); set model.dtype to float32"

@@ -13,7 +13,7 @@ from rntp_kernels.tree_attention import PrefixRecorder
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rntp.errors import ConfigError
+from rntp.errors import ConfigError, is_out_of_memory
 from rntp.model.attention import ATTENTION, NotATreeError, note_layers, trunk
 from rntp.model.head import Head, raw_logits, weight_of
 from rntp.model.unshared import Plain, in_words, run_plain
@@ -56,6 +56,8 @@ def check_head(
     except ConfigError as error:
         raise ConfigError(f"{refused}{error}; choose another model") from error
     except Exception as error:  # of the class's own code
+        if is_out_of_memory(error):
+            raise
         raise ConfigError(
             f"{refused}its own forward ends in {in_words(error)}; choose another model"
         ) from error
@@ -198,6 +200,8 @@ def check_trunk(hf: PreTrainedModel, spec: str, span: int | None = None) -> int:
         return _check_trunk(hf, span)
     except Exception as error:
         hf.set_attn_implementation(before)
+        if is_out_of_memory(error):
+            raise
         cause = str(error) if isinstance(error, ConfigError) else in_words(error)
         if isinstance(error, NotATreeError):
             cause = "its layers do not pass keywords on to their attention"

@@ -13,7 +13,7 @@ from rntp_kernels import linear_logprob_top1
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from rntp.errors import ConfigError
+from rntp.errors import ConfigError, is_out_of_memory
 from rntp.model.attention import ATTENTION, Attention, own_attention, trunk
 from rntp.model.check import NotTreesError, check_head, check_trunk
 from rntp.model.head import Head, bias_of, raw_logits, weight_of
@@ -164,6 +164,8 @@ def load_model(
             "not run; use a copy that is stored as safetensors"
         ) from error
     except Exception as error:  # whatever libraries and files have to say
+        if is_out_of_memory(error):
+            raise
         first = str(error).strip() or type(error).__name__
         raise ConfigError(f"model.spec {spec!r} cannot be loaded: {first}") from error
     nn.Module.to(hf, device)  # PreTrainedModel.to is decorated beyond what types can follow

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rntp.errors import ConfigError
+from rntp.errors import ConfigError, is_out_of_memory
 from rntp.model.head import bias_of, weight_of
 from rntp.tokenizer import add_marker
 
@@ -34,6 +34,8 @@ def learn_marker(
         if bias is not None:
             bias[token] = bias[parts].mean()
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise ConfigError(
             f"model.spec {spec!r} ({type(hf).__name__}) cannot learn the marker {marker!r}: its "
             f"embeddings take no new rows ({type(error).__name__}: {error}); choose another model"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rntp.errors import ConfigError
+from rntp.errors import ConfigError, is_out_of_memory
 from rntp.model.check import (
     depends_on_length,
     own_limit,
@@ -154,9 +154,9 @@ def _head_gap(head: Head, hidden: Tensor, own: Tensor) -> float:
 def _own_logits(hf: PreTrainedModel, ids: Tensor) -> Tensor:
     try:
         logits: Tensor = hf(input_ids=ids[None], use_cache=False).logits[0]
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise ConfigError(
             f"transformers itself cannot run it on token ids alone ({in_words(error)}); install "
             "what it misses, or choose another model"
@@ -266,9 +266,9 @@ def _check_gradient(hf: PreTrainedModel, plain: Plain, number: int) -> None:
     try:
         hidden = run_plain(hf, plain, _ids(hf, number)[None]).hidden
         (hidden.float() * torch.linspace(0.5, 1.5, hidden.shape[-1]).to(hidden)).sum().backward()
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise ConfigError(
             f"it has no gradient ({in_words(error)}); choose another model"
         ) from error

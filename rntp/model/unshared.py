@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PreTrainedModel
 
-from rntp.errors import ConfigError
+from rntp.errors import ConfigError, is_out_of_memory
 from rntp.model.routing import Routed, watched_routers
 from rntp.sharding import is_sharded
 
@@ -96,9 +96,11 @@ def run_plain(
             # Of a model that lies over many ranks, the trunk has hooks: see rntp.sharding.
             output = getattr(hf, "rntp_trunk", hf.base_model)(input_ids=ids_BS, **given)
             hidden = output.last_hidden_state
-    except (torch.OutOfMemoryError, ConfigError):
+    except ConfigError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise ConfigError(
             f"the forward of {type(hf).__name__} fails ({in_words(error)}); see whether "
             "transformers runs this model by itself on token ids alone, and install what it "

@@ -205,3 +205,26 @@ def test_markers_get_rows_in_a_head_that_has_fewer_than_the_embedding(tmp_path: 
     assert torch.equal(model.get_output_embeddings().weight[:318], head)
     assert model.config.unpadded_vocab_size == 319
     assert model(torch.arange(5)[None]).logits.shape[-1] == 319
+
+
+@pytest.mark.parametrize("sharing", ["auto", "tree", "none"])
+@pytest.mark.parametrize("words", ["DefaultCPUAllocator: not enough memory", "CUDA out of memory"])
+def test_too_little_memory_says_nothing_of_the_model(
+    model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, sharing: str, words: str
+) -> None:
+    """It is no reason to refuse the class, nor to fall back to plain sequences."""
+
+    def no_memory(*_: object, **__: object) -> None:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr("transformers.LlamaModel.forward", no_memory)
+    with pytest.raises(RuntimeError, match=words):
+        load_model(str(model_folders["llama"]), sharing=sharing)  # type: ignore[arg-type]
+    monkeypatch.undo()
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr("transformers.LlamaModel.forward", broken)
+    with pytest.raises(ConfigError, match="shapes do not fit"):
+        load_model(str(model_folders["llama"]), sharing=sharing)  # type: ignore[arg-type]
