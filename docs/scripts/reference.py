@@ -1,0 +1,341 @@
+"""Make the reference pages from the program: fields, rules, commands, metrics, registries."""
+
+import argparse
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+import rntp
+from rntp.cli import build_parser
+from rntp.config_rules import RULES
+from rntp.run.metric_keys import METRICS, Metric
+
+# Where name and type do not say it.
+UNITS = {
+    "reward.token_cost": "nats a token",
+    "reward.token_cost_after": "steps",
+    "reward.horizon": "tokens",
+    "reward.length_budget": "tokens",
+    "reward.length_half_life": "steps",
+    "placement.entropy_band": "nats",
+    "placement.surprise_band": "nats",
+    "placement.positions_per_doc": "positions",
+    "evaluation.bits_per_thought_token": "bits a token",
+    "evaluation.positions_per_doc": "positions",
+    "evaluation.thoughts_per_position": "thoughts",
+    "evaluation.docs": "documents",
+    "evaluation.reused_docs": "documents",
+    "thought.thoughts_per_position": "thoughts",
+    "objective.advantage_std_floor": "unit of the reward",
+    "objective.epochs_per_rollout": "updates",
+    "checkpoint.keep": "checkpoints",
+    "run.max_rollbacks": "times",
+    "data.max_documents": "documents",
+    "data.max_damaged": "share",
+    "data.heldout_fraction": "share",
+}
+BY_ENDING = {
+    "_s": "seconds",
+    "_tokens": "tokens",
+    "_steps": "steps",
+    "steps": "steps",
+    "_docs": "contexts",
+    "docs_per_step": "contexts",
+    "docs_per_batch": "contexts",
+    "tokens_per_microbatch": "tokens",
+    "shard_bytes": "bytes",
+    "_chars": "characters",
+}
+
+
+def unit(name: str) -> str:
+    """Tell the unit of a field; "" for one that has none."""
+    ending = (u for end, u in BY_ENDING.items() if name.endswith(end))
+    return UNITS.get(name, next(ending, ""))
+
+
+def type_text(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """Describe a JSON schema in words."""
+    if "$ref" in schema:
+        return type_text(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    if "anyOf" in schema:
+        parts = [type_text(part, definitions) for part in schema["anyOf"]]
+        return " or ".join(dict.fromkeys(parts))
+    if "enum" in schema:
+        return " · ".join(f"`{value}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    kind = schema.get("type", "value")
+    if kind == "array":
+        inner = schema.get("items") or (schema.get("prefixItems") or [{}])[0]
+        count = f"{schema['maxItems']} of " if schema.get("maxItems") else "list of "
+        return count + type_text(inner, definitions)
+    if kind == "object":
+        inner = schema.get("additionalProperties")
+        values = f" → {type_text(inner, definitions)}" if isinstance(inner, dict) else ""
+        return f"mapping name{values}"
+    words = {"integer": "integer", "number": "number", "boolean": "true or false"}
+    text = words.get(kind, {"string": "text", "null": "nothing"}.get(kind, kind))
+    if schema.get("format") == "path":
+        text = "path"
+    bounds = [
+        f"{sign} {schema[key]:g}"
+        for key, sign in (
+            ("minimum", "≥"),
+            ("exclusiveMinimum", ">"),
+            ("maximum", "≤"),
+            ("exclusiveMaximum", "<"),
+        )
+        if key in schema
+    ]
+    return " ".join([text, ", ".join(bounds)]).strip()
+
+
+def default_text(value: object) -> str:
+    """Write a default as YAML has it."""
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, tuple | list):
+        return f"`[{', '.join(map(str, value))}]`"
+    if value is None:
+        return "nothing"
+    return '`""`' if value == "" else f"`{value}`"
+
+
+def fields_of(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    """Yield (name, facts, description) of every field, those of nested sections after their own."""
+    schema = model.model_json_schema()
+    definitions = schema.get("$defs", {})
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{name}"
+        nested = field.annotation
+        described = " ".join((field.description or "").split())
+        if inspect.isclass(nested) and issubclass(nested, BaseModel):
+            yield path, "section", described
+            yield from fields_of(nested, f"{path}.")
+            continue
+        facts = [type_text(schema["properties"][name], definitions)]
+        if measured := unit(path):
+            facts.append(measured)
+        required = field.is_required()
+        facts.append("required" if required else f"default {default_text(field.default)}")
+        yield path, " · ".join(facts), described
+
+
+def linked(text: str) -> str:
+    """Make arXiv ids links, and names of the program code."""
+    text = re.sub(r"\b(\d{4}\.\d{5})\b", r"[\1](https://arxiv.org/abs/\1)", text)
+    text = re.sub(r"(?<![`\w])(rntp\.[a-z_.]+[a-z_])(?![`\w])", r"`\1`", text)
+    return text.replace("<", "&lt;") if "<" in text and "`" not in text else text
+
+
+def field_list(model: type[BaseModel], prefix: str, level: str) -> list[str]:
+    """Write a heading, its facts and the meaning of each field."""
+    parts = []
+    for name, facts, described in fields_of(model, prefix):
+        parts += [f"{level} `{name}`", f"*{facts}*", linked(described)]
+    return parts
+
+
+def configuration() -> str:
+    """Write every field of a run's config, section by section."""
+    parts = []
+    for name, field in rntp.Config.model_fields.items():
+        section = field.annotation
+        assert inspect.isclass(section)
+        assert issubclass(section, BaseModel)
+        parts += [f"## `{name}:`", *field_list(section, f"{name}.", "###")]
+    return "\n\n".join(parts)
+
+
+def preparation() -> str:
+    """Write every key of a preparation."""
+    from rntp_data_prep.config import PrepConfig
+
+    return "\n\n".join(field_list(PrepConfig, "", "###"))
+
+
+def rules() -> str:
+    """Write what fields have to be to each other, and what a broken rule says."""
+    lines = ["| fields | message where it is broken |", "|---|---|"]
+    for rule in RULES:
+        message = re.sub(r"\{[^}]*\}", "…", " ".join(rule.message.split()))
+        fields = " ".join(f"`{field}`" for field in rule.fields)
+        lines.append(f"| {fields} | {message} |")
+    return "\n".join(lines)
+
+
+def commands() -> str:
+    """Write every command with its arguments."""
+    return "\n\n".join(
+        part for name, parser in leaves(build_parser()) for part in told(name, parser)
+    )
+
+
+def leaves(
+    parser: argparse.ArgumentParser, name: str = "rntp"
+) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Yield every command that does something, in the order of the help."""
+    groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    if not groups:
+        yield name, parser
+    for group in groups:
+        for word, child in group.choices.items():
+            yield from leaves(child, f"{name} {word}")
+
+
+def summary(name: str) -> str:
+    """Find what the help says of a command."""
+    parser = build_parser()
+    for word in name.split()[1:]:
+        (group,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+        (said,) = (c.help for c in group._choices_actions if c.dest == word)
+        parser = group.choices[word]
+    return sentence(said or "")
+
+
+def sentence(text: str) -> str:
+    """Begin with a capital, unless with a name or an option, and end with a full stop."""
+    first = text.partition(" ")[0]
+    if not any(sign in first for sign in "-:._"):
+        text = text[:1].upper() + text[1:]
+    return text.rstrip(".") + "." if text else ""
+
+
+def told(name: str, parser: argparse.ArgumentParser) -> list[str]:
+    """Write heading, purpose, usage and arguments of one command."""
+    actions = [a for a in parser._actions if not isinstance(a, argparse._HelpAction)]
+    usage = " ".join([name, *map(used, actions)])
+    parts = [f"## `{name}`", summary(name), f"```text\n{usage}\n```"]
+    if actions:
+        rows = [f"| {shown(action)} | {meaning(action)} |" for action in actions]
+        parts.append("\n".join(["| argument | meaning |", "|---|---|", *rows]))
+    return parts
+
+
+def value_name(action: argparse.Action) -> str:
+    """Name the value that an argument takes; "" for a flag."""
+    if action.nargs == 0:
+        return ""
+    name = action.metavar or (action.dest.upper() if action.option_strings else action.dest)
+    if action.choices is not None:
+        name = "|".join(map(str, action.choices))
+    name = str(name).upper() if action.choices is None and not action.metavar else str(name)
+    return f"{name} …" if action.nargs in ("+", "*") else name
+
+
+def used(action: argparse.Action) -> str:
+    """Write an argument as in a usage line."""
+    words = [*action.option_strings[-1:], value_name(action)]
+    text = " ".join(word for word in words if word)
+    optional = (action.option_strings and not action.required) or action.nargs == "?"
+    return f"[{text}]" if optional else text
+
+
+def shown(action: argparse.Action) -> str:
+    """Write an argument as in the table."""
+    words = [", ".join(action.option_strings), value_name(action)]
+    return f"`{' '.join(word for word in words if word)}`".replace("|", "\\|")
+
+
+def meaning(action: argparse.Action) -> str:
+    """Write what an argument does; of one that says nothing, its choices or default speak."""
+    known = {
+        "json": "Print facts as JSON.",
+        "config": "The config file.",
+        "run_dir": "A run folder.",
+    }
+    text = action.help % {"default": action.default} if action.help else ""
+    return sentence(text) or known.get(action.dest, "").replace("|", "\\|")
+
+
+def metrics() -> str:
+    """Write every key of metrics.jsonl."""
+    parts, group = [], ""
+    for metric in METRICS:
+        if (now := GROUPS.get(metric.key)) is not None:
+            group = now
+            parts.append(f"## {group}")
+        parts += told_metric(metric)
+    return "\n\n".join(parts)
+
+
+# First key of each group, in the order of the table.
+GROUPS = {
+    "step": "The step",
+    "reward/mean": "Rewards and groups",
+    "gain/mean": "What a thought is worth",
+    "thought/tokens_mean": "Thoughts and answers",
+    "kl/sampler": "Sampler, policy and reference",
+    "placement/entropy": "Where it thought",
+    "loss/total": "The loss",
+    "tokens/context": "Sizes and compute",
+    "time/step_s": "Time and memory",
+    "data/ordinal_first": "Data",
+    "moe/load_max": "Mixtures of experts",
+}
+
+
+def told_metric(metric: Metric) -> list[str]:
+    """Write heading, unit, meaning, how to read it and what is bad."""
+    facts = [metric.unit]
+    if metric.when not in ("", "every run"):
+        facts.append(f"only with {metric.when}")
+    parts = [f"### `{metric.key}`", f"*{' · '.join(facts)}*", metric.meaning]
+    if metric.reading:
+        parts.append(metric.reading)
+    if metric.bad:
+        parts.append(f"**Look into it:** {metric.bad}")
+    return parts
+
+
+def reward_schemes() -> str:
+    """Write the registered reward schemes."""
+    from rntp import rewards
+
+    lines = ["| scheme | reward of a thought | no-think prediction | needs |", "|---|---|---|---|"]
+    for name, scheme in sorted(rewards.REGISTRY.items()):
+        needs = rewards.NEEDS[name]
+        wants = [
+            *(["answers"] if needs.answers else []),
+            *([f"a judge ({needs.judge})"] if needs.judge else []),
+            *(["extra `text`"] if needs.package else []),
+        ]
+        lines.append(
+            f"| `{name}` | {first_line(scheme)} | {rewards.BASELINES[name]} | {', '.join(wants)} |"
+        )
+    return "\n".join(lines)
+
+
+def placement_policies() -> str:
+    """Write the registered placement policies."""
+    from rntp import placement
+
+    lines = ["| policy | score of a position |", "|---|---|"]
+    for name, policy in sorted(placement.REGISTRY.items()):
+        lines.append(f"| `{name}` | {first_line(policy)} |")
+    return "\n".join(lines)
+
+
+def first_line(function: object) -> str:
+    """Take the first paragraph of a docstring, safe in a table."""
+    text = inspect.getdoc(function) or ""
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    pieces = paragraph.replace("|", "\\|").split("`")  # every other one is code
+    plain = [piece.replace("*", "\\*").replace("_", "\\_") for piece in pieces[::2]]
+    pieces[::2] = [linked(piece) for piece in plain]
+    return "`".join(pieces)
+
+
+MAKERS = {
+    "configuration": configuration,
+    "preparation": preparation,
+    "rules": rules,
+    "commands": commands,
+    "metrics": metrics,
+    "reward_schemes": reward_schemes,
+    "placement_policies": placement_policies,
+}
