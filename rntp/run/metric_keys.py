@@ -261,33 +261,35 @@ METRICS = (
     Metric(
         "loss/pg",
         "1",
-        "Policy-gradient term with its weight.",
+        "Policy-gradient term, before its weight.",
         "Near 0 by construction: advantages of a group add up to 0.",
         when=ALWAYS,
     ),
     Metric(
         "loss/continuation",
         "nats",
-        "Loss of continuations behind thoughts, with its weight.",
+        "Loss of continuations behind thoughts, before its weight.",
         when=ALWAYS,
     ),
-    Metric("loss/ntp", "nats", "Plain next-token loss of the contexts, weighted.", when=ALWAYS),
+    Metric(
+        "loss/ntp", "nats", "Plain next-token loss of the contexts, before its weight.", when=ALWAYS
+    ),
     Metric(
         "loss/kl",
         "nats",
-        "Divergence from the reference, weighted.",
+        "Divergence from the reference, before its weight.",
         when="`objective.kl_weight` with `kl_in: loss`",
     ),
     Metric(
         "loss/entropy",
         "nats",
-        "Entropy bonus, weighted; negative.",
+        "Mean entropy of sampled tokens, before its weight; the loss has it with a minus.",
         when="`objective.entropy_weight`",
     ),
     Metric(
         "loss/router",
         "1",
-        "Load-balancing loss of a mixture of experts, weighted.",
+        "Load-balancing loss of a mixture of experts, before its weight.",
         when="`objective.router_weight`",
     ),
     # Sizes
