@@ -78,8 +78,11 @@ def build_parser() -> argparse.ArgumentParser:
         _add_ckpt,
         _add_bench,
         _add_doctor,
+        _add_init,
+        _add_completion,
     ):
         add(commands)
+    parser.set_defaults(root=parser)
     return parser
 
 
@@ -316,6 +319,22 @@ def _add_doctor(commands: "Commands") -> None:
     doctor.add_argument("config", type=Path, nargs="?")
     doctor.add_argument("--json", action="store_true")
     doctor.set_defaults(run=_doctor)
+
+
+def _add_init(commands: "Commands") -> None:
+    from rntp.commands import init
+
+    command = commands.add_parser("init", help="write a commented config and prep file that run")
+    init.add_arguments(command)
+    command.set_defaults(run=init.run)
+
+
+def _add_completion(commands: "Commands") -> None:
+    from rntp.commands import completion
+
+    command = commands.add_parser("completion", help="print a completion script for a shell")
+    completion.add_arguments(command)
+    command.set_defaults(run=completion.run)
 
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:

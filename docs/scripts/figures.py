@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
 BENCH = ROOT / "kernels/benchmarks/results/cpu_amd_epyc_2_cores"
 PREPARATION = ROOT / "data_prep/benchmarks/results"
+NO_BREAK = "\N{NO-BREAK SPACE}"
 QUICKSTART = EXPERIMENTS / "quickstart/result.json"
 
 
@@ -54,7 +55,7 @@ def cell(arm: dict[str, Any], column: str, digits: int = 2, *, sign: bool = Fals
     mean, low, high = (
         number(found[key], digits, sign=sign) for key in ("mean", "lowest", "highest")
     )
-    return f"{mean} [{low}, {high}]"
+    return f"{mean} [{low},{NO_BREAK}{high}]"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

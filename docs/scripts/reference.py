@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 import rntp
 from rntp.cli import build_parser
-from rntp.config_rules import RULES
+from rntp.config.rules import RULES
 from rntp.run.metric_keys import METRICS, Metric
 
 # Where name and type do not say it.
@@ -281,7 +281,7 @@ GROUPS = {
 
 def told_metric(metric: Metric) -> list[str]:
     """Write heading, unit, meaning, how to read it and what is bad."""
-    facts = [metric.unit]
+    facts = ["a plain number" if metric.unit == "1" else metric.unit]
     if metric.when not in ("", "every run"):
         facts.append(f"only with {metric.when}")
     parts = [f"### `{metric.key}`", f"*{' · '.join(facts)}*", metric.meaning]
