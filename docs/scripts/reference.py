@@ -3,7 +3,7 @@
 import argparse
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -208,12 +208,21 @@ def sentence(text: str) -> str:
 def told(name: str, parser: argparse.ArgumentParser) -> list[str]:
     """Write heading, purpose, usage and arguments of one command."""
     actions = [a for a in parser._actions if not isinstance(a, argparse._HelpAction)]
-    usage = " ".join([name, *map(used, actions)])
-    parts = [f"## `{name}`", summary(name), f"```text\n{usage}\n```"]
+    parts = [f"## `{name}`", summary(name), f"```text\n{usage(name, actions)}\n```"]
     if actions:
         rows = [f"| {shown(action)} | {meaning(action)} |" for action in actions]
         parts.append("\n".join(["| argument | meaning |", "|---|---|", *rows]))
     return parts
+
+
+def usage(name: str, actions: Sequence[argparse.Action]) -> str:
+    """Write a usage line, wrapped between arguments."""
+    lines = [name]
+    for word in map(used, actions):
+        if len(lines[-1]) + len(word) >= 72:
+            lines.append(" " * len("rntp"))
+        lines[-1] += f" {word}"
+    return "\n".join(lines)
 
 
 def value_name(action: argparse.Action) -> str:

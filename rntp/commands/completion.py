@@ -6,6 +6,9 @@ from pathlib import Path
 
 from rntp.errors import ConfigError
 
+NAME = "completion"
+HELP = "print a completion script for a shell"
+
 SHELLS = ("bash", "zsh")
 
 

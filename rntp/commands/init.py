@@ -12,6 +12,9 @@ from string import Template
 
 from rntp.errors import ConfigError
 
+NAME = "init"
+HELP = "write a commented config and preparation file that run"
+
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 REWARD = "log_ratio"
 FILES = ("prep.yaml", "config.yaml")
