@@ -161,10 +161,8 @@ def planted_run() -> str:
         ablation("planted", "run"),
         [
             ("gain, nats", 2, True),
-            ("of oracle before", 2, False),
             ("of oracle", 2, False),
             ("solved", 2, False),
-            ("easy", 3, True),
             ("impossible", 3, True),
             ("another's thought", 2, True),
         ],

@@ -136,8 +136,27 @@ def field_list(model: type[BaseModel], prefix: str, level: str) -> list[str]:
     """Write a heading, its facts and the meaning of each field."""
     parts = []
     for name, facts, described in fields_of(model, prefix):
-        parts += [f"{level} `{name}`", f"*{facts}*", linked(described)]
+        parts += [f"{level} `{name}`", f"*{facts}*", with_fields(linked(described), name)]
     return parts
+
+
+def with_fields(text: str, own: str) -> str:
+    """Link the fields of a config that a description names, but for its own."""
+    known = {
+        f"{name}.{field}"
+        for name, section in rntp.Config.model_fields.items()
+        for field in getattr(section.annotation, "model_fields", {})
+    }
+
+    def link(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in known or name == own:
+            return match[0]
+        return f"[`{name}`](#{name.replace('.', '')})"
+
+    pieces = text.split("`")  # every other one is code
+    pieces[::2] = [re.sub(r"(?<![\w.#/])(\w+\.\w+)\b", link, piece) for piece in pieces[::2]]
+    return "`".join(pieces)
 
 
 def configuration() -> str:
