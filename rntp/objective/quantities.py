@@ -170,3 +170,7 @@ class RewardsAndAdvantages:
         """bool [P]: the groups whose thoughts the loss reads."""
         counted_P = self.counted_P
         return counted_P if config.objective.skips_groups else torch.ones_like(counted_P)
+
+
+# What one forward of a microbatch gave, and what its thoughts are worth.
+Known = tuple[ForwardOutputs, RewardsAndAdvantages, OtherLogprobs]

@@ -13,7 +13,7 @@ from rntp.runtime.ranks import Ranks
 from rntp.training import quarantine
 from rntp.training.alarms import Alarms
 from rntp.training.optimizer import Update
-from rntp.training.rollback import set_aside_streak, take_in
+from rntp.training.rollback import load_rollbacks, set_aside_streak
 from rntp.types import Context
 
 
@@ -88,9 +88,9 @@ class Guards:
             "rollback",
         )
 
-    def take_in(self) -> None:
-        """What the run folder says of earlier rollbacks; see `rntp.training.rollback.take_in`."""
-        found = self._ranks.decide(lambda: take_in(self._config.run.dir), "start")
+    def load_rollbacks(self) -> None:
+        """Take over what the run folder says of earlier rollbacks."""
+        found = self._ranks.decide(lambda: load_rollbacks(self._config.run.dir), "start")
         self.aside, self.no_replay = found
 
     def state(self) -> dict[str, object]:

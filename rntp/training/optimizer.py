@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from rntp.config import Optim
-from rntp.model.sharding import gather_weights, whole
+from rntp.config import Config, Optim
+from rntp.model import LanguageModel
+from rntp.model.opening import try_forward
+from rntp.model.sharding import checkpoint_activations, gather_weights, shard, whole
 from rntp.runtime.faults import fault_point
+from rntp.runtime.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -139,3 +142,21 @@ class Optimizer:
             parameter.grad = None
 
         return collect
+
+
+def open_optimizer(
+    model: LanguageModel, config: Config, ranks: Ranks, *, recompute: bool
+) -> Optimizer:
+    """Make a model ready to be trained: over the ranks, in its compute type, with its optimizer.
+
+    recompute: layers keep only their inputs for the backward. Raises ConfigError where the model
+    does not compute in that type.
+    """
+    dtype = getattr(torch, config.model.dtype)
+    if recompute:
+        checkpoint_activations(model.hf)
+    if ranks.mesh is not None:
+        shard(model.hf, ranks.mesh, dtype)
+    optimizer = Optimizer(model.hf, config.optim, dtype=dtype, total_steps=config.run.steps)
+    try_forward(config, model)
+    return optimizer

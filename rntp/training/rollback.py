@@ -49,7 +49,7 @@ def set_aside_streak(config: Config, step: int, streak: int, say: Callable[[str]
     )
 
 
-def take_in(folder: Path) -> tuple[set[int], set[int]]:
+def load_rollbacks(folder: Path) -> tuple[set[int], set[int]]:
     """The ordinals that rollbacks of this run folder have set aside: of fresh contexts, and of the
     first visits of those that had come back.
 
