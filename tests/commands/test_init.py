@@ -33,8 +33,8 @@ def model(model_folders: dict[str, Path], tmp_path: Path) -> Path:
 def pages(tmp_path: Path) -> Path:
     folder = tmp_path / "some pages"
     folder.mkdir()
-    for n in range(30):
-        (folder / f"{n}.txt").write_text(f"Page number {n} is about this. " + TEXT * (8 + n))
+    rows = ({"text": f"Page number {n} is about this. " + TEXT * (8 + n)} for n in range(30))
+    (folder / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
@@ -55,7 +55,7 @@ def test_what_it_writes_runs(
 ) -> None:
     """init, prep, dry run and two steps, from the folder, with paths that were given from above."""
     monkeypatch.chdir(tmp_path)
-    flags = ["--model", "tiny-model", "--pages", "some pages/*.txt", "--reward", "mean_prob"]
+    flags = ["--model", "tiny-model", "--pages", "some pages/*.jsonl", "--reward", "mean_prob"]
     assert call("init", "my run", *flags, "--steps", 2, "--yes") == 0
     told = capsys.readouterr().out
     assert "cd 'my run'" in told

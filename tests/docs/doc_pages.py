@@ -1,9 +1,13 @@
 """What documentation pages hold: fenced blocks, code spans, headings."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from rntp import placement, rewards
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -50,3 +54,21 @@ def spans() -> list[tuple[str, str]]:
         plain = FENCE.sub("", page.read_text(encoding="utf-8"))
         found += [(str(page.relative_to(ROOT)), text) for text in SPAN.findall(plain)]
     return found
+
+
+@contextmanager
+def registries_kept() -> Iterator[None]:
+    """Take out again what pasted code registers."""
+    known: list[dict] = [
+        rewards.REGISTRY,
+        rewards.BASELINES,
+        rewards.NEEDS,
+        placement.REGISTRY,
+    ]
+    before = [set(registry) for registry in known]
+    try:
+        yield
+    finally:
+        for registry, names in zip(known, before, strict=True):
+            for name in registry.keys() - names:
+                del registry[name]

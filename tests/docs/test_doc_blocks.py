@@ -3,14 +3,12 @@
 import ast
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from doc_pages import ROOT, Block, blocks, spans
+from doc_pages import ROOT, Block, blocks, registries_kept, spans
 from rntp_data_prep.config import PrepConfig
 
 import rntp
@@ -33,16 +31,14 @@ def by_page(found: list[Block]) -> dict[str, list[Block]]:
 
 @pytest.mark.parametrize("page", by_page(PYTHON))
 def test_python_of_a_page_runs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From top to bottom, in one namespace, as a reader would paste it; in a process of its own,
-    since registrations last."""
-    program = []
-    for block in by_page(PYTHON)[page]:
-        # Training takes what a test has no time for: the README's reward has a test of its own.
-        program.append(block.text.replace("rntp.Trainer(config).fit()", "pass"))
-    ran = subprocess.run(
-        [sys.executable, "-c", "\n".join(program)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stderr
+    """From top to bottom, in one namespace, as a reader would paste it."""
+    monkeypatch.chdir(ROOT)
+    names = {"__name__": "pasted"}
+    with registries_kept():
+        for block in by_page(PYTHON)[page]:
+            # Training takes what a test has no time for: README's reward has a test of its own.
+            text = block.text.replace("rntp.Trainer(config).fit()", "pass")
+            exec(compile(text, block.label, "exec"), names)
 
 
 def test_blocks_that_do_not_run_say_why() -> None:

@@ -2,14 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import tiny_run
-from doc_pages import ROOT, blocks
+from doc_pages import ROOT, blocks, registries_kept
 
 import rntp
 from rntp import rewards
@@ -19,18 +17,23 @@ NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_a_notebook_runs(path: Path) -> None:
+def test_a_notebook_runs(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """As its cells stand, in order; stored without outputs, which would go stale."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     assert (notebook["nbformat"], notebook["metadata"]["kernelspec"]["language"]) == (4, "python")
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
-    program = "\n\n".join("".join(cell["source"]) for cell in cells)
-    ran = subprocess.run(
-        [sys.executable, "-c", program], cwd=path.parent, capture_output=True, text=True, timeout=60
-    )
-    assert ran.returncode == 0, ran.stderr
-    gains = [float(found) for found in re.findall(r"gain ([+-]\d\.\d+) nats", ran.stdout)]
+    monkeypatch.chdir(path.parent)
+    names = {"__name__": "notebook"}
+    with registries_kept():
+        for number, cell in enumerate(cells):
+            exec(compile("".join(cell["source"]), f"{path.name}, cell {number}", "exec"), names)
+    said = capsys.readouterr().out
+    gains = [float(found) for found in re.findall(r"gain ([+-]\d\.\d+) nats", said)]
     assert gains[0] > 0.5
     assert gains[1] < -0.3
     assert abs(gains[2]) < 0.2
@@ -54,18 +57,15 @@ def test_readmes_reward_trains(
     assert len(block.text.strip().splitlines()) <= 15
     assert "experiments/quickstart/config.yaml" in block.text
     program = block.text.replace("experiments/quickstart/config.yaml", str(tiny_config))
-    for registry in (rewards.REGISTRY, rewards.BASELINES, rewards.NEEDS):
-        monkeypatch.delitem(registry, "worst_token", raising=False)
     monkeypatch.chdir(tmp_path)
-    exec(program, {"__name__": "pasted"})
+    with registries_kept():
+        exec(program, {"__name__": "pasted"})
     steps = read_metrics(tmp_path / "runs/worst-token")
     assert len(steps) == 2
     for step in steps:
         assert step["reward/mean"] == pytest.approx(step["reward/worst_token"])
         # Of four tokens the worst is worse than their mean, which is a loss.
         assert step["reward/mean"] < -step["nll/think"]
-    for registry in (rewards.REGISTRY, rewards.BASELINES, rewards.NEEDS):
-        del registry["worst_token"]
 
 
 def test_readme_counts_what_there_is() -> None:
