@@ -1,6 +1,7 @@
 """`rntp init`: write a commented config and preparation file that run."""
 
 import argparse
+import glob
 import os
 import shlex
 import sys
@@ -59,10 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the two files and print what to do next; returns the exit code."""
+    refuse_existing(arguments.folder)
     asks = sys.stdin.isatty() and not arguments.yes
     answers = collect(arguments, input if asks else None)
     write(answers)
     print(next_commands(answers))
+    for page in missing_pages(answers):
+        print(f"no file is named {page} yet, seen from {answers.folder}", file=sys.stderr)
     return 0
 
 
@@ -97,16 +101,27 @@ def write(answers: Answers) -> None:
     Raises ConfigError where one of them is there already, or a setting cannot be used.
     """
     folder = answers.folder
-    if there := [name for name in FILES if (folder / name).exists()]:
-        raise ConfigError(
-            f"{folder} has {' and '.join(there)} already, and rntp init overwrites nothing; choose "
-            "another folder"
-        )
+    refuse_existing(folder)
     texts = {name: fill(name, answers) for name in FILES}
     _check(texts)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise ConfigError where a folder has one of the files."""
+    if there := [name for name in FILES if (folder / name).exists()]:
+        raise ConfigError(
+            f"{folder} has {' and '.join(there)} already, and rntp init overwrites nothing; choose "
+            "another folder"
+        )
+
+
+def missing_pages(answers: Answers) -> list[str]:
+    """List the paths and globs that name no file, as they are written."""
+    local = [page for page in answers.pages if ":" not in page]
+    return [p for p in local if not glob.glob(str(answers.folder / p), recursive=True)]
 
 
 def fill(name: str, answers: Answers) -> str:

@@ -59,6 +59,7 @@ def test_what_it_writes_runs(
     assert call("init", "my run", *flags, "--steps", 2, "--yes") == 0
     told = capsys.readouterr().out
     assert "cd 'my run'" in told
+    assert init.missing_pages(init.Answers(Path("my run"), "m", ("../some pages/*",), "r", 1)) == []
     monkeypatch.chdir(tmp_path / "my run")
     commands = [line.split("#")[0].split() for line in told.splitlines() if "  rntp" in line]
     assert [words[:2] for words in commands] == [
@@ -136,13 +137,14 @@ def test_the_end_of_input_takes_the_default(tmp_path: Path) -> None:
 
 
 def test_without_a_terminal_nothing_is_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     monkeypatch.setattr("builtins.input", lambda _: pytest.fail("asked"))
     assert call("init", tmp_path / "new", "--pages", "/data/*.txt") == 0
     raw = yaml.safe_load((tmp_path / "new/prep.yaml").read_text())
     assert raw["sources"] == ["/data/*.txt"]
+    assert "no file is named /data/*.txt yet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["a: b", "#x", "- y", "{z}", "it's", 'say "so"', "$model", "ü x"])
