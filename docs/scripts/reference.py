@@ -4,7 +4,7 @@ import argparse
 import inspect
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
@@ -105,16 +105,25 @@ def default_text(value: object) -> str:
     return '`""`' if value == "" else f"`{value}`"
 
 
+def nested_model(annotation: object) -> type[BaseModel] | None:
+    """Find the section that a field holds, or may hold."""
+    for kind in (annotation, *get_args(annotation)):
+        if inspect.isclass(kind) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
 def fields_of(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
     """Yield (name, facts, description) of every field, those of nested sections after their own."""
     schema = model.model_json_schema()
     definitions = schema.get("$defs", {})
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
-        nested = field.annotation
+        nested = nested_model(field.annotation)
         described = " ".join((field.description or "").split())
-        if inspect.isclass(nested) and issubclass(nested, BaseModel):
-            yield path, "section", described
+        if nested is not None:
+            off = " · default nothing" if field.default is None else ""
+            yield path, f"section{off}", described
             yield from fields_of(nested, f"{path}.")
             continue
         facts = [type_text(schema["properties"][name], definitions)]

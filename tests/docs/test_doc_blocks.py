@@ -5,11 +5,13 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from doc_pages import ROOT, Block, blocks, registries_kept, spans
 from rntp_data_prep.config import PrepConfig
+from rntp_kernels.tree_attention.selection import Implementation
 
 import rntp
 from rntp.ablate import Experiment
@@ -170,6 +172,13 @@ def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
     for message in named:
         pieces = [re.escape(piece.strip()) for piece in message.split("…") if piece.strip()]
         assert re.search("[^\n]*".join(pieces), known), message
+
+
+def test_implementations_of_attention_exist() -> None:
+    """The table of RNTP_TREE_ATTENTION."""
+    text = (ROOT / "docs/performance.md").read_text()
+    named = re.findall(r"^\| `(\w+)` \|", text.partition("RNTP_TREE_ATTENTION")[2], re.MULTILINE)
+    assert {"segmented", "triton", "dense"} <= set(named) <= set(get_args(Implementation))
 
 
 def test_every_exit_code_is_explained() -> None:
