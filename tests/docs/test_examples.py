@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import tiny_run
-from doc_pages import ROOT, blocks, registries_kept
+from conftest import tiny_run, write_corpus
+from doc_pages import ROOT, blocks, registries_kept, spans
 
 import rntp
 from rntp import rewards
@@ -66,6 +66,21 @@ def test_readmes_reward_trains(
         assert step["reward/mean"] == pytest.approx(step["reward/worst_token"])
         # Of four tokens the worst is worse than their mean, which is a loss.
         assert step["reward/mean"] < -step["nll/think"]
+
+
+def test_every_key_of_an_evaluation_is_explained(
+    model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    labelled = write_corpus(tmp_path / "shards", labelled=True)
+    raw = tiny_run(model_folders["llama"], labelled, tmp_path / "run")
+    raw["run"]["steps"] = 1
+    raw["evaluation"] = {"docs": 3, "reused_docs": 2, "controls": ["shuffled", "pause"]}
+    rntp.Trainer(rntp.Config.parse(raw)).fit()
+    found = json.loads((tmp_path / "run/eval/step_00000001.json").read_text())
+    page = "docs/evaluation.md"
+    named = {text for where, text in spans() if where == page}
+    assert {key for key in found if key not in named} == set()
+    assert {"bound", "calibration", "deciles", "controls", "reading"} <= found.keys()
 
 
 def test_readme_counts_what_there_is() -> None:
