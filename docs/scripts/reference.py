@@ -1,9 +1,11 @@
 """Make the reference pages from the program: fields, rules, commands, metrics, registries."""
 
 import argparse
+import ast
 import inspect
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -359,15 +361,55 @@ def placement_policies() -> str:
 
 def first_line(function: object) -> str:
     """Take the first paragraph of a docstring, safe in a table."""
-    text = inspect.getdoc(function) or ""
-    paragraph = " ".join(text.split("\n\n")[0].split())
+    return in_table((inspect.getdoc(function) or "").split("\n\n")[0])
+
+
+def in_table(text: str) -> str:
+    """Put a paragraph on one line, its signs escaped outside of code."""
+    paragraph = " ".join(text.split())
     pieces = paragraph.replace("|", "\\|").split("`")  # every other one is code
     plain = [piece.replace("*", "\\*").replace("_", "\\_") for piece in pieces[::2]]
     pieces[::2] = [linked(piece) for piece in plain]
     return "`".join(pieces)
 
 
+ROOT = Path(__file__).parents[2]
+# In the order of the data; what is not named comes after.
+PACKAGES = (
+    *("", "config", "data", "placement", "rollout", "model", "rewards", "objective", "training"),
+    *("run", "runtime", "evaluation", "commands", "ablate", "report", "bench", "traces"),
+)
+
+
+def modules() -> str:
+    """Write every package and file of the trainer with the first sentence of its docstring."""
+    folder = ROOT / "rntp"
+    found = sorted({path.parent.relative_to(folder) for path in folder.rglob("*.py")})
+    order = {name: number for number, name in enumerate(PACKAGES)}
+    found.sort(key=lambda p: (order.get(str(p.parts[0]) if p.parts else "", len(order)), str(p)))
+    parts = []
+    for package in found:
+        name = "/".join(("rntp", *package.parts))
+        said = first_sentence(folder / package / "__init__.py")
+        rows = [
+            f"| `{path.name}` | {first_sentence(path)} |"
+            for path in sorted((folder / package).glob("*.py"))
+            if path.name != "__init__.py"
+        ]
+        parts += [f"## `{name}/`", said]
+        if rows:
+            parts.append("\n".join(["| file | what it does |", "|---|---|", *rows]))
+    return "\n\n".join(part for part in parts if part)
+
+
+def first_sentence(path: Path) -> str:
+    """Take the first paragraph of a module's docstring, safe in a table."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path.exists() else ""
+    return in_table((text or "").split("\n\n")[0])
+
+
 MAKERS = {
+    "modules": modules,
     "configuration": configuration,
     "preparation": preparation,
     "rules": rules,

@@ -11,7 +11,7 @@ from doc_pages import ROOT, blocks, registries_kept, spans
 
 import rntp
 from rntp import rewards
-from rntp.run.log import read_metrics
+from rntp.run.log import read_metrics, read_rollouts
 
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
@@ -68,7 +68,7 @@ def test_readmes_reward_trains(
         assert step["reward/mean"] < -step["nll/think"]
 
 
-def test_every_key_of_an_evaluation_is_explained(
+def test_every_key_of_evaluations_and_rollouts_is_explained(
     model_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     labelled = write_corpus(tmp_path / "shards", labelled=True)
@@ -81,6 +81,10 @@ def test_every_key_of_an_evaluation_is_explained(
     named = {text for where, text in spans() if where == page}
     assert {key for key in found if key not in named} == set()
     assert {"bound", "calibration", "deciles", "controls", "reading"} <= found.keys()
+    rows = read_rollouts(tmp_path / "run", 1)
+    named = {text for where, text in spans() if where == "docs/reference/run_folder.md"}
+    assert {key for row in rows for key in row if key not in named} == set()
+    assert {"thought", "advantage", "gain_per_token"} <= rows[0].keys()
 
 
 def test_readme_counts_what_there_is() -> None:
