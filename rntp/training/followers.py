@@ -31,7 +31,7 @@ class Followers:
     """Those that a config asks for; None where it does not.
 
     reference: the second set of weights. record: of the placement policy. replay: the contexts that
-    may come back. group_spread: the running spread that `objective.min_group_std` measures by.
+    may come back. group_spread: the running spread that `objective.drop_groups_below` measures by.
     """
 
     reference: Reference | None
@@ -46,7 +46,7 @@ class Followers:
             reference=open_reference(model, config, getattr(torch, config.model.dtype)),
             record=open_record(config.placement.policy),
             replay=Replay(config) if config.data.replay_docs > 0 else None,
-            group_spread=GroupSpread() if config.objective.min_group_std > 0 else None,
+            group_spread=GroupSpread() if config.objective.drop_groups_below else None,
         )
 
     @property

@@ -15,6 +15,8 @@ from rntp.model.sharding import checkpoint_activations, gather_weights, shard, w
 from rntp.runtime.faults import fault_point
 from rntp.runtime.ranks import Ranks
 
+EPS = 1e-8  # AdamW: added to the root of the second moment
+
 
 @dataclass(frozen=True)
 class Update:
@@ -32,7 +34,7 @@ def learning_rate(config: Optim, step: int, total_steps: int) -> float:
     if config.schedule == "constant":
         return config.lr
     share = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    low = config.min_lr_fraction
+    low = config.schedule.get("min_lr_fraction")
     return config.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
@@ -71,8 +73,8 @@ class Optimizer:
                 {"params": kept, "weight_decay": 0.0},
             ],
             lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
+            betas=config.betas,
+            eps=EPS,
             fused=True,
         )
         self._refresh()

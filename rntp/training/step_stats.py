@@ -138,7 +138,7 @@ class StepStats:
         }
         objective = self.config.objective
         terms = ["total", "pg", "continuation", "ntp"]
-        terms += ["kl"] if objective.kl_weight > 0 and objective.kl_in == "loss" else []
+        terms += ["kl"] if objective.kl_weight > 0 and objective.kl.get("in") == "loss" else []
         terms += ["entropy"] if objective.entropy_weight > 0 else []
         terms += ["router"] if objective.router_weight > 0 else []
         losses = {
@@ -219,15 +219,15 @@ class StepStats:
             horizon=self.config.reward.horizon,
         ) | labels.class_gains(self.pages, think - empty[:, None])
         section = self.config.placement
-        where = picked(self.pages, Bands(section.entropy_band, section.surprise_band))
+        where = picked(self.pages, Bands(section.band.entropy, section.band.surprise))
         return {key: float(value) for key, value in found.items()} | where | of_labels
 
     def _of_options(self, logp_M: Tensor, mismatch_M: Tensor) -> dict[str, Tensor]:
         """What only some objectives have. mismatch_M: log π − log π_sampler, nats."""
         objective = self.config.objective
         found = {}
-        if objective.importance_cap > 0:
-            cut = mismatch_M.exp() > objective.importance_cap
+        if (cap := objective.algorithm.get("importance_cap")) > 0:
+            cut = mismatch_M.exp() > cap
             found["policy/truncated_frac"] = cut.float().mean()
         if objective.drops_groups:
             counted_P = _cat(j.counted_P for j in self.rewarded_parts)
