@@ -4,37 +4,35 @@ import argparse
 import ast
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import PydanticJsonSchemaWarning
 
 import rntp
 from rntp.cli import build_parser
-from rntp.config.rules import RULES
+from rntp.config import identity
+from rntp.config.choice import Options, Parameter
+from rntp.config.choices import SCHEMES
+from rntp.config.rules import RULES, WARNINGS, Rule
 from rntp.run.metric_keys import METRICS, Metric
 
 # Where name and type do not say it.
 UNITS = {
-    "reward.token_cost": "nats a token",
-    "reward.token_cost_after": "steps",
     "reward.horizon": "tokens",
-    "reward.length_budget": "tokens",
-    "reward.length_half_life": "steps",
-    "placement.entropy_band": "nats",
-    "placement.surprise_band": "nats",
+    "placement.band.entropy": "nats",
+    "placement.band.surprise": "nats",
     "placement.positions_per_doc": "positions",
-    "evaluation.bits_per_thought_token": "bits a token",
     "evaluation.positions_per_doc": "positions",
     "evaluation.thoughts_per_position": "thoughts",
     "evaluation.docs": "documents",
     "evaluation.reused_docs": "documents",
     "thought.thoughts_per_position": "thoughts",
-    "objective.advantage_std_floor": "unit of the reward",
     "objective.epochs_per_rollout": "updates",
     "checkpoint.keep": "checkpoints",
-    "run.max_rollbacks": "times",
     "data.max_documents": "documents",
     "data.max_damaged": "share",
     "data.heldout_fraction": "share",
@@ -117,7 +115,9 @@ def nested_model(annotation: object) -> type[BaseModel] | None:
 
 def fields_of(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
     """Yield (name, facts, description) of every field, those of nested sections after their own."""
-    schema = model.model_json_schema()
+    with warnings.catch_warnings():  # defaults are written by hand
+        warnings.simplefilter("ignore", PydanticJsonSchemaWarning)
+        schema = model.model_json_schema()
     definitions = schema.get("$defs", {})
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
@@ -128,19 +128,61 @@ def fields_of(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, s
             yield path, f"section{off}", described
             yield from fields_of(nested, f"{path}.")
             continue
+        options = next((m for m in field.metadata if isinstance(m, Options)), None)
         facts = [type_text(schema["properties"][name], definitions)]
+        if options is not None:
+            names = " · ".join(f"`{choice}`" for choice in options.names)
+            facts = [names or "name"]
         if measured := unit(path):
             facts.append(measured)
         required = field.is_required()
         facts.append("required" if required else f"default {default_text(field.default)}")
+        if options is not None:
+            described = f"{described}\n\n{parameters(options.parameters, options.names)}"
         yield path, " · ".join(facts), described
 
 
+def parameters(found: Mapping[str, Parameter], names: Sequence[str] = ()) -> str:
+    """Write the parameters of a choice."""
+    lines = ["| parameter | of | type, default | meaning |", "|---|---|---|---|"]
+    for key, parameter in found.items():
+        kind = type_text(TypeAdapter(parameter.type).json_schema(), {})
+        of = ", ".join(f"`{name}`" for name in parameter.of) or ("any" if names else "it")
+        default = default_text(parameter.default)
+        lines.append(f"| `{key}` | {of} | {kind}, {default} | {parameter.doc} |")
+    return "\n".join(lines)
+
+
+def scheme_parameters() -> str:
+    """Write the parameters of reward schemes."""
+    lines = ["| scheme | parameter | type, default | meaning |", "|---|---|---|---|"]
+    for scheme, found in SCHEMES.items():
+        for key, parameter in found.items():
+            kind = type_text(TypeAdapter(parameter.type).json_schema(), {})
+            default = default_text(parameter.default)
+            meaning = linked(parameter.doc)
+            lines.append(f"| `{scheme}` | `{key}` | {kind}, {default} | {meaning} |")
+    return "\n".join(lines)
+
+
+def free_fields() -> str:
+    """List the fields that may change between two starts of a run."""
+    free = []
+    for name, section in rntp.Config.model_fields.items():
+        every = getattr(section.annotation, "model_fields", {})
+        mine = every if name in identity._NOT_TRAINED else identity._FREE.get(name, ())
+        free += [f"`{name}.{field}`" for field in every if field in mine]
+    return ", ".join(free) + "."
+
+
 def linked(text: str) -> str:
-    """Make arXiv ids links, and names of the program code."""
-    text = re.sub(r"\b(\d{4}\.\d{5})\b", r"[\1](https://arxiv.org/abs/\1)", text)
-    text = re.sub(r"(?<![`\w])(rntp\.[a-z_.]+[a-z_])(?![`\w])", r"`\1`", text)
-    return text.replace("<", "&lt;") if "<" in text and "`" not in text else text
+    """Make arXiv ids links and names of modules code, outside of code."""
+    pieces = text.split("`")  # every other one is code
+    for n in range(0, len(pieces), 2):
+        piece = pieces[n].replace("<", "&lt;")
+        piece = re.sub(r"\b(\d{4}\.\d{5})\b", r"[\1](https://arxiv.org/abs/\1)", piece)
+        pieces[n] = re.sub(r"(?<!\w)(rntp\.[a-z_.]+[a-z_])(?!\w)", r"`\1`", piece)
+    return "`".join(pieces)
 
 
 def field_list(model: type[BaseModel], prefix: str, level: str) -> list[str]:
@@ -190,8 +232,18 @@ def preparation() -> str:
 
 def rules() -> str:
     """Write what fields have to be to each other, and what a broken rule says."""
-    lines = ["| fields | message where it is broken |", "|---|---|"]
-    for rule in RULES:
+    return table_of_rules(RULES, "message where it is broken")
+
+
+def config_warnings() -> str:
+    """Write what is allowed but probably not meant."""
+    return table_of_rules(WARNINGS, "warning")
+
+
+def table_of_rules(rules: Sequence[Rule], head: str) -> str:
+    """Write a table of rules, … for values."""
+    lines = [f"| fields | {head} |", "|---|---|"]
+    for rule in rules:
         message = re.sub(r"\{[^}]*\}", "…", " ".join(rule.message.split()))
         fields = " ".join(f"`{field}`" for field in rule.fields)
         lines.append(f"| {fields} | {message} |")
@@ -409,10 +461,13 @@ def first_sentence(path: Path) -> str:
 
 
 MAKERS = {
+    "config_warnings": config_warnings,
+    "free_fields": free_fields,
     "modules": modules,
     "configuration": configuration,
     "preparation": preparation,
     "rules": rules,
+    "scheme_parameters": scheme_parameters,
     "commands": commands,
     "metrics": metrics,
     "reward_schemes": reward_schemes,

@@ -50,7 +50,7 @@ METRICS = (
         "count",
         "Updates of the step that were dropped because loss or gradient was not finite.",
         "Weights and moments stay as they were; `quarantine/` has the ordinals.",
-        "Anything above 0. `optim.max_skipped_steps` in a row send the run back to a checkpoint.",
+        "Anything above 0. A streak of them sends the run back (`run.on_trouble`).",
         ALWAYS,
     ),
     # Rewards and groups
@@ -113,7 +113,7 @@ METRICS = (
         "group/dropped_frac",
         "share, 0 to 1",
         "Share of the groups that left the policy gradient.",
-        when="`objective.drop_dead_groups` or `objective.min_group_std`",
+        when="`objective.drop_groups_below`",
         bad="Near 1: hardly anything is trained on.",
     ),
     # What a thought is worth
@@ -198,7 +198,7 @@ METRICS = (
         "nats a token",
         "Divergence of the policy from the reference weights on sampled tokens (k3).",
         "How far training has moved what the model writes.",
-        when="`objective.kl_weight` above 0",
+        when="`objective.kl`",
     ),
     Metric(
         "policy/clip_frac",
@@ -212,7 +212,7 @@ METRICS = (
         "policy/truncated_frac",
         "share, 0 to 1",
         "Share of the sampled tokens whose importance weight was cut.",
-        when="`objective.importance_cap`",
+        when="an `importance_cap` (`objective.algorithm`)",
     ),
     # Where it thought
     Metric(
@@ -229,7 +229,7 @@ METRICS = (
     Metric(
         "placement/in_band_frac",
         "share, 0 to 1",
-        "Share of the positions inside `placement.entropy_band` and `surprise_band`.",
+        "Share of the positions inside `placement.band`.",
         "Below 1 where a context has too few positions inside.",
     ),
     Metric(
@@ -278,7 +278,7 @@ METRICS = (
         "loss/kl",
         "nats",
         "Divergence from the reference, before its weight.",
-        when="`objective.kl_weight` with `kl_in: loss`",
+        when="`objective.kl` in the loss",
     ),
     Metric(
         "loss/entropy",

@@ -24,12 +24,11 @@ def written(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFac
             {
                 "thought": {"answer_tokens": 3},
                 "objective": {
-                    "algorithm": "clipped_ratio",
+                    "algorithm": {"clipped_ratio": {"importance_cap": 2.0}},
                     "epochs_per_rollout": 2,
-                    "kl_weight": 0.1,
+                    "kl": {"k3": {"weight": 0.1}},
                     "entropy_weight": 0.1,
-                    "importance_cap": 2.0,
-                    "drop_dead_groups": True,
+                    "drop_groups_below": 0,
                 },
             },
         ),
