@@ -255,6 +255,22 @@ def charsets() -> str:
     return table(["reader", "characters right", "beyond ASCII"], rows)
 
 
+def preparation() -> str:
+    """Write what a preparation costs."""
+    rows = [
+        [
+            name,
+            f"{figures['html_mb']:,.0f}",
+            f"{figures['cpu_seconds']:,.0f} s",
+            number(figures["html_mb_per_cpu_s"], 1),
+            f"{figures['peak_memory_mb'] / 1000:.2f} GB",
+        ]
+        for name, figures in read(PREPARATION / "prep.json")["runs"].items()
+    ]
+    head = ["preparation", "HTML, MB", "CPU", "MB a CPU second", "peak memory, all processes"]
+    return table(head, rows)
+
+
 def damage() -> str:
     """Write what damage costs other loaders."""
     rows = [
@@ -319,6 +335,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "methods_finding": lambda: finding("methods", "methods"),
     "models": models,
+    "preparation": preparation,
     "placement_finding": lambda: finding("planted", "placement"),
     "planted_placement": planted_placement,
     "planted_rewards": planted_rewards,
