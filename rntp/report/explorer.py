@@ -10,9 +10,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from rntp.log import numbered_files, read_rollouts
-from rntp.provenance import redact
 from rntp.report.numbers import clip, visible
+from rntp.run.log import numbered_files, read_rollouts
+from rntp.runtime.provenance import redact
 
 MAX_STEPS = 48  # of one run
 MAX_ROWS = 2400  # of all runs together
