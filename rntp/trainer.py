@@ -59,7 +59,7 @@ from rntp.rollout.interleaved import interleaved
 from rntp.run import checkpoint
 from rntp.run import folder as run_folder
 from rntp.run.log import NoLog, RunLog
-from rntp.run.mirrors.wandb import import_wandb
+from rntp.run.mirrors import check_installed
 from rntp.runtime import faults
 from rntp.runtime.faults import fault_point
 from rntp.runtime.memory import peak_bytes, reset_peak_bytes
@@ -121,7 +121,7 @@ class Trainer:
         self.faults = faults.arm(os.environ)
         fault_point("start")
         check_names(config)
-        import_wandb(config)
+        check_installed(config)
         ranks.decide(lambda: run_folder.check(config, resume), "start")
         self.changed = ranks.decide(lambda: run_folder.changes(config), "start")
         manifest = open_data(config, tolerant=True)

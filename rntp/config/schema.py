@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from rntp.config import files, identity, load
+from rntp.config.mirrors import Mirrors
 from rntp.config.rules import RULES, WARNINGS, broken_rules
 
 Positive = Annotated[int, Field(ge=1)]
@@ -382,10 +383,24 @@ class Evaluation(Section):
 
 
 class Log(Section):
-    wandb: Literal["off", "offline", "online"] = "off"
-    """Mirror metrics.jsonl to wandb; online without a key falls back to offline, and says so."""
-    wandb_project: str = "rntp"
-    """Project in wandb."""
+    mirrors: Mirrors = Mirrors()
+    """Trackers that metrics.jsonl is copied to, by name, with their settings or null:
+    `{tensorboard: null, mlflow: {uri: http://host:5000}}`. There are tensorboard, trackio, mlflow
+    and wandb; see `rntp.config.mirrors`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, raw: Any) -> Any:
+        """Take the names of before: wandb and wandb_project."""
+        if not isinstance(raw, dict) or not {"wandb", "wandb_project"} & set(raw):
+            return raw
+        rest = {name: value for name, value in raw.items() if not name.startswith("wandb")}
+        mode = raw.get("wandb", "off")
+        # YAML reads a bare off as false.
+        if mode in ("off", False):
+            return rest
+        settings = {"mode": mode, "project": raw.get("wandb_project", "rntp")}
+        return {**rest, "mirrors": {"wandb": settings, **(rest.get("mirrors") or {})}}
 
 
 class Parallel(Section):

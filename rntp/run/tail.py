@@ -1,0 +1,55 @@
+"""A file of lines that another process, or another thread, writes to while it is read."""
+
+import json
+from pathlib import Path
+
+_MOST_AT_ONCE = 1 << 24  # bytes
+
+
+class Tail:
+    """Reads what has been added to a JSON Lines file since the last time.
+
+    A last line without its newline waits until it is whole. A file that was replaced by another or
+    has become shorter, as a resume does that forgets steps, is read from its beginning.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """path: need not be there yet."""
+        self._path = path
+        self._offset = 0
+        self._inode = 0
+        self.restarted = False
+        """Whether the last `read` began at the beginning, so that earlier rows count no more."""
+
+    def read(self) -> list[dict]:
+        """Return the objects of the new lines, some 16 MB of them at most; [] where none is new.
+
+        Lines that hold no JSON object are left out. Raises OSError but for a missing file.
+        """
+        try:
+            with self._path.open("rb") as file:
+                facts = self._path.stat()
+                self.restarted = facts.st_ino != self._inode or facts.st_size < self._offset
+                if self.restarted:
+                    self._inode, self._offset = facts.st_ino, 0
+                file.seek(self._offset)
+                data = file.read(_MOST_AT_ONCE)
+                if len(data) == _MOST_AT_ONCE and b"\n" not in data:
+                    data += file.readline()  # one line that is longer
+        except FileNotFoundError:
+            self.restarted = self._inode != 0
+            self._inode = self._offset = 0
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [row for row in map(_object, whole.split(b"\n")) if row is not None]
+
+
+def _object(line: bytes) -> dict | None:
+    if not line:
+        return None
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
