@@ -24,10 +24,24 @@ from rntp.commands import (
     soup,
     traces,
     train,
+    watch,
 )
 from rntp.errors import RntpError, is_out_of_memory
 
-COMMANDS = (train, evaluate, ablate, soup, traces, report, config, data, ckpt, bench, doctor)
+COMMANDS = (
+    train,
+    watch,
+    evaluate,
+    ablate,
+    soup,
+    traces,
+    report,
+    config,
+    data,
+    ckpt,
+    bench,
+    doctor,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -36,6 +36,7 @@ from rntp.runtime.files import (
     write_json,
 )
 from rntp.runtime.provenance import environment, redact, secret_values
+from rntp.show import printable
 
 Metrics = Mapping[str, float | int | str]
 Level = Literal["info", "warning", "error"]
@@ -44,8 +45,6 @@ _RECENT_STEPS = 20
 # Bytes of metrics and rollouts that wait in memory for a disk that takes nothing.
 _MOST_WAITING = 1 << 28
 _STYLES = {"info": "", "warning": "yellow", "error": "bold red"}
-# Texts of a corpus may carry terminal escapes; a tab and a line feed are the harmless ones.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class _SteadyConsole(Console):
@@ -244,7 +243,7 @@ class RunLog:
         write_json(path, redact(manifest, self._secrets))
 
     def _say(self, text: str, level: str) -> None:
-        text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", redact(text, self._secrets))
+        text = printable(redact(text, self._secrets))
         if level != "info":
             text = f"{level}: {text}"
         # An indented second line cannot pass for an entry of its own.

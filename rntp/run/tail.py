@@ -6,8 +6,8 @@ from pathlib import Path
 _MOST_AT_ONCE = 1 << 24  # bytes
 
 
-class Tail:
-    """Reads what has been added to a JSON Lines file since the last time.
+class LineTail:
+    """Reads what has been added to a file since the last time, line by line.
 
     A last line without its newline waits until it is whole. A file that was replaced by another or
     has become shorter, as a resume does that forgets steps, is read from its beginning.
@@ -19,12 +19,12 @@ class Tail:
         self._offset = 0
         self._inode = 0
         self.restarted = False
-        """Whether the last `read` began at the beginning, so that earlier rows count no more."""
+        """Whether the last look began at the beginning, so that earlier lines count no more."""
 
-    def read(self) -> list[dict]:
-        """Return the objects of the new lines, some 16 MB of them at most; [] where none is new.
+    def lines(self) -> list[bytes]:
+        """Return the new lines, some 16 MB of them at most; [] where none is new.
 
-        Lines that hold no JSON object are left out. Raises OSError but for a missing file.
+        Raises OSError but for a missing file.
         """
         try:
             with self._path.open("rb") as file:
@@ -42,10 +42,19 @@ class Tail:
             return []
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return [row for row in map(_object, whole.split(b"\n")) if row is not None]
+        return whole.split(b"\n")[:-1]
 
 
-def _object(line: bytes) -> dict | None:
+class Tail(LineTail):
+    """Reads the objects that have been added to a JSON Lines file since the last time."""
+
+    def read(self) -> list[dict]:
+        """Return the objects of the new lines, as `lines`; what is no JSON object is left out."""
+        return [row for row in map(json_object, self.lines()) if row is not None]
+
+
+def json_object(line: bytes) -> dict | None:
+    """Return the object of a line; None where it holds something else."""
     if not line:
         return None
     try:

@@ -23,6 +23,8 @@ class MLflowRun:
         # By default a request to a server that is away takes minutes to fail.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        # It would print addresses between the lines of the run.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from mlflow.tracking import MlflowClient
 
         self._client: Any = MlflowClient(tracking_uri=settings.uri or None)
@@ -33,7 +35,7 @@ class MLflowRun:
         if found:
             self._id = found[0].info.run_id
             self._last = int(found[0].data.metrics.get("step", 0))
-            self._client.set_terminated(self._id, "RUNNING")
+            self._client.update_run(self._id, status="RUNNING")
         else:
             self._last = 0
             run = self._client.create_run(experiment, run_name=facts.name, tags={RUN_TAG: facts.id})
