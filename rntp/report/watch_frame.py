@@ -106,10 +106,10 @@ def _curves(watched: Watched, width: int, blocks: str) -> list[Text]:
         if all(value is None for value in values):
             continue
         last = signed(values[-1]) if with_sign else number(values[-1])
-        line = Text(f"{label:<{_LABEL}}")
-        line.append(f"{sparkline(values, room, blocks):<{room}}", style="cyan")
-        line.append(f"  {last:>8} ")
-        line.append(unit, style="bright_black")
+        line = Text(f"{label:<{_LABEL}}", style="bright_black")
+        line.append(f"{last:>8}  ", style="default")
+        line.append(f"{sparkline(values, room, blocks)}  ", style="cyan")
+        line.append(unit)
         lines.append(line)
     return lines
 
@@ -161,8 +161,9 @@ def _thought(row: dict, step: int, width: int) -> list[Text]:
     name = row.get("title") or row.get("document_id", "")
     gain = row.get("gain")
     place = f"step {step}, {one_line(str(name), width // 2)}, token {row.get('position', MISSING)}"
-    head = Text(f"{signed(gain)} nats  ", style=_gain_style(gain))
-    head.append(one_line(place, width - cell_len(head.plain)), style="bright_black")
+    head = Text(style="bright_black")
+    head.append(f"{signed(gain)} nats  ", style=_gain_style(gain))
+    head.append(one_line(place, width - cell_len(head.plain)))
     tail = printable(str(row.get("prefix_tail", ""))[-width:])
     tail = " ".join(tail.split())[-(width - 5) :]
     thought = one_line(str(row.get("thought", "")), _TEXT_LINES * (width - 4))
