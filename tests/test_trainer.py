@@ -20,7 +20,7 @@ from rntp import rewards
 from rntp.config import Config
 from rntp.errors import CheckpointError, ConfigError, DataError, Diverged, Preempted
 from rntp.evaluation import evaluate_target
-from rntp.objective.step import Scores
+from rntp.objective.quantities import ForwardOutputs
 from rntp.run import folder as run_folder
 from rntp.run.checkpoint import committed
 from rntp.run.log import read_metrics, read_rollouts
@@ -212,22 +212,25 @@ def test_the_update_raises_the_reward_on_the_same_thoughts(raw: dict) -> None:
         Config.parse(raw, ["objective.continuation_weight=0", "objective.ntp_weight=0"])
     )
     config = trainer.config
-    from rntp.objective.step import judge, plant, score
+    from rntp.objective.forward import build_tree, forward
+    from rntp.objective.rewards_and_advantages import compute_rewards
 
     contexts = trainer.corpus.step_contexts(1, 3)
     rollouts = trainer.engine.sample(contexts, trainer.place)
 
-    def scores() -> Scores:
-        tree = plant(trainer.model, rollouts, config.reward.horizon)
-        return score(trainer.model, tree, temperature=1.0)
+    def outputs() -> ForwardOutputs:
+        tree = build_tree(trainer.model, rollouts, config.reward.horizon)
+        return forward(trainer.model, tree, temperature=1.0)
 
-    tree = plant(trainer.model, rollouts, config.reward.horizon)
-    before = scores()
-    advantage = judge(before, tree, rollouts, config).advantage_PG.flatten()[tree.thought_index]
+    tree = build_tree(trainer.model, rollouts, config.reward.horizon)
+    before = outputs()
+    advantage = compute_rewards(before, tree, rollouts, config).advantage_PG.flatten()[
+        tree.thought_index
+    ]
     loss = -(advantage * before.thought_logp_M).mean()
     loss.backward()
     trainer.optimizer.step(2, loss_is_finite=True)
-    gained = scores().thought_logp_M.detach() - before.thought_logp_M.detach()
+    gained = outputs().thought_logp_M.detach() - before.thought_logp_M.detach()
     assert (advantage * gained).sum() > 0
     assert gained[advantage > 0].mean() > gained[advantage < 0].mean()
 
@@ -291,11 +294,11 @@ def test_a_skipped_step_is_not_followed(raw: dict, monkeypatch: pytest.MonkeyPat
     options = ["baseline.weights=ema", "baseline.decay=0.5", "placement.policy=learnability"]
     monkeypatch.setenv("RNTP_FAULT", "gradient#1=nan")
     trainer = Trainer(Config.parse(raw, [*options, "evaluation.enabled=false", "run.steps=1"]))
-    kept = {name: t.clone() for name, t in trainer.reference.tensors().items()}
+    kept = {name: t.clone() for name, t in trainer.followers.reference.tensors().items()}
     trainer.fit()
-    for name, tensor in trainer.reference.tensors().items():
+    for name, tensor in trainer.followers.reference.tensors().items():
         assert torch.equal(tensor, kept[name])
-    assert trainer.record.tensors()["groups"].sum() == 0
+    assert trainer.followers.record.tensors()["groups"].sum() == 0
 
 
 def test_labels_are_measured_and_placed_by(raw: dict, tmp_path: Path) -> None:
@@ -361,13 +364,15 @@ def test_every_epochs_update_is_told_truly(
         monkeypatch.setenv("RNTP_FAULT", ";".join(f"gradient#{n}=nan" for n in dropped))
     trainer = Trainer(Config.parse(raw, options))
     before = {name: master.detach().clone() for name, master in trainer.optimizer.masters.items()}
-    average = {name: t.clone() for name, t in trainer.reference.tensors().items()}
+    average = {name: t.clone() for name, t in trainer.followers.reference.tensors().items()}
     trainer.fit()
     moved = any(not torch.equal(before[n], m) for n, m in trainer.optimizer.masters.items())
     assert moved == (len(dropped) < 2)
-    followed = any(not torch.equal(average[n], t) for n, t in trainer.reference.tensors().items())
+    followed = any(
+        not torch.equal(average[n], t) for n, t in trainer.followers.reference.tensors().items()
+    )
     assert followed == moved
-    assert bool(trainer.record.tensors()["groups"].sum()) == moved
+    assert bool(trainer.followers.record.tensors()["groups"].sum()) == moved
     assert trainer.optimizer.moments()[f"step.{next(iter(before))}"] == 2 - len(dropped)
     folder = trainer.config.run.dir
     [row] = read_metrics(folder)

@@ -21,7 +21,7 @@ from rntp.model import LanguageModel
 from rntp.placement.placer import placer
 from rntp.rollout import Check, no_check
 from rntp.rollout.engine import open_engine
-from rntp.runtime.ranks import ALONE, Ranks
+from rntp.runtime.ranks import SINGLE_RANK, Ranks
 from rntp.types import Context, Rollout
 
 Progress = Callable[[str, int, int], None]
@@ -40,7 +40,7 @@ def evaluate(
     reference: dict[str, Any] | None = None,
     check: Check = no_check,
     progress: Progress = _silent,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_RANK,
 ) -> dict[str, Any]:
     """Think and no-think loss of the same continuations, in nats per token.
 
@@ -115,7 +115,7 @@ def evaluate(
         "deciles_of": bins_of,
         "bound": bounds_by_thoughts(positions, documents_P, seed),
         "bits_per_byte": bits_per_byte(positions, documents_P, seed),
-        "net_gain": net_gain(positions, documents_P, seed, price=section.bits_per_thought_token),
+        "net_gain": net_gain(positions, documents_P, seed),
         "accuracy": accuracy(positions, documents_P, entropy_P, seed),
         "entropy_of": entropy_of,
         "calibration": calibration(positions, documents_P, seed),

@@ -11,7 +11,7 @@ from rntp.placement.labels import class_numbers, oracle_gains
 from rntp.placement.records import Record
 from rntp.placement.sentences import SentenceStarts
 from rntp.rng import uniform
-from rntp.types import Context, Outlook, PlacementInputs
+from rntp.types import Context, NextTokenStats, PlacementInputs
 
 
 def placer(
@@ -28,27 +28,29 @@ def placer(
     tokenizer: of the model, for the policy that looks for sentences.
     """
     section = config.placement
-    bands = placement.Bands(section.entropy_band, section.surprise_band)
+    bands = placement.Bands(section.band.entropy, section.band.surprise)
     sentences = None
     if policy == "sentence_starts":
         assert tokenizer is not None
         sentences = SentenceStarts(tokenizer)
 
-    def place(context: Context, outlook: Outlook) -> tuple[int, ...]:
+    def place(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
         index = torch.arange(len(context))
         noise = uniform(config.run.seed, purpose, context.ordinal, index)
         return placement.place(
             placement.REGISTRY[policy],
             PlacementInputs(
-                outlook=outlook,
+                next_token=next_token,
                 noise_L=noise,
                 learned_L=(
-                    record.of(context, outlook.entropy_L, outlook.nll_L)
+                    record.of(context, next_token.entropy_L, next_token.nll_L)
                     if record
                     else torch.zeros(len(context))
                 ),
                 count=count or section.positions_per_doc,
-                ramp=progress(config, context.ordinal) if section.ramp_steps else None,
+                ramp=progress(config, context.ordinal)
+                if section.policy.get("ramp_steps")
+                else None,
                 starts_sentence_L=sentences.of(context.token_ids) if sentences else None,
                 oracle_gain_L=oracle_gains(context.labels) if context.labels else None,
                 class_L=class_numbers(context.labels) if context.labels else None,

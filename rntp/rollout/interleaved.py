@@ -24,7 +24,8 @@ from rntp.model.thought_tree import thought_branch
 from rntp.placement import Place
 from rntp.rng import uniform
 from rntp.rollout import Check, Engine, no_check
-from rntp.types import Context, Outlook, Rollout, Seen
+from rntp.rollout.engine import open_engine
+from rntp.types import Context, NextTokenStats, Rollout, Seen
 
 
 class InterleavedEngine:
@@ -49,8 +50,8 @@ class InterleavedEngine:
         """K rollouts a context, in order; see `Engine`. place is asked once, for the bare page."""
         chosen: list[tuple[int, ...]] = []
 
-        def first(context: Context, outlook: Outlook) -> tuple[int, ...]:
-            chosen.append(place(context, outlook))
+        def first(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
+            chosen.append(place(context, next_token))
             return chosen[-1][:1]
 
         rounds = [self._engine.sample(contexts, first, check, policy_version)]
@@ -61,7 +62,7 @@ class InterleavedEngine:
             }
 
             def next_one(
-                context: Context, outlook: Outlook, at: dict[int, int] = following
+                context: Context, next_token: NextTokenStats, at: dict[int, int] = following
             ) -> tuple[int, ...]:
                 return (at[context.ordinal],)
 
@@ -78,8 +79,14 @@ class InterleavedEngine:
         return splice(rollout.context, position, branch)
 
 
-def interleaved(engine: Engine, model: LanguageModel, config: Config) -> Engine:
-    """The engine, or what `placement.interleaved` makes of it."""
+def open_training_engine(model: LanguageModel, config: Config) -> Engine:
+    """Make the engine that samples for training, interleaved where the config says so."""
+    engine = open_engine(
+        model,
+        config,
+        thoughts=config.thought.thoughts_per_position,
+        answer_tokens=config.thought.answer_tokens,
+    )
     if not config.placement.interleaved:
         return engine
     return InterleavedEngine(engine, model, config.run.seed)

@@ -24,6 +24,7 @@ from rntp.errors import ConfigError, Preempted, RanksLost, RntpError
 T = TypeVar("T")
 
 
+FOR_EVER_S = 10 * 365 * 86400.0
 SLOW_DISK = 20e6  # bytes a second that a shared file system gives a rank at the least
 
 
@@ -92,7 +93,7 @@ class Ranks:
         return [item for part in self.gather(work, phase) for item in part]
 
 
-ALONE = Ranks()
+SINGLE_RANK = Ranks()
 
 
 @dataclass(frozen=True)
@@ -187,13 +188,13 @@ def open_ranks(config: Config) -> Iterator[Ranks]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield ALONE
+        yield SINGLE_RANK
         return
     check_size(config, size)
     on_gpu = config.model.device != "cpu" and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(_local_device())
-    timeout_s = config.parallel.timeout_s
+    timeout_s = config.parallel.timeout_s or FOR_EVER_S
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s)
     )

@@ -19,7 +19,7 @@ from conftest import tiny_run
 from rich.console import Console
 
 from rntp.config import Config
-from rntp.config.mirrors import MLflow, TensorBoard, Trackio, Wandb
+from rntp.config.mirrors import MLflow, TensorBoard, Trackio
 from rntp.errors import ConfigError, Preempted
 from rntp.run.log import RunLog, read_metrics
 from rntp.run.mirrors import TRACKERS, feeder, mlflow, tensorboard, trackio
@@ -221,14 +221,6 @@ def test_mirrors_of_a_config() -> None:
 def test_mistakes_in_mirrors_are_explained(mirrors: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(Path("x"), **mirrors)
-
-
-def test_names_of_before_are_taken() -> None:
-    raw = tiny_run(Path("some/model"), Path("shards"), Path("x"))
-    old = Config.parse({**raw, "log": {"wandb": "offline", "wandb_project": "p"}})
-    assert old.log.mirrors.chosen() == {"wandb": Wandb(project="p", mode="offline")}
-    off = Config.parse({**raw, "log": {"wandb": "off", "wandb_project": "p"}})
-    assert off.log.mirrors.chosen() == {}
 
 
 @pytest.mark.parametrize(("name", "kind"), TRACKERS.items())
