@@ -26,12 +26,13 @@ from rntp.commands import (
     soup,
     traces,
     train,
+    watch,
 )
 from rntp.errors import RntpError, is_out_of_memory
 
 COMMANDS = (
-    *(init, train, evaluate, ablate, soup, traces, report, config, data, ckpt, bench, doctor),
-    completion,
+    *(init, train, watch, evaluate, ablate, soup, traces, report, config, data, ckpt, bench),
+    *(doctor, completion),
 )
 
 

@@ -212,15 +212,13 @@ FREE = {
     "evaluation.positions_per_doc": 1,
     "evaluation.controls": ["shuffled"],
     "evaluation.bits_per_thought_token": 0.5,
-    "log.wandb": "off",
-    "log.wandb_project": "other",
     "parallel.tokens_per_microbatch": 4096,
     "parallel.activation_checkpointing": True,
     "parallel.timeout_s": 60,
 }
 # Set by the command, or of another test.
 ELSEWHERE = {"run.dir", "run.steps", "rollout.engine", "data.source", "evaluation.source"}
-ELSEWHERE |= {"evaluation.decile_model"}
+ELSEWHERE |= {"evaluation.decile_model", "log.mirrors"}
 # These cut the work otherwise, so that sums are rounded otherwise.
 ROUNDED = {"parallel.tokens_per_microbatch", "model.sharing"}
 

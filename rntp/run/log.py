@@ -24,7 +24,7 @@ from rich.text import Text
 
 from rntp.config import Config
 from rntp.errors import ConfigError
-from rntp.run.mirrors.wandb import WandbMirror
+from rntp.run.mirrors import Mirrors
 from rntp.runtime.faults import fault_point
 from rntp.runtime.files import (
     complete_lines,
@@ -36,6 +36,7 @@ from rntp.runtime.files import (
     write_json,
 )
 from rntp.runtime.provenance import environment, redact, secret_values
+from rntp.show import printable
 
 Metrics = Mapping[str, float | int | str]
 Level = Literal["info", "warning", "error"]
@@ -44,8 +45,6 @@ _RECENT_STEPS = 20
 # Bytes of metrics and rollouts that wait in memory for a disk that takes nothing.
 _MOST_WAITING = 1 << 28
 _STYLES = {"info": "", "warning": "yellow", "error": "bold red"}
-# Texts of a corpus may carry terminal escapes; a tab and a line feed are the harmless ones.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class _SteadyConsole(Console):
@@ -64,7 +63,8 @@ class RunLog:
     """
 
     def __init__(self, run_dir: Path, config: Config, *, console: Console | None = None) -> None:
-        """Creates `run_dir` where it is missing. Raises OSError, and ConfigError without wandb."""
+        """Creates `run_dir` where it is missing. Raises OSError, and ConfigError where a
+        mirror's package is missing."""
         self._dir = run_dir
         self._config = config
         self._console = console if console is not None else _SteadyConsole()
@@ -78,9 +78,7 @@ class RunLog:
         self._task = TaskID(0)
         self._total_steps = config.run.steps
         self._recent_s: deque[float] = deque(maxlen=_RECENT_STEPS)
-        self._wandb: WandbMirror | None = None
-        if config.log.wandb != "off":
-            self._wandb = WandbMirror(run_dir, config, self._secrets, self._say)
+        self._mirrors = Mirrors(run_dir, config, self._secrets)
 
     def __enter__(self) -> Self:
         return self
@@ -91,19 +89,18 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close(exit_code=0 if kind is None else 1)
+        self.close(exit_code=0 if kind is None else getattr(error, "exit_code", 1))
 
     def close(self, exit_code: int = 0) -> None:
-        """Take the bar off the screen, close the files, finish wandb."""
+        """Take the bar off the screen, close the files, finish the mirrors."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-        if self._wandb is not None:
-            self._wandb.close(exit_code)
-            self._wandb = None
         self._try(self._write_metrics)
         self._try(self._write_rollouts)
         self._close_metrics()
+        self._mirrors.close(exit_code)
+        self._tell_mirrors()
         with contextlib.suppress(OSError):  # what waits for the disk has been printed
             self._text.close()
 
@@ -114,6 +111,7 @@ class RunLog:
     def begin(self, done_steps: int, total_steps: int) -> None:
         """Start the progress bar; without a terminal only the lines of the steps are printed."""
         self._total_steps = total_steps
+        self._mirrors.wake()  # there may be steps of the last start that one of them missed
         if not self._console.is_terminal:
             return
         self._progress = Progress(
@@ -150,8 +148,8 @@ class RunLog:
         self._say(f"{step_line(metrics, self._total_steps)}  eta {eta}", "info")
         if self._progress is not None:
             self._progress.update(self._task, completed=step, eta=eta, description="")
-        if self._wandb is not None:
-            self._wandb.log(clean)
+        self._mirrors.wake()
+        self._tell_mirrors()
 
     def rollouts(self, step: int, rows: Iterable[dict]) -> None:
         """Write the thoughts of one step, one object each; the file is whole or absent.
@@ -170,6 +168,10 @@ class RunLog:
         self._write_rollouts()
         if self._metrics is not None:
             os.fsync(self._metrics.fileno())
+
+    def _tell_mirrors(self) -> None:
+        for note in self._mirrors.notes():
+            self._say(note, "warning")
 
     def _try(self, write: Callable[[], None]) -> None:
         try:
@@ -241,7 +243,7 @@ class RunLog:
         write_json(path, redact(manifest, self._secrets))
 
     def _say(self, text: str, level: str) -> None:
-        text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", redact(text, self._secrets))
+        text = printable(redact(text, self._secrets))
         if level != "info":
             text = f"{level}: {text}"
         # An indented second line cannot pass for an entry of its own.
