@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from rntp.evaluation import evaluate as evaluate
     from rntp.model import LanguageModel as LanguageModel
     from rntp.model import load_model as load_model
+    from rntp.model.thought_tree import TokenTree as TokenTree
     from rntp.trainer import Trainer as Trainer
-    from rntp.tree import TokenTree as TokenTree
 
 _MODULE_OF = {
     "Config": "rntp.config",
     "LanguageModel": "rntp.model",
-    "TokenTree": "rntp.tree",
+    "TokenTree": "rntp.model.thought_tree",
     "Trainer": "rntp.trainer",
     "evaluate": "rntp.evaluation",
     "load_model": "rntp.model",

@@ -361,12 +361,12 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         _dry_run(config, arguments.json)
         return
-    from rntp.signals import StopRequest
+    from rntp.runtime.signals import StopRequest
 
     with StopRequest() as stop:  # before the seconds that the imports and the model take
-        from rntp.memory import keep_freed_memory
-        from rntp.ranks import open_ranks
         from rntp.report import build_report
+        from rntp.runtime.memory import keep_freed_memory
+        from rntp.runtime.ranks import open_ranks
         from rntp.show import before_after
         from rntp.trainer import Trainer
 
@@ -390,9 +390,9 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _dry_run(config: "Config", as_json: bool) -> None:
     from rntp.bench.duration import measure_step
-    from rntp.estimate import Shape, estimate
-    from rntp.preflight import check_names, missing_data
     from rntp.show import facts_table
+    from rntp.training.estimate import Shape, estimate
+    from rntp.training.preflight import check_names, missing_data
 
     check_names(config)
     shape = Shape.of_spec(config.model.spec, config.model.sharing)
@@ -429,8 +429,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.limit is not None or arguments.tasks_folder is not None:
         raise ConfigError("--limit and --tasks-folder go with --tasks; name the tasks")
     from rntp.evaluation import evaluate_target
-    from rntp.files import write_json
-    from rntp.memory import keep_freed_memory
+    from rntp.runtime.files import write_json
+    from rntp.runtime.memory import keep_freed_memory
     from rntp.show import evaluation_table
 
     keep_freed_memory()
@@ -442,9 +442,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate_tasks(arguments: argparse.Namespace) -> None:
-    from rntp.files import write_json
-    from rntp.harness import evaluate_tasks
-    from rntp.memory import keep_freed_memory
+    from rntp.evaluation.tasks import evaluate_tasks
+    from rntp.runtime.files import write_json
+    from rntp.runtime.memory import keep_freed_memory
     from rntp.show import tasks_table
 
     keep_freed_memory()
@@ -494,9 +494,9 @@ def _ablate(arguments: argparse.Namespace) -> None:
 
 
 def _soup(arguments: argparse.Namespace) -> None:
-    from rntp.memory import keep_freed_memory
+    from rntp.evaluation.soup import soup
+    from rntp.runtime.memory import keep_freed_memory
     from rntp.show import soup_table
-    from rntp.soup import soup
 
     keep_freed_memory()
     facts = soup(arguments.targets, arguments.out, greedy=arguments.greedy, say=_say)
@@ -546,7 +546,7 @@ def _config_show(arguments: argparse.Namespace) -> None:
 
 def _config_validate(arguments: argparse.Namespace) -> None:
     config = _load(arguments)
-    from rntp.preflight import check_names
+    from rntp.training.preflight import check_names
 
     check_names(config)
     for warning in config.warnings():
@@ -566,7 +566,7 @@ def _data_prep(arguments: argparse.Namespace) -> None:
     from rntp_data_prep.config import PrepConfig
     from rntp_data_prep.prepare import prepare
 
-    from rntp.tokenizer import encode, load_tokenizer, tokenizer_digest
+    from rntp.model.tokenizer import encode, load_tokenizer, tokenizer_digest
 
     config = PrepConfig.load(arguments.config)
     tokenizer = load_tokenizer(config.tokenizer)
@@ -579,7 +579,7 @@ def _data_preview(arguments: argparse.Namespace) -> None:
     from rntp_data_prep.config import PrepConfig
     from rntp_data_prep.preview import as_text, preview
 
-    from rntp.tokenizer import encode, load_tokenizer
+    from rntp.model.tokenizer import encode, load_tokenizer
 
     config = PrepConfig.load(arguments.config)
     rows = preview(config, partial(encode, load_tokenizer(config.tokenizer)), arguments.docs)
@@ -643,7 +643,7 @@ def _data_simulate(arguments: argparse.Namespace) -> None:
 
 
 def _ckpt_ls(arguments: argparse.Namespace) -> None:
-    from rntp.checkpoint import folders, glance, num_bytes
+    from rntp.run.checkpoint import folders, glance, num_bytes
 
     _check_run_folder(arguments.run_dir)
     facts = []
@@ -660,8 +660,8 @@ def _ckpt_ls(arguments: argparse.Namespace) -> None:
 
 
 def _ckpt_verify(arguments: argparse.Namespace) -> None:
-    from rntp.checkpoint import folders, problems
     from rntp.errors import CheckpointError
+    from rntp.run.checkpoint import folders, problems
 
     _check_run_folder(arguments.run_dir)
     result = {p.name: problems(p) for _, p in folders(arguments.run_dir / "checkpoints")}
@@ -683,15 +683,15 @@ def _check_run_folder(folder: Path) -> None:
 
 
 def _ckpt_export(arguments: argparse.Namespace) -> None:
-    from rntp.export import export
+    from rntp.run.export import export
 
     out = export(arguments.run_dir, arguments.out, arguments.checkpoint, say=_say)
     print(f"exported to {out}; its logits are the checkpoint's")
 
 
 def _ckpt_prune(arguments: argparse.Namespace) -> None:
-    from rntp.checkpoint import folders, problems, prune
-    from rntp.run_folder import load_config, lock
+    from rntp.run.checkpoint import folders, problems, prune
+    from rntp.run.folder import load_config, lock
 
     keep = load_config(arguments.run_dir).checkpoint.keep
     if arguments.keep is not None:
@@ -715,7 +715,7 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
-    from rntp.doctor import diagnose
+    from rntp.commands.doctor import diagnose
     from rntp.show import facts_table
 
     facts, missing = diagnose(arguments.config)

@@ -4,7 +4,7 @@
 class RntpError(Exception):
     """An error for the user: says what is wrong and what to do. `exit_code` is the program's.
 
-    agreed: every rank of the run raises it, so that one has to say it (see `rntp.ranks`).
+    agreed: every rank of the run raises it, so that one has to say it (see `rntp.runtime.ranks`).
     """
 
     exit_code = 1

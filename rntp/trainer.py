@@ -17,53 +17,29 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from rntp import checkpoint, faults, rewards, run_folder
-from rntp.alarms import Alarms
+from rntp import rewards
 from rntp.config import Config
 from rntp.data import data_digest
 from rntp.data.corpus import open_corpus, open_data
 from rntp.data.live import Live
+from rntp.data.ordinals import next_ordinal
 from rntp.data.state import DataState, Segment, known_damage, segments
 from rntp.errors import CheckpointError, Preempted
-from rntp.estimate import Shape, step_flop
 from rntp.evaluation.during import Evaluations
 from rntp.evaluation.third import check_third
-from rntp.faults import fault_point
-from rntp.group_spread import GroupSpread
-from rntp.guards import Guards
-from rntp.judging import open_judge
-from rntp.log import NoLog, RunLog
-from rntp.memory import peak_bytes, reset_peak_bytes
-from rntp.metrics import Tally
+from rntp.model.microbatches import microbatches
+from rntp.model.moe import Routing
+from rntp.model.opening import open_model, try_forward
+from rntp.model.packed_weights import packed_weights, packing_pays
 from rntp.model.routing import routers
-from rntp.moe import Routing
-from rntp.objective import Elsewhere, loss
-from rntp.optim import Optimizer, Update
-from rntp.packed import packed_weights, packing_pays
-from rntp.parallel import microbatches
-from rntp.preflight import (
-    check_disk,
-    check_names,
-    check_placement,
-    memory_warnings,
-    open_model,
-    recomputes,
-    sharing_notes,
-    try_forward,
-)
-from rntp.provenance import device_name
-from rntp.ranks import ALONE, Ranks, on_device
-from rntp.records import Record, open_record
-from rntp.reference import Reference, open_reference
-from rntp.replay import Replay, next_ordinal, step_contexts
-from rntp.rollout import Check, no_check
-from rntp.rollout.inprocess import open_engine
-from rntp.rollout.interleaved import interleaved
-from rntp.rollout.place import placer
-from rntp.saver import Saver
-from rntp.sharding import forget_activations, shard
-from rntp.signals import StopRequest
-from rntp.step import (
+from rntp.model.sharding import forget_activations, shard
+from rntp.model.thought_tree import ThoughtTree
+from rntp.model.tokenizer import decode, tokenizer_digest
+from rntp.objective.group_spread import GroupSpread
+from rntp.objective.judge_model import open_judge
+from rntp.objective.loss import Elsewhere, loss
+from rntp.objective.reference_model import Reference, open_reference
+from rntp.objective.step import (
     Counts,
     Judgement,
     Scores,
@@ -75,11 +51,38 @@ from rntp.step import (
     sampler_logp,
     score,
 )
-from rntp.tokenizer import decode, tokenizer_digest
-from rntp.tree import ThoughtTree
+from rntp.placement.placer import placer
+from rntp.placement.records import Record, open_record
+from rntp.rollout import Check, no_check
+from rntp.rollout.engine import open_engine
+from rntp.rollout.interleaved import interleaved
+from rntp.run import checkpoint
+from rntp.run import folder as run_folder
+from rntp.run.log import NoLog, RunLog
+from rntp.run.mirrors.wandb import import_wandb
+from rntp.runtime import faults
+from rntp.runtime.faults import fault_point
+from rntp.runtime.memory import peak_bytes, reset_peak_bytes
+from rntp.runtime.provenance import device_name
+from rntp.runtime.ranks import ALONE, Ranks, on_device
+from rntp.runtime.signals import StopRequest
+from rntp.runtime.watchdog import Watchdog
+from rntp.training.alarms import Alarms
+from rntp.training.estimate import Shape, step_flop
+from rntp.training.guards import Guards
+from rntp.training.optimizer import Optimizer, Update
+from rntp.training.preflight import (
+    check_disk,
+    check_names,
+    check_placement,
+    memory_warnings,
+    recomputes,
+    sharing_notes,
+)
+from rntp.training.replay import Replay, step_contexts
+from rntp.training.saver import Saver
+from rntp.training.step_stats import Tally
 from rntp.types import Rollout
-from rntp.wandb_mirror import import_wandb
-from rntp.watchdog import Watchdog
 
 Resume = Literal["auto", "never", "must"]
 
@@ -93,9 +96,9 @@ class Trainer:
 
     stop: where the caller has been listening for signals already.
 
-    ranks: the processes that train together (`rntp.ranks.open_ranks`). Every one of them makes a
-    Trainer of the same config and fits it; rank 0 speaks and writes.
-    accept_data_change: go on where the corpus is another than that of the checkpoint.
+    ranks: the processes that train together (`rntp.runtime.ranks.open_ranks`). Every one of them
+    makes a Trainer of the same config and fits it; rank 0 speaks and writes. accept_data_change: go
+    on where the corpus is another than that of the checkpoint.
     """
 
     def __init__(

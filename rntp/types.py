@@ -59,8 +59,8 @@ class Context:
     title: of the document, for people. start: index of the first token in the document.
     visit: how often the order had handed out this document before (0 on the first pass).
     labels: of a made corpus; None for real text. replay_of: ordinal of the first visit, where this
-    one is a later visit to the same window (see `rntp.replay`). seen: earlier thoughts of the page,
-    in order, where thoughts are interleaved; positions then come after the last of them.
+    one is a later visit to the same window (see `rntp.training.replay`). seen: earlier thoughts of
+    the page, in order, where thoughts are interleaved; positions then come after the last of them.
     """
 
     ordinal: int
@@ -176,7 +176,7 @@ class RewardInputs:
     collision_PGH: Σ_v p_v² over the vocabulary of each prediction with the thought, for schemes
     that registered it.
     decode: text of ids, for schemes that compare texts. verdicts: by judge, float32 [P, G], the
-    probability that it finds the answer right; see `rntp.judging`.
+    probability that it finds the answer right; see `rntp.objective.judge_model`.
     """
 
     logp_think_PGH: Tensor
@@ -239,7 +239,7 @@ class PlacementInputs:
     this context, a function of the run seed and its ordinal. count: positions wanted. ramp: share
     of `placement.ramp_steps` that lies before this context, None where no such number is set; see
     `progress`. learned_L: float32, what the policy's
-    own record says of such positions (see `rntp.records`); zeros where it keeps none.
+    own record says of such positions (see `rntp.placement.records`); zeros where it keeps none.
     starts_sentence_L: bool, a sentence begins with this token; None for policies that did not ask
     for it. oracle_gain_L: float32 nats that a perfect thought is worth, 0 where none helps.
     class_L: int64 numbers of the tokens' classes, -1 where unknown. Both are None without labels.

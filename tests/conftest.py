@@ -26,9 +26,9 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from rntp.chance import uniform
 from rntp.data import ShardWriter
-from rntp.tokenizer import encode, tokenizer_digest
+from rntp.model.tokenizer import encode, tokenizer_digest
+from rntp.rng import uniform
 
 torch.set_num_threads(1)
 

@@ -12,11 +12,11 @@ import yaml
 from conftest import tiny_run, write_corpus
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rntp import checkpoint
 from rntp.cli import main
-from rntp.faults import damage
-from rntp.log import read_metrics
-from rntp.trained import open_trained
+from rntp.run import checkpoint
+from rntp.run.log import read_metrics
+from rntp.run.trained import open_trained
+from rntp.runtime.faults import damage
 
 
 @pytest.fixture

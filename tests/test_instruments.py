@@ -5,7 +5,7 @@ import mmap
 import pytest
 import torch
 
-from rntp import memory
+from rntp.runtime import memory
 from rntp.trainer import Stopwatch
 
 

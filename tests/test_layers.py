@@ -1,126 +1,162 @@
-"""Imports run one way, so that every part can be read, tested and replaced without those above."""
+"""Imports run downwards, package by package, so that every room can be read, tested and replaced
+without those above it."""
 
 import ast
+from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CORE = {"rntp.types", "rntp.errors", "rntp.registry"}
+SOURCES = {"rntp": ROOT, "rntp_kernels": ROOT / "kernels", "rntp_data_prep": ROOT / "data_prep"}
+
+# From the ground up: a package imports those before it, and itself.
+FLOORS = (
+    ("errors", "registry", "rng", "show", "types"),
+    ("config",),
+    ("runtime",),
+    ("model",),
+    ("data",),
+    ("placement", "rewards"),
+    ("rollout",),
+    ("objective",),
+    ("run",),
+    ("training",),
+    ("evaluation",),
+    ("trainer",),
+    ("bench", "plan", "report", "traces"),
+    ("ablate",),
+    ("commands",),
+    ("cli",),
+)
+# What reads little: nothing else of rntp than this.
+PURE = {
+    "rewards": {"registry", "types", "errors"},
+    "errors": set[str](),
+    "rng": set[str](),
+    "show": set[str](),
+    "registry": {"errors"},
+    "types": {"errors"},
+    "config": {"errors"},
+}
+MOST_BESIDE_PACKAGES = 12
 
 
-def imports(path: Path) -> set[str]:
-    """Modules of this repository that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
-            inside = {s for s in submodules if (ROOT / (s.replace(".", "/") + ".py")).is_file()}
-            found |= inside or {node.module}
-    return {name for name in found if name.startswith("rntp")}
-
-
-def files(*patterns: str) -> list[Path]:
-    found = [path for pattern in patterns for path in ROOT.glob(pattern)]
-    assert found
+def modules() -> dict[str, Path]:
+    found = {}
+    for package, folder in SOURCES.items():
+        for path in (folder / package).rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
 
-@pytest.mark.parametrize(
-    ("patterns", "allowed"),
-    [
-        (["kernels/rntp_kernels/**/*.py"], {"rntp_kernels"}),
-        (
-            ["data_prep/rntp_data_prep/*.py"],
-            {"rntp_data_prep", "rntp.data.manifest", "rntp.config_file", *CORE},
-        ),
-        (["rntp/rewards/*.py"], {"rntp.rewards", *CORE}),
-        (["rntp/placement/*.py"], {"rntp.placement", *CORE}),
-        (["rntp/advantages.py", "rntp/losses.py", "rntp/types.py", "rntp/errors.py"], CORE),
-        (["rntp/baselines.py", "rntp/labels.py", "rntp/learnability.py", "rntp/selector.py"], CORE),
-        (["rntp/chance.py", "rntp/files.py", "rntp/config_file.py"], CORE),
-        (["rntp/config.py"], {"rntp.config_file", "rntp.config_rules", *CORE}),
-        (["rntp/config_rules.py"], {"rntp.config", *CORE}),
-        (["rntp/weighting.py", "rntp/group_spread.py"], CORE),
-        (["rntp/rounding.py"], {"rntp.chance", *CORE}),
-        (["rntp/credit.py"], {"rntp.advantages", "rntp.baselines", "rntp.config", *CORE}),
-        (
-            ["rntp/data/manifest.py", "rntp/data/order.py"],
-            {"rntp.files", "rntp.data.damage", "rntp.data.seen", "rntp.data.storage", *CORE},
-        ),
-        (
-            [f"rntp/data/{name}.py" for name in ("damage", "retry", "seen", "windows")],
-            CORE,
-        ),
-        (["rntp/data/live.py"], {"rntp.data.order", "rntp_data_prep", *CORE}),
-        (
-            ["rntp/data/live_stream.py"],
-            {"rntp.data.damage", "rntp.data.live", "rntp.data.order", "rntp.data.stream"}
-            | {"rntp.data.windows", *CORE},
-        ),
-        (["rntp/data/storage.py"], {"rntp.data.retry", *CORE}),
-        (["rntp/data/state.py"], {"rntp.data.damage", *CORE}),
-        (["rntp/model/attention.py", "rntp/model/head.py"], {"rntp_kernels", *CORE}),
-        (
-            ["rntp/model/check.py"],
-            {"rntp_kernels", "rntp.model.attention", "rntp.model.head", "rntp.model.unshared"}
-            | CORE,
-        ),
-        (["rntp/model/routing.py"], CORE),
-        (
-            ["rntp/model/unshared.py"],
-            {"rntp_kernels", "rntp.model.routing", "rntp.sharding", *CORE},
-        ),
-        (["rntp/model/plain_check.py"], {"rntp.model.check", "rntp.model.unshared", *CORE}),
-        (["rntp/model/markers.py"], {"rntp.model.head", "rntp.tokenizer", *CORE}),
-        (["rntp/tree.py"], {"rntp_kernels", "rntp.model", *CORE}),
-        (["rntp/moe.py"], {"rntp.model", *CORE}),
-        (
-            ["rntp/rollout/unshared.py", "rntp/rollout/finish.py"],
-            {"rntp.chance", "rntp.model", "rntp.rollout", "rntp.tree", *CORE},
-        ),
-        (["rntp/reference.py"], {"rntp.config", "rntp.model", "rntp.sharding", "rntp.tree", *CORE}),
-        (["rntp/ranks.py"], {"rntp.config", *CORE}),
-        (["rntp/sharding.py", "rntp/signals.py", "rntp/alarm_maths.py"], CORE),
-        (["rntp/faults.py"], {"rntp.signals", *CORE}),
-        (["rntp/alarms.py"], {"rntp.alarm_maths", *CORE}),
-        (["rntp/watchdog_process.py"], set()),
-        (["rntp/shards.py"], {"rntp.ranks", *CORE}),
-        (
-            ["rntp/checkpoint.py"],
-            {"rntp.faults", "rntp.files", "rntp.ranks", "rntp.sharding", "rntp.shards", *CORE},
-        ),
-        (
-            ["rntp/step.py"],
-            {"rntp.losses", "rntp.rewards", "rntp.credit", "rntp.baselines", "rntp.evidence"}
-            | {"rntp.rounding", "rntp.config", "rntp.model", "rntp.moe", "rntp.tree", *CORE},
-        ),
-        (["rntp/evidence.py"], {"rntp.chance", "rntp.config", *CORE}),
-        (
-            ["rntp/judging.py"],
-            {"rntp.config", "rntp.model", "rntp.rewards", "rntp.tokenizer", "rntp.tree", *CORE},
-        ),
-        (
-            ["rntp/objective.py"],
-            {"rntp.losses", "rntp.weighting", "rntp.step", "rntp.tree", "rntp.config", "rntp.moe"}
-            | CORE,
-        ),
-    ],
-)
-def test_a_layer_imports_only_what_lies_below(patterns: list[str], allowed: set[str]) -> None:
-    for path in files(*patterns):
-        above = {
-            name
-            for name in imports(path)
-            if name not in allowed and not any(name.startswith(a + ".") for a in allowed - CORE)
-        }
-        assert above == set(), path
+MODULES = modules()
 
 
-def test_only_the_command_line_knows_the_trainer() -> None:
-    for path in files("rntp/**/*.py"):
-        if path.name not in {"cli.py", "__init__.py", "__main__.py"}:
-            assert "rntp.trainer" not in imports(path), path
-            assert "rntp.cli" not in imports(path), path
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """Modules of this repository that a file imports, wherever in it but for the type checker."""
+    tree = ast.parse(path.read_text())
+    hidden = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    named = set()
+    for node in ast.walk(tree):
+        if node in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            named |= {f"{node.module}.{alias.name}" for alias in node.names}
+    found = set()
+    for name in named:
+        while name and name not in MODULES:
+            name = name.rpartition(".")[0]
+        found |= {name} - {""}
+    return frozenset(found)
+
+
+def room(module: str) -> str:
+    """The package of rntp that a module belongs to, or its own name at the top."""
+    return module.removeprefix("rntp").removeprefix(".").partition(".")[0]
+
+
+def crossings() -> list[tuple[str, str]]:
+    """(module, module of another room that it imports), within rntp."""
+    return [
+        (module, other)
+        for module, path in MODULES.items()
+        if module.startswith("rntp.") and room(module) != "__main__"
+        for other in imports(path)
+        if other.startswith("rntp.") and room(other) != room(module)
+    ]
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {room(module) for module in MODULES if module.startswith("rntp.")}
+    assert rooms - {"__main__"} <= {name for floor in FLOORS for name in floor}
+
+
+def test_imports_run_downwards() -> None:
+    floor = {name: height for height, names in enumerate(FLOORS) for name in names}
+    above = [(a, b) for a, b in crossings() if floor[room(b)] >= floor[room(a)]]
+    assert [pair for pair in above if room(pair[0]) not in FLOORS[0]] == []
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_rooms_know_little_else(name: str) -> None:
+    known = {(a, b) for a, b in crossings() if room(a) == name}
+    assert {pair for pair in known if room(pair[1]) not in PURE[name]} == set()
+
+
+def test_policies_of_placement_are_pure() -> None:
+    policies = [
+        path
+        for module, path in MODULES.items()
+        if module.startswith("rntp.placement.") and "@register(" in path.read_text()
+    ]
+    assert len(policies) > 5
+    for path in policies:
+        assert {room(name) for name in imports(path)} <= {
+            "placement",
+            "types",
+            "registry",
+            "errors",
+        }, path
+
+
+def test_kernels_know_nothing_of_rntp_and_preparation_only_corpora_and_config_files() -> None:
+    known = defaultdict(set)
+    for module, path in MODULES.items():
+        known[module.partition(".")[0]] |= imports(path)
+    assert {name for name in known["rntp_kernels"] if not name.startswith("rntp_kernels")} == set()
+    others = {name for name in known["rntp_data_prep"] if not name.startswith("rntp_data_prep")}
+    assert others == {"rntp.data.manifest", "rntp.config.files", "rntp.errors"}
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    """Circles between modules, leaving out what a package's own `__init__` gathers of it."""
+    below = {
+        module: {o for o in imports(path) if o != module and not module.startswith(o + ".")}
+        for module, path in MODULES.items()
+    }
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " → ".join([*trail[trail.index(module) :], module])
+        if module not in done and not module.startswith("rntp_kernels"):
+            for other in sorted(below[module]):
+                visit(other, (*trail, module))
+            done.add(module)
+
+    for module in sorted(below):
+        visit(module, ())
+
+
+def test_few_files_stand_beside_the_packages() -> None:
+    assert len(list((ROOT / "rntp").glob("*.py"))) <= MOST_BESIDE_PACKAGES

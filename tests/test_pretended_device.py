@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 import rntp.trainer
 from rntp.config import Config
 from rntp.model import load_model
-from rntp.preflight import open_model
-from rntp.rollout import inprocess
+from rntp.model.opening import open_model
+from rntp.rollout.engine import InProcessEngine
 from rntp.trainer import Trainer
 from rntp.types import Context
 
@@ -71,12 +71,12 @@ def test_a_run_puts_everything_where_it_belongs(
         return model
 
     monkeypatch.setattr(rntp.trainer, "open_model", opened)
-    plain = inprocess.InProcessEngine.__init__
+    plain = InProcessEngine.__init__
 
     def fixed(self, *args, **more) -> None:
         plain(self, *args, **{**more, "fixed_shapes": case.startswith("fixed shapes")})
 
-    monkeypatch.setattr(inprocess.InProcessEngine, "__init__", fixed)
+    monkeypatch.setattr(InProcessEngine, "__init__", fixed)
     with Pretended():
         comparison = Trainer(Config.model_validate(raw)).fit()
     assert comparison is not None
@@ -91,7 +91,7 @@ def test_a_step_of_decoding_copies_nothing_from_or_to_the_host(
     """A CUDA graph may not, from memory that is not pinned."""
     model = load_model(str(model_folders["qwen3"]))
     move(model.hf)
-    engine = inprocess.InProcessEngine(
+    engine = InProcessEngine(
         model, thoughts=3, budget=5, temperature=1.0, seed=5, slots=32, fixed_shapes=True
     )
     page = Context(0, "page", torch.arange(1, 21))

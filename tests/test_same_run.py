@@ -18,8 +18,8 @@ from rntp import placement, rewards
 from rntp.config import Config
 from rntp.data.manifest import Manifest
 from rntp.errors import ConfigError
-from rntp.log import read_manifest, read_metrics, starts_of
 from rntp.placement import REGISTRY as POLICIES
+from rntp.run.log import read_manifest, read_metrics, starts_of
 from rntp.trainer import Trainer
 
 STEPS = 3

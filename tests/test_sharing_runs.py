@@ -18,17 +18,17 @@ from transformers import AutoModelForCausalLM
 from rntp import cli
 from rntp.config import Config
 from rntp.errors import ConfigError
-from rntp.estimate import Shape, Tokens, peak_memory, step_flop
 from rntp.evaluation import evaluate_target
-from rntp.export import export
-from rntp.harness.answers import Question, Writing, answers
-from rntp.harness.choices import likelihoods
-from rntp.log import read_metrics, read_rollouts
+from rntp.evaluation.tasks.answers import Question, Writing, answers
+from rntp.evaluation.tasks.choices import likelihoods
 from rntp.model import load_model
-from rntp.preflight import open_model
+from rntp.model.opening import open_model
+from rntp.model.tokenizer import decode, encode
 from rntp.report import build_report
-from rntp.tokenizer import decode, encode
+from rntp.run.export import export
+from rntp.run.log import read_metrics, read_rollouts
 from rntp.trainer import Trainer
+from rntp.training.estimate import Shape, Tokens, peak_memory, step_flop
 
 FLOAT64 = ["model.dtype=float64", "run.steps=2"]
 # What depends on how the numbers come about: rounding between sampler and trainer, and costs.

@@ -16,15 +16,16 @@ import torch
 import yaml
 from conftest import same_shards, tiny_run, write_corpus
 
-from rntp import rewards, run_folder
-from rntp.checkpoint import committed
+from rntp import rewards
 from rntp.config import Config
 from rntp.errors import CheckpointError, ConfigError, DataError, Diverged, Preempted
-from rntp.estimate import Shape, peak_memory
 from rntp.evaluation import evaluate_target
-from rntp.log import read_metrics, read_rollouts
-from rntp.step import Scores
+from rntp.objective.step import Scores
+from rntp.run import folder as run_folder
+from rntp.run.checkpoint import committed
+from rntp.run.log import read_metrics, read_rollouts
 from rntp.trainer import Trainer
+from rntp.training.estimate import Shape, peak_memory
 
 CONTRACT = [
     "step",
@@ -211,7 +212,7 @@ def test_the_update_raises_the_reward_on_the_same_thoughts(raw: dict) -> None:
         Config.parse(raw, ["objective.continuation_weight=0", "objective.ntp_weight=0"])
     )
     config = trainer.config
-    from rntp.step import judge, plant, score
+    from rntp.objective.step import judge, plant, score
 
     contexts = trainer.corpus.step_contexts(1, 3)
     rollouts = trainer.engine.sample(contexts, trainer.place)
@@ -584,7 +585,7 @@ def test_non_finite_steps_change_nothing_and_a_streak_ends_the_run(
 def test_an_alarm_is_said_once_over_a_resume_and_stops_if_asked(
     raw: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rntp.alarms.STREAK", 2)
+    monkeypatch.setattr("rntp.training.alarms.STREAK", 2)
 
     @rewards.register("constant")
     def constant(inputs):
@@ -728,7 +729,7 @@ def test_a_full_disk_during_a_save(raw: dict, monkeypatch: pytest.MonkeyPatch) -
         raise OSError(28, "No space left on device")
 
     trainer = Trainer(Config.parse(raw, ["evaluation.enabled=false", "checkpoint.every_steps=1"]))
-    monkeypatch.setattr("rntp.checkpoint.shards.write", full)
+    monkeypatch.setattr("rntp.run.checkpoint.shards.write", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         trainer.fit()
     assert list((trainer.config.run.dir / "checkpoints").iterdir()) == []
@@ -740,7 +741,7 @@ def test_too_little_disk_is_noticed_at_the_start(
     class Usage:
         free = 1000
 
-    monkeypatch.setattr("rntp.preflight.shutil.disk_usage", lambda path: Usage)
+    monkeypatch.setattr("rntp.training.preflight.shutil.disk_usage", lambda path: Usage)
     with pytest.raises(CheckpointError, match=r"lower checkpoint\.keep"):
         Trainer(Config.parse(raw))
 
@@ -751,7 +752,7 @@ def test_a_step_that_may_not_fit_is_told_and_tried(
     """An estimate is no proof: the run goes on, with the same numbers."""
     raw["run"]["steps"] = 1
     known = comparable(fit(raw, f"run.dir={raw['run']['dir']}-known").config.run.dir)
-    monkeypatch.setattr("rntp.preflight.total_bytes", lambda device: 500_000_000)
+    monkeypatch.setattr("rntp.training.preflight.total_bytes", lambda device: 500_000_000)
     folder = fit(raw).config.run.dir
     log = (folder / "log.txt").read_text(encoding="utf-8")
     told = r"about 7\d\d\.\d MB .* there are 500\.0 MB; should it be killed: lower"
@@ -768,7 +769,7 @@ def test_layers_compute_again_what_does_not_fit_and_the_numbers_are_the_same(
     shape = Shape.of(trainer.model.hf)
     most, least = (peak_memory(trainer.config, shape, recompute=again) for again in (False, True))
     assert least < most
-    monkeypatch.setattr("rntp.preflight.total_bytes", lambda device: (least + most) / 2)
+    monkeypatch.setattr("rntp.training.preflight.total_bytes", lambda device: (least + most) / 2)
     raw["run"]["dir"] += "-small"
     off = fit(raw, "parallel.activation_checkpointing=false", f"run.dir={raw['run']['dir']}-off")
     assert off.recomputes is False
@@ -780,7 +781,7 @@ def test_layers_compute_again_what_does_not_fit_and_the_numbers_are_the_same(
     assert "layers keep only their inputs for the backward" in log
     assert "should it be killed" not in log
     assert comparable(small.config.run.dir) == known
-    monkeypatch.setattr("rntp.preflight.total_bytes", lambda device: least - 1)
+    monkeypatch.setattr("rntp.training.preflight.total_bytes", lambda device: least - 1)
     raw["run"]["dir"] += "-smaller"
     smaller = fit(raw).config.run.dir
     log = (smaller / "log.txt").read_text(encoding="utf-8")

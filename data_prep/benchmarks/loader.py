@@ -30,7 +30,7 @@ import torch
 from rntp.data.manifest import Manifest, ShardWriter
 from rntp.data.reader import Reader
 from rntp.data.stream import ContextStream
-from rntp.tokenizer import encode, load_tokenizer
+from rntp.model.tokenizer import encode, load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 CONTEXT = 1024

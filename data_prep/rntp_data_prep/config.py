@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rntp.config_file import load_yaml
+from rntp.config.files import load_yaml
 from rntp.errors import ConfigError, DataError
 from rntp_data_prep.page import Damaged, Options
 

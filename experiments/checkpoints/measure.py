@@ -3,7 +3,7 @@
     python experiments/checkpoints/measure.py --out experiments/checkpoints/results/stall.json
 
 A model of SmolLM2-135M's shape with random weights, and AdamW's moments of it, 1.6 GB in float32,
-saved by `rntp.saver.Saver` into a new folder beside `--out`. Saves take turns:
+saved by `rntp.training.saver.Saver` into a new folder beside `--out`. Saves take turns:
 
 at_once      written while training waits
 stall        asynchronous: what `save` and, after a piece of work in place of the next step's
@@ -28,15 +28,15 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rntp import checkpoint
 from rntp.bench.clock import load_average
 from rntp.config import Optim
-from rntp.log import Level, NoLog
-from rntp.memory import keep_freed_memory, peak_bytes
-from rntp.optim import Optimizer
-from rntp.provenance import device_name
-from rntp.ranks import ALONE
-from rntp.saver import Saver
+from rntp.run import checkpoint
+from rntp.run.log import Level, NoLog
+from rntp.runtime.memory import keep_freed_memory, peak_bytes
+from rntp.runtime.provenance import device_name
+from rntp.runtime.ranks import ALONE
+from rntp.training.optimizer import Optimizer
+from rntp.training.saver import Saver
 
 STALL = re.compile(r"stood still for ([\d.]+) s")
 SMOLLM2_135M = LlamaConfig(

@@ -27,11 +27,11 @@ from transformers import AutoModelForCausalLM
 
 from rntp.errors import ConfigError
 from rntp.model import LanguageModel, Sharing, load_model, own_attention
+from rntp.model.thought_tree import TokenTree
+from rntp.objective.step import plant, sampler_logp, score
 from rntp.rollout import Engine, no_check
-from rntp.rollout.inprocess import InProcessEngine
+from rntp.rollout.engine import InProcessEngine
 from rntp.rollout.unshared import UnsharedEngine
-from rntp.step import plant, sampler_logp, score
-from rntp.tree import TokenTree
 from rntp.types import Context
 
 HERE = Path(__file__).parent

@@ -13,9 +13,9 @@ from pathlib import Path
 import pages
 from tokenizer import make_tokenizer
 
-from rntp.chance import fraction
 from rntp.data import Manifest, ShardWriter
-from rntp.tokenizer import encode, tokenizer_digest
+from rntp.model.tokenizer import encode, tokenizer_digest
+from rntp.rng import fraction
 
 HELDOUT_FRACTION = 0.1  # data.heldout_fraction of the configs here
 TRAINED_HOPS = (2, 3, 4)

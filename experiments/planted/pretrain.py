@@ -28,7 +28,7 @@ from tokenizer import make_tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from rntp.memory import keep_freed_memory
+from rntp.runtime.memory import keep_freed_memory
 
 SEED = 0  # of weights and pages; the RNTP corpus has another
 PAGES = 32  # in one step

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from pages import MUSINGS, Page, split
 
-from rntp.chance import fraction
+from rntp.rng import fraction
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 

@@ -16,8 +16,8 @@ import torch
 from gpu_stages.runner import Results, Stage, passed, run_stages
 from gpu_stages.setting import Setting
 
-from rntp.files import write_json
-from rntp.provenance import environment
+from rntp.runtime.files import write_json
+from rntp.runtime.provenance import environment
 
 STAGES = (
     Stage("head is right", "gpu_stages.correct_kernels:head", 90, True),

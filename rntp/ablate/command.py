@@ -22,8 +22,8 @@ from rntp.ablate.results import (
 )
 from rntp.ablate.table import PLOT, markdown
 from rntp.errors import ConfigError, RntpError
-from rntp.files import write_json, write_text_atomic
-from rntp.provenance import redact, secret_values
+from rntp.runtime.files import write_json, write_text_atomic
+from rntp.runtime.provenance import redact, secret_values
 
 FINDING = "finding.md"
 """Written by people; taken over into table.md and the page and never written here."""

@@ -14,7 +14,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 
 from rntp.ablate.matching import SPENT, Match
 from rntp.config import Section
-from rntp.config_file import method_fields
+from rntp.config.files import method_fields
 from rntp.errors import ConfigError
 
 Source = Literal["eval", "before", "change", "metrics"]

@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 import yaml
 
-from rntp import run_folder
 from rntp.ablate.experiment import Experiment, nearest, slug_of
 from rntp.ablate.matching import match_facts, matched_steps, refuse_other_steps, step_cost
 from rntp.config import Config
 from rntp.data.corpus import Data, open_data
 from rntp.errors import ConfigError, DataError, RntpError
-from rntp.log import numbered_files, read_manifest, read_metrics
-from rntp.preflight import check_names
+from rntp.run import folder as run_folder
+from rntp.run.log import numbered_files, read_manifest, read_metrics
+from rntp.training.preflight import check_names
 
 State = Literal["new", "begun", "finished"]
 

@@ -19,10 +19,10 @@ from rich.text import Text
 from rntp.ablate.devices import VISIBLE, least_used, visible_gpus
 from rntp.ablate.grid import Run, state, steps_done
 from rntp.errors import Preempted
-from rntp.files import json_line
-from rntp.log import duration
-from rntp.provenance import redact, secret_values
-from rntp.signals import StopRequest
+from rntp.run.log import duration
+from rntp.runtime.files import json_line
+from rntp.runtime.provenance import redact, secret_values
+from rntp.runtime.signals import StopRequest
 
 _POLL_S = 0.2
 _TAIL_LINES = 12

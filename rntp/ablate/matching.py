@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from rntp.config import Config
 from rntp.errors import ConfigError
-from rntp.estimate import Shape, Tokens, full_flop
 from rntp.model import Sharing
+from rntp.training.estimate import Shape, Tokens, full_flop
 
 Match = Literal["tokens", "flop"]
 

@@ -9,12 +9,12 @@ from markupsafe import Markup
 
 from rntp.ablate.results import Record, Results
 from rntp.ablate.table import arm_rows, notes, provenance_facts, result_rows
-from rntp.log import numbered_files, read_rollouts
-from rntp.provenance import redact, secret_values
 from rntp.report.html import render_template
 from rntp.report.page import legend
 from rntp.report.texts import scale_bound
 from rntp.report.thoughts import StepThoughts, step_thoughts
+from rntp.run.log import numbered_files, read_rollouts
+from rntp.runtime.provenance import redact, secret_values
 
 _TEMPLATE = Path(__file__).resolve().parent / "page.html"
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rntp.ablate.numbers import Curve, band, running_mean
-from rntp.files import write_bytes_atomic
+from rntp.runtime.files import write_bytes_atomic
 
 SMOOTHING_STEPS = 5
 

@@ -17,8 +17,8 @@ from rntp.ablate.experiment import Column, Experiment, slug_of
 from rntp.ablate.grid import Run, matching, state
 from rntp.ablate.numbers import Curve, paired_difference, summarize
 from rntp.errors import ConfigError
-from rntp.files import read_json_lines
-from rntp.log import read_manifest, read_metrics, starts_of
+from rntp.run.log import read_manifest, read_metrics, starts_of
+from rntp.runtime.files import read_json_lines
 
 Results = dict[str, Any]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from rntp.ablate.matching import match_lines
 from rntp.ablate.results import Results
-from rntp.log import duration
 from rntp.report.numbers import MISSING, number, signed
+from rntp.run.log import duration
 from rntp.show import columns
 
 PLOT = "plot.svg"

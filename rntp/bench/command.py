@@ -12,9 +12,9 @@ import torch
 from rntp.bench.run import run
 from rntp.bench.sizes import CURVE, NAMES, Sizes
 from rntp.errors import ConfigError
-from rntp.files import write_json
-from rntp.memory import peak_bytes
 from rntp.model import load_model, pick_device
+from rntp.runtime.files import write_json
+from rntp.runtime.memory import peak_bytes
 from rntp.show import columns
 
 

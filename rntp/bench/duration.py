@@ -17,12 +17,12 @@ from rntp.bench.job import Job
 from rntp.bench.sizes import Sizes
 from rntp.config import Config
 from rntp.errors import ConfigError
-from rntp.estimate import Shape, full_flop
-from rntp.memory import keep_freed_memory
 from rntp.model import LanguageModel, adopt_model, pick_device
-from rntp.optim import Optimizer
-from rntp.sources import localize
-from rntp.tokenizer import load_tokenizer
+from rntp.model.sources import localize
+from rntp.model.tokenizer import load_tokenizer
+from rntp.runtime.memory import keep_freed_memory
+from rntp.training.estimate import Shape, full_flop
+from rntp.training.optimizer import Optimizer
 
 FEW = 4  # layers of the deeper of the two models
 ENOUGH_S = 10.0  # of measuring

@@ -7,13 +7,13 @@ from functools import cached_property
 import torch
 
 from rntp.bench.sizes import Sizes
-from rntp.chance import uniform
 from rntp.config import Config
 from rntp.model import LanguageModel
-from rntp.objective import Elsewhere, loss
-from rntp.packed import packed_weights, packing_pays
-from rntp.rollout.inprocess import open_engine
-from rntp.step import Counts, judge, loss_reads, plant, sampler_logp, score
+from rntp.model.packed_weights import packed_weights, packing_pays
+from rntp.objective.loss import Elsewhere, loss
+from rntp.objective.step import Counts, judge, loss_reads, plant, sampler_logp, score
+from rntp.rng import uniform
+from rntp.rollout.engine import open_engine
 from rntp.types import Context, Rollout
 
 

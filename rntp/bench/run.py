@@ -16,12 +16,12 @@ from rntp.bench.job import Job
 from rntp.bench.sizes import NAMES, Sizes
 from rntp.bench.unshared import Unshared
 from rntp.errors import ConfigError
-from rntp.estimate import Shape
-from rntp.memory import keep_freed_memory
 from rntp.model import Head, LanguageModel, cast_parameters
-from rntp.provenance import environment
-from rntp.step import loss_reads, sampler_logp
-from rntp.tree import learning_tokens, tree_tokens, unshared_tokens
+from rntp.model.thought_tree import learning_tokens, tree_tokens, unshared_tokens
+from rntp.objective.step import loss_reads, sampler_logp
+from rntp.runtime.memory import keep_freed_memory
+from rntp.runtime.provenance import environment
+from rntp.training.estimate import Shape
 
 OURS = "rntp"
 UNSHARED = "unshared loop (transformers)"

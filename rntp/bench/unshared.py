@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rntp.advantages import leave_one_out
 from rntp.bench.job import Job
 from rntp.model import ATTENTION
 from rntp.model import own_attention as usual_attention
+from rntp.objective.advantages import leave_one_out
 from rntp.types import Rollout
 
 

@@ -19,7 +19,7 @@ from rntp.data.state import DataState
 from rntp.data.stream import ContextStream, Split, Stream, Windows, check_tokenizer
 from rntp.data.token_ids import Markers
 from rntp.errors import ConfigError
-from rntp.tokenizer import encode, encode_unguarded, prefix_ids, tokenizer_digest
+from rntp.model.tokenizer import encode, encode_unguarded, prefix_ids, tokenizer_digest
 from rntp.types import Context
 
 Data = Manifest | Mixture | Live

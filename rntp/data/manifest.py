@@ -36,7 +36,7 @@ from rntp.data.damage import Damage, DamagedDocument
 from rntp.data.seen import Seen
 from rntp.data.storage import DEADLINE_S, Location, Storage, open_storage
 from rntp.errors import DataError
-from rntp.files import sync
+from rntp.runtime.files import sync
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"

@@ -6,9 +6,9 @@ from typing import Any
 from rntp.config import Config
 from rntp.data.corpus import open_corpus, open_data
 from rntp.data.live import refuse_live
-from rntp.ranks import rank_share
-from rntp.replay import fresh_contexts
-from rntp.tokenizer import add_marker, load_tokenizer
+from rntp.data.ordinals import fresh_contexts
+from rntp.model.tokenizer import add_marker, load_tokenizer
+from rntp.runtime.ranks import rank_share
 
 
 def simulate(config: Config, steps: Sequence[int], world: int) -> dict[str, Any]:

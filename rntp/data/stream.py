@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rntp import chance
+from rntp import rng
 from rntp.data.damage import Damage, DamagedDocument, SetAside, listed
 from rntp.data.manifest import Document, Manifest
 from rntp.data.order import Order
@@ -271,12 +271,12 @@ def window_start(seed: int, ordinal: int, num_tokens: int, window: int) -> int:
     """First token of the window of an ordinal: uniform over all that give a full window."""
     num_starts = num_tokens - window + 1
     # Of one possible start nothing need be drawn.
-    return int(chance.one(seed, "window", ordinal) * num_starts) if num_starts > 1 else 0
+    return int(rng.one(seed, "window", ordinal) * num_starts) if num_starts > 1 else 0
 
 
 def is_heldout(document_id: str, fraction: float) -> bool:
     """Whether a document is of the split "heldout": by a hash of its id, in any corpus."""
-    return chance.fraction(document_id, "heldout") < fraction
+    return rng.fraction(document_id, "heldout") < fraction
 
 
 def _labels(document: Document, start: int, length: int, prefix: int) -> Labels | None:

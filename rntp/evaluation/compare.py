@@ -7,8 +7,8 @@ import numpy as np
 
 from rntp.evaluation.next_token import accuracies
 from rntp.evaluation.pages import Page, arrays, positions_of
+from rntp.evaluation.resampling import interval
 from rntp.evaluation.value import bits
-from rntp.resampling import interval
 
 
 def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> dict[str, Any]:

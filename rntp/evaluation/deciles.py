@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from rntp.resampling import interval_of_some
+from rntp.evaluation.resampling import interval_of_some
 
 
 def deciles(

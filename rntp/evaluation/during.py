@@ -8,12 +8,12 @@ from rntp.config import Config
 from rntp.data.corpus import Corpus
 from rntp.evaluation.compare import compare
 from rntp.evaluation.measure import Progress, evaluate
-from rntp.faults import fault_point
-from rntp.files import write_json
-from rntp.log import NoLog, RunLog
 from rntp.model import LanguageModel
-from rntp.ranks import Ranks
 from rntp.rollout import Check
+from rntp.run.log import NoLog, RunLog
+from rntp.runtime.faults import fault_point
+from rntp.runtime.files import write_json
+from rntp.runtime.ranks import Ranks
 
 MEMORISED = 0.1  # nats per token: worth a warning, see `memorised`
 

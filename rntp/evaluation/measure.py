@@ -6,22 +6,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from rntp.classes import class_table, controls_table
 from rntp.config import Config
-from rntp.controls import CONTROLS
+from rntp.evaluation.classes import class_table, controls_table
+from rntp.evaluation.controls import CONTROLS
 from rntp.evaluation.deciles import deciles
 from rntp.evaluation.next_token import accuracy, calibration
 from rntp.evaluation.pages import Page, arrays, note_control, positions_of, score_pages
-from rntp.evaluation.reading import read_plainly
+from rntp.evaluation.perplexity import read_plainly
+from rntp.evaluation.resampling import interval
 from rntp.evaluation.third import third_losses
 from rntp.evaluation.thoughts import describe_thoughts
 from rntp.evaluation.value import bits_per_byte, bounds_by_thoughts, net_gain
 from rntp.model import LanguageModel
-from rntp.ranks import ALONE, Ranks
-from rntp.resampling import interval
+from rntp.placement.placer import placer
 from rntp.rollout import Check, no_check
-from rntp.rollout.inprocess import open_engine
-from rntp.rollout.place import placer
+from rntp.rollout.engine import open_engine
+from rntp.runtime.ranks import ALONE, Ranks
 from rntp.types import Context, Rollout
 
 Progress = Callable[[str, int, int], None]

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rntp.evaluation.resampling import bounds, interval_of_some, resamples
 from rntp.model import LanguageModel
-from rntp.resampling import bounds, interval_of_some, resamples
-from rntp.tree import ThoughtTree
+from rntp.model.thought_tree import ThoughtTree
 
 TIERS = (0.0, 0.5, 1.0, 1.5)
 NUM_BINS = 15

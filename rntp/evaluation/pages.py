@@ -11,11 +11,11 @@ import numpy as np
 from rntp.config import Config
 from rntp.evaluation.next_token import predictions
 from rntp.model import LanguageModel
-from rntp.parallel import microbatches
+from rntp.model.microbatches import microbatches
+from rntp.model.token_bytes import ByteCounter
+from rntp.model.tokenizer import decode, token_strings
+from rntp.objective.step import plant, score
 from rntp.rollout import Check
-from rntp.step import plant, score
-from rntp.token_bytes import ByteCounter
-from rntp.tokenizer import decode, token_strings
 from rntp.types import Rollout
 
 Page = dict[str, Any]

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from rntp import checkpoint
 from rntp.config import Config
 from rntp.data.corpus import open_corpus, open_data
 from rntp.errors import ConfigError, DataError
@@ -14,8 +13,10 @@ from rntp.evaluation.during import read_result
 from rntp.evaluation.measure import evaluate
 from rntp.evaluation.third import check_third
 from rntp.model import cast_parameters
-from rntp.preflight import open_model, sharing_notes
-from rntp.trained import open_trained
+from rntp.model.opening import open_model
+from rntp.run import checkpoint
+from rntp.run.trained import open_trained
+from rntp.training.preflight import sharing_notes
 
 
 def evaluate_target(

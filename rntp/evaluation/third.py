@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from rntp.config import Config
 from rntp.errors import ConfigError
 from rntp.model import cast_parameters, load_model
-from rntp.parallel import microbatches
+from rntp.model.microbatches import microbatches
+from rntp.model.tokenizer import load_tokenizer, tokenizer_digest
+from rntp.objective.step import plant, score
 from rntp.rollout import Check
-from rntp.step import plant, score
-from rntp.tokenizer import load_tokenizer, tokenizer_digest
 from rntp.types import Rollout
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rntp.ngrams import covered, ngrams
-from rntp.resampling import interval_of_some
-from rntp.tokenizer import decode
+from rntp.evaluation.ngrams import covered, ngrams
+from rntp.evaluation.resampling import interval_of_some
+from rntp.model.tokenizer import decode
 from rntp.types import Rollout
 
 QUANTILES = (0, 10, 25, 50, 75, 90, 100)

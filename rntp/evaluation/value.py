@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rntp.resampling import interval
+from rntp.evaluation.resampling import interval
 
 Positions = Sequence[dict[str, Any]]
 

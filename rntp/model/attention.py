@@ -198,7 +198,7 @@ def trunk(
     hf: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, attention: Attention
 ) -> Tensor:
     """One forward without the head over a packed stream: int64 [N], int64 [N] -> [N, H]."""
-    # Of a model that lies over many ranks, the trunk has hooks: see rntp.sharding.
+    # Of a model that lies over many ranks, the trunk has hooks: see rntp.model.sharding.
     run = getattr(hf, "rntp_trunk", hf.base_model)
     output = run(
         input_ids=input_ids[None],

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from rntp_kernels import Shaping, float32_logits
 from torch import Tensor, nn
 
-# A module's attribute: the float32 copy of its weight, while `rntp.packed` keeps one.
+# A module's attribute: the float32 copy of its weight, while `rntp.model.packed_weights` keeps one.
 WEIGHT_FLOAT32 = "_rntp_weight_float32"
 
 

@@ -19,9 +19,9 @@ from rntp.model.check import NotTreesError, check_head, check_trunk
 from rntp.model.head import Head, bias_of, raw_logits, weight_of
 from rntp.model.markers import learn_marker
 from rntp.model.plain_check import check_ends, check_runs_plain
+from rntp.model.sources import localize
+from rntp.model.tokenizer import load_tokenizer
 from rntp.model.unshared import Plain
-from rntp.sources import localize
-from rntp.tokenizer import load_tokenizer
 
 _CHUNK_ROWS = 256
 

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rntp.errors import ConfigError, is_out_of_memory
 from rntp.model.head import bias_of, weight_of
-from rntp.tokenizer import add_marker
+from rntp.model.tokenizer import add_marker
 
 # Of configs that have more rows than tokens: how many of them the logits have.
 _UNPADDED = "unpadded_vocab_size"

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from rntp.errors import ConfigError, is_out_of_memory
 from rntp.model.routing import Routed, watched_routers
-from rntp.sharding import is_sharded
+from rntp.model.sharding import is_sharded
 
 # Sequences share a forward where filling takes no more than this share of it.
 MOST_FILLING = 1 / 8
@@ -93,7 +93,7 @@ def run_plain(
                 output = hf(input_ids=ids_BS, **given)
             hidden = found[-1]
         else:
-            # Of a model that lies over many ranks, the trunk has hooks: see rntp.sharding.
+            # Of a model that lies over many ranks, the trunk has hooks: see rntp.model.sharding.
             output = getattr(hf, "rntp_trunk", hf.base_model)(input_ids=ids_BS, **given)
             hidden = output.last_hidden_state
     except ConfigError:

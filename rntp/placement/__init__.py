@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from rntp.registry import Registry
-from rntp.types import PlacementInputs
+from rntp.types import Context, Outlook, PlacementInputs
 
 Policy = Callable[[PlacementInputs], Tensor]
+# (context, what the model expects of it) -> positions, ascending.
+Place = Callable[[Context, Outlook], tuple[int, ...]]
 REGISTRY: Registry[Policy] = Registry("placement policy")
 register = REGISTRY.register
 
@@ -92,6 +94,7 @@ from rntp.placement import (  # noqa: E402
 __all__ = [
     "REGISTRY",
     "Bands",
+    "Place",
     "Policy",
     "by_class",
     "entropy",

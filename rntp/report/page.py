@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rntp.config import scheme_label
-from rntp.files import write_text_atomic
-from rntp.log import duration, starts_of
 from rntp.report.checks import Checks, checks_of
 from rntp.report.effect import Compare, Effect, effect_of
 from rntp.report.html import render_template
@@ -15,6 +13,8 @@ from rntp.report.runs import RunData, load_runs
 from rntp.report.texts import LEVELS, shade, text_sections
 from rntp.report.thoughts import StepThoughts, training_thoughts
 from rntp.report.training import evaluation_chart, training_charts
+from rntp.run.log import duration, starts_of
+from rntp.runtime.files import write_text_atomic
 
 _TEMPLATE = Path(__file__).resolve().parent / "template.html"
 _MAX_CONFIG_CHARS = 20_000

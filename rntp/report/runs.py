@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rntp.config_file import parse_yaml
+from rntp.config.files import parse_yaml
 from rntp.errors import ConfigError
-from rntp.log import numbered_files, read_manifest, read_metrics, read_rollouts
-from rntp.provenance import redact, secret_values
+from rntp.run.log import numbered_files, read_manifest, read_metrics, read_rollouts
+from rntp.runtime.provenance import redact, secret_values
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,8 @@ REGISTRY: Registry[Scheme] = Registry("reward scheme")
 UseOfBaseline = Literal["ignores", "subtracts", "needs"]
 BASELINES: dict[str, UseOfBaseline] = {}
 
-# Who grades an answer, and what is in view besides page and answer; see `rntp.judging`.
+# Who grades an answer, and what is in view besides page and answer; see
+# `rntp.objective.judge_model`.
 JudgeKind = Literal["self", "gold"]
 
 

@@ -14,6 +14,6 @@ from rntp.types import RewardInputs
 @register("judge_gold", answers=True, judge="gold")
 def judge_gold(inputs: RewardInputs) -> Tensor:
     """r = p(yes) / (p(yes) + p(no)) of the current weights on whether the answer says what the
-    continuation says, in [0, 1], [P, G]; 0 for an empty answer. See `rntp.judging`.
+    continuation says, in [0, 1], [P, G]; 0 for an empty answer. See `rntp.objective.judge_model`.
     """
     return inputs.verdicts["gold"]

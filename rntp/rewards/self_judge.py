@@ -13,6 +13,6 @@ from rntp.types import RewardInputs
 @register("self_judge", answers=True, judge="self")
 def self_judge(inputs: RewardInputs) -> Tensor:
     """r = p(yes) / (p(yes) + p(no)) of the current weights on whether the answer is right, in
-    [0, 1], [P, G]; 0 for an empty answer. See `rntp.judging`.
+    [0, 1], [P, G]; 0 for an empty answer. See `rntp.objective.judge_model`.
     """
     return inputs.verdicts["self"]

@@ -6,10 +6,9 @@ An engine has one method, `sample(contexts, place, check)`; see `Engine`.
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from rntp.types import Context, Outlook, Rollout
+from rntp.placement import Place
+from rntp.types import Context, Rollout
 
-# (context, what the model expects of it) -> positions, ascending.
-Place = Callable[[Context, Outlook], tuple[int, ...]]
 # Called often while sampling; raises to stop (see `rntp.types.Preempted`).
 Check = Callable[[], None]
 

@@ -18,11 +18,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rntp.chance import uniform
 from rntp.config import Config
 from rntp.model import LanguageModel
-from rntp.rollout import Check, Engine, Place, no_check
-from rntp.tree import thought_branch
+from rntp.model.thought_tree import thought_branch
+from rntp.placement import Place
+from rntp.rng import uniform
+from rntp.rollout import Check, Engine, no_check
 from rntp.types import Context, Outlook, Rollout, Seen
 
 

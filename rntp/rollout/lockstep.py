@@ -17,8 +17,8 @@ import torch
 from rntp_kernels.tree_attention import DecodeAttention
 from torch import Tensor
 
-from rntp.chance import uniform
 from rntp.model import LanguageModel
+from rntp.rng import uniform
 from rntp.rollout import Check
 from rntp.rollout.sampling import Draw
 
@@ -75,7 +75,7 @@ def flat_rows(kept: Tensor, branches: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Chance:
-    """What a draw depends on besides the branch and the step; see `rntp.chance`."""
+    """What a draw depends on besides the branch and the step; see `rntp.rng`."""
 
     seed: int
     purpose: str

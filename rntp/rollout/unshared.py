@@ -2,7 +2,7 @@
 
 The thoughts of a position have one prefix: it is read once, its cache is copied for each of them,
 and they decode in lock-step. Answers come after thoughts of unlike length, so those of like length
-are read and decoded together. Draws are those of `rntp.rollout.inprocess`: chance goes by what a
+are read and decoded together. Draws are those of `rntp.rollout.engine`: chance goes by what a
 draw is for, so that like logits give like tokens.
 """
 
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from rntp.model import LanguageModel
+from rntp.model.thought_tree import thought_branch
 from rntp.model.unshared import FILLING, Ran, grouped, run_plain
-from rntp.rollout import Check, Place, no_check
+from rntp.placement import Place
+from rntp.rollout import Check, no_check
 from rntp.rollout.finish import answered, finish
 from rntp.rollout.lockstep import Branches, Chance
-from rntp.rollout.outlook import LazyOutlook
+from rntp.rollout.next_token_stats import LazyOutlook
 from rntp.rollout.sampling import Draw, draw
-from rntp.tree import thought_branch
 from rntp.types import Context, Rollout, Thought
 
 
@@ -67,7 +68,7 @@ class PlainDecoder:
 
 
 class UnsharedEngine:
-    """As `rntp.rollout.inprocess.InProcessEngine`, which see, without what it shares."""
+    """As `rntp.rollout.engine.InProcessEngine`, which see, without what it shares."""
 
     def __init__(
         self,

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rntp import __version__, run_folder
+from rntp import __version__
 from rntp.config import Config
 from rntp.data.corpus import open_corpus, open_data
 from rntp.errors import ConfigError, DataError
-from rntp.files import json_lines, write_bytes_atomic, write_json
-from rntp.log import numbered_files, read_manifest, read_rollouts
-from rntp.tokenizer import add_marker, load_tokenizer, token_strings
+from rntp.model.tokenizer import add_marker, load_tokenizer, token_strings
+from rntp.run import folder as run_folder
+from rntp.run.log import numbered_files, read_manifest, read_rollouts
+from rntp.runtime.files import json_lines, write_bytes_atomic, write_json
 from rntp.traces.parquet import check_parquet, write_parquet
 from rntp.traces.select import FIELDS, OVERLAP_NGRAM, Row, Wanted, select
 from rntp.traces.shards import write_shards

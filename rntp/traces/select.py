@@ -1,6 +1,6 @@
 """Which thoughts of a run are kept, and what is told of each. Pure functions of rows.
 
-Rows are those of rollouts/step_N.jsonl (see `rntp.metrics.Tally.rows`).
+Rows are those of rollouts/step_N.jsonl (see `rntp.training.step_stats.Tally.rows`).
 """
 
 from collections import Counter
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rntp.ngrams import covered
+from rntp.evaluation.ngrams import covered
 
 OVERLAP_NGRAM = 3
 

@@ -20,7 +20,7 @@ from rntp.data.corpus import Corpus, marker_ids
 from rntp.data.manifest import Manifest, ShardWriter
 from rntp.data.token_ids import to_codes
 from rntp.errors import ConfigError, DataError
-from rntp.tokenizer import decode, prefix_ids, token_strings
+from rntp.model.tokenizer import decode, prefix_ids, token_strings
 
 SHARD_BYTES = 64 << 20
 

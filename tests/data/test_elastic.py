@@ -15,7 +15,7 @@ from rntp.data.reader import Reader
 from rntp.data.state import Frontier
 from rntp.data.stream import ContextStream
 from rntp.errors import DataError
-from rntp.ranks import rank_share
+from rntp.runtime.ranks import rank_share
 from rntp.types import Context
 
 WORLDS = (8, 2, 16, 3, 1)

@@ -19,8 +19,8 @@ from rntp.data.live import Live, Reading, is_live
 from rntp.data.live_stream import BLOCK, LiveHeldout, LiveStream
 from rntp.data.stream import is_heldout
 from rntp.errors import CheckpointError, ConfigError, DataError
-from rntp.log import read_metrics
-from rntp.ranks import open_ranks
+from rntp.run.log import read_metrics
+from rntp.runtime.ranks import open_ranks
 from rntp.trainer import Trainer
 
 WORDS = 120

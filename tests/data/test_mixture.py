@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from corpus import encode, write_corpus
 
-from rntp import chance
+from rntp import rng
 from rntp.data.manifest import Manifest
 from rntp.data.mixture import SLOTS, Deal, MixedStream, Mixture, shares, stream_seed
 from rntp.data.stream import ContextStream
@@ -87,6 +87,6 @@ def test_pieces_give_every_token_once_a_pass(tmp_path: Path) -> None:
 
 def test_one_draw_is_the_draw_of_the_tensor_version() -> None:
     for seed, ordinal in ((0, 0), (5, 137), (2**40, 2**40 + 3)):
-        expected = chance.uniform(seed, "window", ordinal).item()
-        assert chance.one(seed, "window", ordinal) == expected
-        assert chance.one(seed, "other", ordinal) != expected
+        expected = rng.uniform(seed, "window", ordinal).item()
+        assert rng.one(seed, "window", ordinal) == expected
+        assert rng.one(seed, "other", ordinal) != expected

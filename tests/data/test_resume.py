@@ -8,12 +8,12 @@ import pytest
 import yaml
 from conftest import tiny_run, write_corpus
 
-from rntp import checkpoint
 from rntp.cli import main
 from rntp.config import Config
 from rntp.data.damage import Damage
 from rntp.data.state import DataState, segments
 from rntp.errors import CheckpointError
+from rntp.run import checkpoint
 from rntp.trainer import Trainer
 
 STATE = DataState("a" * 64, 180, 321062, "b" * 16, 1, 0, 72)

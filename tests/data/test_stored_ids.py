@@ -17,8 +17,8 @@ from rntp.data.damage import DamagedDocument
 from rntp.data.manifest import Manifest, ShardWriter
 from rntp.data.stream import ContextStream
 from rntp.errors import DataError
-from rntp.log import read_metrics
-from rntp.tokenizer import add_marker, encode, tokenizer_digest
+from rntp.model.tokenizer import add_marker, encode, tokenizer_digest
+from rntp.run.log import read_metrics
 from rntp.trainer import Trainer
 
 # What a page may spell: the think markers of a run, and the tokenizer's own special token.

@@ -10,8 +10,8 @@ from conftest import tiny_run
 from rntp.config import Config
 from rntp.evaluation import evaluate
 from rntp.evaluation.next_token import accuracy, calibration
+from rntp.evaluation.resampling import resamples
 from rntp.model import load_model
-from rntp.resampling import resamples
 from rntp.trainer import Trainer
 
 

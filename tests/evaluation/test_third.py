@@ -12,11 +12,11 @@ from rntp.errors import ConfigError
 from rntp.evaluation import compare, evaluate, third
 from rntp.evaluation.during import evaluation_path
 from rntp.evaluation.measure import third_losses
+from rntp.placement.placer import placer
 from rntp.report.page import render
 from rntp.report.runs import load_runs
 from rntp.rollout import no_check
-from rntp.rollout.inprocess import open_engine
-from rntp.rollout.place import placer
+from rntp.rollout.engine import open_engine
 from rntp.show import evaluation_table
 from rntp.trainer import Trainer
 

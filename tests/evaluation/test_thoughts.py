@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import tiny_tokenizer
 
+from rntp.evaluation.ngrams import covered, ngrams
 from rntp.evaluation.thoughts import describe_thoughts
-from rntp.ngrams import covered, ngrams
 from rntp.types import Context, Rollout, Thought
 
 

@@ -15,8 +15,8 @@ import make_corpus  # noqa: E402
 from tiny_models import tiny_model  # noqa: E402
 from tokenizer import make_tokenizer, vocabulary  # noqa: E402
 
-from rntp import checkpoint  # noqa: E402
 from rntp.config import Config  # noqa: E402
+from rntp.run import checkpoint  # noqa: E402
 from rntp.trainer import Trainer  # noqa: E402
 
 STEPS = 20

@@ -12,8 +12,8 @@ from conftest import write_corpus
 from rntp import rewards
 from rntp.ablate import Experiment
 from rntp.config import Config
-from rntp.config_file import method_fields
-from rntp.sentences import SentenceStarts
+from rntp.config.files import method_fields
+from rntp.placement.sentences import SentenceStarts
 from rntp.trainer import Trainer
 
 METHODS = Path(__file__).parents[2] / "experiments" / "methods"

@@ -22,7 +22,7 @@ from rntp.ablate import Experiment  # noqa: E402
 from rntp.ablate.grid import plan  # noqa: E402
 from rntp.data.stream import ContextStream  # noqa: E402
 from rntp.model import load_model  # noqa: E402
-from rntp.tokenizer import encode, tokenizer_digest  # noqa: E402
+from rntp.model.tokenizer import encode, tokenizer_digest  # noqa: E402
 
 PAGES = [pages.make_page(3, i, hops=(2, 3, 4, 5)) for i in range(200)]
 

@@ -14,7 +14,7 @@ import make_corpus  # noqa: E402
 from tokenizer import make_tokenizer  # noqa: E402
 
 from rntp.config import Config  # noqa: E402
-from rntp.log import read_metrics  # noqa: E402
+from rntp.run.log import read_metrics  # noqa: E402
 from rntp.trainer import Trainer  # noqa: E402
 
 STEPS = 20

@@ -28,8 +28,8 @@ from faults.lab import (
     weights_digest,
 )
 
-from rntp.faults import damage
-from rntp.log import read_metrics
+from rntp.run.log import read_metrics
+from rntp.runtime.faults import damage
 
 WATCHED = ("run.hang_timeout_s=5",)
 

@@ -17,8 +17,8 @@ import yaml
 from conftest import tiny_model, tiny_run, tiny_tokenizer, write_corpus
 from faults.program import Ended, run
 
-from rntp import checkpoint
-from rntp.log import numbered_files, read_metrics
+from rntp.run import checkpoint
+from rntp.run.log import numbered_files, read_metrics
 
 STEPS, EVERY, DOCS = 6, 2, 3
 ANYWHERE = -1  # in place of the step of a resume, where a thread decides it

@@ -29,7 +29,7 @@ from faults.cases import MATRIX  # noqa: E402
 from faults.lab import Lab, Row  # noqa: E402
 from faults.rank_cases import RANK_MATRIX, RANKS  # noqa: E402
 
-from rntp.log import duration  # noqa: E402
+from rntp.run.log import duration  # noqa: E402
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
         "rntp.trainer",
-        "rntp.ranks",
+        "rntp.runtime.ranks",
         "torch.distributed.fsdp",
         "torch.distributed.launcher.api",
         "rntp.report",

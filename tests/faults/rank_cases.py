@@ -24,7 +24,7 @@ from faults.cases import (
 from faults.lab import ANYWHERE, Case, Lab, Row, comparable, interrupt, ordinals, resumed
 from faults.program import Ended
 
-from rntp.log import read_metrics, read_rollouts
+from rntp.run.log import read_metrics, read_rollouts
 
 RANKS = 2
 

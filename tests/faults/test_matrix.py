@@ -11,7 +11,7 @@ from faults.lab import Lab
 from faults.rank_cases import KILLS as KILLS_OF_RANKS
 from faults.rank_cases import RANK_MATRIX, RANKS
 
-from rntp.faults import POINTS
+from rntp.runtime.faults import POINTS
 
 FAST = [
     "rollouts.before#3=kill",

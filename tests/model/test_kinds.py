@@ -14,10 +14,10 @@ from tiny_models import TOKENS, save, tiny_model
 from transformers import AutoModelForCausalLM
 
 from rntp.model import Head, LanguageModel, load_model
-from rntp.rollout.inprocess import InProcessEngine
-from rntp.sharding import forget_activations
-from rntp.step import plant, sampler_logp, score
-from rntp.tree import TokenTree
+from rntp.model.sharding import forget_activations
+from rntp.model.thought_tree import TokenTree
+from rntp.objective.step import plant, sampler_logp, score
+from rntp.rollout.engine import InProcessEngine
 from rntp.types import Context
 
 WINDOW = {"sliding_window": 12, "use_sliding_window": True, "max_window_layers": 0}

@@ -13,13 +13,13 @@ from rntp_kernels import TreeLayout
 from test_step import HORIZON, config_of, uneven
 
 from rntp.model import LanguageModel, load_model, unshared
+from rntp.model.microbatches import microbatches
+from rntp.model.sharding import forget_activations
+from rntp.model.thought_tree import Reads, TokenTree, plain_tokens
 from rntp.model.unshared import grouped, sequences
-from rntp.objective import Elsewhere, loss
-from rntp.parallel import microbatches
-from rntp.rollout.inprocess import InProcessEngine
-from rntp.sharding import forget_activations
-from rntp.step import Counts, judge, learn, loss_reads, plant, sampler_logp, score
-from rntp.tree import Reads, TokenTree, plain_tokens
+from rntp.objective.loss import Elsewhere, loss
+from rntp.objective.step import Counts, judge, learn, loss_reads, plant, sampler_logp, score
+from rntp.rollout.engine import InProcessEngine
 from rntp.types import Context, Rollout
 
 # A page with branches at its end, inside, and of branches; a second page; a branch that sees

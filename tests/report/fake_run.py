@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from rntp.config import Config
-from rntp.files import json_lines, write_bytes_atomic, write_json, write_text_atomic
+from rntp.runtime.files import json_lines, write_bytes_atomic, write_json, write_text_atomic
 
 HORIZON = 8
 SCHEMES = ("log_ratio", "logprob", "exact_prefix")

@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_tokenizer
 
 from rntp import rewards
-from rntp.tokenizer import decode, encode
+from rntp.model.tokenizer import decode, encode
 from rntp.types import RewardInputs
 
 TOKENIZER = tiny_tokenizer(600)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rntp import rewards
-from rntp.evidence import length_budget, token_cost
+from rntp.objective.reward_inputs import length_budget, token_cost
 from rntp.types import RewardInputs
 
 EDGE = 1e-6

@@ -10,10 +10,16 @@ from conftest import ARCHITECTURES, compute_norms_in_float64
 from rntp_kernels.tree_attention import dense_mask
 
 from rntp.model import LanguageModel, load_model
-from rntp.rollout.inprocess import InProcessEngine
+from rntp.model.thought_tree import (
+    Reads,
+    learning_tokens,
+    thought_branch,
+    tree_tokens,
+    unshared_tokens,
+)
+from rntp.objective.step import Counts, Scores, plant, score
+from rntp.rollout.engine import InProcessEngine
 from rntp.rollout.sampling import draw
-from rntp.step import Counts, Scores, plant, score
-from rntp.tree import Reads, learning_tokens, thought_branch, tree_tokens, unshared_tokens
 from rntp.types import Context, Outlook, Rollout, Thought
 
 BUDGET, ANSWER, HORIZON = 6, 5, 3

@@ -10,8 +10,8 @@ from test_lockstep import assert_same_thoughts, context, engine, place, thoughts
 
 from rntp.model import LanguageModel, load_model
 from rntp.rollout import growing, lockstep
+from rntp.rollout.engine import InProcessEngine
 from rntp.rollout.growing import going_on
-from rntp.rollout.inprocess import InProcessEngine
 from rntp.rollout.sampling import Draw, draw
 from rntp.types import Context, Thought
 

@@ -10,14 +10,14 @@ from test_config import minimal
 
 from rntp.config import Config
 from rntp.errors import ConfigError
-from rntp.estimate import Tokens
-from rntp.log import read_metrics, read_rollouts
 from rntp.model import LanguageModel, load_model
-from rntp.rollout.inprocess import InProcessEngine
+from rntp.model.thought_tree import Reads, thought_branch
+from rntp.objective.step import Counts, plant, score
+from rntp.rollout.engine import InProcessEngine
 from rntp.rollout.interleaved import InterleavedEngine, on_pages, splice
-from rntp.step import Counts, plant, score
+from rntp.run.log import read_metrics, read_rollouts
 from rntp.trainer import Trainer
-from rntp.tree import Reads, thought_branch
+from rntp.training.estimate import Tokens
 from rntp.types import Context, Outlook, Rollout, Seen
 
 BUDGET, HORIZON, POSITIONS = 6, 3, (4, 5, 12)

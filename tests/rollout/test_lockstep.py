@@ -9,7 +9,7 @@ from conftest import ARCHITECTURES
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rntp.model import LanguageModel, load_model
-from rntp.rollout.inprocess import InProcessEngine
+from rntp.rollout.engine import InProcessEngine
 from rntp.rollout.sampling import always, draw
 from rntp.types import Context, Outlook, Rollout, Thought
 

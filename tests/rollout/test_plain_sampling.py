@@ -8,9 +8,9 @@ import torch
 from plain_models import load_plain
 
 from rntp.model import LanguageModel, load_model
-from rntp.rollout.inprocess import InProcessEngine
+from rntp.objective.step import plant, sampler_logp, score
+from rntp.rollout.engine import InProcessEngine
 from rntp.rollout.unshared import PlainDecoder, UnsharedEngine
-from rntp.step import plant, sampler_logp, score
 from rntp.types import Context, Outlook, Rollout
 
 SETTINGS = {"thoughts": 4, "budget": 9, "answer_tokens": 5, "temperature": 0.8, "seed": 2}

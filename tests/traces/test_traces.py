@@ -16,9 +16,9 @@ from rntp.data.corpus import open_corpus
 from rntp.data.manifest import Document
 from rntp.data.token_ids import from_codes, to_codes
 from rntp.errors import DataError
-from rntp.files import json_lines, read_json_lines
-from rntp.log import read_metrics, read_rollouts
-from rntp.tokenizer import add_marker, decode, encode, tokenizer_digest
+from rntp.model.tokenizer import add_marker, decode, encode, tokenizer_digest
+from rntp.run.log import read_metrics, read_rollouts
+from rntp.runtime.files import json_lines, read_json_lines
 from rntp.traces.select import FIELDS, Wanted, overlap, select
 from rntp.trainer import Trainer
 

@@ -13,9 +13,9 @@ from gpu_stages.setting import Setting
 from rntp.bench.job import Job
 from rntp.bench.run import run
 from rntp.model import LanguageModel, cast_parameters
-from rntp.rollout.inprocess import InProcessEngine
+from rntp.objective.step import plant, sampler_logp, score
+from rntp.rollout.engine import InProcessEngine
 from rntp.rollout.sampling import Draw, draw
-from rntp.step import plant, sampler_logp, score
 from rntp.types import Thought
 
 

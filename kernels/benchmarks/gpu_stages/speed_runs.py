@@ -8,9 +8,9 @@ from gpu_stages.setting import Setting, visible_pairs
 from rntp.bench.clock import interleaved, matmul_rate
 from rntp.bench.job import Job
 from rntp.bench.run import run
-from rntp.estimate import Shape
 from rntp.model import cast_parameters
-from rntp.step import plant
+from rntp.objective.step import plant
+from rntp.training.estimate import Shape
 
 
 def trunk(setting: Setting) -> dict[str, Any]:

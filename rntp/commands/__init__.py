@@ -1,0 +1,1 @@
+"""Commands of the program `rntp`, a file each."""

@@ -1,0 +1,251 @@
+"""What fields of a config have to be to each other: a table, one rule a row.
+
+A broken rule of RULES stops the config with its message, which says what to set; one of WARNINGS is
+told at start. Ranges of single fields stand with the fields (`rntp.config.schema`); what needs more
+than the config to be known is checked at start (`rntp.training.preflight`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rntp.config.schema import Config
+
+
+@dataclass(frozen=True)
+class Rule:
+    """fields: that it is about. broken: whether a config breaks it. message: what to do then, with
+    {section.field} in place of values."""
+
+    fields: tuple[str, ...]
+    broken: Callable[[Config], bool]
+    message: str
+
+    def told(self, config: Config) -> str:
+        """Fill in the values of a config."""
+        sections = {name: getattr(config, name) for name in type(config).model_fields}
+        return self.message.format(slots=max(_slots(config), 0), **sections)
+
+
+def broken_rules(config: Config, rules: tuple[Rule, ...]) -> Iterator[str]:
+    """Tell which rules of a table a config breaks, a message each, in the order of the table."""
+    return (rule.told(config) for rule in rules if rule.broken(config))
+
+
+def _slots(config: Config) -> int:
+    """Positions that a context of full length has."""
+    room = config.data.context_tokens - config.reward.horizon
+    return room - config.placement.min_prefix_tokens + 1
+
+
+def _trains_more_than_pages(config: Config) -> bool:
+    objective = config.objective
+    terms = ("pg_weight", "continuation_weight", "entropy_weight", "kl_weight")
+    return objective.ntp_weight == 0 or any(getattr(objective, term) > 0 for term in terms)
+
+
+def _trains_what_is_sampled(config: Config) -> bool:
+    objective = config.objective
+    terms = (objective.pg_weight, objective.entropy_weight, objective.kl_weight)
+    return any(weight > 0 for weight in terms) or config.thought.answer_tokens > 0
+
+
+def _in_group(config: Config) -> bool:
+    return config.objective.advantage in ("group_mean", "leave_one_out")
+
+
+RULES = (
+    Rule(
+        ("data.context_tokens", "placement.positions_per_doc", "evaluation.positions_per_doc"),
+        lambda c: _slots(c) < c.most_positions,
+        "a context of {data.context_tokens} tokens has {slots} positions with "
+        "{placement.min_prefix_tokens} tokens before and {reward.horizon} after them, but "
+        "placement.positions_per_doc is {placement.positions_per_doc} and "
+        "evaluation.positions_per_doc {evaluation.positions_per_doc}; raise data.context_tokens, "
+        "or lower placement.min_prefix_tokens, the positions_per_doc or reward.horizon",
+    ),
+    Rule(
+        ("data.replay_docs", "data.docs_per_step"),
+        lambda c: c.data.replay_docs >= c.data.docs_per_step,
+        "data.replay_docs {data.replay_docs} of data.docs_per_step {data.docs_per_step} leaves no "
+        "fresh context; lower it",
+    ),
+    Rule(
+        ("data.replay_docs", "thought.thoughts_per_position"),
+        lambda c: c.data.replay_docs > 0 and c.thought.thoughts_per_position < 2,
+        "data.replay_docs goes by how far apart the gains of a group lie; set "
+        "thought.thoughts_per_position to 2 or more, or data.replay_docs to 0",
+    ),
+    Rule(
+        ("thought.thoughts_per_position", "objective.advantage", "objective.pg_weight"),
+        lambda c: (
+            c.thought.thoughts_per_position == 1 and _in_group(c) and c.objective.pg_weight > 0
+        ),
+        "a group of one thought has no advantage, so the policy would not learn; set "
+        "thought.thoughts_per_position to 2 or more, or objective.pg_weight to 0",
+    ),
+    Rule(
+        ("thought.thoughts_per_position", "objective.ntp_weight"),
+        lambda c: c.thought.thoughts_per_position == 0 and _trains_more_than_pages(c),
+        "without thoughts (thought.thoughts_per_position: 0) only the next-token loss is left; set "
+        "objective.pg_weight, continuation_weight, entropy_weight and kl_weight to 0 and "
+        "objective.ntp_weight above 0",
+    ),
+    Rule(
+        ("placement.interleaved", "thought.answer_tokens"),
+        lambda c: c.placement.interleaved and c.thought.answer_tokens > 0,
+        "placement.interleaved: later thoughts would have to see answers or to miss them; set "
+        "thought.answer_tokens to 0, or placement.interleaved to false",
+    ),
+    Rule(
+        ("placement.interleaved", "thought.thoughts_per_position"),
+        lambda c: c.placement.interleaved and c.thought.thoughts_per_position == 0,
+        "placement.interleaved: there are no thoughts to see (thought.thoughts_per_position: 0); "
+        "set it to false",
+    ),
+    Rule(
+        ("thought.source", "objective.pg_weight"),
+        lambda c: c.thought.source == "pause" and _trains_what_is_sampled(c),
+        "thought.source: pause samples nothing, so there is no policy to train; set "
+        "objective.pg_weight, entropy_weight and kl_weight and thought.answer_tokens to 0",
+    ),
+    Rule(
+        ("objective.epochs_per_rollout", "objective.algorithm"),
+        lambda c: (
+            c.objective.algorithm == "policy_gradient" and c.objective.epochs_per_rollout > 1
+        ),
+        "objective.epochs_per_rollout > 1 reuses thoughts of older weights; set "
+        "objective.algorithm to clipped_ratio, cispo or gspo",
+    ),
+    Rule(
+        ("objective.advantage_std", "objective.advantage"),
+        lambda c: c.objective.advantage_std and c.objective.advantage != "group_mean",
+        "objective.advantage_std belongs to objective.advantage: group_mean; with "
+        "{objective.advantage} set it to false",
+    ),
+    Rule(
+        ("objective.drop_dead_groups", "objective.min_group_std", "thought.thoughts_per_position"),
+        lambda c: c.objective.drops_groups and c.thought.thoughts_per_position < 2,
+        "a group of fewer than two thoughts is always dead; set objective.drop_dead_groups to "
+        "false and objective.min_group_std to 0",
+    ),
+    Rule(
+        ("objective.importance_cap",),
+        lambda c: 0 < c.objective.importance_cap < 1,
+        "objective.importance_cap below 1 cuts the weight of tokens that the sampler drew as the "
+        "policy would; set it to 0 (off), or to 1 or more",
+    ),
+    Rule(
+        ("objective.importance_cap", "objective.algorithm"),
+        lambda c: c.objective.importance_cap > 0 and c.objective.algorithm == "gspo",
+        "objective.importance_cap weighs tokens and gspo whole thoughts; set "
+        "objective.importance_cap to 0, or objective.algorithm to another",
+    ),
+    Rule(
+        ("baseline.weights", "objective.kl_reference"),
+        lambda c: (
+            c.objective.kl_weight > 0
+            and c.baseline.weights in ("frozen", "ema")
+            and c.baseline.weights != c.objective.kl_reference
+        ),
+        "baseline.weights: {baseline.weights} and objective.kl_reference: {objective.kl_reference} "
+        "would be two more copies of the weights; set them to the same, or baseline.weights to "
+        "current",
+    ),
+    Rule(
+        ("reward.judge", "baseline.weights", "objective.kl_reference"),
+        lambda c: c.reward.judge == "frozen" and c.reference_weights == "ema",
+        "reward.judge: frozen and a moving average (baseline.weights or objective.kl_reference) "
+        "would be two more copies of the weights; set both to frozen, or reward.judge to policy",
+    ),
+    Rule(
+        ("baseline.use", "baseline.weights"),
+        lambda c: c.baseline.use != "subtract" and c.baseline.weights == "none",
+        "baseline.use: {baseline.use} compares with a prediction without a thought, and "
+        "baseline.weights is none; set baseline.weights to current, or baseline.use to subtract",
+    ),
+    Rule(
+        ("placement.entropy_band",),
+        lambda c: c.placement.entropy_band[0] >= c.placement.entropy_band[1],
+        "placement.entropy_band: [{placement.entropy_band[0]}, {placement.entropy_band[1]}] holds "
+        "nothing; give the lower end first",
+    ),
+    Rule(
+        ("placement.surprise_band",),
+        lambda c: c.placement.surprise_band[0] >= c.placement.surprise_band[1],
+        "placement.surprise_band: [{placement.surprise_band[0]}, {placement.surprise_band[1]}] "
+        "holds nothing; give the lower end first",
+    ),
+    Rule(
+        ("baseline.use", "objective.advantage"),
+        lambda c: c.baseline.use == "group_member" and c.objective.advantage == "none",
+        "baseline.use: group_member joins a mean, and objective.advantage: none takes none; set "
+        "baseline.use to subtract, or objective.advantage to another",
+    ),
+    Rule(
+        ("model.think_open", "model.think_close"),
+        lambda c: c.model.think_open == c.model.think_close,
+        "model.think_open and model.think_close must differ",
+    ),
+    Rule(
+        ("model.think_open", "model.think_close"),
+        lambda c: not c.model.think_open or not c.model.think_close,
+        "the think markers must not be empty",
+    ),
+)
+
+# Schemes that are no plain differences to the baseline, so that there it does not cancel.
+_BENT = {"weighted_log_ratio", "weighted_prob", "positive_gain", "ppl_steps"}
+
+
+def _baseline_cancels(config: Config) -> bool:
+    """Whether the update does not depend on what rewards subtract."""
+    return (
+        config.objective.pg_weight > 0
+        and config.baseline.use == "subtract"
+        and not _BENT & set(config.reward.weights)
+        and _in_group(config)
+        and config.objective.continuation_use != "reward"
+    )
+
+
+WARNINGS = (
+    Rule(
+        ("baseline.weights", "baseline.use"),
+        lambda c: c.baseline.rereads and c.objective.kl_weight == 0 and _baseline_cancels(c),
+        "baseline.weights: {baseline.weights} keeps a copy of the weights and runs a second "
+        "forward, and with baseline.use: subtract only the logged reward knows",
+    ),
+    Rule(
+        ("objective.algorithm", "objective.epochs_per_rollout"),
+        lambda c: (
+            c.objective.algorithm != "policy_gradient" and c.objective.epochs_per_rollout == 1
+        ),
+        "objective.algorithm: {objective.algorithm} has the gradient of policy_gradient as long as "
+        "objective.epochs_per_rollout is 1",
+    ),
+    Rule(
+        ("objective.importance_cap", "rollout.engine"),
+        lambda c: c.objective.importance_cap > 0,
+        "objective.importance_cap: rollout.engine: {rollout.engine} samples with the trainer's own "
+        "weights, so that every ratio is 1 up to rounding",
+    ),
+    Rule(
+        ("objective.kl_in", "objective.kl_estimator"),
+        lambda c: (
+            c.objective.kl_weight > 0
+            and (c.objective.kl_in, c.objective.kl_estimator) == ("loss", "k1")
+        ),
+        "objective.kl_estimator: k1 has an expected gradient of 0 in the loss; k2 has the "
+        "divergence's own",
+    ),
+    Rule(
+        ("objective.continuation_weight", "objective.ntp_weight"),
+        lambda c: c.objective.continuation_weight == 0 and c.objective.ntp_weight == 0,
+        "objective.continuation_weight and objective.ntp_weight are both 0: the model is never "
+        "taught to read on after a thought, and base models drift",
+    ),
+)

@@ -1,3 +1,0 @@
-"""Downstream tasks of lm-evaluation-harness, answered with and without a thought."""
-
-from rntp.harness.tasks import evaluate_tasks as evaluate_tasks

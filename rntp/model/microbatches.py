@@ -1,0 +1,34 @@
+"""Cutting a step into pieces that fit: microbatches of whole rollouts."""
+
+from collections.abc import Sequence
+
+from rntp.model.thought_tree import BRANCHES, Reads, plain_tokens, tree_tokens
+from rntp.types import Rollout
+
+
+def microbatches(
+    rollouts: Sequence[Rollout],
+    *,
+    tokens: int,
+    horizon: int,
+    reads: Reads = BRANCHES,
+    shares: bool = True,
+) -> list[tuple[Rollout, ...]]:
+    """Consecutive rollouts, `tokens` tokens at most; one too large for that goes alone.
+
+    shares: tokens are those of trees, else those of a sequence for every branch.
+    """
+    pieces: list[tuple[Rollout, ...]] = []
+    current: list[Rollout] = []
+    size = 0
+    for rollout in rollouts:
+        if shares:
+            own = tree_tokens(rollout, horizon, reads)
+        else:
+            own, _ = plain_tokens(rollout, horizon, reads)
+        if current and size + own > tokens:
+            pieces.append(tuple(current))
+            current, size = [], 0
+        current.append(rollout)
+        size += own
+    return [*pieces, tuple(current)] if current else pieces

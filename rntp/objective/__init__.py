@@ -1,0 +1,1 @@
+"""From log-probs to the loss: rewards, advantages, terms and their weights."""

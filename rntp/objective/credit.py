@@ -1,0 +1,49 @@
+"""From rewards to what each thought is credited with: advantages, and which groups count."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from rntp.config import Config
+from rntp.objective import baselines
+from rntp.objective.advantages import advantages, dead_groups
+
+
+def credit(
+    reward_PG: Tensor,
+    empty_logp_PH: Tensor,
+    config: Config,
+    usual_std: float = 0.0,
+    tolerance: float | Tensor = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """Advantages [P, G], detached, and bool [P]: the groups that count in the policy gradient.
+
+    Groups that do not count have advantage 0, and nothing is compared with them. reward_PG: what
+    drives, all penalties taken off. empty_logp_PH: the baseline, nats. usual_std: of a group's
+    rewards, for `objective.min_group_std`. tolerance: reward units, what equal rewards may differ
+    by, a number or [P]; see `rntp.objective.rounding`. Where `objective.needs_whole_step`, the
+    groups must be all those of a step.
+    """
+    objective, use = config.objective, config.baseline.use
+    counted_P = torch.ones(len(reward_PG), dtype=torch.bool, device=reward_PG.device)
+    if objective.drops_groups:
+        compared = baselines.members(reward_PG, use)
+        # Not `>=`: a reward that is no number has to reach the loss, where it is noticed.
+        counted_P = ~(compared.std(dim=1, correction=0) < objective.min_group_std * usual_std)
+        if objective.drop_dead_groups:
+            counted_P &= ~dead_groups(compared, tolerance)
+    centre = partial(
+        advantages,
+        kind=objective.advantage,
+        divide_by_std=objective.advantage_std,
+        std_floor=objective.advantage_std_floor,
+    )
+    if counted_P.all():
+        return baselines.used(reward_PG, empty_logp_PH, use, centre), counted_P
+    advantage_PG = torch.zeros_like(reward_PG)
+    if counted_P.any():
+        advantage_PG[counted_P] = baselines.used(
+            reward_PG[counted_P], empty_logp_PH[counted_P], use, centre
+        )
+    return advantage_PG, counted_P

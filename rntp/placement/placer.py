@@ -1,0 +1,61 @@
+"""From a placement policy to the callback that an engine asks for positions."""
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rntp import placement
+from rntp.config import Config
+from rntp.data.ordinals import progress
+from rntp.placement import Place
+from rntp.placement.labels import class_numbers, oracle_gains
+from rntp.placement.records import Record
+from rntp.placement.sentences import SentenceStarts
+from rntp.rng import uniform
+from rntp.types import Context, Outlook, PlacementInputs
+
+
+def placer(
+    config: Config,
+    policy: str,
+    purpose: str,
+    count: int | None = None,
+    record: Record | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Place:
+    """Positions of a context by `policy`: `count` of them, or as many as training takes.
+
+    purpose names the stream of its noise. record: what the policy goes by, where it keeps one.
+    tokenizer: of the model, for the policy that looks for sentences.
+    """
+    section = config.placement
+    bands = placement.Bands(section.entropy_band, section.surprise_band)
+    sentences = None
+    if policy == "sentence_starts":
+        assert tokenizer is not None
+        sentences = SentenceStarts(tokenizer)
+
+    def place(context: Context, outlook: Outlook) -> tuple[int, ...]:
+        index = torch.arange(len(context))
+        noise = uniform(config.run.seed, purpose, context.ordinal, index)
+        return placement.place(
+            placement.REGISTRY[policy],
+            PlacementInputs(
+                outlook=outlook,
+                noise_L=noise,
+                learned_L=(
+                    record.of(context, outlook.entropy_L, outlook.nll_L)
+                    if record
+                    else torch.zeros(len(context))
+                ),
+                count=count or section.positions_per_doc,
+                ramp=progress(config, context.ordinal) if section.ramp_steps else None,
+                starts_sentence_L=sentences.of(context.token_ids) if sentences else None,
+                oracle_gain_L=oracle_gains(context.labels) if context.labels else None,
+                class_L=class_numbers(context.labels) if context.labels else None,
+            ),
+            min_prefix=section.min_prefix_tokens,
+            horizon=config.reward.horizon,
+            bands=bands,
+        )
+
+    return place

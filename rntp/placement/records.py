@@ -1,0 +1,35 @@
+"""What a placement policy learns as the run goes on, and a checkpoint keeps."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from rntp.placement.learnability import Learnability
+from rntp.placement.selector import Selector
+from rntp.types import Context, Rollout
+
+
+class Record(Protocol):
+    """Predicts, for every position of a context, what thinking there would teach."""
+
+    def of(self, context: Context, entropy_L: Tensor, nll_L: Tensor) -> Tensor:
+        """float32 [L], from the no-think prediction of each token (nats)."""
+        ...
+
+    def observe(self, rollouts: Sequence[Rollout], reward_PG: Tensor, gain_PG: Tensor) -> None:
+        """Take in a step. Rewards are of the scheme that drives, gains nats a token."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]: ...
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+
+# Policies that follow a record: two evaluations of a run would look at different positions.
+RECORDS: dict[str, type[Record]] = {"learnability": Learnability, "selector": Selector}
+
+
+def open_record(policy: str) -> Record | None:
+    """A new record for the policy of that name, or None if it keeps none."""
+    return RECORDS[policy]() if policy in RECORDS else None

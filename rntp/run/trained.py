@@ -1,0 +1,35 @@
+"""A run's checkpoint as a model: for evaluation, export and soups."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rntp.config import Config
+from rntp.model import LanguageModel
+from rntp.model.opening import open_model
+from rntp.run import checkpoint
+from rntp.run import folder as run_folder
+
+
+def open_trained(
+    run_dir: Path, step: int | None, say: Callable[[str], None]
+) -> tuple[Config, LanguageModel, Path]:
+    """The run's config, its model with the checkpoint's master weights, and the checkpoint.
+
+    step: of the checkpoint; None takes the newest whole one. Raises ConfigError if the folder
+    holds no run, and CheckpointError if it has no such whole checkpoint.
+    """
+    config = run_folder.load_config(run_dir)
+    path = checkpoint.choose(run_dir / "checkpoints", step, say)
+    model = open_model(config)
+    take_weights(model, checkpoint.load(path, "weights"))
+    return config, model, path
+
+
+@torch.no_grad()
+def take_weights(model: LanguageModel, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights by name into the model, rounded to its type."""
+    for name, parameter in model.hf.named_parameters():
+        parameter.copy_(weights[name])

@@ -1,0 +1,1 @@
+"""What holds processes together and keeps them alive: ranks, signals, watchdog, files."""

@@ -1,0 +1,1 @@
+"""What the trainer does around the loss: updates, statistics, checks, saves, recovery."""

@@ -1,0 +1,290 @@
+"""Sizes of a run before it starts: tokens, memory, FLOP. For `rntp train --dry-run`, which measures
+the time (`rntp.bench.duration`).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from rntp_kernels.linear_logprob import default_chunk_rows
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from rntp import rewards
+from rntp.config import Config
+from rntp.model import Sharing, pick_device
+from rntp.model.sources import localize
+from rntp.model.unshared import cannot_branch
+from rntp.objective.step import loss_reads
+
+# Tokens of a judge's question without answer and continuation, about.
+QUESTION = 50
+
+# Bytes of a process that has loaded torch and transformers and done nothing yet.
+PROCESS = 0.7e9
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the arithmetic of a model depends on. trunk: parameters without embeddings. kv_width:
+    numbers that a layer keeps of a token as keys, and as many as values. shares: it runs trees."""
+
+    parameters: int
+    trunk: int
+    hidden: int
+    intermediate: int
+    layers: int
+    vocabulary: int
+    kv_width: int = 0
+    shares: bool = True
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, *, shares: bool = True) -> "Shape":
+        parameters = sum(p.numel() for p in model.parameters())
+        ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+        # Tied embeddings are one tensor and count once.
+        embeddings = {id(p): p.numel() for end in ends if end for p in end.parameters()}
+        text = model.config.get_text_config()
+        heads = _number(text, "num_attention_heads", "n_heads", "num_heads") or 1
+        head = _number(text, "head_dim") or text.hidden_size // heads
+        return cls(
+            parameters=parameters,
+            trunk=parameters - sum(embeddings.values()),
+            hidden=text.hidden_size,
+            intermediate=_number(text, "intermediate_size") or 4 * text.hidden_size,
+            layers=text.num_hidden_layers,
+            vocabulary=text.vocab_size,
+            kv_width=(_number(text, "num_key_value_heads") or heads) * head,
+            shares=shares,
+        )
+
+    @classmethod
+    def of_spec(cls, spec: str, sharing: Sharing = "auto") -> "Shape":
+        """From the model's config alone: no weights are read. sharing: with auto it is a guess
+        whether the model runs trees, which the check at load decides."""
+        hf_config = AutoConfig.from_pretrained(localize(spec))
+        with torch.device("meta"):
+            hf = AutoModelForCausalLM.from_config(hf_config)
+        shares = sharing == "tree" or (sharing == "auto" and not cannot_branch(hf))
+        return cls.of(hf, shares=shares)
+
+
+def _number(config: PreTrainedConfig, *names: str) -> int | None:
+    """The first of these that a config has; the largest, where layers have their own."""
+    for name in names:
+        try:
+            found = getattr(config, name, None)
+        except RuntimeError:  # it is another one in every layer, says transformers
+            found = [getattr(layer, name, None) for layer in config.per_layer_config]
+        if isinstance(found, list | tuple):
+            found = max((n for n in found if isinstance(n, int)), default=None)
+        if isinstance(found, int):
+            return found
+    return None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of a step.
+
+    tree: of its token trees. learning: those of them that have gradients. unshared: with one
+    sequence a thought. read: by the sampler. sampled: drawn; without any, nothing is read for
+    sampling either. head_rows: that need log-probs. learning_rows: those of them with gradients.
+    asked: in the trees of a judge. plain, plain_learning: what a model that shares nothing computes
+    in place of tree and learning; plain_read: its sampler, in place of read.
+    """
+
+    tree: int
+    learning: int
+    unshared: float
+    read: int
+    sampled: int
+    head_rows: int
+    learning_rows: int
+    asked: int = 0
+    plain: float = 0
+    plain_learning: float = 0
+    plain_read: float = 0
+
+    @property
+    def spent(self) -> int:
+        """Tokens read and sampled: what `tokens/spent` counts in a run."""
+        return self.read + self.sampled
+
+    @classmethod
+    def of(cls, config: Config) -> "Tokens":
+        docs, length = config.data.docs_per_step, config.data.context_tokens
+        positions = config.placement.positions_per_doc
+        branches = positions * config.thought.thoughts_per_position
+        # Interleaved, a page is read at each position, with a thought more each time.
+        inserted = (positions - 1) / 2 * (config.thought.thought_tokens + 2)
+        interleaved = config.placement.interleaved
+        read = round(positions * (length + inserted)) if interleaved else length
+        answer, horizon = config.thought.answer_tokens, config.reward.horizon
+        drawn = config.thought.thought_tokens + answer
+        prefix = (config.placement.min_prefix_tokens + length - horizon) / 2
+        prefix += inserted if interleaved else 0
+        # Continuation and answer of a thought would be two sequences.
+        again = prefix + config.thought.thought_tokens + 2 if answer else 0
+        question = QUESTION + answer + horizon
+        judges = len({rewards.NEEDS[name].judge for name in config.reward.names} - {None})
+        reads = loss_reads(config)
+        document_rows = positions * horizon
+        if reads.context:
+            document_rows = length + (document_rows - horizon if interleaved else 0)
+        # Pages, and every branch behind its prefix; without gradients, a second time.
+        ahead = config.thought.thought_tokens + 2 + horizon - 1
+        plain = plain_learning = read + branches * (prefix + ahead + (again and again + answer - 1))
+        if not reads.continuation:
+            branch = prefix + config.learning_branch_tokens
+            plain_learning = read + branches * branch
+            plain = plain_learning + read + branches * (prefix + ahead)
+        learning, learning_rows = config.branch_tokens, drawn + horizon
+        if not reads.continuation:
+            learning, learning_rows = config.learning_branch_tokens, drawn
+        return cls(
+            tree=docs * (read + branches * config.branch_tokens),
+            learning=docs * (read + branches * learning),
+            unshared=docs * branches * (prefix + config.branch_tokens + again),
+            read=docs * read,
+            sampled=docs * branches * drawn,
+            head_rows=docs * (branches * (drawn + horizon) + document_rows),
+            learning_rows=docs * (branches * learning_rows + document_rows * reads.context),
+            asked=docs * (length + branches * judges * question) if judges else 0,
+            plain=docs * plain,
+            plain_learning=docs * plain_learning,
+            plain_read=docs * (read + positions * prefix + branches * again),
+        )
+
+
+def peak_memory(config: Config, shape: Shape, ranks: int = 1, *, recompute: bool = False) -> float:
+    """Most bytes that training takes: weights, moments, gradients, one microbatch's activations.
+
+    recompute: with activation checkpointing. Of each of `ranks` processes: masters and moments are
+    split over them, the copy that computes and the gradients that add up during a step are not.
+    """
+    tokens, docs = Tokens.of(config), config.data.docs_per_step
+    wide, narrow = _widths(config)
+    copy = narrow if narrow < wide else 0
+    # Master, gradient, two moments, compute copy.
+    own = 4 * wide + copy if ranks == 1 else 4 * wide / ranks + wide + narrow
+    weights = shape.parameters * (own + _reference_bytes(config)[0])
+    if config.checkpoint.asynchronous and not torch.cuda.is_available():
+        weights += checkpoint_bytes(config, shape.parameters) / ranks  # the buffers
+    if narrow == 2 and pick_device(config.model.device).type == "cpu":
+        weights += narrow * shape.parameters  # packed; see `rntp.model.packed_weights`
+    every, learning = _computed(shape, tokens)
+    whole = every / docs  # what is never split
+    if not shape.shares and ranks == 1:  # but computed again in pieces where it is larger
+        whole = config.span_tokens
+    elif config.placement.interleaved:
+        branches = config.thought.thoughts_per_position * config.branch_tokens
+        whole = config.longest_context + branches
+    microbatch = min(max(config.parallel.tokens_per_microbatch, whole), every)
+    microbatch *= learning / every  # the others leave nothing for the backward
+    # Saved for the backward, in units of a layer's widths: fitted to the measured peak of the
+    # quickstart at 608, 1216 and 2432 tokens. Norms, and attention on the CPU, work in `wide`.
+    per_token = (16 * shape.hidden + 8 * shape.intermediate) * narrow + 14 * shape.hidden * wide
+    # Logits of two chunks at most, and the gradient of the weight.
+    chunk = default_chunk_rows(pick_device(config.model.device))
+    logits = min(2 * chunk, tokens.head_rows) * shape.vocabulary * narrow
+    head_chunk = logits + shape.vocabulary * shape.hidden * wide
+    if recompute:  # the inputs of all layers, and all of the one whose backward runs
+        activations = (shape.layers * shape.hidden * narrow + per_token) * microbatch
+    else:
+        activations = shape.layers * per_token * microbatch
+    return PROCESS + weights + activations + head_chunk + decoding_bytes(config, shape)
+
+
+def decoding_bytes(config: Config, shape: Shape) -> int:
+    """What the sampler keeps while training goes on: on CUDA the storage that its graph works on
+    (keys and values of pages and branches, and the logits of a step, twice: narrower graphs, for
+    branches that have not ended, have half of them, a quarter, …); elsewhere nothing.
+    """
+    thoughts, rollout = config.thought, config.rollout
+    if not thoughts.thoughts_per_position or pick_device(config.model.device).type != "cuda":
+        return 0
+    docs = min(rollout.docs_per_batch, config.data.docs_per_step)
+    rest = config.data.docs_per_step % docs  # of the last batch, which has a graph of its own
+    positions = 1 if config.placement.interleaved else config.placement.positions_per_doc
+    branches = positions * thoughts.thoughts_per_position
+    answer = thoughts.answer_tokens + 1 if thoughts.answer_tokens else 0
+    kept = config.longest_context + branches * (thoughts.thought_tokens + answer)
+    numbers = 2 * shape.layers * shape.kv_width * kept + 2 * branches * shape.vocabulary
+    return (docs + rest) * numbers * _widths(config)[1]
+
+
+def checkpoint_bytes(config: Config, parameters: int) -> int:
+    """Weights, two moments, and the second set of weights of a baseline or a KL term."""
+    return parameters * (3 * _widths(config)[0] + _reference_bytes(config)[1])
+
+
+def estimate(config: Config, shape: Shape) -> dict[str, float]:
+    """Sizes of a step (tokens, FLOP) and peak memory (bytes), at full lengths."""
+    tokens, docs = Tokens.of(config), config.data.docs_per_step
+    flop = full_flop(config, shape)
+    positions = docs * config.placement.positions_per_doc
+    checkpointing = config.parallel.activation_checkpointing
+    return {
+        "tokens per step, tree": tokens.tree,
+        "tokens per step, one sequence a thought": tokens.unshared,
+        "sharing ratio": tokens.unshared / tokens.tree,
+        "tokens per step, model.sharing none": tokens.plain,
+        "positions per step": positions,
+        "rollouts per step": positions * config.thought.thoughts_per_position,
+        "sampled tokens per step": tokens.sampled,
+        "TFLOP per step": flop / 1e12,
+        "peak memory, GB": peak_memory(config, shape, recompute=checkpointing is True) / 1e9,
+        "checkpoint, GB": checkpoint_bytes(config, shape.parameters) / 1e9,
+    }
+
+
+def full_flop(config: Config, shape: Shape) -> float:
+    """`step_flop` of a step at full thought length."""
+    return step_flop(config, shape, Tokens.of(config))
+
+
+def step_flop(config: Config, shape: Shape, tokens: Tokens) -> float:
+    """FLOP of a step's matrix products, attention left out: 2 a parameter of the trunk and token
+    forward and 4 backward; the head computes its logits once more in the backward.
+    """
+    token, row = 2 * shape.trunk, 2 * shape.hidden * shape.vocabulary
+    every, learning = _computed(shape, tokens)
+    forward = token * every + row * tokens.head_rows
+    learn = token * learning + row * tokens.learning_rows  # what has a backward, forward
+    backward = 2 * learn + row * tokens.learning_rows
+    most, docs = config.parallel.tokens_per_microbatch, config.data.docs_per_step
+    if not shape.shares and every / docs > most:
+        backward += token * learning  # see `rntp.model.unshared.run_forest`
+    # What is judged ahead, and an epoch over old thoughts, runs what learns once more.
+    epochs = config.objective.epochs_per_rollout
+    again = epochs - 1 + config.objective.needs_whole_step
+    train = forward + again * learn + epochs * backward
+    read: float = tokens.read if shape.shares else tokens.plain_read
+    sample = (token + row) * (read + tokens.sampled) if tokens.sampled else 0
+    second: float = 0
+    # For a KL term the whole tree, for a baseline the contexts alone, for a judge neither.
+    if config.objective.kl_weight > 0 and tokens.sampled:
+        second = token * every
+    elif config.baseline.rereads and tokens.sampled:
+        second = token * tokens.read
+    return train + sample + second + token * tokens.asked
+
+
+def _computed(shape: Shape, tokens: Tokens) -> tuple[float, float]:
+    """Tokens of a step's forwards, and those of them that have gradients."""
+    if shape.shares:
+        return tokens.tree, tokens.learning
+    return tokens.plain, tokens.plain_learning
+
+
+def _widths(config: Config) -> tuple[int, int]:
+    """Bytes of a number of the master weights and of the compute copy."""
+    wide = 8 if config.model.dtype == "float64" else 4
+    return wide, 2 if config.model.dtype == "bfloat16" else wide
+
+
+def _reference_bytes(config: Config) -> tuple[int, int]:
+    """Bytes a parameter, in memory and in a checkpoint, of the second set of weights."""
+    wide, narrow = _widths(config)
+    if config.reference_weights == "ema":
+        return wide + (narrow if narrow < wide else 0), wide
+    return (narrow, narrow) if config.reference_weights == "frozen" else (0, 0)

@@ -1,0 +1,171 @@
+"""What is checked before the first costly second."""
+
+import importlib.util
+import shutil
+
+import torch
+
+from rntp import placement, rewards
+from rntp.config import Config
+from rntp.data.corpus import Corpus, open_data
+from rntp.data.manifest import Manifest
+from rntp.errors import CheckpointError, ConfigError, DataError
+from rntp.model import LanguageModel
+from rntp.model.routing import balancing_biases
+from rntp.placement import Place
+from rntp.placement.records import RECORDS
+from rntp.runtime.memory import size, total_bytes
+from rntp.runtime.ranks import ALONE, Ranks
+from rntp.training.estimate import Shape, Tokens, checkpoint_bytes, peak_memory
+from rntp.types import Known
+
+
+def check_names(config: Config) -> None:
+    """Raise ConfigError if the config names a scheme or policy that is not registered, or one that
+    does not go with the rest of it.
+    """
+    for name in config.reward.names:
+        _check_scheme(name, config)
+    judged = any(rewards.NEEDS[name].judge for name in config.reward.names)
+    if config.reward.judge == "frozen" and not judged:
+        raise ConfigError(
+            "reward.judge: frozen keeps a copy of the weights, and no scheme asks a judge; set it "
+            "to policy, or name self_judge or judge_gold in reward.scheme or reward.shadows"
+        )
+    use = config.baseline.use
+    others = [n for n in config.reward.weights if rewards.BASELINES[n] == "ignores"]
+    # A floor is of each scheme on its own; the empty thought's reward is of their sum.
+    all_others = len(others) == len(config.reward.weights)
+    if (use == "clip" and all_others) or (use in ("group_member", "gate") and others):
+        able = ", ".join(sorted(n for n in rewards.REGISTRY if rewards.BASELINES[n] != "ignores"))
+        raise ConfigError(
+            f"baseline.use: {use} takes 0 for the reward of an empty thought, and that of scheme "
+            f"{others[0]} is not 0; set reward.scheme to one that subtracts the baseline ({able}), "
+            "or baseline.use to subtract"
+        )
+    for name in (config.placement.policy, config.evaluation.placement):
+        _ = placement.REGISTRY[name]
+    if config.evaluation.placement in RECORDS:
+        raise ConfigError(
+            f"evaluation.placement: {config.evaluation.placement} follows the rewards of a "
+            "training run, so two evaluations would be of different positions; set it to random "
+            "or entropy"
+        )
+
+
+def _check_scheme(name: str, config: Config) -> None:
+    """Raise ConfigError if there is no such scheme, or if the run lacks what it needs."""
+    _ = rewards.REGISTRY[name]
+    needs = rewards.NEEDS[name]
+    if rewards.BASELINES[name] == "needs" and config.baseline.weights == "none":
+        raise ConfigError(
+            f"reward scheme {name} is made of the prediction without a thought, and "
+            "baseline.weights is none; set baseline.weights to current"
+        )
+    if needs.answers and config.thought.answer_tokens == 0:
+        raise ConfigError(
+            f"reward scheme {name} grades an answer, and thought.answer_tokens is 0, so none is "
+            f"written; set thought.answer_tokens to 1 or more, or take {name} out of reward.scheme "
+            "and reward.shadows"
+        )
+    if needs.package and importlib.util.find_spec(needs.package) is None:
+        raise ConfigError(
+            f"reward scheme {name} needs the package {needs.package}, which is not installed; "
+            f"install the extra `text` (pip install 'rntp[text]'), or take {name} out of "
+            "reward.scheme and reward.shadows"
+        )
+
+
+def missing_data(config: Config) -> list[str]:
+    """Why `data.source` and `evaluation.source` cannot be opened, for a dry run: sizes do not need
+    the data, the run does.
+    """
+    found: list[str] = []
+    try:
+        open_data(config)
+    except DataError as error:
+        found.append(str(error))
+    if config.evaluation.enabled and config.evaluation.source is not None:
+        try:
+            Manifest.load(config.evaluation.source)
+        except DataError as error:
+            found.append(str(error))
+    return found
+
+
+def check_placement(place: Place, corpus: Corpus) -> None:
+    """Raise DataError if a policy wants labels and the corpus has none: place once, for nothing."""
+    context = corpus.train[0]
+    place(context, Known(torch.zeros(len(context)), torch.zeros(len(context))))
+
+
+def check_disk(config: Config, num_parameters: int) -> None:
+    """One checkpoint more than is kept must fit."""
+    needed = checkpoint_bytes(config, num_parameters) * (config.checkpoint.keep + 1)
+    here = config.run.dir
+    while not here.exists():
+        here = here.parent
+    free = shutil.disk_usage(here).free
+    if free < needed:
+        raise CheckpointError(
+            f"checkpoints need {size(needed)} at {config.run.dir} and {size(free)} are free; lower "
+            "checkpoint.keep or choose another folder with --run-dir"
+        )
+
+
+def recomputes(config: Config, model: LanguageModel, ranks: Ranks = ALONE) -> bool:
+    """Decide whether layers keep only their inputs for the backward.
+
+    That is `parallel.activation_checkpointing`, of which auto does where a step would not fit
+    otherwise by the estimate.
+    """
+    asked = config.parallel.activation_checkpointing
+    if asked != "auto":
+        return asked
+    return _needed(config, model, ranks, recompute=False) > _memory(model, ranks)
+
+
+def memory_warnings(
+    config: Config, model: LanguageModel, ranks: Ranks = ALONE, *, recompute: bool
+) -> list[str]:
+    """Say so where a step may not fit into memory by the estimate, which is no proof: the run goes
+    on. recompute: with activation checkpointing."""
+    needed, there = _needed(config, model, ranks, recompute=recompute), _memory(model, ranks)
+    if needed <= there:
+        return []
+    off = "" if recompute else "parallel.activation_checkpointing is off: set it to auto; or "
+    return [
+        f"a step may take about {size(needed)} of memory and there are {size(there)}; should it be "
+        f"killed: {off}lower parallel.tokens_per_microbatch, or, since a context with its branches "
+        "is never split, data.context_tokens, reward.horizon or the thoughts of a context"
+    ]
+
+
+def _needed(config: Config, model: LanguageModel, ranks: Ranks, *, recompute: bool) -> float:
+    shape = Shape.of(model.hf, shares=model.shares)
+    return peak_memory(config, shape, ranks.size, recompute=recompute)
+
+
+def _memory(model: LanguageModel, ranks: Ranks) -> int:
+    """Bytes of memory that a rank may take."""
+    there = total_bytes(model.device)
+    return there // ranks.on_this_machine if model.device.type == "cpu" else there
+
+
+def sharing_notes(config: Config, model: LanguageModel) -> list[str]:
+    """Of a model that shares nothing: that it does, why, how and what that costs; and of a mixture
+    of experts, what training leaves as it is."""
+    notes = []
+    if model.plain is not None:
+        tokens = Tokens.of(config)
+        notes.append(
+            f"model.sharing: none, because {model.plain.why}; {model.plain.describe()}: a step of "
+            f"full length computes about {tokens.plain:.0f} tokens, where a tree has {tokens.tree} "
+            f"({tokens.plain / tokens.tree:.1f} times as many)"
+        )
+    if biases := balancing_biases(model.hf):
+        notes.append(
+            f"{len(biases)} balancing biases of routers ({biases[0]}, …) are not trained: no "
+            "gradient reaches them; objective.router_weight balances instead"
+        )
+    return notes

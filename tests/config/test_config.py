@@ -1,0 +1,414 @@
+"""The config is strict, and says what to do."""
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from rntp_data_prep.config import PrepConfig
+
+from rntp import rewards
+from rntp.config import Config, Section
+from rntp.config.files import method_fields
+from rntp.config.rules import RULES
+from rntp.errors import ConfigError
+from rntp.training.preflight import check_names
+
+ROOT = Path(__file__).parents[2]
+MINIMAL = {
+    "run": {"steps": 4, "dir": "runs/x"},
+    "model": {"spec": "some/model"},
+    "data": {"source": "shards", "context_tokens": 128, "docs_per_step": 2},
+    "placement": {"positions_per_doc": 4},
+    "thought": {"thoughts_per_position": 4, "thought_tokens": 8},
+    "reward": {"horizon": 4},
+}
+
+
+def minimal(**sections) -> dict:
+    raw = {name: dict(fields) for name, fields in MINIMAL.items()}
+    for section, fields in sections.items():
+        raw.setdefault(section, {}).update(fields)
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (minimal(optim={"learning_rate": 1}), r"optim.learning_rate: no such field"),
+        (minimal(optim={"warmup_step": 1}), r"did you mean `optim.warmup_steps`\?"),
+        (minimal(run={"lr": 1}), r"`lr` belongs under `optim:`"),
+        (minimal(modle={}), r"modle: no such section; did you mean `model:`\?"),
+        (minimal(reward={"horizon": 0}), r"reward.horizon: .*greater than or equal to 1.*given: 0"),
+        (minimal(reward={"horizon": 100}), r"raise data.context_tokens, or lower"),
+        (minimal(thought={"thoughts_per_position": 1}), r"set thought.thoughts_per_position to 2"),
+        (minimal(thought={"top_p": 0.9}), r"thought.top_p: sampling .* is never truncated"),
+        (minimal(objective={"epochs_per_rollout": 2}), r"objective.algorithm to clipped_ratio"),
+        (minimal(objective={"advantage_std": True}), r"leave_one_out set it to false"),
+        *[
+            (minimal(objective={"advantage_std": True, "advantage": kind}), f"with {kind} set it")
+            for kind in ("none", "step")
+        ],
+        (minimal(objective={"importance_cap": 0.5}), r"set it to 0 \(off\), or to 1 or more"),
+        (
+            minimal(objective={"importance_cap": 2, "algorithm": "gspo"}),
+            r"objective.importance_cap to 0, or objective.algorithm to another",
+        ),
+        (
+            minimal(objective={"kl_weight": 0.1}, baseline={"weights": "ema"}),
+            r"baseline.weights: ema and objective.kl_reference: frozen would be two more copies",
+        ),
+        (
+            minimal(objective={"advantage": "none"}, baseline={"use": "group_member"}),
+            r"set baseline.use to subtract, or objective.advantage to another",
+        ),
+        (
+            minimal(
+                objective={"drop_dead_groups": True, "advantage": "none"},
+                thought={"thoughts_per_position": 1},
+            ),
+            r"always dead; set objective.drop_dead_groups to false and objective.min_group_std to",
+        ),
+        *[
+            (
+                minimal(
+                    objective={"pg_weight": 0, "continuation_weight": 0, f"{term}_weight": 0.1},
+                    thought={"thoughts_per_position": 0},
+                ),
+                r"entropy_weight and kl_weight to 0",
+            )
+            for term in ("kl", "entropy")
+        ],
+        (minimal(model={"think_close": "<think>"}), r"must differ"),
+        *[
+            (minimal(baseline={"use": use, "weights": "none"}), r"set baseline.weights to current")
+            for use in ("clip", "group_member", "position_weight", "gate")
+        ],
+        (minimal(baseline={"decay": 1}), r"baseline.decay: .*less than 1"),
+        ({"run": {}}, r"run.steps: required and not given"),
+        ([], r"expected sections"),
+    ],
+)
+def test_mistakes_are_explained(raw: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config.parse(raw)
+
+
+def test_every_mistake_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.parse(minimal(optim={"lrr": 1}, run={"stepz": 1}))
+    assert "optim.lrr" in str(caught.value)
+    assert "run.stepz" in str(caught.value)
+
+
+# A config that breaks each rule of the table, and no other, in the table's order.
+BREAKS = [
+    ["placement.positions_per_doc=99"],
+    ["data.replay_docs=2"],
+    ["data.replay_docs=1", "thought.thoughts_per_position=1", "objective.advantage=none"],
+    ["thought.thoughts_per_position=1"],
+    ["thought.thoughts_per_position=0"],
+    ["placement.interleaved=true", "thought.answer_tokens=1"],
+    [
+        "placement.interleaved=true",
+        "thought.thoughts_per_position=0",
+        "objective.pg_weight=0",
+        "objective.continuation_weight=0",
+    ],
+    ["thought.source=pause"],
+    ["objective.epochs_per_rollout=2"],
+    ["objective.advantage_std=true"],
+    [
+        "objective.drop_dead_groups=true",
+        "thought.thoughts_per_position=1",
+        "objective.advantage=none",
+    ],
+    ["objective.importance_cap=0.5"],
+    ["objective.importance_cap=2", "objective.algorithm=gspo"],
+    ["objective.kl_weight=0.1", "baseline.weights=ema"],
+    ["reward.judge=frozen", "baseline.weights=ema"],
+    ["baseline.use=clip", "baseline.weights=none"],
+    ["placement.entropy_band=[2, 1]"],
+    ["placement.surprise_band=[2, 2]"],
+    ["baseline.use=group_member", "objective.advantage=none"],
+    ["model.think_open=x", "model.think_close=x"],
+    ["model.think_open=''"],
+]
+
+
+@pytest.mark.parametrize("number", range(len(RULES)))
+def test_every_rule_is_broken_alone(number: int) -> None:
+    assert len(BREAKS) == len(RULES)
+    rule, fields = RULES[number], {f"{s}.{f}" for s, f in _all_fields()}
+    assert set(rule.fields) <= fields
+    with pytest.raises(ConfigError) as stopped:
+        Config.parse(minimal(), BREAKS[number])
+    start, *_ = re.split(r"\{", rule.message)
+    told = str(stopped.value).splitlines()
+    assert len(told) == 2, told  # the headline and the one rule
+    assert start in told[1]
+    assert "{" not in told[1]
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as stopped:
+        Config.parse(minimal(), [*BREAKS[8], *BREAKS[16], *BREAKS[11]])
+    told = str(stopped.value)
+    assert all(text in told for text in ("epochs_per_rollout", "entropy_band", "importance_cap"))
+
+
+def _all_fields() -> list[tuple[str, str]]:
+    sections = Config.model_fields.items()
+    return [(name, field) for name, part in sections for field in part.annotation.model_fields]
+
+
+def test_overrides() -> None:
+    config = Config.parse(minimal(), ["optim.lr=3e-5", "run.seed=7", "reward.shadows=[logprob]"])
+    assert config.optim.lr == 3e-5
+    assert config.run.seed == 7
+    assert config.reward.shadows == ("logprob",)
+    for wrong in ("optim.lr", "lr=1", "optim.=1", ".lr=1"):
+        with pytest.raises(ConfigError, match=r"section\.field=value"):
+            Config.parse(minimal(), [wrong])
+
+
+def test_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no config file"):
+        Config.load(tmp_path / "absent.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("run: [")
+    with pytest.raises(ConfigError, match="not YAML"):
+        Config.load(broken)
+
+
+def test_files_made_to_hurt_end_in_words(tmp_path: Path) -> None:
+    """Aliases of aliases that would fill any memory, nesting without end, an alias of itself."""
+    bomb = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    for old, new in itertools.pairwise("abcdefghij"):
+        bomb.append(f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]")
+    for name, text, said in (
+        ("bomb", "\n".join([*bomb, "run: *j"]), "take the aliases away"),
+        ("deep", "run: " + "[" * 20_000 + "]" * 20_000, "nested too deeply"),
+        ("flat", "run: " + "[" * 80 + "]" * 80, "nested more than 50"),
+        ("self", "run: &a [*a]", "alias of what it is part of"),
+    ):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(text)
+        for load in (Config.load, PrepConfig.load):
+            with pytest.raises(ConfigError, match=said):
+                load(path)
+        if len(text) < 1000:
+            with pytest.raises(ConfigError, match=said):
+                Config.parse(minimal(), [f"run.name={text.removeprefix('run: ')}"])
+    shared = tmp_path / "shared.yaml"
+    shared.write_text(yaml.safe_dump(minimal()) + "\n")
+    text = shared.read_text().replace("thoughts_per_position: 4", "thoughts_per_position: &g 4")
+    shared.write_text(text + "evaluation: {docs: *g}\n")
+    assert Config.load(shared).evaluation.docs == 4  # honest aliases are welcome
+
+
+def test_resolved_config_reads_back_equal() -> None:
+    config = Config.parse(minimal(optim={"lr": 2e-6}))
+    assert Config.parse(yaml.safe_load(config.to_yaml())) == config
+
+
+def test_digest_is_of_what_is_computed() -> None:
+    base = Config.parse(minimal()).digest()
+    for harmless in ("run.steps=9", "run.dir=other", "parallel.tokens_per_microbatch=64"):
+        assert Config.parse(minimal(), [harmless]).digest() == base
+    for harmful in ("run.seed=1", "reward.discount=0.9", "optim.lr=1e-3", "model.dtype=float32"):
+        assert Config.parse(minimal(), [harmful]).digest() != base
+    cosine = minimal(optim={"schedule": "cosine"})
+    assert Config.parse(cosine).digest() != Config.parse(cosine, ["run.steps=9"]).digest()
+
+
+def test_inert_baseline_is_warned_about() -> None:
+    def warned(*overrides: str) -> bool:
+        said = list(Config.parse(minimal(), overrides).warnings())
+        return any("keeps a copy" in w for w in said)
+
+    assert not warned()  # a default does not warn
+    assert not warned("baseline.weights=none")
+    for weights in ("frozen", "ema"):
+        assert warned(f"baseline.weights={weights}")
+        shared = [f"objective.kl_reference={weights}", "objective.kl_weight=0.1"]
+        assert not warned(f"baseline.weights={weights}", *shared)
+        for use in ("clip", "group_member", "position_weight", "gate"):
+            assert not warned(f"baseline.weights={weights}", f"baseline.use={use}")
+    # These need the baseline for more than a difference, so there it does not cancel.
+    for name in [name for name, use in rewards.BASELINES.items() if use == "needs"]:
+        assert not warned(f"reward.scheme={name}", "baseline.weights=ema")
+        mixed = f"reward.scheme={{{name}: 0.5, format_only: 0.5}}"
+        assert not warned(mixed, "baseline.weights=ema")
+    assert warned("reward.scheme={log_ratio: 1, format_only: 0.1}", "baseline.weights=ema")
+    # Nor where rewards are not compared within their group, or weigh the continuation.
+    for option in ("advantage=none", "advantage=step", "continuation_use=reward"):
+        assert not warned(f"objective.{option}", "baseline.weights=ema")
+
+
+def test_what_cannot_matter_is_warned_about() -> None:
+    def said(*overrides: str) -> str:
+        return "\n".join(Config.parse(minimal(), overrides).warnings())
+
+    plain = "has the gradient of policy_gradient"
+    for algorithm in ("clipped_ratio", "cispo", "gspo"):
+        several = "objective.epochs_per_rollout=2"
+        assert f"{algorithm} {plain}" in said(f"objective.algorithm={algorithm}")
+        assert plain not in said(f"objective.algorithm={algorithm}", several)
+    assert plain not in said()
+    assert "every ratio is 1" in said("objective.importance_cap=2")
+    assert "every ratio is 1" not in said()
+    k1 = ["objective.kl_weight=0.1", "objective.kl_estimator=k1"]
+    assert "expected gradient of 0" in said(*k1)
+    assert "expected gradient of 0" not in said(*k1, "objective.kl_in=reward")
+    assert "expected gradient of 0" not in said(k1[0])
+
+
+def test_one_thought_learns_where_it_is_not_compared_with_its_group() -> None:
+    for advantage in ("none", "step"):
+        raw = minimal(thought={"thoughts_per_position": 1}, objective={"advantage": advantage})
+        assert Config.parse(raw).objective.needs_whole_step == (advantage == "step")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["reward.scheme=logprob", "baseline.use=clip"], "set reward.scheme to one that subtracts"),
+        (["reward.scheme=exact_token", "baseline.use=group_member"], "log_ratio, mean_prob, net_"),
+        (["reward.scheme=exact_token", "baseline.use=gate"], "log_ratio, mean_prob, net_"),
+        (["reward.scheme=weighted_log_ratio", "baseline.weights=none"], "weights to current"),
+        (["reward.shadows=[weighted_log_ratio]", "baseline.weights=none"], "weights to current"),
+        (["reward.scheme=positive_gain", "baseline.weights=none"], "weights to current"),
+        (["reward.scheme=answer_exact"], "set thought.answer_tokens to 1 or more"),
+        (["reward.shadows=[judge_gold]"], "judge_gold grades an answer"),
+        (["reward.scheme={log_ratio: 1, nothing: 1}"], "no reward scheme 'nothing'"),
+        (
+            ["reward.scheme={logprob: 1, format_only: 1}", "baseline.use=clip"],
+            "that of scheme logprob is not 0",
+        ),
+        (
+            ["reward.scheme={mean_prob: 1, format_only: 1}", "baseline.use=group_member"],
+            "that of scheme format_only is not 0",
+        ),
+        (["evaluation.placement=learnability"], "set it to random or entropy"),
+        (["reward.judge=frozen"], "no scheme asks a judge; set it to policy"),
+        (
+            ["reward.judge=frozen", "reward.scheme=judge_gold", "baseline.weights=ema"],
+            "would be two more copies of the weights; set both to frozen",
+        ),
+    ],
+)
+def test_what_a_scheme_cannot_do_is_explained(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_names(Config.parse(minimal(), overrides))
+    check_names(Config.parse(minimal(), ["reward.scheme=logprob", "baseline.use=position_weight"]))
+    check_names(Config.parse(minimal(), ["reward.scheme=judge_gold", "thought.answer_tokens=1"]))
+    frozen = ["reward.scheme=judge_gold", "thought.answer_tokens=1", "reward.judge=frozen"]
+    for more, copy in (([], "frozen"), (["baseline.weights=frozen"], "frozen")):
+        config = Config.parse(minimal(), [*frozen, *more])
+        check_names(config)
+        assert config.reference_weights == copy
+    assert Config.parse(minimal(), frozen[:2]).reference_weights is None
+    rlpr = "reward.scheme={mean_prob: 0.9, format_only: 0.1}"
+    check_names(Config.parse(minimal(), [rlpr, "baseline.use=clip"]))
+
+
+def test_a_missing_package_is_said_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("bleu", "chrf"):
+        config = Config.parse(minimal(), [f"reward.shadows=[{name}]", "thought.answer_tokens=4"])
+        check_names(config)
+        with monkeypatch.context() as without:
+            without.setattr("importlib.util.find_spec", lambda package: None)
+            with pytest.raises(ConfigError, match=r"needs the package sacrebleu.*rntp\[text\]"):
+                check_names(config)
+
+
+def test_a_weighted_sum_of_schemes() -> None:
+    config = Config.parse(
+        minimal(),
+        ["reward.scheme={mean_prob: 0.9, format_only: 0.1}", "reward.shadows=[mean_prob]"],
+    )
+    assert config.reward.weights == {"mean_prob": 0.9, "format_only": 0.1}
+    assert config.reward.names == ("mean_prob", "format_only")
+    assert config.reward.label == "0.9 mean_prob + 0.1 format_only"
+    assert Config.parse(yaml.safe_load(config.to_yaml())) == config
+    single = Config.parse(minimal(), ["reward.scheme=random", "reward.shadows=[logprob, random]"])
+    assert single.reward.weights == {"random": 1.0}
+    assert single.reward.names == ("random", "logprob")
+    assert single.reward.label == "random"
+    for wrong in ("{}", "{random: .nan}", "{random: much}", "3"):
+        with pytest.raises(ConfigError, match=r"reward\.scheme"):
+            Config.parse(minimal(), [f"reward.scheme={wrong}"])
+
+
+def test_answers_lengthen_branches_and_spans() -> None:
+    plain = Config.parse(minimal())
+    short, long = (Config.parse(minimal(), [f"thought.answer_tokens={n}"]) for n in (3, 9))
+    assert plain.branch_tokens == 8 + 2 + 3
+    assert (short.branch_tokens, long.branch_tokens) == (15, 21)
+    # Where the continuation has room, four tokens of an answer have, too.
+    assert (plain.span_tokens, short.span_tokens, long.span_tokens) == (138, 138, 143)
+
+
+def test_every_config_of_the_repository_is_valid() -> None:
+    configs = [p for p in (ROOT / "experiments").rglob("*.yaml") if "reward:" in p.read_text()]
+    assert configs
+    for path in configs:
+        Config.load(path)
+
+
+def test_every_field_is_read_by_some_code() -> None:
+    code = "".join(p.read_text() for p in (ROOT / "rntp").rglob("*.py") if p.name != "config.py")
+    config_code = (ROOT / "rntp" / "config.py").read_text()
+    properties = config_code[config_code.index("def branch_tokens") :]
+    unread = []
+    for name, info in Config.model_fields.items():
+        assert issubclass(info.annotation, Section)
+        for field in info.annotation.model_fields:
+            # As config.section.field, or as field of an argument that is named for the section,
+            # or of the section that a class keeps as its config.
+            pattern = rf"(?:\.{name}|\b{name}|\bsection|\bconfig|\bobjective)\.{field}\b"
+            if not re.search(pattern, code + properties):
+                unread.append(f"{name}.{field}")
+    assert unread == []
+
+
+def test_every_field_is_documented_and_few_they_are() -> None:
+    fields = [
+        (f"{name}.{field}", facts.description)
+        for name, info in Config.model_fields.items()
+        for field, facts in info.annotation.model_fields.items()
+    ]
+    assert [name for name, text in fields if not text] == []
+    assert len(fields) <= 101
+
+
+def test_a_config_lies_over_its_base(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    ground, middle, top = tmp_path / "a.yaml", tmp_path / "deep" / "b.yaml", tmp_path / "c.yaml"
+    ground.write_text(yaml.safe_dump(minimal()))
+    middle.write_text("base: ../a.yaml\nreward: {discount: 0.5}\noptim: {lr: 0.5}\n")
+    top.write_text("base: deep/b.yaml\noptim: {lr: 0.25}\n")
+    config = Config.load(top, ["run.steps=77"])
+    assert (config.optim.lr, config.reward.discount, config.run.steps) == (0.25, 0.5, 77)
+    assert config.reward.horizon == minimal()["reward"]["horizon"]
+    assert method_fields(middle) == {"reward.discount": 0.5, "optim.lr": 0.5}
+    assert method_fields(top) == {"reward.discount": 0.5, "optim.lr": 0.25}  # not the ground's
+    assert method_fields(ground)["reward.horizon"] == minimal()["reward"]["horizon"]
+    ground.write_text("base: c.yaml\n")
+    with pytest.raises(ConfigError, match="is a base of itself"):
+        Config.load(top)
+    ground.unlink()
+    with pytest.raises(ConfigError, match=r"there is no config file .*a\.yaml"):
+        Config.load(top)
+    top.write_text("base: deep/b.yaml\noptim: 3\n")
+    ground.write_text(yaml.safe_dump(minimal()))
+    with pytest.raises(ConfigError, match="optim"):
+        Config.load(top)
+
+
+@pytest.mark.parametrize("name", ["top_p", "top_k", "min_p"])
+def test_truncated_sampling_is_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"never truncated.* use\s+thought\.temperature"):
+        Config.parse(minimal(), [f"thought.{name}=0.9"])
