@@ -67,12 +67,14 @@ def packed_weights(hf: nn.Module) -> Iterator[None]:
 def _head_of(hf: nn.Module) -> nn.Module | None:
     """Return the output embedding, if its weight is one that a float32 copy is good for."""
     head = hf.get_output_embeddings() if isinstance(hf, PreTrainedModel) else None
-    return head if head is not None and _is_packable(getattr(head, "weight", None)) else None
+    weight = getattr(head, "weight", None)
+    return head if isinstance(weight, Tensor) and _is_packable(weight) else None
 
 
-def _is_packable(weight: object) -> bool:
-    plain = type(weight) is nn.Parameter and weight.device.type == "cpu"
-    return plain and weight.dtype == torch.bfloat16
+def _is_packable(weight: Tensor) -> bool:
+    """Whether a weight is a whole parameter in bfloat16 on the CPU."""
+    whole = type(weight) is nn.Parameter and weight.device.type == "cpu"
+    return whole and weight.dtype == torch.bfloat16
 
 
 def _packable(hf: nn.Module) -> Iterator[nn.Linear]:

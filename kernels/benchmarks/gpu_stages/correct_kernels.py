@@ -27,7 +27,7 @@ HEAD_CASES: dict[str, tuple[int, int, int, float, float, Shaping]] = {
     "ordinary": (301, 96, 1500, 0.3, 0.7, Shaping()),
     "peaked": (67, 64, 1031, 8.0, 1.0, Shaping()),
     "flat": (67, 64, 1031, 0.001, 1.5, Shaping()),
-    "soft cap, padding, ignored rows": (130, 160, 2050, 0.5, 1.3, Shaping(20.0, 2041, -100)),
+    "soft cap, padding": (130, 160, 2050, 0.5, 1.3, Shaping(20.0, 2041)),
     "one row": (1, 64, 129, 0.3, 1.0, Shaping()),
 }
 
@@ -145,8 +145,6 @@ def _head(
     signs, entropic = values(rows), values(rows) * 0.3
     if rows > 9:
         signs[3:9] = entropic[3:9] = 0  # of a group without a difference
-    if shaping.ignored is not None:
-        targets[::7] = shaping.ignored
     device = setting.device
     leaves = [x.to(device, kind).requires_grad_() for x in (hidden, weight)]
     logprob, entropy, _ = linear_logprob_top1(

@@ -73,11 +73,11 @@ class ChunkedLinearLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, *of_rows = ctx.saved_tensors
+        hidden, weight, bias, targets, inverse, entropy, lse = ctx.saved_tensors
         g_logprob, g_entropy, _ = grads
         # A second backward finds None: the gradient takes the logits' place.
         last_logits, ctx.last_logits = ctx.last_logits, None
-        rows = _Rows(hidden, *of_rows, g_logprob, g_entropy)
+        rows = _Rows(hidden, targets, inverse, entropy, lse, g_logprob, g_entropy)
         kept = _nonzero_rows(g_logprob, g_entropy) if ctx.config.drop_zero_rows else None
         if kept is not None:
             rows = _Rows(*(x.index_select(0, kept) for x in rows))

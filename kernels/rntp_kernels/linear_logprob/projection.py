@@ -2,9 +2,9 @@
 
 A product of two bfloat16 numbers is exact in float32, so nothing is lost by multiplying them as
 they are; what costs accuracy is a result that is rounded to bfloat16 (0.03 nats rms a token on
-SmolLM2-135M). CUDA's products have a float32 result. The CPU's have that of their operands' type, so
+SmolLM2-135M). CUDA's products can have a float32 result. The CPU's have their operands' type, so
 the operands are widened, and oneDNN is told to multiply float32 numbers as bfloat16 ones: these
-are bfloat16 numbers, so that it computes the same as it would with them, at their speed.
+are bfloat16 numbers, so that nothing is rounded, and the processor's bfloat16 units do the work.
 """
 
 import threading
@@ -54,7 +54,7 @@ def bfloat16_multiplies() -> Iterator[None]:
     products that another thread makes meanwhile are rounded. Only one thread at a time is in here,
     so that the setting is always put back.
     """
-    matmul = torch.backends.mkldnn.matmul
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     with _LOCK:
         before = matmul.fp32_precision
         matmul.fp32_precision = "bf16"
@@ -65,7 +65,7 @@ def bfloat16_multiplies() -> Iterator[None]:
 
 
 def _on_cpu(hidden: Tensor, weight: Tensor, weight_float32: Tensor | None) -> Tensor:
-    """Multiply 16-bit operands; the weight is widened piece by piece, unless it is given widened."""
+    """Multiply 16-bit operands; the weight is widened in pieces, unless it is given widened."""
     rows, (vocabulary, width) = hidden.float(), weight.shape
     exact = hidden.dtype == torch.bfloat16  # a float16 number is no bfloat16 one
     with bfloat16_multiplies() if exact else nullcontext():

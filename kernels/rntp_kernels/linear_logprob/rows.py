@@ -44,7 +44,10 @@ class Shaping:
 
 
 def scaled_logits(logits: Tensor, inverse_temperature: Tensor, shaping: Shaping) -> Tensor:
-    """Shape logits [N, V], float32 or better, by inverse_temperature [N]: [N, V]. Differentiable."""
+    """Shape logits [N, V], float32 or better, and divide them by temperatures [N]: [N, V].
+
+    Differentiable.
+    """
     if shaping.soft_cap is not None:
         logits = shaping.soft_cap * torch.tanh(logits / shaping.soft_cap)
     logits = logits * inverse_temperature[:, None]

@@ -163,7 +163,7 @@ def logit_gradient(
     shaping: Shaping,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Compute what `rows.logit_gradient` does; in memory of its own where the type is another, since
+    """Compute what `rows.logit_gradient` does; in other memory where the type is another, since
     programs that share a row would write over what others have yet to read."""
     num_rows, columns = logits.shape
     logits = logits.contiguous()
