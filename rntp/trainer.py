@@ -32,24 +32,25 @@ from rntp.model.moe import Routing
 from rntp.model.opening import open_model, try_forward
 from rntp.model.packed_weights import packed_weights, packing_pays
 from rntp.model.routing import routers
-from rntp.model.sharding import forget_activations, shard
+from rntp.model.sharding import checkpoint_activations, shard
 from rntp.model.thought_tree import ThoughtTree
 from rntp.model.tokenizer import decode, tokenizer_digest
+from rntp.objective.forward import build_tree, forward, forward_with_gradients
 from rntp.objective.group_spread import GroupSpread
 from rntp.objective.judge_model import open_judge
-from rntp.objective.loss import Elsewhere, loss
-from rntp.objective.reference_model import Reference, open_reference
-from rntp.objective.step import (
+from rntp.objective.loss import loss
+from rntp.objective.quantities import (
     Counts,
-    Judgement,
-    Scores,
-    judge,
-    learn,
+    ForwardOutputs,
+    OtherLogprobs,
+    RewardsAndAdvantages,
     loss_reads,
-    over_step,
-    plant,
+)
+from rntp.objective.reference_model import Reference, open_reference
+from rntp.objective.rewards_and_advantages import (
+    advantages_over_step,
+    compute_rewards,
     sampler_logp,
-    score,
 )
 from rntp.placement.placer import placer
 from rntp.placement.records import Record, open_record
@@ -64,7 +65,7 @@ from rntp.runtime import faults
 from rntp.runtime.faults import fault_point
 from rntp.runtime.memory import peak_bytes, reset_peak_bytes
 from rntp.runtime.provenance import device_name
-from rntp.runtime.ranks import ALONE, Ranks, on_device
+from rntp.runtime.ranks import SINGLE_RANK, Ranks, on_device
 from rntp.runtime.signals import StopRequest
 from rntp.runtime.watchdog import Watchdog
 from rntp.training.alarms import Alarms
@@ -81,7 +82,7 @@ from rntp.training.preflight import (
 )
 from rntp.training.replay import Replay, step_contexts
 from rntp.training.saver import Saver
-from rntp.training.step_stats import Tally
+from rntp.training.step_stats import StepStats
 from rntp.types import Rollout
 
 Resume = Literal["auto", "never", "must"]
@@ -108,7 +109,7 @@ class Trainer:
         resume: Resume = "auto",
         console: Console | None = None,
         stop: StopRequest | None = None,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_RANK,
         accept_data_change: bool = False,
     ) -> None:
         self.config = config
@@ -138,7 +139,7 @@ class Trainer:
         dtype = getattr(torch, config.model.dtype)
         self.reference = open_reference(self.model, config, dtype)
         if self.recomputes:
-            forget_activations(self.model.hf)
+            checkpoint_activations(self.model.hf)
         if ranks.mesh is not None:
             shard(self.model.hf, ranks.mesh, dtype)
         self.optimizer = Optimizer(
@@ -242,24 +243,24 @@ class Trainer:
             counts = self.ranks.gather(
                 lambda: Counts.of(rollouts, horizon, counted_P, routing), "count"
             )
-            mine = Tally(config, rollouts, Counts.total(counts))
+            mine = StepStats(config, rollouts, Counts.total(counts))
             for _ in range(config.objective.epochs_per_rollout):
                 finite = self._epoch(batches, mine, ahead, updates, clock)
                 unmoved.close()
                 updates.append(self._update(step, finite, clock))
-        tally = Tally.joined(self.ranks.gather(lambda: mine, "record"))
+        stats = StepStats.joined(self.ranks.gather(lambda: mine, "record"))
         if any(not update.skipped for update in updates):
-            self._follow(tally)
+            self._follow(stats)
 
         self._phase("record")
-        contexts = [page.context for page in tally.pages]
+        contexts = [page.context for page in stats.pages]
         metrics = {
             "step": step,
-            **tally.metrics(),
+            **stats.metrics(),
             "grad_norm": updates[-1].grad_norm,
             "lr": updates[-1].lr,
             "skipped": sum(update.skipped for update in updates),
-            "compute/tflop": self._flop(tally) / 1e12,
+            "compute/tflop": self._flop(stats) / 1e12,
             **clock.laps,
             "time/step_s": clock.total,
             "memory/peak_gb": peak_bytes() / 1e9,
@@ -267,17 +268,17 @@ class Trainer:
             "data/visits_max": max(c.visit for c in contexts),
             "data/damaged": self._share_damage(),
         }
-        digest = data_digest(contexts, [page.positions for page in tally.pages])
+        digest = data_digest(contexts, [page.positions for page in stats.pages])
         self.log.step({**metrics, "data/digest": digest})
-        self.log.rollouts(step, tally.rows(self.model))
+        self.log.rollouts(step, stats.rows(self.model))
         fault_point("step.end")
         self.guards.watch(updates, contexts, metrics, self.log)
 
     def _epoch(
         self,
         batches: list[tuple[Rollout, ...]],
-        mine: Tally,
-        ahead: list[tuple[Scores, Judgement, Elsewhere]],
+        mine: StepStats,
+        ahead: list[tuple[ForwardOutputs, RewardsAndAdvantages, OtherLogprobs]],
         updates: list[Update],
         clock: "Stopwatch",
     ) -> bool:
@@ -292,14 +293,14 @@ class Trainer:
         moved = any(not update.skipped for update in updates)
         for i, batch in enumerate(batches):
             self._phase("forward" if first else "another epoch", i, len(batches))
-            tree = plant(self.model, batch, self.config.reward.horizon, self.reads)
+            tree = build_tree(self.model, batch, self.config.reward.horizon, self.reads)
             if first and not ahead:
-                scores = self._score(tree)
-                judged, elsewhere = self._judge(scores, tree, batch)
+                outputs = self._score(tree)
+                rewarded, others = self._judge(outputs, tree, batch)
             else:
-                known, judged, elsewhere = ahead[i] if first else mine.known(i)
-                scores = self._learn(tree, known, judged, batch)
-            part = loss(scores, tree, judged, mine.counts, self.config, elsewhere)
+                known, rewarded, others = ahead[i] if first else mine.known(i)
+                outputs = self._learn(tree, known, rewarded, batch)
+            part = loss(outputs, tree, rewarded, mine.counts, self.config, others)
             clock.lap("time/forward_s")
             fault_point("forward", part.total)
             check = no_check if moved else self.stop.check
@@ -308,7 +309,7 @@ class Trainer:
             clock.lap("time/backward_s")
             finite = finite and bool(torch.isfinite(part.total))
             if first:
-                mine.add(scores, judged, elsewhere, part)
+                mine.add(outputs, rewarded, others, part)
             else:
                 mine.clipped_tokens += float(part.clipped_tokens)
         return all(self.ranks.gather(lambda: finite, "update"))
@@ -341,8 +342,8 @@ class Trainer:
         self._phase("backward")
         self.optimizer.backward(total, last=last)
 
-    def _score(self, tree: ThoughtTree) -> Scores:
-        return score(
+    def _score(self, tree: ThoughtTree) -> ForwardOutputs:
+        return forward(
             self.model,
             tree,
             temperature=self.config.thought.temperature,
@@ -351,16 +352,20 @@ class Trainer:
         )
 
     def _learn(
-        self, tree: ThoughtTree, known: Scores, judged: Judgement, batch: tuple[Rollout, ...]
-    ) -> Scores:
-        """The scores of an earlier forward again, with gradients for what the loss reads."""
+        self,
+        tree: ThoughtTree,
+        known: ForwardOutputs,
+        rewarded: RewardsAndAdvantages,
+        batch: tuple[Rollout, ...],
+    ) -> ForwardOutputs:
+        """The outputs of an earlier forward again, with gradients for what the loss reads."""
         if self.reads.continuation:
             return self._score(tree)
-        return learn(
+        return forward_with_gradients(
             self.model,
             batch,
             known,
-            judged.live_P(self.config),
+            rewarded.live_P(self.config),
             self.config.reward.horizon,
             self.reads,
             temperature=self.config.thought.temperature,
@@ -368,8 +373,8 @@ class Trainer:
         )
 
     def _judge(
-        self, scores: Scores, tree: ThoughtTree, batch: tuple[Rollout, ...]
-    ) -> tuple[Judgement, Elsewhere]:
+        self, outputs: ForwardOutputs, tree: ThoughtTree, batch: tuple[Rollout, ...]
+    ) -> tuple[RewardsAndAdvantages, OtherLogprobs]:
         """What thoughts are worth, and how likely they were under the other weights at hand."""
         config, reference_PH, reference_M = self.config, None, None
         if self.reference and config.objective.kl_weight > 0:
@@ -377,8 +382,8 @@ class Trainer:
             reference_PH, reference_M = self.reference.on_tree(tree, temperature)
         elif self.reference and config.baseline.rereads:
             reference_PH = self.reference.no_think(batch, config.reward.horizon)
-        judged = judge(
-            scores,
+        rewarded = compute_rewards(
+            outputs,
             tree,
             batch,
             config,
@@ -387,52 +392,54 @@ class Trainer:
             decode=self.decode,
             verdicts=self.ask(batch),
         )
-        return judged, Elsewhere(sampler_logp(batch).to(self.model.device), reference_M)
+        return rewarded, OtherLogprobs(sampler_logp(batch).to(self.model.device), reference_M)
 
     @torch.no_grad()
     def _judge_ahead(
         self, batches: list[tuple[Rollout, ...]]
-    ) -> tuple[list[tuple[Scores, Judgement, Elsewhere]], Tensor | None]:
-        """Scores and judgement of every microbatch once the rewards of all of them are known, and
-        which groups count: a pass without gradients, or nothing where none is needed.
+    ) -> tuple[list[tuple[ForwardOutputs, RewardsAndAdvantages, OtherLogprobs]], Tensor | None]:
+        """ForwardOutputs and rewarded of every microbatch once the rewards of all of them are
+        known, and which groups count: a pass without gradients, or nothing where none is needed.
         """
         if not self.config.objective.needs_whole_step:
             return [], None
         found = []
 
-        def judge_mine() -> list[Judgement]:
+        def judge_mine() -> list[RewardsAndAdvantages]:
             for i, batch in enumerate(batches):
                 self._poll()
                 self._phase("score", i, len(batches))
-                tree = plant(self.model, batch, self.config.reward.horizon, self.reads)
-                scores = self._score(tree)
-                found.append((scores, *self._judge(scores, tree, batch)))
-            return [judged for _, judged, _ in found]
+                tree = build_tree(self.model, batch, self.config.reward.horizon, self.reads)
+                outputs = self._score(tree)
+                found.append((outputs, *self._judge(outputs, tree, batch)))
+            return [rewarded for _, rewarded, _ in found]
 
         of_ranks = self.ranks.gather(judge_mine, "score")
         usual_std = self.group_spread.mean if self.group_spread else 0.0
-        judgements = over_step([j for part in of_ranks for j in part], self.config, usual_std)
+        rewarded_parts = advantages_over_step(
+            [j for part in of_ranks for j in part], self.config, usual_std
+        )
         before = sum(map(len, of_ranks[: self.ranks.rank]))
-        mine = on_device(judgements[before:][: len(found)], self.model.device)
-        counted_P = torch.cat([judged.counted_P for judged in mine])
-        again = [(s, judged, e) for (s, _, e), judged in zip(found, mine, strict=True)]
+        mine = on_device(rewarded_parts[before:][: len(found)], self.model.device)
+        counted_P = torch.cat([rewarded.counted_P for rewarded in mine])
+        again = [(s, rewarded, e) for (s, _, e), rewarded in zip(found, mine, strict=True)]
         return again, counted_P
 
-    def _flop(self, tally: Tally) -> float:
+    def _flop(self, stats: StepStats) -> float:
         """Matrix products of the step, from the tokens that it had."""
-        asked = self.ask.num_tokens(tally.rollouts)
-        return step_flop(self.config, self.shape, replace(tally.tokens(), asked=asked))
+        asked = self.ask.num_tokens(stats.rollouts)
+        return step_flop(self.config, self.shape, replace(stats.tokens(), asked=asked))
 
-    def _follow(self, tally: Tally) -> None:
+    def _follow(self, stats: StepStats) -> None:
         """What runs along with training: the average of the weights, the record of rewards."""
         if self.reference:
             self.reference.update(self.optimizer.masters)
         if self.record:
-            self.record.observe(tally.pages, tally.reward_PG, tally.gain_PG)
+            self.record.observe(stats.pages, stats.reward_PG, stats.gain_PG)
         if self.replay:
-            self.replay.observe(tally.pages, tally.gain_PG)
+            self.replay.observe(stats.pages, stats.gain_PG)
         if self.group_spread:
-            self.group_spread.observe(tally.compared_PG)
+            self.group_spread.observe(stats.compared_PG)
 
     def _tell_pages(self) -> None:
         """Say what became of the pages that were read as they came."""

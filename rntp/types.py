@@ -163,24 +163,23 @@ class RewardInputs:
     """What a reward scheme may look at. Everything is detached; log-probabilities are in nats.
 
     logp_think_PGH: log p(continuation token | context, thought, earlier continuation tokens).
-    logp_empty_PH: the same without a thought, under `baseline.weights` (the baseline); zeros where
-    there is none, and has_baseline is false then.
-    match_PGH: bool, the continuation token is the arg-max of the prediction with the thought.
-    num_tokens_PG: tokens between the think markers. closed_PG: bool, the model closed the thought.
-    continuation_ids_PH: the held-out tokens. thought_ids: [P][G] id tensors, markers left out.
-    noise_PG: float64 uniform draws in [0, 1), a function of the run seed and the thought's indices.
-    discount: γ in (0, 1]. token_cost_P: nats that a thought token costs by now. length_budget_P:
-    tokens that a thought should have by now.
+    logp_no_think_PH: the same without a thought, under `baseline.weights` (the baseline); zeros
+    where there is none, and has_baseline is false then. match_PGH: bool, the continuation token is
+    the arg-max of the prediction with the thought. num_tokens_PG: tokens between the think markers.
+    closed_PG: bool, the model closed the thought. continuation_ids_PH: the held-out tokens.
+    thought_ids: [P][G] id tensors, markers left out. noise_PG: float64 uniform draws in [0, 1), a
+    function of the run seed and the thought's indices. discount: γ in (0, 1]. token_cost_P: nats
+    that a thought token costs by now. length_budget_P: tokens that a thought should have by now.
     answer_ids: [P][G] id tensors, what the policy wrote after the thought, without the end token.
     true_ids: [P] id tensors, the true text from the position to the end of the context.
     collision_PGH: Σ_v p_v² over the vocabulary of each prediction with the thought, for schemes
-    that registered it.
-    decode: text of ids, for schemes that compare texts. verdicts: by judge, float32 [P, G], the
-    probability that it finds the answer right; see `rntp.objective.judge_model`.
+    that registered it. decode: text of ids, for schemes that compare texts. verdicts: by judge,
+    float32 [P, G], the probability that it finds the answer right; see
+    `rntp.objective.judge_model`.
     """
 
     logp_think_PGH: Tensor
-    logp_empty_PH: Tensor
+    logp_no_think_PH: Tensor
     has_baseline: bool
     match_PGH: Tensor
     num_tokens_PG: Tensor
@@ -200,12 +199,12 @@ class RewardInputs:
     @property
     def discounts_H(self) -> Tensor:
         """γ^k for k = 0 … H-1, float32."""
-        horizon = self.logp_empty_PH.shape[1]
-        exponent = torch.arange(horizon, device=self.logp_empty_PH.device, dtype=torch.float32)
+        horizon = self.logp_no_think_PH.shape[1]
+        exponent = torch.arange(horizon, device=self.logp_no_think_PH.device, dtype=torch.float32)
         return self.discount**exponent
 
 
-class Outlook(Protocol):
+class NextTokenStats(Protocol):
     """What the model expects of the tokens of a context without thinking: float32 nats, [L]. Entry
     i speaks of the prediction of token i; entry 0 is 0, since nothing predicts it."""
 
@@ -222,7 +221,7 @@ class Outlook(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """An `Outlook` that is at hand."""
+    """An `NextTokenStats` that is at hand."""
 
     entropy_L: Tensor
     nll_L: Tensor
@@ -234,18 +233,18 @@ class PlacementInputs:
 
     A policy sees the eligible positions only, so that it may rank them among themselves.
 
-    outlook: of the whole context, and eligible the part of it that the policy sees: entropy_L and
-    nll_L. A policy that looks at neither does not pay for them. noise_L: float64 uniform draws of
-    this context, a function of the run seed and its ordinal. count: positions wanted. ramp: share
-    of `placement.ramp_steps` that lies before this context, None where no such number is set; see
-    `progress`. learned_L: float32, what the policy's
-    own record says of such positions (see `rntp.placement.records`); zeros where it keeps none.
-    starts_sentence_L: bool, a sentence begins with this token; None for policies that did not ask
-    for it. oracle_gain_L: float32 nats that a perfect thought is worth, 0 where none helps.
-    class_L: int64 numbers of the tokens' classes, -1 where unknown. Both are None without labels.
+    next_token: of the whole context, and eligible the part of it that the policy sees: entropy_L
+    and nll_L. A policy that looks at neither does not pay for them. noise_L: float64 uniform draws
+    of this context, a function of the run seed and its ordinal. count: positions wanted. ramp:
+    share of `placement.ramp_steps` that lies before this context, None where no such number is set;
+    see `progress`. learned_L: float32, what the policy's own record says of such positions (see
+    `rntp.placement.records`); zeros where it keeps none. starts_sentence_L: bool, a sentence begins
+    with this token; None for policies that did not ask for it. oracle_gain_L: float32 nats that a
+    perfect thought is worth, 0 where none helps. class_L: int64 numbers of the tokens' classes, -1
+    where unknown. Both are None without labels.
     """
 
-    outlook: Outlook
+    next_token: NextTokenStats
     noise_L: Tensor
     learned_L: Tensor
     eligible: slice = field(default_factory=lambda: slice(None))
@@ -278,10 +277,10 @@ class PlacementInputs:
 
     @property
     def entropy_L(self) -> Tensor:
-        """Of the outlook, at the positions that the policy sees."""
-        return self.outlook.entropy_L[self.eligible]
+        """Of the next_token, at the positions that the policy sees."""
+        return self.next_token.entropy_L[self.eligible]
 
     @property
     def nll_L(self) -> Tensor:
-        """Of the outlook, at the positions that the policy sees."""
-        return self.outlook.nll_L[self.eligible]
+        """Of the next_token, at the positions that the policy sees."""
+        return self.next_token.nll_L[self.eligible]

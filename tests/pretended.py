@@ -18,13 +18,13 @@ crossings: list[str] = []
 _MAY_MIX = ("aten.index.Tensor", "aten.index_put_.default", "aten._to_copy", "aten.copy_")
 
 
-class Elsewhere(Tensor):
+class OtherLogprobs(Tensor):
     """`held`: the numbers, on the CPU."""
 
     held: Tensor
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> "Elsewhere":
+    def __new__(cls, held: Tensor) -> "OtherLogprobs":
         return Tensor._make_wrapper_subclass(
             cls,
             held.size(),
@@ -78,27 +78,29 @@ def move(module: nn.Module) -> None:
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
-                there = moved.setdefault(id(parameter), nn.Parameter(Elsewhere(parameter.data)))
+                there = moved.setdefault(id(parameter), nn.Parameter(OtherLogprobs(parameter.data)))
                 part._parameters[name] = there
         for name, buffer in part._buffers.items():
-            part._buffers[name] = None if buffer is None else Elsewhere(buffer)
+            part._buffers[name] = None if buffer is None else OtherLogprobs(buffer)
 
 
 def _placed(real: Any) -> Any:
     def build(*args: Any, device: Any = None, **more: Any) -> Tensor:
         made = real(*args, **more)
         there = device is not None and torch.device(device) == DEVICE
-        return Elsewhere(made.detach()) if there and not isinstance(made, Elsewhere) else made
+        return (
+            OtherLogprobs(made.detach()) if there and not isinstance(made, OtherLogprobs) else made
+        )
 
     return build
 
 
 def _run(function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    given: list[Elsewhere] = []
+    given: list[OtherLogprobs] = []
     of_cpu: list[Tensor] = []
 
     def lower(x: Any) -> Any:
-        if isinstance(x, Elsewhere):
+        if isinstance(x, OtherLogprobs):
             given.append(x)
             return x.held
         if isinstance(x, Tensor) and x.dim():
@@ -121,9 +123,9 @@ def _run(function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     return tree_map(lambda x: _raised(x, given), found) if there else found
 
 
-def _raised(x: Any, given: list[Elsewhere]) -> Any:
-    if not isinstance(x, Tensor) or isinstance(x, Elsewhere):
+def _raised(x: Any, given: list[OtherLogprobs]) -> Any:
+    if not isinstance(x, Tensor) or isinstance(x, OtherLogprobs):
         return x
     # What works in place gives back the same tensor.
     same = [own for own in given if own.held is x]
-    return same[0] if same else Elsewhere(x)
+    return same[0] if same else OtherLogprobs(x)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_run
-from pretended import DEVICE, Elsewhere, Pretended, crossings, move
+from pretended import DEVICE, OtherLogprobs, Pretended, crossings, move
 from torch.utils._python_dispatch import _disable_current_modes
 
 import rntp.trainer
@@ -21,7 +21,7 @@ from rntp.types import Context
 def test_the_device_does_not_mix_with_the_cpu() -> None:
     with torch.no_grad(), Pretended():
         x = torch.ones(3, device=DEVICE)
-        assert isinstance(x, Elsewhere)
+        assert isinstance(x, OtherLogprobs)
         assert float((x * 2 + torch.tensor(1.0)).sum()) == 9
         assert type((x + 1).cpu()) is torch.Tensor
         assert torch.equal(torch.arange(3).to(DEVICE).cpu(), torch.arange(3))

@@ -20,7 +20,7 @@ from rntp import rewards
 from rntp.config import Config
 from rntp.errors import CheckpointError, ConfigError, DataError, Diverged, Preempted
 from rntp.evaluation import evaluate_target
-from rntp.objective.step import Scores
+from rntp.objective.quantities import ForwardOutputs
 from rntp.run import folder as run_folder
 from rntp.run.checkpoint import committed
 from rntp.run.log import read_metrics, read_rollouts
@@ -212,22 +212,25 @@ def test_the_update_raises_the_reward_on_the_same_thoughts(raw: dict) -> None:
         Config.parse(raw, ["objective.continuation_weight=0", "objective.ntp_weight=0"])
     )
     config = trainer.config
-    from rntp.objective.step import judge, plant, score
+    from rntp.objective.forward import build_tree, forward
+    from rntp.objective.rewards_and_advantages import compute_rewards
 
     contexts = trainer.corpus.step_contexts(1, 3)
     rollouts = trainer.engine.sample(contexts, trainer.place)
 
-    def scores() -> Scores:
-        tree = plant(trainer.model, rollouts, config.reward.horizon)
-        return score(trainer.model, tree, temperature=1.0)
+    def outputs() -> ForwardOutputs:
+        tree = build_tree(trainer.model, rollouts, config.reward.horizon)
+        return forward(trainer.model, tree, temperature=1.0)
 
-    tree = plant(trainer.model, rollouts, config.reward.horizon)
-    before = scores()
-    advantage = judge(before, tree, rollouts, config).advantage_PG.flatten()[tree.thought_index]
+    tree = build_tree(trainer.model, rollouts, config.reward.horizon)
+    before = outputs()
+    advantage = compute_rewards(before, tree, rollouts, config).advantage_PG.flatten()[
+        tree.thought_index
+    ]
     loss = -(advantage * before.thought_logp_M).mean()
     loss.backward()
     trainer.optimizer.step(2, loss_is_finite=True)
-    gained = scores().thought_logp_M.detach() - before.thought_logp_M.detach()
+    gained = outputs().thought_logp_M.detach() - before.thought_logp_M.detach()
     assert (advantage * gained).sum() > 0
     assert gained[advantage > 0].mean() > gained[advantage < 0].mean()
 

@@ -34,7 +34,7 @@ from rntp.run import checkpoint
 from rntp.run.log import Level, NoLog
 from rntp.runtime.memory import keep_freed_memory, peak_bytes
 from rntp.runtime.provenance import device_name
-from rntp.runtime.ranks import ALONE
+from rntp.runtime.ranks import SINGLE_RANK
 from rntp.training.optimizer import Optimizer
 from rntp.training.saver import Saver
 
@@ -80,7 +80,7 @@ def measure(shape: LlamaConfig, repeats: int, beside: Path) -> dict[str, Any]:
             asynchronous: Saver(
                 folder,
                 1,
-                ALONE,
+                SINGLE_RANK,
                 asynchronous=asynchronous,
                 log=log,
                 saved=0,

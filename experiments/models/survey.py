@@ -28,7 +28,8 @@ from transformers import AutoModelForCausalLM
 from rntp.errors import ConfigError
 from rntp.model import LanguageModel, Sharing, load_model, own_attention
 from rntp.model.thought_tree import TokenTree
-from rntp.objective.step import plant, sampler_logp, score
+from rntp.objective.forward import build_tree, forward
+from rntp.objective.rewards_and_advantages import sampler_logp
 from rntp.rollout import Engine, no_check
 from rntp.rollout.engine import InProcessEngine
 from rntp.rollout.unshared import UnsharedEngine
@@ -218,7 +219,7 @@ def sampler_gap(model: LanguageModel) -> float:
     drawn = torch.cat([t.sampled_ids for r in rollouts for g in r.thoughts for t in g])
     assert int(drawn.max()) < len(model.tokenizer)
     with torch.no_grad():
-        found = score(model, plant(model, rollouts, 4), temperature=0.8)
+        found = forward(model, build_tree(model, rollouts, 4), temperature=0.8)
     return float((found.thought_logp_M - sampler_logp(rollouts)).abs().max())
 
 

@@ -3,10 +3,10 @@
     python experiments/planted/golden.py            compare
     python experiments/planted/golden.py --write    write golden.json anew, after a meant change
 
-On the machine and versions that wrote golden.json every number must be equal to the bit. Elsewhere
-sums round differently; a thought may then be sampled differently, and from there the runs part. So
-the first step, which samples from the committed weights, must agree to FIRST_STEP, and the mean of
-the last ten to MEAN_OF_LAST.
+On the machine and versions that wrote golden.json every number must be equal to the bit.
+OtherLogprobs sums round differently; a thought may then be sampled differently, and from there the
+runs part. So the first step, which samples from the committed weights, must agree to FIRST_STEP,
+and the mean of the last ten to MEAN_OF_LAST.
 """
 
 import argparse

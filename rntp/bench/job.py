@@ -10,8 +10,10 @@ from rntp.bench.sizes import Sizes
 from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.model.packed_weights import packed_weights, packing_pays
-from rntp.objective.loss import Elsewhere, loss
-from rntp.objective.step import Counts, judge, loss_reads, plant, sampler_logp, score
+from rntp.objective.forward import build_tree, forward
+from rntp.objective.loss import loss
+from rntp.objective.quantities import Counts, OtherLogprobs, loss_reads
+from rntp.objective.rewards_and_advantages import compute_rewards, sampler_logp
 from rntp.rng import uniform
 from rntp.rollout.engine import open_engine
 from rntp.types import Context, Rollout
@@ -87,7 +89,7 @@ class Job:
         """The rollouts of the step: pages read once, all branches in lock-step."""
         engine = open_engine(self.model, self.config, thoughts=self.sizes.thoughts)
         positions = self.positions
-        return engine.sample(self.contexts, lambda context, outlook: positions)
+        return engine.sample(self.contexts, lambda context, next_token: positions)
 
     def step(self) -> float:
         """All of it, up to the gradients; the loss in nats."""
@@ -97,11 +99,11 @@ class Job:
 
     def backward(self, rollouts: list[Rollout]) -> float:
         """Forward, rewards, advantages, loss and backward; the loss in nats."""
-        tree = plant(self.model, rollouts, self.sizes.horizon, loss_reads(self.config))
-        scores = score(self.model, tree, temperature=self.config.thought.temperature)
-        judged = judge(scores, tree, rollouts, self.config)
-        elsewhere = Elsewhere(sampler_logp(rollouts).to(self.model.device))
+        tree = build_tree(self.model, rollouts, self.sizes.horizon, loss_reads(self.config))
+        outputs = forward(self.model, tree, temperature=self.config.thought.temperature)
+        rewarded = compute_rewards(outputs, tree, rollouts, self.config)
+        others = OtherLogprobs(sampler_logp(rollouts).to(self.model.device))
         counts = Counts.of(rollouts, self.sizes.horizon)
-        total = loss(scores, tree, judged, counts, self.config, elsewhere).total
+        total = loss(outputs, tree, rewarded, counts, self.config, others).total
         total.backward()
         return float(total.detach())

@@ -18,7 +18,8 @@ from rntp.bench.unshared import Unshared
 from rntp.errors import ConfigError
 from rntp.model import Head, LanguageModel, cast_parameters
 from rntp.model.thought_tree import learning_tokens, tree_tokens, unshared_tokens
-from rntp.objective.step import loss_reads, sampler_logp
+from rntp.objective.quantities import loss_reads
+from rntp.objective.rewards_and_advantages import sampler_logp
 from rntp.runtime.memory import keep_freed_memory
 from rntp.runtime.provenance import environment
 from rntp.training.estimate import Shape

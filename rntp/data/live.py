@@ -113,9 +113,9 @@ class Live:
     def pages(self, tally: Any = None) -> Iterator[Any]:
         """Every page (`rntp_data_prep.page.Page`), in order, usable or not.
 
-        tally: `rntp_data_prep.page.Tally` of what is done to pages. A file is checked whole before
-        its first page, once. Raises DataError for damage, for what cannot be reached and for a
-        file of which no page can be used, ConfigError where a reader is not installed.
+        tally: `rntp_data_prep.page.Tally` of what is done to pages. A file is checked whole
+        before its first page, once. Raises DataError for damage, for what cannot be reached and for
+        a file of which no page can be used, ConfigError where a reader is not installed.
         """
         from rntp_data_prep.sources import check, pages
 

@@ -21,7 +21,7 @@ from rntp.model import LanguageModel
 from rntp.placement.placer import placer
 from rntp.rollout import Check, no_check
 from rntp.rollout.engine import open_engine
-from rntp.runtime.ranks import ALONE, Ranks
+from rntp.runtime.ranks import SINGLE_RANK, Ranks
 from rntp.types import Context, Rollout
 
 Progress = Callable[[str, int, int], None]
@@ -40,7 +40,7 @@ def evaluate(
     reference: dict[str, Any] | None = None,
     check: Check = no_check,
     progress: Progress = _silent,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_RANK,
 ) -> dict[str, Any]:
     """Think and no-think loss of the same continuations, in nats per token.
 

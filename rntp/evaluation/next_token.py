@@ -32,7 +32,7 @@ def predictions(
     probability of the arg-max. brier: Σ_v (p_v − 1[v = token])², in [0, 2].
     """
     think_PG = tree.think_rows_PGH[:, :, 0]
-    rows = torch.cat([tree.empty_rows_PH[:, 0], think_PG.flatten()]).to(hidden.device)
+    rows = torch.cat([tree.no_think_rows_PH[:, 0], think_PG.flatten()]).to(hidden.device)
     target_P = tree.continuation_PH[:, 0]
     targets = torch.cat([target_P, target_P[:, None].expand(think_PG.shape).flatten()])
     found: list[Prediction] = []

@@ -14,7 +14,7 @@ from rntp.model import LanguageModel
 from rntp.model.microbatches import microbatches
 from rntp.model.token_bytes import ByteCounter
 from rntp.model.tokenizer import decode, token_strings
-from rntp.objective.step import plant, score
+from rntp.objective.forward import build_tree, forward
 from rntp.rollout import Check
 from rntp.types import Rollout
 
@@ -36,15 +36,15 @@ def score_pages(
         shares=model.shares,
     ):
         check()
-        tree = plant(model, piece, horizon)
+        tree = build_tree(model, piece, horizon)
         hidden = tree.tree.hidden(model)
-        scores = score(
+        scores = forward(
             model,
             tree,
             temperature=config.thought.temperature,
             hidden=hidden,
         )
-        think, empty = scores.think_logp_PGH.tolist(), scores.empty_logp_PH.tolist()
+        think, empty = scores.think_logp_PGH.tolist(), scores.no_think_logp_PH.tolist()
         first_empty, first_think = predictions(model, hidden, tree)
         number = 0
         for rollout in piece:

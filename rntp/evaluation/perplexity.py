@@ -9,10 +9,10 @@ from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.model.microbatches import microbatches
 from rntp.model.thought_tree import Reads
-from rntp.objective.step import plant, score
+from rntp.objective.forward import build_tree, forward
 from rntp.rollout import Check
 from rntp.rollout.engine import unthought
-from rntp.runtime.ranks import ALONE, Ranks
+from rntp.runtime.ranks import SINGLE_RANK, Ranks
 from rntp.types import Context
 
 
@@ -22,7 +22,7 @@ def read_plainly(
     config: Config,
     check: Check,
     before: dict[str, Any] | None,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_RANK,
 ) -> dict[str, Any]:
     """Plain next-token loss on every token of the contexts, nats: what training may have spoilt.
 
@@ -58,7 +58,7 @@ def _losses(
     most = config.parallel.tokens_per_microbatch
     for piece in microbatches(plain, tokens=most, horizon=1, shares=model.shares):
         check()
-        scores = score(model, plant(model, piece, 1, Reads(context=True)), temperature=1.0)
+        scores = forward(model, build_tree(model, piece, 1, Reads(context=True)), temperature=1.0)
         assert scores.context_logp is not None
         nll = iter((-scores.context_logp).tolist())
         for rollout in piece:

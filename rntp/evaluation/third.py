@@ -14,7 +14,7 @@ from rntp.errors import ConfigError
 from rntp.model import cast_parameters, load_model
 from rntp.model.microbatches import microbatches
 from rntp.model.tokenizer import load_tokenizer, tokenizer_digest
-from rntp.objective.step import plant, score
+from rntp.objective.forward import build_tree, forward
 from rntp.rollout import Check
 from rntp.types import Rollout
 
@@ -51,6 +51,6 @@ def third_losses(
     most = config.parallel.tokens_per_microbatch
     for piece in microbatches(bare, tokens=most, horizon=horizon, shares=model.shares):
         check()
-        scores = score(model, plant(model, piece, horizon), temperature=1.0)
-        found += (-scores.empty_logp_PH).tolist()
+        scores = forward(model, build_tree(model, piece, horizon), temperature=1.0)
+        found += (-scores.no_think_logp_PH).tolist()
     return found

@@ -94,7 +94,7 @@ def layers(hf: PreTrainedModel) -> list[nn.Module]:
     )
 
 
-def forget_activations(hf: PreTrainedModel) -> None:
+def checkpoint_activations(hf: PreTrainedModel) -> None:
     """Keep only the inputs of every layer for the backward, which computes the rest again."""
     for layer in layers(hf):
         layer.forward = _Recomputed(layer.forward)

@@ -122,11 +122,10 @@ class ThoughtTree:
     P positions in all, G thoughts each, H continuation tokens, M sampled tokens: of each thought
     and then of its answer. thought_rows, thought_targets: int64 [M], for the tokens that were
     sampled (forced markers are not). thought_index: int64 [M], the thought p·G + g of each.
-    think_rows_PGH, empty_rows_PH: rows that predict the continuation with and without the thought.
-    continuation_PH: its ids.
-    context_rows, context_targets: int64, for plain next-token prediction on the contexts, those
-    left out that hold earlier thoughts: their pages are there, or in another microbatch, without
-    them; empty where `reads.context` is false.
+    think_rows_PGH, no_think_rows_PH: rows that predict the continuation with and without the
+    thought. continuation_PH: its ids. context_rows, context_targets: int64, for plain next-token
+    prediction on the contexts, those left out that hold earlier thoughts: their pages are there, or
+    in another microbatch, without them; empty where `reads.context` is false.
     """
 
     tree: TokenTree
@@ -135,7 +134,7 @@ class ThoughtTree:
     thought_targets: Tensor
     thought_index: Tensor
     think_rows_PGH: Tensor
-    empty_rows_PH: Tensor
+    no_think_rows_PH: Tensor
     continuation_PH: Tensor
     context_rows: Tensor
     context_targets: Tensor
@@ -227,7 +226,7 @@ class ThoughtTree:
                 torch.arange(len(branches)), _ids([b.thought.num_drawn for b in branches])
             ),
             think_rows_PGH=torch.cat([_ids([]), *think_rows]).view(positions, groups, horizon),
-            empty_rows_PH=torch.cat([_ids([]), *empty_rows]).view(positions, horizon),
+            no_think_rows_PH=torch.cat([_ids([]), *empty_rows]).view(positions, horizon),
             continuation_PH=torch.cat([_ids([]), *continuation_ids]).view(positions, horizon),
             context_rows=torch.cat(context_rows),
             context_targets=torch.cat(context_targets),

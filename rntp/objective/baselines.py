@@ -29,7 +29,7 @@ def members(reward_PG: Tensor, use: Use) -> Tensor:
 
 
 def used(
-    reward_PG: Tensor, logp_empty_PH: Tensor, use: Use, centre: Callable[[Tensor], Tensor]
+    reward_PG: Tensor, logp_no_think_PH: Tensor, use: Use, centre: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Advantages [P, G] of rewards, centred in their group by `centre`.
 
@@ -47,4 +47,4 @@ def used(
         return advantage_PG * (reward_PG.mean(dim=1, keepdim=True) > 0)
     if use != "position_weight":
         return advantage_PG
-    return advantage_PG * -torch.expm1(logp_empty_PH.mean(dim=1, keepdim=True))
+    return advantage_PG * -torch.expm1(logp_no_think_PH.mean(dim=1, keepdim=True))

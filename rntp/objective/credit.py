@@ -12,7 +12,7 @@ from rntp.objective.advantages import advantages, dead_groups
 
 def credit(
     reward_PG: Tensor,
-    empty_logp_PH: Tensor,
+    no_think_logp_PH: Tensor,
     config: Config,
     usual_std: float = 0.0,
     tolerance: float | Tensor = 1e-6,
@@ -20,7 +20,7 @@ def credit(
     """Advantages [P, G], detached, and bool [P]: the groups that count in the policy gradient.
 
     Groups that do not count have advantage 0, and nothing is compared with them. reward_PG: what
-    drives, all penalties taken off. empty_logp_PH: the baseline, nats. usual_std: of a group's
+    drives, all penalties taken off. no_think_logp_PH: the baseline, nats. usual_std: of a group's
     rewards, for `objective.min_group_std`. tolerance: reward units, what equal rewards may differ
     by, a number or [P]; see `rntp.objective.rounding`. Where `objective.needs_whole_step`, the
     groups must be all those of a step.
@@ -40,10 +40,10 @@ def credit(
         std_floor=objective.advantage_std_floor,
     )
     if counted_P.all():
-        return baselines.used(reward_PG, empty_logp_PH, use, centre), counted_P
+        return baselines.used(reward_PG, no_think_logp_PH, use, centre), counted_P
     advantage_PG = torch.zeros_like(reward_PG)
     if counted_P.any():
         advantage_PG[counted_P] = baselines.used(
-            reward_PG[counted_P], empty_logp_PH[counted_P], use, centre
+            reward_PG[counted_P], no_think_logp_PH[counted_P], use, centre
         )
     return advantage_PG, counted_P

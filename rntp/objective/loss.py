@@ -14,21 +14,12 @@ from rntp.config import Config
 from rntp.model.moe import balancing_loss
 from rntp.model.thought_tree import ThoughtTree
 from rntp.objective import losses, weighting
-from rntp.objective.step import Counts, Judgement, Scores
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """Log-probs of the sampled tokens under other weights than this forward's: nats, detached, [M].
-
-    sampler: when they were drawn. reference: what the KL term holds on to, None without one. old:
-    of the policy that the first epoch saw; None on that epoch itself, where the ratio is 1 and all
-    algorithms have the gradient of the plain one.
-    """
-
-    sampler_logp_M: Tensor
-    reference_logp_M: Tensor | None = None
-    old_logp_M: Tensor | None = None
+from rntp.objective.quantities import (
+    Counts,
+    ForwardOutputs,
+    OtherLogprobs,
+    RewardsAndAdvantages,
+)
 
 
 @dataclass(frozen=True)
@@ -51,44 +42,47 @@ class Loss:
 
 
 def loss(
-    scores: Scores,
+    outputs: ForwardOutputs,
     tree: ThoughtTree,
-    judged: Judgement,
+    rewarded: RewardsAndAdvantages,
     counts: Counts,
     config: Config,
-    elsewhere: Elsewhere,
+    others: OtherLogprobs,
 ) -> Loss:
     """This microbatch's share of the step's loss; the shares of a step add up to it."""
-    objective, logp_M = config.objective, scores.thought_logp_M
+    objective, logp_M = config.objective, outputs.thought_logp_M
     index = tree.thought_index.to(logp_M.device)
     weight_M = weighting.token_weights(objective.normalize, index, logp_M.dtype)
     every_token, counted = _denominators(counts, config)
 
-    pg, clipped = _policy_term(logp_M, judged, index, weight_M, config, elsewhere)
+    pg, clipped = _policy_term(logp_M, rewarded, index, weight_M, config, others)
     pg = pg / counted
     share_PG = weighting.continuation_weights(
-        objective.continuation_use, judged.reward_PG, judged.advantage_PG, scores.think_logp_PGH
+        objective.continuation_use,
+        rewarded.reward_PG,
+        rewarded.advantage_PG,
+        outputs.think_logp_PGH,
     )
     continuation = losses.negative_log_likelihood(
-        scores.think_logp_PGH, None if share_PG is None else share_PG[:, :, None]
+        outputs.think_logp_PGH, None if share_PG is None else share_PG[:, :, None]
     )
     continuation = continuation / max(counts.continuation, 1)
     total = objective.pg_weight * pg + objective.continuation_weight * continuation
     ntp, kl, entropy = torch.zeros_like(pg), torch.zeros_like(pg), torch.zeros_like(pg)
-    if scores.context_logp is not None:
-        ntp = losses.negative_log_likelihood(scores.context_logp) / counts.context
+    if outputs.context_logp is not None:
+        ntp = losses.negative_log_likelihood(outputs.context_logp) / counts.context
         total = total + objective.ntp_weight * ntp
     if objective.kl_weight > 0 and objective.kl_in == "loss":
-        assert elsewhere.reference_logp_M is not None
-        kl_M = losses.kl_per_token(logp_M, elsewhere.reference_logp_M, objective.kl_estimator)
+        assert others.reference_logp_M is not None
+        kl_M = losses.kl_per_token(logp_M, others.reference_logp_M, objective.kl_estimator)
         kl = (weight_M * kl_M).sum() / every_token
         total = total + objective.kl_weight * kl
     if objective.entropy_weight > 0:
-        entropy = (weight_M * scores.thought_entropy_M).sum() / every_token
+        entropy = (weight_M * outputs.thought_entropy_M).sum() / every_token
         total = total - objective.entropy_weight * entropy
     router = torch.zeros_like(pg)
-    if objective.router_weight > 0 and scores.routing is not None:
-        router = balancing_loss(scores.routing, counts.expert_choices, counts.routed)
+    if objective.router_weight > 0 and outputs.routing is not None:
+        router = balancing_loss(outputs.routing, counts.expert_choices, counts.routed)
         total = total + objective.router_weight * router
     return Loss(
         total=total,
@@ -116,19 +110,19 @@ def _denominators(counts: Counts, config: Config) -> tuple[int, int]:
 
 def _policy_term(
     logp_M: Tensor,
-    judged: Judgement,
+    rewarded: RewardsAndAdvantages,
     index: Tensor,
     weight_M: Tensor,
     config: Config,
-    elsewhere: Elsewhere,
+    others: OtherLogprobs,
 ) -> tuple[Tensor, Tensor]:
     """The weighted sum of the chosen algorithm, and how many tokens its clip touched."""
     objective = config.objective
-    advantage_M = judged.advantage_PG.flatten()[index] * weight_M
-    old = logp_M.detach() if elsewhere.old_logp_M is None else elsewhere.old_logp_M
+    advantage_M = rewarded.advantage_PG.flatten()[index] * weight_M
+    old = logp_M.detach() if others.old_logp_M is None else others.old_logp_M
     if objective.importance_cap > 0:
         advantage_M = advantage_M * weighting.importance_weights(
-            old, elsewhere.sampler_logp_M, objective.importance_cap
+            old, others.sampler_logp_M, objective.importance_cap
         )
     if objective.algorithm == "policy_gradient":
         return losses.policy_gradient(logp_M, advantage_M), logp_M.new_zeros(())

@@ -63,13 +63,13 @@ class Reference:
         """The same [P, H], and log π(sampled token), nats at the temperature, [M]: one forward."""
         model, device = self._model, self._model.device
         num_sampled = len(tree.thought_rows)
-        rows = torch.cat([tree.thought_rows, tree.empty_rows_PH.flatten()])
+        rows = torch.cat([tree.thought_rows, tree.no_think_rows_PH.flatten()])
         targets = torch.cat([tree.thought_targets, tree.continuation_PH.flatten()])
         temperatures = torch.ones(len(rows))
         temperatures[:num_sampled] = temperature
         hidden = tree.tree.hidden(model).index_select(0, rows.to(device))
         logp, _, _ = model.logprob(hidden, targets.to(device), temperatures.to(device))
-        return logp[num_sampled:].view(tree.empty_rows_PH.shape), logp[:num_sampled]
+        return logp[num_sampled:].view(tree.no_think_rows_PH.shape), logp[:num_sampled]
 
     @torch.no_grad()
     def update(self, masters: Mapping[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ def gather(
     config: Config,
     *,
     logp_think_PGH: Tensor,
-    logp_empty_PH: Tensor,
+    logp_no_think_PH: Tensor,
     match_PGH: Tensor,
     continuation_ids_PH: Tensor,
     collision_PGH: Tensor | None,
@@ -33,7 +33,7 @@ def gather(
     budget = partial(length_budget, start, section.length_half_life)
     return RewardInputs(
         logp_think_PGH=logp_think_PGH.detach(),
-        logp_empty_PH=logp_empty_PH.detach(),
+        logp_no_think_PH=logp_no_think_PH.detach(),
         has_baseline=config.baseline.weights != "none",
         match_PGH=match_PGH,
         num_tokens_PG=torch.tensor(

@@ -56,7 +56,7 @@ def sensitivity(inputs: RewardInputs, reward: Callable[[RewardInputs], Tensor]) 
     wide = replace(
         inputs,
         logp_think_PGH=inputs.logp_think_PGH.double(),
-        logp_empty_PH=inputs.logp_empty_PH.double(),
+        logp_no_think_PH=inputs.logp_no_think_PH.double(),
     )
     at_P1G = reward(wide).double()
     shape = wide.logp_think_PGH.shape

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from rntp.registry import Registry
-from rntp.types import Context, Outlook, PlacementInputs
+from rntp.types import Context, NextTokenStats, PlacementInputs
 
 Policy = Callable[[PlacementInputs], Tensor]
 # (context, what the model expects of it) -> positions, ascending.
-Place = Callable[[Context, Outlook], tuple[int, ...]]
+Place = Callable[[Context, NextTokenStats], tuple[int, ...]]
 REGISTRY: Registry[Policy] = Registry("placement policy")
 register = REGISTRY.register
 

@@ -11,7 +11,7 @@ from rntp.placement.labels import class_numbers, oracle_gains
 from rntp.placement.records import Record
 from rntp.placement.sentences import SentenceStarts
 from rntp.rng import uniform
-from rntp.types import Context, Outlook, PlacementInputs
+from rntp.types import Context, NextTokenStats, PlacementInputs
 
 
 def placer(
@@ -34,16 +34,16 @@ def placer(
         assert tokenizer is not None
         sentences = SentenceStarts(tokenizer)
 
-    def place(context: Context, outlook: Outlook) -> tuple[int, ...]:
+    def place(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
         index = torch.arange(len(context))
         noise = uniform(config.run.seed, purpose, context.ordinal, index)
         return placement.place(
             placement.REGISTRY[policy],
             PlacementInputs(
-                outlook=outlook,
+                next_token=next_token,
                 noise_L=noise,
                 learned_L=(
-                    record.of(context, outlook.entropy_L, outlook.nll_L)
+                    record.of(context, next_token.entropy_L, next_token.nll_L)
                     if record
                     else torch.zeros(len(context))
                 ),

@@ -9,5 +9,5 @@ from rntp.types import RewardInputs
 @register("log_ratio", baseline="subtracts")
 def log_ratio(inputs: RewardInputs) -> Tensor:
     """r = Σ_k γ^k (log p(x_k | context, thought) − log p(x_k | context)), nats, [P, G]."""
-    gain_PGH = inputs.logp_think_PGH - inputs.logp_empty_PH[:, None]
+    gain_PGH = inputs.logp_think_PGH - inputs.logp_no_think_PH[:, None]
     return (gain_PGH * inputs.discounts_H).sum(dim=-1)

@@ -18,4 +18,4 @@ def mean_prob(inputs: RewardInputs) -> Tensor:
     think_PG = inputs.logp_think_PGH.exp().mean(dim=-1)
     if not inputs.has_baseline:
         return think_PG
-    return think_PG - inputs.logp_empty_PH.exp().mean(dim=-1)[:, None]
+    return think_PG - inputs.logp_no_think_PH.exp().mean(dim=-1)[:, None]

@@ -18,5 +18,5 @@ def weighted_prob(inputs: RewardInputs) -> Tensor:
     w_k: see `surprise_weights`. Not discounted. The paper floors it at 0: `baseline.use: clip`.
     """
     assert inputs.has_baseline
-    gained_PGH = inputs.logp_think_PGH.exp() - inputs.logp_empty_PH.exp()[:, None]
-    return (gained_PGH * surprise_weights(inputs.logp_empty_PH)[:, None]).mean(dim=-1)
+    gained_PGH = inputs.logp_think_PGH.exp() - inputs.logp_no_think_PH.exp()[:, None]
+    return (gained_PGH * surprise_weights(inputs.logp_no_think_PH)[:, None]).mean(dim=-1)

@@ -98,14 +98,17 @@ class InProcessEngine:
             check()
             prefix, outlooks = self._prefill(batch)
             positions = [
-                place(context, outlook) for context, outlook in zip(batch, outlooks, strict=True)
+                place(context, next_token)
+                for context, next_token in zip(batch, outlooks, strict=True)
             ]
             groups = self._think(batch, positions, prefix, check)
-            for context, at, thoughts, outlook in zip(
+            for context, at, thoughts, next_token in zip(
                 batch, positions, groups, outlooks, strict=True
             ):
                 rollouts.append(
-                    Rollout(context, at, thoughts, *outlook.at(at), policy_version=policy_version)
+                    Rollout(
+                        context, at, thoughts, *next_token.at(at), policy_version=policy_version
+                    )
                 )
         return rollouts
 

@@ -24,7 +24,7 @@ from rntp.model.thought_tree import thought_branch
 from rntp.placement import Place
 from rntp.rng import uniform
 from rntp.rollout import Check, Engine, no_check
-from rntp.types import Context, Outlook, Rollout, Seen
+from rntp.types import Context, NextTokenStats, Rollout, Seen
 
 
 class InterleavedEngine:
@@ -49,8 +49,8 @@ class InterleavedEngine:
         """K rollouts a context, in order; see `Engine`. place is asked once, for the bare page."""
         chosen: list[tuple[int, ...]] = []
 
-        def first(context: Context, outlook: Outlook) -> tuple[int, ...]:
-            chosen.append(place(context, outlook))
+        def first(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
+            chosen.append(place(context, next_token))
             return chosen[-1][:1]
 
         rounds = [self._engine.sample(contexts, first, check, policy_version)]
@@ -61,7 +61,7 @@ class InterleavedEngine:
             }
 
             def next_one(
-                context: Context, outlook: Outlook, at: dict[int, int] = following
+                context: Context, next_token: NextTokenStats, at: dict[int, int] = following
             ) -> tuple[int, ...]:
                 return (at[context.ordinal],)
 

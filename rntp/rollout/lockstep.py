@@ -2,7 +2,7 @@
 
 The number of the step lives on the device and nothing is read back, so that on CUDA one step is
 captured as a graph and replayed: a small model's step is a few hundred kernels, and starting them
-one by one takes longer than running them. Elsewhere the same step runs as it is.
+one by one takes longer than running them. OtherLogprobs the same step runs as it is.
 
 Branches that have ended go along until those that have not fit half the rows, or a quarter, …:
 then these go on by themselves, in a lane with a graph of its own that finds their tokens where

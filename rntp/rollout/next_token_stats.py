@@ -10,7 +10,7 @@ from rntp.model import LanguageModel
 
 
 class LazyOutlook:
-    """The `Outlook` of one context, computed when somebody looks: the head over a whole
+    """The `NextTokenStats` of one context, computed when somebody looks: the head over a whole
     page costs more than a placement at random is worth.
 
     ids: int64 [L]. hidden: [L, H], of the trunk; row i predicts token i + 1.
@@ -23,12 +23,12 @@ class LazyOutlook:
 
     @property
     def entropy_L(self) -> Tensor:
-        """See `rntp.types.Outlook`."""
+        """See `rntp.types.NextTokenStats`."""
         return self._whole[0]
 
     @property
     def nll_L(self) -> Tensor:
-        """See `rntp.types.Outlook`."""
+        """See `rntp.types.NextTokenStats`."""
         return self._whole[1]
 
     def at(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:

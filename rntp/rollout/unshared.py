@@ -106,11 +106,13 @@ class UnsharedEngine:
             check()
             for context, hidden in zip(batch, self._read(batch), strict=True):
                 ids = context.token_ids.to(self.model.device)
-                outlook = LazyOutlook(self.model, ids, hidden)
-                at = place(context, outlook)
+                next_token = LazyOutlook(self.model, ids, hidden)
+                at = place(context, next_token)
                 thoughts = tuple(self._group(context, position, check) for position in at)
                 rollouts.append(
-                    Rollout(context, at, thoughts, *outlook.at(at), policy_version=policy_version)
+                    Rollout(
+                        context, at, thoughts, *next_token.at(at), policy_version=policy_version
+                    )
                 )
         return rollouts
 

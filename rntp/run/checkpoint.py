@@ -27,7 +27,7 @@ from rntp.model.sharding import split_like
 from rntp.run import checkpoint_shards as shards
 from rntp.runtime.faults import fault_point
 from rntp.runtime.files import sync, write_json
-from rntp.runtime.ranks import ALONE, Ranks
+from rntp.runtime.ranks import SINGLE_RANK, Ranks
 
 COMMIT = "COMMIT.json"
 STATE = "state.json"
@@ -46,7 +46,7 @@ def save(
     tensors: Tensors,
     state: Mapping[str, Any],
     keep: int,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_RANK,
 ) -> Path:
     """Write `step_<step>`, and `prune` to the newest `keep`; a collective.
 
@@ -240,7 +240,7 @@ def newest_valid(
     folder: Path,
     say: Callable[[str], None],
     before: int | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_RANK,
     check: Callable[[], None] = lambda: None,
 ) -> Path | None:
     """Find the newest checkpoint whose hashes all fit, or None if there never was one.

@@ -92,7 +92,7 @@ class Ranks:
         return [item for part in self.gather(work, phase) for item in part]
 
 
-ALONE = Ranks()
+SINGLE_RANK = Ranks()
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def open_ranks(config: Config) -> Iterator[Ranks]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield ALONE
+        yield SINGLE_RANK
         return
     check_size(config, size)
     on_gpu = config.model.device != "cpu" and torch.cuda.is_available()

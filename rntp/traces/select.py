@@ -1,6 +1,6 @@
 """Which thoughts of a run are kept, and what is told of each. Pure functions of rows.
 
-Rows are those of rollouts/step_N.jsonl (see `rntp.training.step_stats.Tally.rows`).
+Rows are those of rollouts/step_N.jsonl (see `rntp.training.step_stats.StepStats.rows`).
 """
 
 from collections import Counter

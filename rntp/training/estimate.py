@@ -13,7 +13,7 @@ from rntp.config import Config
 from rntp.model import Sharing, pick_device
 from rntp.model.sources import localize
 from rntp.model.unshared import cannot_branch
-from rntp.objective.step import loss_reads
+from rntp.objective.quantities import loss_reads
 
 # Tokens of a judge's question without answer and continuation, about.
 QUESTION = 50

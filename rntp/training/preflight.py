@@ -15,7 +15,7 @@ from rntp.model.routing import balancing_biases
 from rntp.placement import Place
 from rntp.placement.records import RECORDS
 from rntp.runtime.memory import size, total_bytes
-from rntp.runtime.ranks import ALONE, Ranks
+from rntp.runtime.ranks import SINGLE_RANK, Ranks
 from rntp.training.estimate import Shape, Tokens, checkpoint_bytes, peak_memory
 from rntp.types import Known
 
@@ -113,7 +113,7 @@ def check_disk(config: Config, num_parameters: int) -> None:
         )
 
 
-def recomputes(config: Config, model: LanguageModel, ranks: Ranks = ALONE) -> bool:
+def recomputes(config: Config, model: LanguageModel, ranks: Ranks = SINGLE_RANK) -> bool:
     """Decide whether layers keep only their inputs for the backward.
 
     That is `parallel.activation_checkpointing`, of which auto does where a step would not fit
@@ -126,7 +126,7 @@ def recomputes(config: Config, model: LanguageModel, ranks: Ranks = ALONE) -> bo
 
 
 def memory_warnings(
-    config: Config, model: LanguageModel, ranks: Ranks = ALONE, *, recompute: bool
+    config: Config, model: LanguageModel, ranks: Ranks = SINGLE_RANK, *, recompute: bool
 ) -> list[str]:
     """Say so where a step may not fit into memory by the estimate, which is no proof: the run goes
     on. recompute: with activation checkpointing."""

@@ -23,7 +23,7 @@ from rntp.data.corpus import Corpus
 from rntp.data.ordinals import FIRST_REPLAY, step_ordinals
 from rntp.placement import weighted_sample
 from rntp.rng import uniform
-from rntp.runtime.ranks import ALONE, Ranks
+from rntp.runtime.ranks import SINGLE_RANK, Ranks
 from rntp.types import Context, Rollout
 
 CAPACITY = 4096  # contexts; the least useful one makes room
@@ -110,7 +110,7 @@ def step_contexts(
     replay: Replay | None,
     step: int,
     aside: Collection[int] = (),
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_RANK,
 ) -> list[Context]:
     """The contexts of step 1, 2, …: the next fresh ordinals, and those that come back; of many
     ranks, this one's share of them.

@@ -23,9 +23,15 @@ from rntp.model.tokenizer import decode, token_strings
 from rntp.objective import losses
 from rntp.objective.advantages import dead_groups
 from rntp.objective.baselines import members
-from rntp.objective.loss import Elsewhere, Loss
+from rntp.objective.loss import Loss
+from rntp.objective.quantities import (
+    Counts,
+    ForwardOutputs,
+    OtherLogprobs,
+    RewardsAndAdvantages,
+    loss_reads,
+)
 from rntp.objective.rounding import Rounding, tolerance
-from rntp.objective.step import Counts, Judgement, Scores, loss_reads
 from rntp.placement import Bands, labels
 from rntp.placement.picked import picked
 from rntp.rollout.interleaved import on_pages
@@ -34,43 +40,49 @@ from rntp.types import Context, Rollout, Thought
 
 
 @dataclass
-class Tally:
+class StepStats:
     """Collects the outcomes of a step's microbatches, detached."""
 
     config: Config
     rollouts: Sequence[Rollout]
     counts: Counts
-    scores: list[Scores] = field(default_factory=list)
-    judgements: list[Judgement] = field(default_factory=list)
-    elsewhere: list[Elsewhere] = field(default_factory=list)
+    outputs: list[ForwardOutputs] = field(default_factory=list)
+    rewarded_parts: list[RewardsAndAdvantages] = field(default_factory=list)
+    others: list[OtherLogprobs] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
     # Of the epochs over old thoughts, where the policy has moved away from them.
     clipped_tokens: float = 0.0
 
     @classmethod
-    def joined(cls, parts: Sequence["Tally"]) -> "Tally":
+    def joined(cls, parts: Sequence["StepStats"]) -> "StepStats":
         """The tallies of all ranks, in the order of the ordinals, as that of the whole step."""
         whole = cls(parts[0].config, [r for part in parts for r in part.rollouts], parts[0].counts)
         for part in parts:
-            whole.scores += part.scores
-            whole.judgements += part.judgements
-            whole.elsewhere += part.elsewhere
+            whole.outputs += part.outputs
+            whole.rewarded_parts += part.rewarded_parts
+            whole.others += part.others
             whole.losses += part.losses
             whole.clipped_tokens += part.clipped_tokens
         return whole
 
-    def add(self, scores: Scores, judgement: Judgement, elsewhere: Elsewhere, loss: Loss) -> None:
+    def add(
+        self,
+        outputs: ForwardOutputs,
+        rewarded: RewardsAndAdvantages,
+        others: OtherLogprobs,
+        loss: Loss,
+    ) -> None:
         """The outcome of one microbatch of the first epoch."""
-        self.scores.append(scores.detached())
-        self.judgements.append(judgement)
-        self.elsewhere.append(elsewhere)
+        self.outputs.append(outputs.detached())
+        self.rewarded_parts.append(rewarded)
+        self.others.append(others)
         self.losses.append(replace(loss, total=loss.total.detach()))
 
-    def known(self, i: int) -> tuple[Scores, Judgement, Elsewhere]:
+    def known(self, i: int) -> tuple[ForwardOutputs, RewardsAndAdvantages, OtherLogprobs]:
         """What the first epoch found of microbatch i, for one more over the same thoughts."""
-        scores = self.scores[i]
-        elsewhere = replace(self.elsewhere[i], old_logp_M=scores.thought_logp_M)
-        return scores, self.judgements[i], elsewhere
+        outputs = self.outputs[i]
+        others = replace(self.others[i], old_logp_M=outputs.thought_logp_M)
+        return outputs, self.rewarded_parts[i], others
 
     @property
     def pages(self) -> list[Rollout]:
@@ -80,13 +92,13 @@ class Tally:
     @property
     def reward_PG(self) -> Tensor:
         """Of the scheme that drives, all positions of the step in order."""
-        return _cat(j.reward_PG for j in self.judgements)
+        return _cat(j.reward_PG for j in self.rewarded_parts)
 
     @property
     def gain_PG(self) -> Tensor:
         """Of every thought, nats per continuation token."""
-        think = _cat(s.think_logp_PGH for s in self.scores)
-        return (think - _cat(s.empty_logp_PH for s in self.scores)[:, None]).mean(dim=2)
+        think = _cat(s.think_logp_PGH for s in self.outputs)
+        return (think - _cat(s.no_think_logp_PH for s in self.outputs)[:, None]).mean(dim=2)
 
     @property
     def thoughts(self) -> list[Thought]:
@@ -95,7 +107,7 @@ class Tally:
     @property
     def compared_PG(self) -> Tensor:
         """All that thoughts are compared with, as `rntp.objective.credit` sees it."""
-        return members(_cat(j.driving_PG for j in self.judgements), self.config.baseline.use)
+        return members(_cat(j.driving_PG for j in self.rewarded_parts), self.config.baseline.use)
 
     def metrics(self) -> dict[str, float]:
         """Means over the whole step; units in the names' documentation (README, Metrics).
@@ -120,7 +132,7 @@ class Tally:
             f"loss/{term}": float(sum(getattr(part, term) for part in self.losses))
             for term in terms
         }
-        routing = Routing.total(s.routing for s in self.scores)
+        routing = Routing.total(s.routing for s in self.outputs)
         experts = routing.metrics() if routing else {}
         return (self._of_thoughts() if self.counts.thought else {}) | losses | sizes | experts
 
@@ -129,7 +141,9 @@ class Tally:
         config, horizon, reads = self.config, self.config.reward.horizon, loss_reads(self.config)
         learned = self.rollouts
         if config.objective.skips_groups:
-            learned = live(learned, _cat(j.live_P(config) for j in self.judgements).cpu(), reads)
+            learned = live(
+                learned, _cat(j.live_P(config) for j in self.rewarded_parts).cpu(), reads
+            )
         counts = replace(self.counts, thought=sum(r.num_sampled for r in learned))
         plain = [plain_tokens(r, horizon, reads) for r in self.rollouts]
         return Tokens(
@@ -146,18 +160,18 @@ class Tally:
         )
 
     def _of_thoughts(self) -> dict[str, float]:
-        think = _cat(s.think_logp_PGH for s in self.scores)
-        empty = _cat(s.empty_logp_PH for s in self.scores)
-        logp_M = _cat(s.thought_logp_M for s in self.scores)
+        think = _cat(s.think_logp_PGH for s in self.outputs)
+        empty = _cat(s.no_think_logp_PH for s in self.outputs)
+        logp_M = _cat(s.thought_logp_M for s in self.outputs)
         reward = self.reward_PG
         thoughts = self.thoughts
         lengths = torch.tensor([float(t.num_tokens) for t in thoughts])
         drawn = [torch.tensor([len(t.sampled_ids), len(t.answer_ids)]) for t in thoughts]
         of_thought_M = torch.cat([torch.tensor([True, False]).repeat_interleave(n) for n in drawn])
-        sampler_M = _cat(e.sampler_logp_M for e in self.elsewhere)
+        sampler_M = _cat(e.sampler_logp_M for e in self.others)
         mismatch = logp_M - sampler_M
-        rounding = Rounding.total([j.rounding for j in self.judgements])
-        sensitivity_P = _cat(j.sensitivity_P for j in self.judgements)
+        rounding = Rounding.total([j.rounding for j in self.rewarded_parts])
+        sensitivity_P = _cat(j.sensitivity_P for j in self.rewarded_parts)
         dead_P = dead_groups(self.compared_PG, tolerance(sensitivity_P, rounding))
         found = {
             "reward/mean": reward.mean(),
@@ -172,12 +186,12 @@ class Tally:
             "group/dead_frac": dead_P.float().mean(),
             "kl/sampler": losses.kl_estimate(logp_M, sampler_M) / len(logp_M),
             "kl/sampler_max_abs": mismatch.abs().max(),
-            "entropy/thought": _cat(s.thought_entropy_M for s in self.scores)[of_thought_M].mean(),
+            "entropy/thought": _cat(s.thought_entropy_M for s in self.outputs)[of_thought_M].mean(),
         }
         if len(self.pages) > 1:
             found["reward/sem"] = standard_error(reward, [len(p.positions) for p in self.pages])
-        for name in self.judgements[0].rewards:
-            found[f"reward/{name}"] = _cat(j.rewards[name] for j in self.judgements).mean()
+        for name in self.rewarded_parts[0].rewards:
+            found[f"reward/{name}"] = _cat(j.rewards[name] for j in self.rewarded_parts).mean()
         if self.config.thought.answer_tokens:
             answers = torch.tensor([float(t.answer.shape[0]) for t in thoughts])
             found["answer/tokens_mean"] = answers.mean()
@@ -203,22 +217,22 @@ class Tally:
             cut = mismatch_M.exp() > objective.importance_cap
             found["policy/truncated_frac"] = cut.float().mean()
         if objective.drops_groups:
-            counted_P = _cat(j.counted_P for j in self.judgements)
+            counted_P = _cat(j.counted_P for j in self.rewarded_parts)
             found["group/dropped_frac"] = (~counted_P).float().mean()
         if objective.kl_weight > 0:
-            references = (e.reference_logp_M for e in self.elsewhere)
+            references = (e.reference_logp_M for e in self.others)
             reference_M = _cat(r for r in references if r is not None)
             found["kl/reference"] = losses.kl_per_token(logp_M, reference_M, "k3").mean()
         return found
 
     def rows(self, model: LanguageModel) -> Iterator[dict[str, object]]:
         """One row a thought, for rollouts/step_N.jsonl."""
-        think = _cat(s.think_logp_PGH for s in self.scores)
-        gain = think - _cat(s.empty_logp_PH for s in self.scores)[:, None]
-        advantage = _cat(j.advantage_PG for j in self.judgements)
+        think = _cat(s.think_logp_PGH for s in self.outputs)
+        gain = think - _cat(s.no_think_logp_PH for s in self.outputs)[:, None]
+        advantage = _cat(j.advantage_PG for j in self.rewarded_parts)
         reward = self.reward_PG
-        names = self.judgements[0].rewards
-        rewards = {name: _cat(j.rewards[name] for j in self.judgements) for name in names}
+        names = self.rewarded_parts[0].rewards
+        rewards = {name: _cat(j.rewards[name] for j in self.rewarded_parts) for name in names}
         horizon, tokenizer = self.config.reward.horizon, model.tokenizer
         place = 0
         for rollout in self.rollouts:

@@ -14,9 +14,10 @@ from tiny_models import TOKENS, save, tiny_model
 from transformers import AutoModelForCausalLM
 
 from rntp.model import Head, LanguageModel, load_model
-from rntp.model.sharding import forget_activations
+from rntp.model.sharding import checkpoint_activations
 from rntp.model.thought_tree import TokenTree
-from rntp.objective.step import plant, sampler_logp, score
+from rntp.objective.forward import build_tree, forward
+from rntp.objective.rewards_and_advantages import sampler_logp
 from rntp.rollout.engine import InProcessEngine
 from rntp.types import Context
 
@@ -154,7 +155,7 @@ def test_forgotten_activations_give_the_same_gradient(kind: str, folder: Path) -
     for forget in (False, True):
         model = load_model(str(folder))
         if forget:
-            forget_activations(model.hf)
+            checkpoint_activations(model.hf)
         tree = forest(TOKENS - 20)
         logp, entropy, _ = model.logprob(tree.hidden(model), tree.token_ids)
         (logp + 0.3 * entropy).sum().backward()
@@ -201,6 +202,6 @@ def test_what_is_drawn_is_what_is_scored_and_a_token(kind: str, folder: Path, fi
     drawn = torch.cat([t.sampled_ids for r in rollouts for g in r.thoughts for t in g])
     assert int(drawn.max()) < len(model.tokenizer)
     with torch.no_grad():
-        found = score(model, plant(model, rollouts, 4), temperature=1.3)
+        found = forward(model, build_tree(model, rollouts, 4), temperature=1.3)
     gap = (found.thought_logp_M - sampler_logp(rollouts)).abs().max()
     assert gap < 1e-3

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from plain_models import load_plain
-from test_step import HORIZON, config_of, uneven
+from test_forward import HORIZON, config_of, uneven
 from torch import Tensor
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
@@ -13,16 +13,13 @@ from rntp.model import LanguageModel
 from rntp.model.microbatches import microbatches
 from rntp.model.moe import Routing, balancing_loss
 from rntp.model.routing import Routed, balancing_biases, routers, watched_routers
-from rntp.objective.loss import Elsewhere, loss
-from rntp.objective.step import (
-    Counts,
-    judge,
-    learn,
-    loss_reads,
-    over_step,
-    plant,
+from rntp.objective.forward import build_tree, forward, forward_with_gradients
+from rntp.objective.loss import loss
+from rntp.objective.quantities import Counts, OtherLogprobs, loss_reads
+from rntp.objective.rewards_and_advantages import (
+    advantages_over_step,
+    compute_rewards,
     sampler_logp,
-    score,
 )
 from rntp.rollout.engine import InProcessEngine
 from rntp.types import Context, Rollout
@@ -57,7 +54,7 @@ def rollouts(shared: LanguageModel) -> list[Rollout]:
     engine = InProcessEngine(
         shared, thoughts=3, budget=6, temperature=1.0, seed=0, slots=32, draw=uneven(shared)
     )
-    return engine.sample(contexts, lambda c, outlook: (5, len(c) - HORIZON))
+    return engine.sample(contexts, lambda c, next_token: (5, len(c) - HORIZON))
 
 
 def test_the_loss_is_transformers_own() -> None:
@@ -181,29 +178,29 @@ def assess(
     known = []
     with torch.no_grad():
         for batch in batches:
-            tree = plant(model, batch, HORIZON, reads)
-            scores = score(model, tree, temperature=1.0, watch=True)
-            known.append((tree, scores, judge(scores, tree, batch, config)))
-    judged = over_step([j for _, _, j in known], config)
-    counted_P = torch.cat([j.counted_P for j in judged])
+            tree = build_tree(model, batch, HORIZON, reads)
+            outputs = forward(model, tree, temperature=1.0, watch=True)
+            known.append((tree, outputs, compute_rewards(outputs, tree, batch, config)))
+    rewarded = advantages_over_step([j for _, _, j in known], config)
+    counted_P = torch.cat([j.counted_P for j in rewarded])
     ahead = Routing.total(s.routing for _, s, _ in known)
     counts = Counts.of(rollouts, HORIZON, counted_P, ahead)
     total = router = 0.0
     parts = []
     for i, batch in enumerate(batches):
-        tree, scores, _ = known[i]
+        tree, outputs, _ = known[i]
         if reads.continuation:
-            scores = score(model, tree, temperature=1.0, watch=True)
+            outputs = forward(model, tree, temperature=1.0, watch=True)
         else:
-            live_P = judged[i].live_P(config)
-            scores = learn(
-                model, batch, scores, live_P, HORIZON, reads, temperature=1.0, watch=True
+            live_P = rewarded[i].live_P(config)
+            outputs = forward_with_gradients(
+                model, batch, outputs, live_P, HORIZON, reads, temperature=1.0, watch=True
             )
-        part = loss(scores, tree, judged[i], counts, config, Elsewhere(sampler_logp(batch)))
+        part = loss(outputs, tree, rewarded[i], counts, config, OtherLogprobs(sampler_logp(batch)))
         part.total.backward()
         total += float(part.total.detach())
         router += float(part.router)
-        parts.append(scores.routing)
+        parts.append(outputs.routing)
     gradients = {n: p.grad.clone() for n, p in model.hf.named_parameters() if p.grad is not None}
     whole = Routing.total(parts)
     assert whole is not None
@@ -237,7 +234,7 @@ def test_the_router_term_alone_is_transformers_on_the_tokens_of_the_tree(
 ) -> None:
     """Each token of the tree once, from the plain sequence that ends with its segment."""
     config = config_of(WEIGHT)
-    tree = plant(plain, rollouts, HORIZON, loss_reads(config)).tree
+    tree = build_tree(plain, rollouts, HORIZON, loss_reads(config)).tree
     layers: list[list[Tensor]] = [[], []]
     with torch.no_grad():
         for segment, length in enumerate(tree.layout.lengths):
@@ -274,11 +271,13 @@ def assess_without(model: LanguageModel, rollouts: Sequence[Rollout]) -> dict[st
     """Gradients without the term."""
     config = config_of()
     model.hf.zero_grad()
-    tree = plant(model, rollouts, HORIZON, loss_reads(config))
-    scores = score(model, tree, temperature=1.0)
-    judged = judge(scores, tree, rollouts, config)
+    tree = build_tree(model, rollouts, HORIZON, loss_reads(config))
+    outputs = forward(model, tree, temperature=1.0)
+    rewarded = compute_rewards(outputs, tree, rollouts, config)
     counts = Counts.of(rollouts, HORIZON)
-    loss(scores, tree, judged, counts, config, Elsewhere(sampler_logp(rollouts))).total.backward()
+    loss(
+        outputs, tree, rewarded, counts, config, OtherLogprobs(sampler_logp(rollouts))
+    ).total.backward()
     return {n: p.grad.clone() for n, p in model.hf.named_parameters() if p.grad is not None}
 
 

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rntp.model import LanguageModel, cast_parameters, load_model
 from rntp.model.head import WEIGHT_FLOAT32
 from rntp.model.packed_weights import MIN_STEPS, packed_weights, packing_pays
-from rntp.model.sharding import forget_activations
+from rntp.model.sharding import checkpoint_activations
 from rntp.model.thought_tree import Reads
-from rntp.objective.step import plant, score
+from rntp.objective.forward import build_tree, forward
 
 pytestmark = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
@@ -67,13 +67,13 @@ def test_thoughts_and_log_probs_are_equal_to_the_bit(model: LanguageModel) -> No
 def test_gradients_are_equal_to_the_bit(model: LanguageModel, recompute: bool) -> None:
     rollouts = engine(model, budget=9).sample([context(0), context(1, 17)], place)
     if recompute:
-        forget_activations(model.hf)
+        checkpoint_activations(model.hf)
     outcomes = []
     for pack in (False, True):
         model.hf.zero_grad()
         with packed_weights(model.hf) if pack else nullcontext(), Products() as counted:
-            tree = plant(model, rollouts, 3, Reads(context=True, continuation=False))
-            scores = score(model, tree, temperature=1.0)
+            tree = build_tree(model, rollouts, 3, Reads(context=True, continuation=False))
+            scores = forward(model, tree, temperature=1.0)
             total = scores.thought_logp_M.sum() + scores.context_logp.square().sum()
             total.backward()
         gradients = {name: p.grad.clone() for name, p in model.hf.named_parameters()}

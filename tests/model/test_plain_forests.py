@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_models import load_plain
 from rntp_kernels import TreeLayout
-from test_step import HORIZON, config_of, uneven
+from test_forward import HORIZON, config_of, uneven
 
 from rntp.model import LanguageModel, load_model, unshared
 from rntp.model.microbatches import microbatches
-from rntp.model.sharding import forget_activations
+from rntp.model.sharding import checkpoint_activations
 from rntp.model.thought_tree import Reads, TokenTree, plain_tokens
 from rntp.model.unshared import grouped, sequences
-from rntp.objective.loss import Elsewhere, loss
-from rntp.objective.step import Counts, judge, learn, loss_reads, plant, sampler_logp, score
+from rntp.objective.forward import build_tree, forward, forward_with_gradients
+from rntp.objective.loss import loss
+from rntp.objective.quantities import Counts, OtherLogprobs, loss_reads
+from rntp.objective.rewards_and_advantages import compute_rewards, sampler_logp
 from rntp.rollout.engine import InProcessEngine
 from rntp.types import Context, Rollout
 
@@ -71,7 +73,7 @@ def rollouts(shared: LanguageModel) -> list[Rollout]:
         slots=32,
         draw=uneven(shared),
     )
-    return engine.sample(contexts, lambda c, outlook: (5, len(c) - HORIZON))
+    return engine.sample(contexts, lambda c, next_token: (5, len(c) - HORIZON))
 
 
 def test_a_segment_that_goes_on_has_no_sequence_of_its_own() -> None:
@@ -190,16 +192,18 @@ def test_a_step_is_the_trees(
         for batch in microbatches(
             rollouts, tokens=tokens, horizon=HORIZON, reads=reads, shares=model.shares
         ):
-            tree = plant(model, batch, HORIZON, reads)
-            scores = score(model, tree, temperature=1.0)
-            judged = judge(scores, tree, batch, config)
+            tree = build_tree(model, batch, HORIZON, reads)
+            outputs = forward(model, tree, temperature=1.0)
+            rewarded = compute_rewards(outputs, tree, batch, config)
             if not reads.continuation:  # once more, from a tree of what learns
-                live_P = judged.live_P(config)
-                scores = learn(model, batch, scores, live_P, HORIZON, reads, temperature=1.0)
-            part = loss(scores, tree, judged, counts, config, Elsewhere(sampler_logp(batch)))
+                live_P = rewarded.live_P(config)
+                outputs = forward_with_gradients(
+                    model, batch, outputs, live_P, HORIZON, reads, temperature=1.0
+                )
+            part = loss(outputs, tree, rewarded, counts, config, OtherLogprobs(sampler_logp(batch)))
             part.total.backward()
             total += float(part.total.detach())
-            seen.append((scores.detached(), judged))
+            seen.append((outputs.detached(), rewarded))
         gradients = {n: p.grad.clone() for n, p in model.hf.named_parameters()}
         found.append((total, gradients, seen))
     (tree_loss, tree_gradients, tree_seen), (own_loss, own_gradients, own_seen) = found
@@ -209,12 +213,12 @@ def test_a_step_is_the_trees(
         assert gap < 1e-12, name
 
     def rows(seen, pick):
-        return torch.cat([pick(scores, judged).flatten() for scores, judged in seen])
+        return torch.cat([pick(outputs, rewarded).flatten() for outputs, rewarded in seen])
 
     for pick in (
         lambda s, _: s.thought_logp_M,
         lambda s, _: s.think_logp_PGH,
-        lambda s, _: s.empty_logp_PH,
+        lambda s, _: s.no_think_logp_PH,
         lambda s, _: s.thought_entropy_M,
         lambda _, j: j.reward_PG,
         lambda _, j: j.advantage_PG,
@@ -246,7 +250,7 @@ def test_tokens_are_counted_as_they_are_computed(
     reads = Reads(context, continuation)
     for some in ([rollouts[0]], rollouts):
         computed.update({True: 0, False: 0})
-        plant(alone, some, HORIZON, reads).tree.hidden(alone)
+        build_tree(alone, some, HORIZON, reads).tree.hidden(alone)
         counts = [plain_tokens(r, HORIZON, reads) for r in some]
         assert computed[True] == sum(learning for _, learning in counts)
         assert sum(computed.values()) == sum(every for every, _ in counts)
@@ -279,7 +283,7 @@ def test_what_is_larger_than_a_microbatch_is_computed_again_in_pieces(
         assert model.plain is not None
         model.plain = replace(model.plain, most_tokens=most)
         if layers_too:
-            forget_activations(model.hf)
+            checkpoint_activations(model.hf)
         kept: list[int] = []
 
         def keep(x: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:

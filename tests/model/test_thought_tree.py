@@ -104,7 +104,7 @@ def in_tree(model: LanguageModel, rollout: Rollout, implementation: str) -> list
         for rows, targets in (
             (tree.thought_rows, tree.thought_targets),
             (tree.think_rows_PGH, continuation),
-            (tree.empty_rows_PH, tree.continuation_PH),
+            (tree.no_think_rows_PH, tree.continuation_PH),
         )
     ]
 
@@ -248,7 +248,7 @@ def test_a_horizon_of_one_has_no_continuation_in_the_tree() -> None:
     assert tree.tree.layout.num_tokens == tree_tokens(rollout, 1) == 11 + 6 + 4 + 2 + 9
     ends = [tree.tree.layout.offsets[s + 1] - 1 for s in range(1, 5)]
     assert tree.think_rows_PGH.flatten().tolist() == ends
-    assert tree.empty_rows_PH.flatten().tolist() == [3, 10]
+    assert tree.no_think_rows_PH.flatten().tolist() == [3, 10]
 
 
 @pytest.mark.parametrize("implementation", ["segmented", "dense"])
@@ -278,7 +278,7 @@ def test_what_does_not_learn_is_computed_the_same_and_has_no_graph(
         if not reads.continuation:
             alone = tree.tree.learning_part().hidden(model)
             torch.testing.assert_close(alone, hidden[: len(alone)], rtol=0, atol=0)
-        rows = [tree.thought_rows, tree.context_rows, tree.think_rows_PGH, tree.empty_rows_PH]
+        rows = [tree.thought_rows, tree.context_rows, tree.think_rows_PGH, tree.no_think_rows_PH]
         thoughts, page, think, empty = (hidden[r.flatten()] for r in rows)
         weights = torch.linspace(-1, 2, hidden.shape[1], dtype=hidden.dtype)
         ((thoughts @ weights).sum() + (page @ weights).square().sum()).backward()

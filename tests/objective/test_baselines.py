@@ -47,13 +47,13 @@ def test_clip_floors_the_reward_and_nothing_else_does() -> None:
         assert floored(reward, use) is reward
 
 
-def rewarded(scheme: str, logp_empty_PH: torch.Tensor) -> torch.Tensor:
+def rewarded(scheme: str, logp_no_think_PH: torch.Tensor) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     think = -torch.rand(5, 3, 2, generator=generator, dtype=torch.float64) * 3
     return rewards.REGISTRY[scheme](
         RewardInputs(
             logp_think_PGH=think,
-            logp_empty_PH=logp_empty_PH,
+            logp_no_think_PH=logp_no_think_PH,
             has_baseline=True,
             match_PGH=think > -1,
             num_tokens_PG=torch.ones(5, 3),

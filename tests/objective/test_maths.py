@@ -17,7 +17,7 @@ def inputs(discount: float = 1.0) -> RewardInputs:
     think = torch.tensor([[[0.5, 0.5], [0.25, 1.0], [0.5, 0.125]]]).log()
     return RewardInputs(
         logp_think_PGH=think,
-        logp_empty_PH=torch.tensor([[0.25, 0.5]]).log(),
+        logp_no_think_PH=torch.tensor([[0.25, 0.5]]).log(),
         has_baseline=True,
         match_PGH=torch.tensor([[[True, True], [False, True], [True, False]]]),
         num_tokens_PG=torch.tensor([[3, 0, 8]]),
@@ -52,12 +52,12 @@ def test_rewards(name: str, discount: float, expected: list[float]) -> None:
 
 
 def test_rewards_at_their_edges() -> None:
-    bare = replace(inputs(), logp_empty_PH=torch.zeros(1, 2), has_baseline=False)
+    bare = replace(inputs(), logp_no_think_PH=torch.zeros(1, 2), has_baseline=False)
     # Zeros would be probabilities of 1, and no baseline subtracts nothing.
     torch.testing.assert_close(
         rewards.REGISTRY["mean_prob"](bare), torch.tensor([[0.5, 0.625, 0.3125]])
     )
-    certain = replace(inputs(), logp_empty_PH=torch.zeros(1, 2))
+    certain = replace(inputs(), logp_no_think_PH=torch.zeros(1, 2))
     torch.testing.assert_close(
         rewards.REGISTRY["weighted_log_ratio"](certain), rewards.REGISTRY["logprob"](certain)
     )

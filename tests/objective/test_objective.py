@@ -5,28 +5,25 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_step import HORIZON, config_of, distance, elsewhere, model, rollouts, run
+from test_forward import HORIZON, config_of, distance, model, others, rollouts, run
 
 from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.model.thought_tree import ThoughtTree
 from rntp.objective.credit import credit
+from rntp.objective.forward import build_tree, forward
 from rntp.objective.group_spread import GroupSpread
-from rntp.objective.loss import Elsewhere, Loss, loss
+from rntp.objective.loss import Loss, loss
+from rntp.objective.quantities import Counts, ForwardOutputs, OtherLogprobs, RewardsAndAdvantages
 from rntp.objective.reference_model import Reference
-from rntp.objective.step import (
-    Counts,
-    Judgement,
-    Scores,
-    judge,
-    over_step,
-    plant,
+from rntp.objective.rewards_and_advantages import (
+    advantages_over_step,
+    compute_rewards,
     sampler_logp,
-    score,
 )
 from rntp.types import Rollout
 
-_ = (model, rollouts, elsewhere)  # fixtures
+_ = (model, rollouts, others)  # fixtures
 
 NOTHING_ELSE = [
     "objective.pg_weight=0",
@@ -35,15 +32,15 @@ NOTHING_ELSE = [
 ]
 ONLY_POLICY = NOTHING_ELSE[1:]
 
-Case = tuple[ThoughtTree, Scores, Judgement, Counts]
+Case = tuple[ThoughtTree, ForwardOutputs, RewardsAndAdvantages, Counts]
 
 
 def case(model: LanguageModel, rollouts: list[Rollout], config: Config) -> Case:
-    """One microbatch of everything, judged."""
-    tree = plant(model, rollouts, HORIZON)
-    scores = score(model, tree, temperature=1.0)
-    judged = judge(scores, tree, rollouts, config)
-    return tree, scores, judged, Counts.of(rollouts, HORIZON, judged.counted_P)
+    """One microbatch of everything, rewarded."""
+    tree = build_tree(model, rollouts, HORIZON)
+    outputs = forward(model, tree, temperature=1.0)
+    rewarded = compute_rewards(outputs, tree, rollouts, config)
+    return tree, outputs, rewarded, Counts.of(rollouts, HORIZON, rewarded.counted_P)
 
 
 def lengths(rollouts: list[Rollout]) -> list[int]:
@@ -71,13 +68,13 @@ def by_thought(values_M: torch.Tensor, rollouts: list[Rollout]) -> torch.Tensor:
     ids=" ".join,
 )
 def test_microbatches_change_nothing(
-    model: LanguageModel, rollouts: list[Rollout], elsewhere: Reference, options: list[str]
+    model: LanguageModel, rollouts: list[Rollout], others: Reference, options: list[str]
 ) -> None:
     scheme = "format_only" if "drop_dead_groups=true" in options else "log_ratio"
     config = config_of(f"reward.scheme={scheme}", *(f"objective.{o}" for o in options))
-    whole, whole_grads, _ = run(model, rollouts, config, reference=elsewhere)
+    whole, whole_grads, _ = run(model, rollouts, config, reference=others)
     for tokens, pieces in ((1, 4), (220, 2)):
-        cut, cut_grads, seen = run(model, rollouts, config, tokens, elsewhere)
+        cut, cut_grads, seen = run(model, rollouts, config, tokens, others)
         assert len(seen) == pieces
         assert cut == pytest.approx(whole, rel=1e-12)
         assert distance(cut_grads, whole_grads) < 1e-12
@@ -99,17 +96,17 @@ def test_one_epoch_on_policy_is_one_gradient(
 def test_algorithms_part_when_weights_have_moved(
     model: LanguageModel, rollouts: list[Rollout]
 ) -> None:
-    tree, scores, judged, counts = case(model, rollouts, config_of())
+    tree, outputs, rewarded, counts = case(model, rollouts, config_of())
     generator = torch.Generator().manual_seed(5)
-    shift = torch.rand(scores.thought_logp_M.shape, generator=generator, dtype=torch.float64) - 0.5
+    shift = torch.rand(outputs.thought_logp_M.shape, generator=generator, dtype=torch.float64) - 0.5
     ratio = shift.exp()
-    old = Elsewhere(sampler_logp(rollouts), old_logp_M=scores.thought_logp_M.detach() - shift)
-    advantage = judged.advantage_PG.flatten()[tree.thought_index]
+    old = OtherLogprobs(sampler_logp(rollouts), old_logp_M=outputs.thought_logp_M.detach() - shift)
+    advantage = rewarded.advantage_PG.flatten()[tree.thought_index]
 
     def slope(algorithm: str) -> tuple[torch.Tensor, Loss]:
         config = config_of(*ONLY_POLICY, f"objective.algorithm={algorithm}")
-        part = loss(scores, tree, judged, counts, config, old)
-        (found,) = torch.autograd.grad(part.total, scores.thought_logp_M, retain_graph=True)
+        part = loss(outputs, tree, rewarded, counts, config, old)
+        (found,) = torch.autograd.grad(part.total, outputs.thought_logp_M, retain_graph=True)
         return found * counts.thought, part
 
     cut = torch.where(advantage > 0, ratio > 1.28, ratio < 0.8)
@@ -141,15 +138,15 @@ def test_denominators_by_hand(
             f"objective.normalize={normalize}",
             f"objective.drop_dead_groups={drop}",
         )
-        tree, scores, judged, counts = case(model, rollouts, config)
+        tree, outputs, rewarded, counts = case(model, rollouts, config)
         closed = [[float(t.closed) for t in group] for r in rollouts for group in r.thoughts]
         reward = torch.tensor(closed, dtype=torch.float64)
         alive = reward.std(dim=1) > 0
         assert 0 < alive.sum() < len(alive)
-        reference = Elsewhere(
-            sampler_logp(rollouts), reference_logp_M=scores.thought_logp_M.detach() + 0.5
+        reference = OtherLogprobs(
+            sampler_logp(rollouts), reference_logp_M=outputs.thought_logp_M.detach() + 0.5
         )
-        part = loss(scores, tree, judged, counts, config, reference)
+        part = loss(outputs, tree, rewarded, counts, config, reference)
 
         advantage = (reward - (reward.sum(1, keepdim=True) - reward) / 2).flatten()
         tokens = torch.tensor(lengths(rollouts), dtype=torch.float64)
@@ -163,9 +160,9 @@ def test_denominators_by_hand(
             budget = 8 * which.sum()  # thought.thought_tokens of `minimal`
             return float(sums.sum() / (tokens[which].sum() if normalize == "tokens" else budget))
 
-        logp = scores.thought_logp_M.detach()
+        logp = outputs.thought_logp_M.detach()
         pg = -mean(logp * advantage[tree.thought_index], counted)
-        entropy = mean(scores.thought_entropy_M.detach(), every)
+        entropy = mean(outputs.thought_entropy_M.detach(), every)
         kl = mean(torch.full_like(logp, torch.e**0.5 - 1.5), every)
         assert float(part.pg) == pytest.approx(pg, rel=1e-6)  # a reward of float32
         assert float(part.entropy) == pytest.approx(entropy, rel=1e-10)
@@ -173,7 +170,7 @@ def test_denominators_by_hand(
         assert float(part.total.detach()) == pytest.approx(
             float(part.pg) - 0.5 * entropy + 0.25 * kl, rel=1e-10
         )
-        assert judged.counted_P.tolist() == (alive.tolist() if drop else [True] * len(alive))
+        assert rewarded.counted_P.tolist() == (alive.tolist() if drop else [True] * len(alive))
 
 
 def test_dead_groups_do_not_move_a_whole_step_either(
@@ -233,7 +230,7 @@ def test_a_step_without_any_live_group(model: LanguageModel, rollouts: list[Roll
     config = config_of("reward.scheme=format_only", "objective.drop_dead_groups=true")
     dropped = case(model, rollouts, config)[2]
     nothing = replace(dropped, driving_PG=torch.ones_like(dropped.driving_PG))
-    (found,) = over_step([nothing], config)
+    (found,) = advantages_over_step([nothing], config)
     assert not found.counted_P.any()
     assert found.advantage_PG.abs().max() == 0
 
@@ -243,7 +240,7 @@ def test_the_entropy_bonus_against_the_dense_softmax(
     model: LanguageModel, rollouts: list[Rollout], temperature: float
 ) -> None:
     config = config_of(*NOTHING_ELSE, "objective.entropy_weight=0.3")
-    tree, counts = plant(model, rollouts, HORIZON), Counts.of(rollouts, HORIZON)
+    tree, counts = build_tree(model, rollouts, HORIZON), Counts.of(rollouts, HORIZON)
 
     def gradient(total: Callable[[], torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
         model.hf.zero_grad()
@@ -253,9 +250,11 @@ def test_the_entropy_bonus_against_the_dense_softmax(
         return float(value.detach()), grads
 
     def ours() -> torch.Tensor:
-        scores = score(model, tree, temperature=temperature)
-        judged = judge(scores, tree, rollouts, config)
-        return loss(scores, tree, judged, counts, config, Elsewhere(sampler_logp(rollouts))).total
+        outputs = forward(model, tree, temperature=temperature)
+        rewarded = compute_rewards(outputs, tree, rollouts, config)
+        return loss(
+            outputs, tree, rewarded, counts, config, OtherLogprobs(sampler_logp(rollouts))
+        ).total
 
     def dense() -> torch.Tensor:
         logits = tree.tree.hidden(model)[tree.thought_rows] @ model.head.T / temperature
@@ -272,12 +271,12 @@ def test_the_entropy_bonus_against_the_dense_softmax(
 def test_the_reference_reads_the_whole_tree_at_once(
     model: LanguageModel,
     rollouts: list[Rollout],
-    elsewhere: Reference,
+    others: Reference,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tree = plant(model, rollouts, HORIZON)
+    tree = build_tree(model, rollouts, HORIZON)
     own = Reference(model, next(model.hf.parameters()).dtype, None)
-    scores = score(model, tree, temperature=0.7)
+    outputs = forward(model, tree, temperature=0.7)
     calls = []
     trunk = own._model.hf.base_model.forward
     monkeypatch.setattr(
@@ -285,28 +284,28 @@ def test_the_reference_reads_the_whole_tree_at_once(
     )
     empty_PH, logp_M = own.on_tree(tree, 0.7)
     assert calls == [1]
-    torch.testing.assert_close(logp_M, scores.thought_logp_M.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(logp_M, outputs.thought_logp_M.detach(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(empty_PH, own.no_think(rollouts, HORIZON), rtol=1e-12, atol=1e-12)
     assert not logp_M.requires_grad
-    assert (elsewhere.on_tree(tree, 0.7)[1] - logp_M).abs().mean() > 0.1
+    assert (others.on_tree(tree, 0.7)[1] - logp_M).abs().mean() > 0.1
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_a_divergence_in_the_loss(
-    model: LanguageModel, rollouts: list[Rollout], elsewhere: Reference, estimator: str
+    model: LanguageModel, rollouts: list[Rollout], others: Reference, estimator: str
 ) -> None:
     config = config_of(
         *NOTHING_ELSE, "objective.kl_weight=0.5", f"objective.kl_estimator={estimator}"
     )
-    total, grads, (scores,) = run(model, rollouts, config, reference=elsewhere)
-    other = elsewhere.on_tree(plant(model, rollouts, HORIZON), 1.0)[1]
-    gap = scores.thought_logp_M.detach() - other
+    total, grads, (outputs,) = run(model, rollouts, config, reference=others)
+    other = others.on_tree(build_tree(model, rollouts, HORIZON), 1.0)[1]
+    gap = outputs.thought_logp_M.detach() - other
     values = {"k1": gap, "k2": gap**2 / 2, "k3": (-gap).exp() - 1 + gap}
     slopes = {"k1": torch.ones_like(gap), "k2": gap, "k3": 1 - (-gap).exp()}
     assert total == pytest.approx(0.5 * float(values[estimator].mean()), rel=1e-10)
 
     model.hf.zero_grad()
-    again = score(model, plant(model, rollouts, HORIZON), temperature=1.0)
+    again = forward(model, build_tree(model, rollouts, HORIZON), temperature=1.0)
     (0.5 * slopes[estimator] * again.thought_logp_M).mean().backward()
     wanted = {n: p.grad.clone() for n, p in model.hf.named_parameters()}
     assert distance(grads, wanted) < 1e-10
@@ -319,32 +318,32 @@ def test_a_divergence_in_the_loss(
 
 
 def test_a_divergence_in_the_reward(
-    model: LanguageModel, rollouts: list[Rollout], elsewhere: Reference
+    model: LanguageModel, rollouts: list[Rollout], others: Reference
 ) -> None:
     """LaTRO: r − β (log π(thought) − log π_0(thought)), before centring, without a gradient."""
     options = ["objective.kl_in=reward", "objective.kl_estimator=k1"]
     config = config_of(*ONLY_POLICY, *options, "objective.kl_weight=0.05")
-    tree, scores, without, counts = case(model, rollouts, config_of(*ONLY_POLICY))
-    reference_M = elsewhere.on_tree(tree, 1.0)[1]
-    judged = judge(scores, tree, rollouts, config, None, reference_M)
-    sums = by_thought(scores.thought_logp_M.detach() - reference_M, rollouts)
+    tree, outputs, without, counts = case(model, rollouts, config_of(*ONLY_POLICY))
+    reference_M = others.on_tree(tree, 1.0)[1]
+    rewarded = compute_rewards(outputs, tree, rollouts, config, None, reference_M)
+    sums = by_thought(outputs.thought_logp_M.detach() - reference_M, rollouts)
     expected = without.reward_PG - 0.05 * sums.view(without.reward_PG.shape)
-    torch.testing.assert_close(judged.driving_PG, expected)
-    assert torch.equal(judged.reward_PG, without.reward_PG)  # the record stays the scheme's
+    torch.testing.assert_close(rewarded.driving_PG, expected)
+    assert torch.equal(rewarded.reward_PG, without.reward_PG)  # the record stays the scheme's
     others = (expected.sum(1, keepdim=True) - expected) / 2
-    torch.testing.assert_close(judged.advantage_PG, expected - others)
-    assert not torch.allclose(judged.advantage_PG, without.advantage_PG, rtol=1e-2)
+    torch.testing.assert_close(rewarded.advantage_PG, expected - others)
+    assert not torch.allclose(rewarded.advantage_PG, without.advantage_PG, rtol=1e-2)
 
     part = loss(
-        scores,
+        outputs,
         tree,
-        judged,
+        rewarded,
         counts,
         config,
-        Elsewhere(sampler_logp(rollouts), reference_logp_M=reference_M),
+        OtherLogprobs(sampler_logp(rollouts), reference_logp_M=reference_M),
     )
-    (slope,) = torch.autograd.grad(part.total, scores.thought_logp_M)
-    advantage = judged.advantage_PG.flatten()[tree.thought_index]
+    (slope,) = torch.autograd.grad(part.total, outputs.thought_logp_M)
+    advantage = rewarded.advantage_PG.flatten()[tree.thought_index]
     torch.testing.assert_close(slope, -advantage / counts.thought)
     assert part.kl == 0
 
@@ -359,45 +358,50 @@ def test_shares_of_the_continuation(
         "objective.continuation_weight=2",
         f"objective.continuation_use={use}",
     )
-    tree, scores, judged, counts = case(model, rollouts, config)
-    think = scores.think_logp_PGH.detach()
+    tree, outputs, rewarded, counts = case(model, rollouts, config)
+    think = outputs.think_logp_PGH.detach()
     share = {
-        "reward": judged.reward_PG.clamp_min(0),
-        "positive": (judged.advantage_PG > 0).double(),
+        "reward": rewarded.reward_PG.clamp_min(0),
+        "positive": (rewarded.advantage_PG > 0).double(),
         "posterior": 3 * torch.softmax(think.sum(2), 1),
     }[use]
     assert 0 < share.min() < share.max() or share.min() == 0 < share.max()
-    part = loss(scores, tree, judged, counts, config, Elsewhere(sampler_logp(rollouts)))
+    part = loss(outputs, tree, rewarded, counts, config, OtherLogprobs(sampler_logp(rollouts)))
     wanted = -float((share[:, :, None] * think).mean())
     assert float(part.total.detach()) == pytest.approx(2 * wanted, rel=1e-10)
-    (slope,) = torch.autograd.grad(part.total, scores.think_logp_PGH)
+    (slope,) = torch.autograd.grad(part.total, outputs.think_logp_PGH)
     torch.testing.assert_close(slope, (-2 * share / think.numel())[:, :, None].expand(think.shape))
 
 
 def test_tokens_of_another_sampler(model: LanguageModel, rollouts: list[Rollout]) -> None:
     config = config_of(*ONLY_POLICY, "objective.importance_cap=2")
-    tree, scores, judged, counts = case(model, rollouts, config)
-    logp = scores.thought_logp_M.detach()
-    own = loss(scores, tree, judged, counts, config, Elsewhere(sampler_logp_M=logp))
+    tree, outputs, rewarded, counts = case(model, rollouts, config)
+    logp = outputs.thought_logp_M.detach()
+    own = loss(outputs, tree, rewarded, counts, config, OtherLogprobs(sampler_logp_M=logp))
     plain = loss(
-        scores, tree, judged, counts, config_of(*ONLY_POLICY), Elsewhere(sampler_logp(rollouts))
+        outputs,
+        tree,
+        rewarded,
+        counts,
+        config_of(*ONLY_POLICY),
+        OtherLogprobs(sampler_logp(rollouts)),
     )
     assert torch.equal(own.total, plain.total)
     ratio = torch.linspace(0.1, 4, len(logp), dtype=torch.float64)
-    stale = Elsewhere(sampler_logp_M=logp - ratio.log())
+    stale = OtherLogprobs(sampler_logp_M=logp - ratio.log())
     weight = ratio.clamp_max(2)
-    advantage = judged.advantage_PG.flatten()[tree.thought_index]
+    advantage = rewarded.advantage_PG.flatten()[tree.thought_index]
     for algorithm in ("policy_gradient", "clipped_ratio", "cispo"):
         config = config_of(
             *ONLY_POLICY, "objective.importance_cap=2", f"objective.algorithm={algorithm}"
         )
-        part = loss(scores, tree, judged, counts, config, stale)
-        (slope,) = torch.autograd.grad(part.total, scores.thought_logp_M, retain_graph=True)
+        part = loss(outputs, tree, rewarded, counts, config, stale)
+        (slope,) = torch.autograd.grad(part.total, outputs.thought_logp_M, retain_graph=True)
         torch.testing.assert_close(slope, -weight * advantage / counts.thought)
     # On later epochs the weight is that of the policy which the ratios start from.
     later = replace(stale, old_logp_M=logp - 0.1)
     (slope,) = torch.autograd.grad(
-        loss(scores, tree, judged, counts, config, later).total, scores.thought_logp_M
+        loss(outputs, tree, rewarded, counts, config, later).total, outputs.thought_logp_M
     )
     moved = (logp - 0.1 - stale.sampler_logp_M).exp().clamp_max(2) * torch.e**0.1
     torch.testing.assert_close(slope, -moved * advantage / counts.thought)
@@ -406,7 +410,7 @@ def test_tokens_of_another_sampler(model: LanguageModel, rollouts: list[Rollout]
 def test_sampler_log_probs_are_in_the_order_of_the_tree(
     model: LanguageModel, rollouts: list[Rollout]
 ) -> None:
-    at_1 = score(model, plant(model, rollouts, HORIZON), temperature=1.0)
+    at_1 = forward(model, build_tree(model, rollouts, HORIZON), temperature=1.0)
     found = sampler_logp(rollouts).double()
     torch.testing.assert_close(found, at_1.thought_logp_M.detach(), rtol=1e-4, atol=1e-4)
     assert sampler_logp([]).shape == (0,)

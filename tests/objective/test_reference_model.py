@@ -9,8 +9,8 @@ from test_config import minimal
 
 from rntp.config import Config
 from rntp.model import LanguageModel, load_model
+from rntp.objective.forward import build_tree, forward
 from rntp.objective.reference_model import Reference, open_reference
-from rntp.objective.step import plant, score
 from rntp.rollout.engine import InProcessEngine
 from rntp.training.estimate import Shape, Tokens, checkpoint_bytes, peak_memory, step_flop
 from rntp.training.optimizer import Optimizer
@@ -26,7 +26,7 @@ def loaded(model_folders: dict[str, Path], name: str = "llama", **more) -> Langu
 def rollouts_of(model: LanguageModel) -> list[Rollout]:
     contexts = [Context(n, f"d{n}", (torch.arange(30 - 5 * n) * 7 + n) % 300) for n in range(3)]
     engine = InProcessEngine(model, thoughts=2, budget=3, temperature=1.0, seed=0, slots=32)
-    return engine.sample(contexts, lambda c, outlook: (5, len(c) - HORIZON))
+    return engine.sample(contexts, lambda c, next_token: (5, len(c) - HORIZON))
 
 
 def optimizer_of(model: LanguageModel, dtype: torch.dtype) -> Optimizer:
@@ -42,9 +42,9 @@ def test_the_same_weights_predict_the_same(
     compute_norms_in_float64(model.hf)
     rollouts = rollouts_of(model)
     reference = Reference(model, torch.float64, None)
-    scores = score(model, plant(model, rollouts, HORIZON), temperature=1.0)
+    scores = forward(model, build_tree(model, rollouts, HORIZON), temperature=1.0)
     found = reference.no_think(rollouts, HORIZON)
-    torch.testing.assert_close(found, scores.empty_logp_PH, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, scores.no_think_logp_PH, rtol=1e-12, atol=1e-12)
     assert not found.requires_grad
     assert found.std() > 0.1
 

@@ -17,7 +17,7 @@ def inputs(discount: float = 1.0, group: int = 4, horizon: int = 3) -> RewardInp
     think = -torch.rand(2, group, horizon)
     return RewardInputs(
         logp_think_PGH=think,
-        logp_empty_PH=-torch.rand(2, horizon),
+        logp_no_think_PH=-torch.rand(2, horizon),
         has_baseline=True,
         match_PGH=think > -0.5,
         num_tokens_PG=torch.ones(2, group, dtype=torch.int64),

@@ -40,8 +40,8 @@ HELPFUL = 7  # the token after which, in the stream below, thoughts earn unequal
 def inputs(length: int = 40, ordinal: int = 0, **more: torch.Tensor) -> PlacementInputs:
     noise = uniform(0, "placement", ordinal, torch.arange(length))
     entropy = uniform(0, "entropy", ordinal, torch.arange(length)).float() * 4
-    outlook = Known(entropy, entropy)
-    return PlacementInputs(outlook, noise, **{"learned_L": noise.float() * 0, **more})
+    next_token = Known(entropy, entropy)
+    return PlacementInputs(next_token, noise, **{"learned_L": noise.float() * 0, **more})
 
 
 def positions(policy: str, given: PlacementInputs, count: int, **more: Any) -> tuple[int, ...]:
@@ -169,7 +169,7 @@ def test_positions_that_teach_are_found(policy: str, low: float, high: float) ->
 
 
 def test_surprise_takes_the_true_tokens_that_were_least_expected() -> None:
-    given = replace(inputs(), outlook=Known(torch.zeros(40), torch.arange(40.0)))
+    given = replace(inputs(), next_token=Known(torch.zeros(40), torch.arange(40.0)))
     assert positions("surprise", given, 3) == (35, 36, 37)
 
 
@@ -230,9 +230,10 @@ def test_the_run_goes_from_easy_to_hard_by_ordinal() -> None:
     config = Config.parse(minimal(), options)
     choose = placer(config, "tiers", "placement")
     entropy = torch.tensor([0.7, 2.0]).repeat(50)
-    outlook = Known(entropy, entropy)
+    next_token = Known(entropy, entropy)
     hard = [
-        float(entropy[choose(Context(n, "d", torch.zeros(100, dtype=torch.long)), outlook)]) > 1.5
+        float(entropy[choose(Context(n, "d", torch.zeros(100, dtype=torch.long)), next_token)])
+        > 1.5
         for n in range(20)
     ]
     assert sum(hard[:6]) < sum(hard[-6:])

@@ -24,7 +24,7 @@ def inputs(*answers: torch.Tensor) -> RewardInputs:
     group, truth = len(answers), ids(TRUTH)
     return RewardInputs(
         logp_think_PGH=torch.zeros(1, group, HORIZON),
-        logp_empty_PH=torch.zeros(1, HORIZON),
+        logp_no_think_PH=torch.zeros(1, HORIZON),
         has_baseline=True,
         match_PGH=torch.ones(1, group, HORIZON, dtype=torch.bool),
         num_tokens_PG=torch.ones(1, group),

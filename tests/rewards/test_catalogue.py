@@ -19,7 +19,7 @@ def inputs(probabilities: list[list[float]], empty: list[float], **more) -> Rewa
     group = len(probabilities)
     given = RewardInputs(
         logp_think_PGH=think,
-        logp_empty_PH=torch.tensor([empty]).log(),
+        logp_no_think_PH=torch.tensor([empty]).log(),
         has_baseline=True,
         match_PGH=think > -1,
         num_tokens_PG=torch.full((1, group), 4),
@@ -191,7 +191,7 @@ def test_groups_of_none() -> None:
     nothing = replace(
         given,
         logp_think_PGH=torch.zeros(0, 0, 1),
-        logp_empty_PH=torch.zeros(0, 1),
+        logp_no_think_PH=torch.zeros(0, 1),
         match_PGH=torch.zeros(0, 0, 1, dtype=torch.bool),
         num_tokens_PG=torch.zeros(0, 0),
         closed_PG=torch.zeros(0, 0, dtype=torch.bool),

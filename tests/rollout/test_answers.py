@@ -17,10 +17,11 @@ from rntp.model.thought_tree import (
     tree_tokens,
     unshared_tokens,
 )
-from rntp.objective.step import Counts, Scores, plant, score
+from rntp.objective.forward import build_tree, forward
+from rntp.objective.quantities import Counts, ForwardOutputs
 from rntp.rollout.engine import InProcessEngine
 from rntp.rollout.sampling import draw
-from rntp.types import Context, Outlook, Rollout, Thought
+from rntp.types import Context, NextTokenStats, Rollout, Thought
 
 BUDGET, ANSWER, HORIZON = 6, 5, 3
 
@@ -30,7 +31,7 @@ def context(ordinal: int, length: int = 24) -> Context:
     return Context(ordinal, f"doc{ordinal}", torch.randint(1, 318, (length,), generator=generator))
 
 
-def place(context: Context, outlook: Outlook) -> tuple[int, ...]:
+def place(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
     return (3, 10, len(context) - 4)
 
 
@@ -77,8 +78,8 @@ def test_sampler_tree_and_one_sequence_agree(
     assert {t.closed for t in thoughts} == {t.answer_ended for t in thoughts} == {True, False}
     assert len({(len(t.sampled_ids), len(t.answer_ids)) for t in thoughts}) >= 6
 
-    tree = plant(model, rollouts, HORIZON)
-    in_tree = score(model, tree, temperature=temperature).thought_logp_M
+    tree = build_tree(model, rollouts, HORIZON)
+    in_tree = forward(model, tree, temperature=temperature).thought_logp_M
     sampled = torch.cat([t.drawn_logprobs for t in thoughts])
     model.hf.set_attn_implementation("sdpa")
     plain = []
@@ -157,7 +158,7 @@ def test_answers_and_continuations_do_not_see_each_other(model_folders: dict[str
     """The leak rule on the mask, and on the numbers."""
     model = exact(model_folders["llama"])
     rollouts = engine(model, draw=uneven(model)).sample([context(0), context(1, 17)], place)
-    tree = plant(model, rollouts, HORIZON)
+    tree = build_tree(model, rollouts, HORIZON)
     layout, mask = tree.tree.layout, dense_mask(tree.tree.layout)
     branches = [s for s, p in enumerate(layout.parents) if p != -1 and layout.parents[p] == -1]
     assert len(branches) == len(thoughts_of(rollouts)) == 18
@@ -176,8 +177,8 @@ def test_answers_and_continuations_do_not_see_each_other(model_folders: dict[str
             assert not mask[rows[s]][:, rows[continuation]].any()
         assert not mask[rows[continuation]][:, rows[answer]].any()
 
-    def scores(rollout: Rollout) -> Scores:
-        return score(model, plant(model, [rollout], HORIZON), temperature=1.0)
+    def scores(rollout: Rollout) -> ForwardOutputs:
+        return forward(model, build_tree(model, [rollout], HORIZON), temperature=1.0)
 
     first = replace(rollouts[0], positions=(3,), thoughts=rollouts[0].thoughts[:1])
     other_page = first.context.token_ids.clone()
@@ -198,7 +199,7 @@ def test_answer_tokens_belong_to_their_thought_and_are_counted(
 ) -> None:
     model = load_model(str(model_folders["llama"]))
     rollouts = engine(model, draw=uneven(model)).sample([context(0)], place)
-    tree, thoughts = plant(model, rollouts, HORIZON), thoughts_of(rollouts)
+    tree, thoughts = build_tree(model, rollouts, HORIZON), thoughts_of(rollouts)
     assert tree.thought_index.bincount().tolist() == [t.num_drawn for t in thoughts]
     wanted = torch.cat([torch.cat([t.sampled_ids, t.answer_ids]) for t in thoughts])
     assert torch.equal(tree.thought_targets, wanted)
@@ -225,14 +226,14 @@ def test_answers_learn_where_continuations_do_not(model_folders: dict[str, Path]
     outcomes = []
     for reads in (Reads(context=True), Reads(context=True, continuation=False)):
         model.hf.zero_grad()
-        tree = plant(model, rollouts, HORIZON, reads)
+        tree = build_tree(model, rollouts, HORIZON, reads)
         assert tree.tree.num_learning == sum(learning_tokens(r, HORIZON, reads) for r in rollouts)
-        scores = score(model, tree, temperature=0.8)
+        scores = forward(model, tree, temperature=0.8)
         (scores.thought_logp_M.square().sum() + scores.context_logp.sum()).backward()
         outcomes.append((scores, {n: p.grad.clone() for n, p in model.hf.named_parameters()}))
     (full, wanted), (spared, found) = outcomes
     assert not spared.think_logp_PGH.requires_grad
-    for name in ("thought_logp_M", "think_logp_PGH", "empty_logp_PH", "context_logp"):
+    for name in ("thought_logp_M", "think_logp_PGH", "no_think_logp_PH", "context_logp"):
         mine, true = getattr(spared, name).detach(), getattr(full, name).detach()
         torch.testing.assert_close(mine, true, rtol=1e-10, atol=1e-12)
     for name, true in wanted.items():

@@ -10,10 +10,10 @@ from conftest import ARCHITECTURES
 from transformers import AutoModelForCausalLM
 
 from rntp.model import LanguageModel, load_model
-from rntp.objective.step import plant, score
+from rntp.objective.forward import build_tree, forward
 from rntp.rollout.engine import InProcessEngine
 from rntp.rollout.sampling import draw, greedy
-from rntp.types import Context, Outlook, Rollout
+from rntp.types import Context, NextTokenStats, Rollout
 
 BUDGET = 9
 
@@ -28,7 +28,7 @@ def engine(model: LanguageModel, **more) -> InProcessEngine:
     return InProcessEngine(model, **{**settings, **more})
 
 
-def place(context: Context, outlook: Outlook) -> tuple[int, ...]:
+def place(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
     return (3, 10, len(context) - 4)
 
 
@@ -72,13 +72,13 @@ def test_sampler_and_trainer_agree(
 ) -> None:
     model = load_model(str(model_folders[architecture]))
     rollouts = engine(model, temperature=temperature).sample([context(0), context(1, 17)], place)
-    scores = score(model, plant(model, rollouts, 3), temperature=temperature)
+    scores = forward(model, build_tree(model, rollouts, 3), temperature=temperature)
     sampled = torch.cat([t.sampled_logprobs for r in rollouts for g in r.thoughts for t in g])
     torch.testing.assert_close(scores.thought_logp_M.detach(), sampled, rtol=0, atol=1e-4)
     assert sampled.std() > 0.1
     # The prefill's losses are the trainer's no-think losses of the first continuation token.
     nll = torch.cat([r.nll for r in rollouts])
-    torch.testing.assert_close(-scores.empty_logp_PH[:, 0], nll, rtol=0, atol=1e-4)
+    torch.testing.assert_close(-scores.no_think_logp_PH[:, 0], nll, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

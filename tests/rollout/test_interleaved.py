@@ -12,13 +12,14 @@ from rntp.config import Config
 from rntp.errors import ConfigError
 from rntp.model import LanguageModel, load_model
 from rntp.model.thought_tree import Reads, thought_branch
-from rntp.objective.step import Counts, plant, score
+from rntp.objective.forward import build_tree, forward
+from rntp.objective.quantities import Counts
 from rntp.rollout.engine import InProcessEngine
 from rntp.rollout.interleaved import InterleavedEngine, on_pages, splice
 from rntp.run.log import read_metrics, read_rollouts
 from rntp.trainer import Trainer
 from rntp.training.estimate import Tokens
-from rntp.types import Context, Outlook, Rollout, Seen
+from rntp.types import Context, NextTokenStats, Rollout, Seen
 
 BUDGET, HORIZON, POSITIONS = 6, 3, (4, 5, 12)
 
@@ -35,7 +36,7 @@ def context(ordinal: int, length: int = 24) -> Context:
     return Context(ordinal, f"doc{ordinal}", torch.randint(1, 318, (length,), generator=generator))
 
 
-def place(context: Context, outlook: Outlook) -> tuple[int, ...]:
+def place(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
     assert not context.seen  # positions are chosen on the bare page
     return POSITIONS
 
@@ -85,7 +86,9 @@ def test_each_context_is_the_page_with_one_thought_of_every_position_before(
 def test_log_probs_are_those_of_one_plain_sequence(model: LanguageModel) -> None:
     """x[:p1] thought x[p1:p2] thought x[p2:p2+H], by the model's own attention."""
     rollouts = sampled(model, [context(0), context(1, 19)])
-    scores = score(model, plant(model, rollouts, HORIZON, Reads(context=True)), temperature=1.0)
+    scores = forward(
+        model, build_tree(model, rollouts, HORIZON, Reads(context=True)), temperature=1.0
+    )
     sampler = torch.cat([t.sampled_logprobs for r in rollouts for t in r.thoughts[0]])
     model.hf.set_attn_implementation("sdpa")
     think, empty, thought = [], [], []
@@ -108,7 +111,7 @@ def test_log_probs_are_those_of_one_plain_sequence(model: LanguageModel) -> None
         scores.think_logp_PGH.detach().flatten(), torch.cat(think), rtol=1e-10, atol=1e-12
     )
     torch.testing.assert_close(
-        scores.empty_logp_PH.flatten(), torch.cat(empty), rtol=1e-10, atol=1e-12
+        scores.no_think_logp_PH.flatten(), torch.cat(empty), rtol=1e-10, atol=1e-12
     )
     torch.testing.assert_close(
         scores.thought_logp_M.detach(), torch.cat(thought), rtol=1e-10, atol=1e-12
@@ -116,10 +119,10 @@ def test_log_probs_are_those_of_one_plain_sequence(model: LanguageModel) -> None
     torch.testing.assert_close(sampler, torch.cat(thought).float(), rtol=0, atol=1e-5)
     # And the sampler's no-think prediction at each position is the one that sees earlier thoughts.
     nll = torch.cat([r.nll for r in rollouts])
-    torch.testing.assert_close(nll.double(), -scores.empty_logp_PH[:, 0], rtol=0, atol=1e-5)
-    bare = plant(model, on_pages(rollouts), HORIZON)
-    unseen = score(model, bare, temperature=1.0).empty_logp_PH
-    moved = (unseen - scores.empty_logp_PH).abs().amax(dim=1)
+    torch.testing.assert_close(nll.double(), -scores.no_think_logp_PH[:, 0], rtol=0, atol=1e-5)
+    bare = build_tree(model, on_pages(rollouts), HORIZON)
+    unseen = forward(model, bare, temperature=1.0).no_think_logp_PH
+    moved = (unseen - scores.no_think_logp_PH).abs().amax(dim=1)
     assert moved[[0, 3]].max() < 1e-12  # the first of each page sees no thought …
     assert moved[[1, 2, 4, 5]].min() > 1e-4  # … and the others do
 
@@ -129,7 +132,9 @@ def test_the_page_is_read_once_for_the_next_token_loss(model: LanguageModel) -> 
     alone = isolated(model).sample(pages, place)
     rollouts = sampled(model, pages)
     scores, plain = (
-        score(model, plant(model, r, HORIZON, Reads(context=True)), temperature=1.0).context_logp
+        forward(
+            model, build_tree(model, r, HORIZON, Reads(context=True)), temperature=1.0
+        ).context_logp
         for r in (rollouts, alone)
     )
     assert scores is not None
@@ -138,12 +143,12 @@ def test_the_page_is_read_once_for_the_next_token_loss(model: LanguageModel) -> 
     torch.testing.assert_close(scores, plain, rtol=1e-12, atol=0)
     # In a microbatch that holds later rounds alone there is nothing to count.
     later = [r for r in rollouts if r.context.seen]
-    found = score(model, plant(model, later, HORIZON, Reads(context=True)), temperature=1.0)
+    found = forward(model, build_tree(model, later, HORIZON, Reads(context=True)), temperature=1.0)
     assert found.context_logp is not None
     assert found.context_logp.shape == (0,)
     assert Counts.of(later, HORIZON).context == 0
-    without = score(model, plant(model, later, HORIZON), temperature=1.0)
-    torch.testing.assert_close(found.empty_logp_PH, without.empty_logp_PH, rtol=1e-12, atol=0)
+    without = forward(model, build_tree(model, later, HORIZON), temperature=1.0)
+    torch.testing.assert_close(found.no_think_logp_PH, without.no_think_logp_PH, rtol=1e-12, atol=0)
 
 
 def test_seen_thoughts_where_continuations_do_not_learn(model: LanguageModel) -> None:
@@ -152,11 +157,11 @@ def test_seen_thoughts_where_continuations_do_not_learn(model: LanguageModel) ->
     outcomes = []
     for reads in (Reads(context=True), Reads(context=True, continuation=False)):
         model.hf.zero_grad()
-        scores = score(model, plant(model, rollouts, HORIZON, reads), temperature=1.0)
+        scores = forward(model, build_tree(model, rollouts, HORIZON, reads), temperature=1.0)
         (scores.thought_logp_M.square().sum() + scores.context_logp.sum()).backward()
         outcomes.append((scores, {n: p.grad.clone() for n, p in model.hf.named_parameters()}))
     (full, wanted), (spared, found) = outcomes
-    for name in ("thought_logp_M", "think_logp_PGH", "empty_logp_PH", "context_logp"):
+    for name in ("thought_logp_M", "think_logp_PGH", "no_think_logp_PH", "context_logp"):
         mine, true = getattr(spared, name).detach(), getattr(full, name).detach()
         torch.testing.assert_close(mine, true, rtol=1e-10, atol=1e-12)
     for name, true in wanted.items():

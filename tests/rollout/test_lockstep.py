@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rntp.model import LanguageModel, load_model
 from rntp.rollout.engine import InProcessEngine
 from rntp.rollout.sampling import always, draw
-from rntp.types import Context, Outlook, Rollout, Thought
+from rntp.types import Context, NextTokenStats, Rollout, Thought
 
 
 def context(ordinal: int, length: int = 24) -> Context:
@@ -19,7 +19,7 @@ def context(ordinal: int, length: int = 24) -> Context:
     return Context(ordinal, f"doc{ordinal}", torch.randint(1, 318, (length,), generator=generator))
 
 
-def place(context: Context, outlook: Outlook) -> tuple[int, ...]:
+def place(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
     return (3, 10, len(context) - 4)
 
 

@@ -11,7 +11,7 @@ from rntp.config import Config
 from rntp.model import LanguageModel, load_model
 from rntp.placement import ANYWHERE, Bands
 from rntp.placement.placer import placer
-from rntp.types import Context, Outlook, Rollout
+from rntp.types import Context, NextTokenStats, Rollout
 
 POSITIONS = 3, 10, 15
 
@@ -39,11 +39,11 @@ def test_who_does_not_look_does_not_pay(
     model = load_model(str(model_folders["llama"]))
     looked: list[torch.Tensor] = []
 
-    def looking(context: Context, outlook: Outlook) -> tuple[int, ...]:
-        looked.extend([outlook.entropy_L, outlook.nll_L])
+    def looking(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
+        looked.extend([next_token.entropy_L, next_token.nll_L])
         return POSITIONS
 
-    blind, few = sampled(model, monkeypatch, lambda context, outlook: POSITIONS)
+    blind, few = sampled(model, monkeypatch, lambda context, next_token: POSITIONS)
     seeing, many = sampled(model, monkeypatch, looking)
     assert (few, many) == ([3, 3], [23, 19])
     assert [len(x) for x in looked] == [24, 24, 20, 20]

@@ -8,10 +8,11 @@ import torch
 from plain_models import load_plain
 
 from rntp.model import LanguageModel, load_model
-from rntp.objective.step import plant, sampler_logp, score
+from rntp.objective.forward import build_tree, forward
+from rntp.objective.rewards_and_advantages import sampler_logp
 from rntp.rollout.engine import InProcessEngine
 from rntp.rollout.unshared import PlainDecoder, UnsharedEngine
-from rntp.types import Context, Outlook, Rollout
+from rntp.types import Context, NextTokenStats, Rollout
 
 SETTINGS = {"thoughts": 4, "budget": 9, "answer_tokens": 5, "temperature": 0.8, "seed": 2}
 
@@ -24,7 +25,7 @@ def contexts(number: int = 3) -> list[Context]:
     ]
 
 
-def place(context: Context, outlook: Outlook) -> tuple[int, ...]:
+def place(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
     return (5, len(context) - 6)
 
 
@@ -91,7 +92,7 @@ def test_log_probs_are_those_of_the_forward_that_trains(name: str) -> None:
     rollouts = engine.sample(contexts(2), place)
     assert any(len(t.answer_ids) for r in rollouts for g in r.thoughts for t in g)
     with torch.no_grad():
-        scores = score(model, plant(model, rollouts, 4), temperature=0.8)
+        scores = forward(model, build_tree(model, rollouts, 4), temperature=0.8)
     drawn = sampler_logp(rollouts)
     assert drawn.std() > 0.5
     torch.testing.assert_close(scores.thought_logp_M, drawn, rtol=0, atol=2e-4)

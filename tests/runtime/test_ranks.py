@@ -23,12 +23,13 @@ from rntp import cli
 from rntp.config import Config
 from rntp.errors import ConfigError, DataError, RanksLost
 from rntp.model import load_model
-from rntp.model.sharding import forget_activations, layers
+from rntp.model.sharding import checkpoint_activations, layers
 from rntp.model.thought_tree import Reads
-from rntp.objective.step import Counts, plant, score
+from rntp.objective.forward import build_tree, forward
+from rntp.objective.quantities import Counts
 from rntp.run import checkpoint
 from rntp.run.log import read_metrics, read_rollouts
-from rntp.runtime.ranks import ALONE, SLOW_DISK, check_size, on_device, open_ranks
+from rntp.runtime.ranks import SINGLE_RANK, SLOW_DISK, check_size, on_device, open_ranks
 from rntp.trainer import Trainer
 from rntp.types import Context, Rollout, Thought
 
@@ -458,7 +459,7 @@ def test_more_ranks_than_documents_are_refused(raw: dict, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("size", "items"), [(1, 3), (3, 3), (4, 10), (4, 2), (7, 50)])
 def test_shares_are_contiguous_even_and_all(size: int, items: int) -> None:
-    class Some(type(ALONE)):
+    class Some(type(SINGLE_RANK)):
         def __init__(self, rank: int) -> None:
             self.rank, self.size = rank, size
 
@@ -470,13 +471,13 @@ def test_shares_are_contiguous_even_and_all(size: int, items: int) -> None:
 
 def test_alone_everything_is_agreed_at_once() -> None:
     tensor = torch.ones(2)
-    assert ALONE.gather(lambda: tensor, "x")[0] is tensor
-    assert ALONE.join(lambda: [1, 2], "x") == [1, 2]
-    assert ALONE.agree(lambda: 3, "x") == ALONE.decide(lambda: 3, "x") == 3
-    assert ALONE.alone
-    assert ALONE.is_first
+    assert SINGLE_RANK.gather(lambda: tensor, "x")[0] is tensor
+    assert SINGLE_RANK.join(lambda: [1, 2], "x") == [1, 2]
+    assert SINGLE_RANK.agree(lambda: 3, "x") == SINGLE_RANK.decide(lambda: 3, "x") == 3
+    assert SINGLE_RANK.alone
+    assert SINGLE_RANK.is_first
     with pytest.raises(DataError):
-        ALONE.agree(raise_data_error, "x")
+        SINGLE_RANK.agree(raise_data_error, "x")
 
 
 def raise_data_error() -> None:
@@ -512,15 +513,17 @@ def test_forgotten_activations_give_the_same_gradient(
         assert len(layers(model.hf)) == 2
         layers(model.hf)[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
         if forget:
-            forget_activations(model.hf)
+            checkpoint_activations(model.hf)
         thought = Thought(torch.tensor([5, 6]), torch.zeros(2), False)
         context = Context(0, "d", (torch.arange(30) * 7) % 300)
         rollout = Rollout(context, (9,), ((thought,) * 2,), torch.zeros(1), torch.zeros(1))
-        scores = score(model, plant(model, [rollout], 4, Reads(context=True)), temperature=1.0)
+        scores = forward(
+            model, build_tree(model, [rollout], 4, Reads(context=True)), temperature=1.0
+        )
         (scores.think_logp_PGH.sum() + scores.context_logp.square().sum()).backward()
         gradients.append({name: p.grad for name, p in model.hf.named_parameters()})
         with torch.no_grad():
-            score(model, plant(model, [rollout], 4, Reads(context=True)), temperature=1.0)
+            forward(model, build_tree(model, [rollout], 4, Reads(context=True)), temperature=1.0)
     assert len(calls) == 2 + 3  # the second time a layer runs again in the backward, and only there
     for name, wanted in gradients[0].items():
         assert torch.equal(gradients[1][name], wanted), name

@@ -12,7 +12,7 @@ from rntp.config import Config
 from rntp.errors import CheckpointError
 from rntp.run import checkpoint
 from rntp.run.log import read_metrics
-from rntp.runtime.ranks import ALONE
+from rntp.runtime.ranks import SINGLE_RANK
 from rntp.trainer import Trainer
 from rntp.training.saver import Saver
 
@@ -30,7 +30,7 @@ class Scene:
         self.saver = Saver(
             folder,
             2,
-            ALONE,
+            SINGLE_RANK,
             asynchronous=asynchronous,
             log=self,
             saved=0,

@@ -16,7 +16,7 @@ from rntp.evaluation.tasks.room import Cuts, room_for_text
 from rntp.evaluation.tasks.thinking import Ids, thoughts_after
 from rntp.model import LanguageModel
 from rntp.model.microbatches import microbatches
-from rntp.objective.step import plant
+from rntp.objective.forward import build_tree
 from rntp.types import Context, Rollout, Thought
 
 Choice = tuple[Ids, Ids]
@@ -87,8 +87,8 @@ def _judge(
         horizon=horizon,
         shares=model.shares,
     ):
-        tree = plant(model, piece, horizon)
-        rows_PGH = tree.think_rows_PGH if groups else tree.empty_rows_PH[:, None]
+        tree = build_tree(model, piece, horizon)
+        rows_PGH = tree.think_rows_PGH if groups else tree.no_think_rows_PH[:, None]
         targets = tree.continuation_PH[:, None].expand(rows_PGH.shape).flatten()
         hidden = tree.tree.hidden(model).index_select(0, rows_PGH.flatten().to(model.device))
         logp, _, top1 = model.logprob(hidden, targets.to(model.device))

@@ -7,7 +7,7 @@ import torch
 from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.rollout.engine import open_engine
-from rntp.types import Context, Outlook, Thought
+from rntp.types import Context, NextTokenStats, Thought
 
 Ids = tuple[int, ...]
 """Token ids."""
@@ -35,7 +35,7 @@ def thoughts_after(
         model, config, thoughts=thoughts, purpose="task thought", slots=slots(longest)
     )
 
-    def at_the_end(context: Context, outlook: Outlook) -> tuple[int, ...]:
+    def at_the_end(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
         return (len(context) - 1,)
 
     rollouts = engine.sample(contexts, at_the_end, lambda: None)

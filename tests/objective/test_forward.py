@@ -14,19 +14,20 @@ from rntp.config import Config
 from rntp.model import LanguageModel, load_model
 from rntp.model.microbatches import microbatches
 from rntp.model.thought_tree import Reads, ThoughtTree, TokenTree, Trunk, learning_tokens, live
-from rntp.objective.loss import Elsewhere, loss
-from rntp.objective.reference_model import Reference
-from rntp.objective.step import (
+from rntp.objective.forward import build_tree, forward, forward_with_gradients
+from rntp.objective.loss import loss
+from rntp.objective.quantities import (
     Counts,
-    Judgement,
-    Scores,
-    judge,
-    learn,
+    ForwardOutputs,
+    OtherLogprobs,
+    RewardsAndAdvantages,
     loss_reads,
-    over_step,
-    plant,
+)
+from rntp.objective.reference_model import Reference
+from rntp.objective.rewards_and_advantages import (
+    advantages_over_step,
+    compute_rewards,
     sampler_logp,
-    score,
 )
 from rntp.rollout.engine import InProcessEngine
 from rntp.types import Context, RewardInputs, Rollout
@@ -51,7 +52,7 @@ def rollouts(model: LanguageModel) -> list[Rollout]:
     engine = InProcessEngine(
         model, thoughts=3, budget=6, temperature=1.0, seed=0, slots=32, draw=uneven(model)
     )
-    return engine.sample(contexts, lambda c, outlook: (5, len(c) - HORIZON))
+    return engine.sample(contexts, lambda c, next_token: (5, len(c) - HORIZON))
 
 
 def uneven(model: LanguageModel) -> Callable:
@@ -80,20 +81,22 @@ def run(
     reference: Reference | None = None,
     *,
     spares: bool = True,
-) -> tuple[float, dict[str, torch.Tensor], list[Scores]]:
-    """Loss, gradients and scores of one step, cut into microbatches of `tokens`.
+) -> tuple[float, dict[str, torch.Tensor], list[ForwardOutputs]]:
+    """Loss, gradients and outputs of one step, cut into microbatches of `tokens`.
 
     spares: what the loss does not read has no gradients, as in the trainer.
     """
     reads = loss_reads(config)
     reads = reads if spares else replace(reads, continuation=True)
 
-    def assess(batch: tuple[Rollout, ...]) -> tuple[ThoughtTree, Scores, Judgement, Elsewhere]:
-        tree = plant(model, batch, HORIZON, reads)
-        scores = score(model, tree, temperature=1.0)
+    def assess(
+        batch: tuple[Rollout, ...],
+    ) -> tuple[ThoughtTree, ForwardOutputs, RewardsAndAdvantages, OtherLogprobs]:
+        tree = build_tree(model, batch, HORIZON, reads)
+        outputs = forward(model, tree, temperature=1.0)
         at_PH, at_M = reference.on_tree(tree, 1.0) if reference else (None, None)
-        judged = judge(scores, tree, batch, config, at_PH, at_M)
-        return tree, scores, judged, Elsewhere(sampler_logp(batch), at_M)
+        rewarded = compute_rewards(outputs, tree, batch, config, at_PH, at_M)
+        return tree, outputs, rewarded, OtherLogprobs(sampler_logp(batch), at_M)
 
     model.hf.zero_grad()
     batches = microbatches(rollouts, tokens=tokens, horizon=HORIZON)
@@ -101,22 +104,24 @@ def run(
     if config.objective.needs_whole_step:
         with torch.no_grad():
             known = [assess(batch) for batch in batches]
-            ahead = over_step([judged for _, _, judged, _ in known], config)
-        counted_P = torch.cat([judged.counted_P for judged in ahead])
+            ahead = advantages_over_step([rewarded for _, _, rewarded, _ in known], config)
+        counted_P = torch.cat([rewarded.counted_P for rewarded in ahead])
     counts, total, seen = Counts.of(rollouts, HORIZON, counted_P), 0.0, []
     for i, batch in enumerate(batches):
         if ahead and not reads.continuation:
-            tree, scores, _, others = known[i]
+            tree, outputs, _, others = known[i]
             alive_P = ahead[i].live_P(config)
-            scores = learn(model, batch, scores, alive_P, HORIZON, reads, temperature=1.0)
-            judged = ahead[i]
+            outputs = forward_with_gradients(
+                model, batch, outputs, alive_P, HORIZON, reads, temperature=1.0
+            )
+            rewarded = ahead[i]
         else:
-            tree, scores, judged, others = assess(batch)
-            judged = ahead[i] if ahead else judged
-        part = loss(scores, tree, judged, counts, config, others)
+            tree, outputs, rewarded, others = assess(batch)
+            rewarded = ahead[i] if ahead else rewarded
+        part = loss(outputs, tree, rewarded, counts, config, others)
         part.total.backward()
         total += float(part.total.detach())
-        seen.append(scores)
+        seen.append(outputs)
     return total, {n: p.grad.clone() for n, p in model.hf.named_parameters()}, seen
 
 
@@ -166,9 +171,9 @@ def test_loss_is_the_sum_of_its_parts_by_hand(
     config = config_of(
         "objective.pg_weight=2", "objective.continuation_weight=0.5", "objective.ntp_weight=0.25"
     )
-    total, _, (scores,) = run(model, rollouts, config)
-    scores = scores.detached()
-    reward = (scores.think_logp_PGH - scores.empty_logp_PH[:, None]).sum(-1)
+    total, _, (outputs,) = run(model, rollouts, config)
+    outputs = outputs.detached()
+    reward = (outputs.think_logp_PGH - outputs.no_think_logp_PH[:, None]).sum(-1)
     others = (reward.sum(1, keepdim=True) - reward) / 2
     thoughts = [t for r in rollouts for g in r.thoughts for t in g]
     advantage = (reward - others).flatten().tolist()
@@ -176,12 +181,12 @@ def test_loss_is_the_sum_of_its_parts_by_hand(
         -a * float(part.sum())
         for a, part in zip(
             advantage,
-            scores.thought_logp_M.split([len(t.sampled_ids) for t in thoughts]),
+            outputs.thought_logp_M.split([len(t.sampled_ids) for t in thoughts]),
             strict=True,
         )
     ) / sum(len(t.sampled_ids) for t in thoughts)
-    continuation = -float(scores.think_logp_PGH.mean())
-    ntp = -float(scores.context_logp.mean())
+    continuation = -float(outputs.think_logp_PGH.mean())
+    ntp = -float(outputs.context_logp.mean())
     assert total == pytest.approx(2 * pg + 0.5 * continuation + 0.25 * ntp, rel=1e-12)
     assert abs(pg) > 1e-3
 
@@ -234,15 +239,15 @@ def test_what_the_loss_does_not_read_is_not_missed(
     for mine, true in zip(seen, wanted_seen, strict=True):
         assert true.think_logp_PGH.requires_grad
         assert not mine.think_logp_PGH.requires_grad
-        assert not mine.empty_logp_PH.requires_grad
-        for name in ("thought_logp_M", "thought_entropy_M", "think_logp_PGH", "empty_logp_PH"):
+        assert not mine.no_think_logp_PH.requires_grad
+        for name in ("thought_logp_M", "thought_entropy_M", "think_logp_PGH", "no_think_logp_PH"):
             found, exact = getattr(mine, name).detach(), getattr(true, name).detach()
             torch.testing.assert_close(found, exact, rtol=1e-11, atol=1e-13)
         assert torch.equal(mine.match_PGH, true.match_PGH)
     # With a term on continuations there is nothing to spare.
     config = config_of("objective.continuation_weight=0.1", *options)
     _, _, seen = run(model, rollouts, config, 220)
-    assert all(scores.think_logp_PGH.requires_grad for scores in seen)
+    assert all(outputs.think_logp_PGH.requires_grad for outputs in seen)
 
 
 @pytest.mark.parametrize("ntp_weight", [0.0, 0.3])
@@ -307,7 +312,7 @@ def test_groups_that_left_the_gradient_leave_the_backward(
 
 
 @pytest.fixture(scope="module")
-def elsewhere(model: LanguageModel) -> Reference:
+def others(model: LanguageModel) -> Reference:
     """Weights that predict otherwise: nats away, as after long training."""
     reference = Reference(model, next(model.hf.parameters()).dtype, None)
     generator = torch.Generator().manual_seed(2)
@@ -345,7 +350,7 @@ def elsewhere(model: LanguageModel) -> Reference:
 def test_which_baselines_change_the_policy_gradient(
     model: LanguageModel,
     rollouts: list[Rollout],
-    elsewhere: Reference,
+    others: Reference,
     use: str,
     changes: bool,
     weights: str,
@@ -362,7 +367,7 @@ def test_which_baselines_change_the_policy_gradient(
     options = [*ONLY_POLICY, *centre, "objective.advantage_std_floor=1e-9"]
     _, without, _ = run(model, rollouts, config_of(*options, "baseline.weights=none"))
     cell = config_of(*options, f"baseline.weights={weights}", f"baseline.use={use}")
-    _, own, _ = run(model, rollouts, cell, reference=None if weights == "current" else elsewhere)
+    _, own, _ = run(model, rollouts, cell, reference=None if weights == "current" else others)
     gap = distance(own, without)
     # The tiny model is nearly always wrong, so its position weights are close to 1.
     assert gap > 1e-4 if changes else gap < 1e-12, gap
@@ -374,11 +379,11 @@ def test_which_baselines_change_the_policy_gradient(
 
 @pytest.mark.parametrize("use", ["clip", "group_member", "position_weight", "gate"])
 def test_microbatches_do_not_change_a_baseline(
-    model: LanguageModel, rollouts: list[Rollout], elsewhere: Reference, use: str
+    model: LanguageModel, rollouts: list[Rollout], others: Reference, use: str
 ) -> None:
     config = config_of("baseline.weights=frozen", f"baseline.use={use}")
-    whole, whole_grads, _ = run(model, rollouts, config, reference=elsewhere)
-    cut, cut_grads, seen = run(model, rollouts, config, 1, elsewhere)
+    whole, whole_grads, _ = run(model, rollouts, config, reference=others)
+    cut, cut_grads, seen = run(model, rollouts, config, 1, others)
     assert len(seen) == 4
     assert cut == pytest.approx(whole, rel=1e-12)
     assert distance(cut_grads, whole_grads) < 1e-12
@@ -389,9 +394,9 @@ def test_random_rewards_belong_to_the_thought(
 ) -> None:
     def noise(rollouts: list[Rollout], seed: int = 0) -> torch.Tensor:
         config = config_of("reward.scheme=random", f"run.seed={seed}")
-        tree = plant(model, rollouts, HORIZON)
-        scores = score(model, tree, temperature=1.0)
-        return judge(scores, tree, rollouts, config).reward_PG
+        tree = build_tree(model, rollouts, HORIZON)
+        outputs = forward(model, tree, temperature=1.0)
+        return compute_rewards(outputs, tree, rollouts, config).reward_PG
 
     whole = noise(rollouts)
     assert whole.unique().numel() == whole.numel() == 4 * 2 * 3
@@ -402,7 +407,7 @@ def test_random_rewards_belong_to_the_thought(
 def test_forced_close_markers_carry_no_policy_gradient(
     model: LanguageModel, rollouts: list[Rollout]
 ) -> None:
-    tree = plant(model, rollouts, HORIZON)
+    tree = build_tree(model, rollouts, HORIZON)
     thoughts = [t for r in rollouts for g in r.thoughts for t in g]
     forced = [t for t in thoughts if not t.closed]
     assert forced
@@ -432,15 +437,20 @@ def test_clipped_ratio_moves_away_from_old_thoughts(
     model: LanguageModel, rollouts: list[Rollout]
 ) -> None:
     config = config_of("objective.algorithm=clipped_ratio", "objective.ntp_weight=0")
-    tree, counts = plant(model, rollouts, HORIZON), Counts.of(rollouts, HORIZON)
-    scores = score(model, tree, temperature=1.0)
-    judged = judge(scores, tree, rollouts, config)
-    advantage = judged.advantage_PG
-    first = loss(scores, tree, judged, counts, config, Elsewhere(sampler_logp(rollouts)))
+    tree, counts = build_tree(model, rollouts, HORIZON), Counts.of(rollouts, HORIZON)
+    outputs = forward(model, tree, temperature=1.0)
+    rewarded = compute_rewards(outputs, tree, rollouts, config)
+    advantage = rewarded.advantage_PG
+    first = loss(outputs, tree, rewarded, counts, config, OtherLogprobs(sampler_logp(rollouts)))
     assert first.clipped_tokens == 0
-    far = scores.thought_logp_M.detach() - 2.0  # as if the policy had grown e² times likelier
+    far = outputs.thought_logp_M.detach() - 2.0  # as if the policy had grown e² times likelier
     later = loss(
-        scores, tree, judged, counts, config, Elsewhere(sampler_logp(rollouts), old_logp_M=far)
+        outputs,
+        tree,
+        rewarded,
+        counts,
+        config,
+        OtherLogprobs(sampler_logp(rollouts), old_logp_M=far),
     )
     rising = advantage.flatten()[tree.thought_index] > 0
     assert int(later.clipped_tokens) == int(rising.sum()) > 0
@@ -450,43 +460,43 @@ def test_clipped_ratio_moves_away_from_old_thoughts(
 def test_scores_of_shorter_contexts_use_their_own_rows(
     model: LanguageModel, rollouts: list[Rollout]
 ) -> None:
-    with_context = score(
-        model, plant(model, rollouts, HORIZON, Reads(context=True)), temperature=1.0
+    with_context = forward(
+        model, build_tree(model, rollouts, HORIZON, Reads(context=True)), temperature=1.0
     )
-    without = score(model, plant(model, rollouts, HORIZON), temperature=1.0)
+    without = forward(model, build_tree(model, rollouts, HORIZON), temperature=1.0)
     torch.testing.assert_close(
-        with_context.empty_logp_PH, without.empty_logp_PH, rtol=1e-12, atol=0
+        with_context.no_think_logp_PH, without.no_think_logp_PH, rtol=1e-12, atol=0
     )
     shuffled = [replace(r, thoughts=r.thoughts[::-1]) for r in rollouts]
-    other = score(model, plant(model, shuffled, HORIZON), temperature=1.0)
+    other = forward(model, build_tree(model, shuffled, HORIZON), temperature=1.0)
     assert not torch.allclose(other.think_logp_PGH, without.think_logp_PGH)
 
 
 def test_collision_is_the_sum_of_all_squared_probabilities(
     model: LanguageModel, rollouts: list[Rollout]
 ) -> None:
-    tree = plant(model, rollouts, HORIZON)
-    found = score(model, tree, temperature=0.5, with_collision=True)
+    tree = build_tree(model, rollouts, HORIZON)
+    found = forward(model, tree, temperature=0.5, with_collision=True)
     logits = tree.tree.hidden(model) @ model.head.T
     wanted = logits.softmax(-1).square().sum(-1)[tree.think_rows_PGH]  # at 1, as rewards are
     assert found.collision_PGH is not None
     torch.testing.assert_close(found.collision_PGH, wanted.detach(), rtol=1e-9, atol=0)
     assert not found.collision_PGH.requires_grad
     assert 0 < float(wanted.min()) < float(wanted.max()) < 1
-    plain = score(model, tree, temperature=0.5)
+    plain = forward(model, tree, temperature=0.5)
     assert plain.collision_PGH is None
 
 
 def test_a_weighted_sum_drives_and_its_parts_are_logged(
     model: LanguageModel, rollouts: list[Rollout]
 ) -> None:
-    def judged(*overrides: str) -> Judgement:
-        tree = plant(model, rollouts, HORIZON)
-        scores = score(model, tree, temperature=1.0)
-        return judge(scores, tree, rollouts, config_of("reward.shadows=[]", *overrides))
+    def rewarded(*overrides: str) -> RewardsAndAdvantages:
+        tree = build_tree(model, rollouts, HORIZON)
+        outputs = forward(model, tree, temperature=1.0)
+        return compute_rewards(outputs, tree, rollouts, config_of("reward.shadows=[]", *overrides))
 
     mixed = "reward.scheme={mean_prob: 0.9, format_only: 0.1}"
-    plain, clipped = judged(mixed), judged(mixed, "baseline.use=clip")
+    plain, clipped = rewarded(mixed), rewarded(mixed, "baseline.use=clip")
     assert list(plain.rewards) == ["mean_prob", "format_only"]
     gain, closed = plain.rewards["mean_prob"], plain.rewards["format_only"]
     torch.testing.assert_close(plain.reward_PG, 0.9 * gain + 0.1 * closed)
@@ -494,10 +504,10 @@ def test_a_weighted_sum_drives_and_its_parts_are_logged(
     torch.testing.assert_close(clipped.reward_PG, 0.9 * gain.clamp_min(0) + 0.1 * closed)
     assert gain.min() < 0 < closed.min() + gain.max()
     assert len(closed.unique()) == 2
-    single, one = judged("reward.scheme=mean_prob"), judged("reward.scheme={mean_prob: 1}")
+    single, one = rewarded("reward.scheme=mean_prob"), rewarded("reward.scheme={mean_prob: 1}")
     assert torch.equal(single.reward_PG, one.reward_PG)
     assert torch.equal(single.reward_PG, gain)
-    twice = judged("reward.scheme={mean_prob: 2}")
+    twice = rewarded("reward.scheme={mean_prob: 2}")
     torch.testing.assert_close(twice.advantage_PG, 2 * single.advantage_PG)
 
 
@@ -508,18 +518,18 @@ def test_the_policy_gradient_reaches_the_answers(model: LanguageModel) -> None:
     engine = InProcessEngine(
         model, thoughts=3, budget=4, answer_tokens=3, temperature=1.0, seed=0, slots=32
     )
-    (rollout,) = engine.sample([context], lambda c, outlook: (5, len(c) - HORIZON))
+    (rollout,) = engine.sample([context], lambda c, next_token: (5, len(c) - HORIZON))
     config = config_of(*ONLY_POLICY, "thought.answer_tokens=3")
-    tree, counts = plant(model, [rollout], HORIZON), Counts.of([rollout], HORIZON)
+    tree, counts = build_tree(model, [rollout], HORIZON), Counts.of([rollout], HORIZON)
     drawn = torch.tensor([t.num_drawn for group in rollout.thoughts for t in group])
     assert counts.thought == drawn.sum() > 2 * 3 * 4  # more than the thoughts alone have
-    scores = score(model, tree, temperature=1.0)
-    judged = judge(scores, tree, [rollout], config)
-    drawn_at = Elsewhere(sampler_logp([rollout]))
+    outputs = forward(model, tree, temperature=1.0)
+    rewarded = compute_rewards(outputs, tree, [rollout], config)
+    drawn_at = OtherLogprobs(sampler_logp([rollout]))
     assert len(drawn_at.sampler_logp_M) == drawn.sum()
-    total = loss(scores, tree, judged, counts, config, drawn_at).total
-    advantage = judged.advantage_PG
-    (slope_M,) = torch.autograd.grad(total, scores.thought_logp_M)
+    total = loss(outputs, tree, rewarded, counts, config, drawn_at).total
+    advantage = rewarded.advantage_PG
+    (slope_M,) = torch.autograd.grad(total, outputs.thought_logp_M)
     expected = -advantage.flatten().repeat_interleave(drawn) / counts.thought
     torch.testing.assert_close(slope_M, expected)
     assert slope_M.abs().min() > 0

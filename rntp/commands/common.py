@@ -1,0 +1,38 @@
+"""What commands share: arguments of a config, and what they say while they work."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rntp.config import Config
+
+
+def config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add CONFIG and --set."""
+    parser.add_argument("config", type=Path, metavar="CONFIG")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="a.b=c",
+        help="override one field; may be repeated",
+    )
+
+
+def load_config(arguments: argparse.Namespace) -> "Config":
+    """Load the config that the arguments name, with their overrides. Raises ConfigError."""
+    from rntp.config import Config
+
+    overrides = list(arguments.overrides)
+    if getattr(arguments, "run_dir", None):
+        overrides.append(f"run.dir={json.dumps(str(arguments.run_dir))}")
+    return Config.load(arguments.config, overrides)
+
+
+def say(text: str) -> None:
+    """Tell people how it goes: a line on standard error, at once."""
+    print(text, file=sys.stderr, flush=True)

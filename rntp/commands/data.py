@@ -1,0 +1,127 @@
+"""`rntp data`: prepare and check corpora."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rntp.commands.common import config_arguments, load_config, say
+from rntp.errors import ConfigError
+
+NAME = "data"
+HELP = "prepare and check corpora"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    data_commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    prep = data_commands.add_parser("prep", help="raw web pages to verified shards")
+    prep.add_argument("config", type=Path)
+    prep.set_defaults(run=_data_prep)
+    preview = data_commands.add_parser("preview", help="a few pages, and what prep makes of them")
+    preview.add_argument("config", type=Path)
+    preview.add_argument("--docs", type=int, default=3, metavar="N", help="a source (default 3)")
+    preview.add_argument("--json", action="store_true")
+    preview.set_defaults(run=_data_preview)
+    for name, text, run in (
+        ("verify", "check every hash of a corpus", _data_verify),
+        ("stats", "what a corpus holds, and what was rejected", _data_stats),
+    ):
+        command = data_commands.add_parser(name, help=text)
+        command.add_argument("folder", type=Path)
+        command.add_argument("--json", action="store_true")
+        if name == "stats":
+            command.add_argument("--plot", type=Path, metavar="FILE", help="picture of the lengths")
+        command.set_defaults(run=run)
+
+    simulate = data_commands.add_parser(
+        "simulate", help="which contexts which rank would read, without the model"
+    )
+    config_arguments(simulate)
+    simulate.add_argument("--world", type=int, default=1, metavar="N", help="ranks (default 1)")
+    simulate.add_argument("--step", type=int, default=1, metavar="N", help="first step (default 1)")
+    simulate.add_argument("--steps", type=int, default=1, metavar="N", help="steps (default 1)")
+    simulate.add_argument("--json", action="store_true")
+    simulate.set_defaults(run=_data_simulate)
+
+
+def _data_prep(arguments: argparse.Namespace) -> None:
+    from functools import partial
+
+    from rntp_data_prep.config import PrepConfig
+    from rntp_data_prep.prepare import prepare
+
+    from rntp.model.tokenizer import encode, load_tokenizer, tokenizer_digest
+
+    config = PrepConfig.load(arguments.config)
+    tokenizer = load_tokenizer(config.tokenizer)
+    prepare(config, partial(encode, tokenizer), tokenizer_digest(tokenizer), say)
+
+
+def _data_preview(arguments: argparse.Namespace) -> None:
+    from functools import partial
+
+    from rntp_data_prep.config import PrepConfig
+    from rntp_data_prep.preview import as_text, preview
+
+    from rntp.model.tokenizer import encode, load_tokenizer
+
+    config = PrepConfig.load(arguments.config)
+    rows = preview(config, partial(encode, load_tokenizer(config.tokenizer)), arguments.docs)
+    print(json.dumps(rows, indent=2, ensure_ascii=False) if arguments.json else as_text(rows))
+
+
+def _data_verify(arguments: argparse.Namespace) -> None:
+    from rntp.data import Manifest
+    from rntp.data.live import refuse_live
+    from rntp.errors import DataError
+
+    refuse_live(arguments.folder, "rntp data verify")
+    manifest = Manifest.load(arguments.folder)
+    found = manifest.verify()
+    if arguments.json:
+        print(json.dumps({"digest": manifest.digest, "problems": found}, indent=2))
+    if found:
+        raise DataError("\n".join(["the corpus is damaged; prepare it again:", *found]))
+    if not arguments.json:
+        print(f"{manifest.num_docs} documents are whole; digest {manifest.digest}")
+
+
+def _data_stats(arguments: argparse.Namespace) -> None:
+    from rntp.data import Manifest, histogram
+    from rntp.data.live import refuse_live
+    from rntp.show import facts_table
+
+    refuse_live(arguments.folder, "rntp data stats")
+    manifest = Manifest.load(arguments.folder)
+    tokens = manifest.num_tokens
+    facts: dict[str, Any] = {
+        "digest": manifest.digest,
+        "tokenizer": manifest.tokenizer_spec,
+        "content": manifest.content,
+        "token ids beside texts": "yes" if manifest.has_ids else "no",
+        "documents": manifest.num_docs,
+        "tokens": int(tokens.sum()),
+        "shortest document, tokens": int(tokens.min()),
+        "longest document, tokens": int(tokens.max()),
+    }
+    funnel = {f"pages: {reason}": count for reason, count in manifest.funnel.items()}
+    facts |= funnel
+    lengths = histogram.bins(tokens)
+    if arguments.plot:
+        histogram.plot(lengths, arguments.plot)
+    if arguments.json:
+        print(json.dumps({**facts, "lengths": lengths}, indent=2))
+    else:
+        print(f"{facts_table(facts)}\n{histogram.as_text(lengths)}")
+
+
+def _data_simulate(arguments: argparse.Namespace) -> None:
+    from rntp.data.simulate import simulate
+    from rntp.show import simulation_table
+
+    if min(arguments.world, arguments.step, arguments.steps) < 1:
+        raise ConfigError("--world, --step and --steps count from 1")
+    steps = range(arguments.step, arguments.step + arguments.steps)
+    facts = simulate(load_config(arguments), steps, arguments.world)
+    print(json.dumps(facts, indent=2) if arguments.json else simulation_table(facts))

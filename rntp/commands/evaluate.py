@@ -1,0 +1,69 @@
+"""`rntp eval`: think and no-think loss on held-out pages, or tasks of lm-evaluation-harness."""
+
+import argparse
+import json
+from pathlib import Path
+
+from rntp.commands.common import say
+from rntp.errors import ConfigError
+
+NAME = "eval"
+HELP = "think and no-think loss on held-out pages"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    parser.add_argument("target", type=Path, help="a run folder, or a config for its base model")
+    parser.add_argument("--checkpoint", type=int, help="step; default: the newest")
+    parser.add_argument("--out", type=Path, help="write the result here as JSON")
+    parser.add_argument("--json", action="store_true", help="print facts as JSON")
+    parser.add_argument(
+        "--tasks",
+        metavar="NAME,…",
+        help="instead, tasks of lm-evaluation-harness, with and without a thought before answers "
+        "(extra `eval`)",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="questions of a task")
+    parser.add_argument(
+        "--tasks-folder", type=Path, metavar="DIR", help="task definitions of your own"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure the target, and print the table."""
+    if arguments.tasks:
+        _evaluate_tasks(arguments)
+        return
+    if arguments.limit is not None or arguments.tasks_folder is not None:
+        raise ConfigError("--limit and --tasks-folder go with --tasks; name the tasks")
+    from rntp.evaluation import evaluate_target
+    from rntp.runtime.files import write_json
+    from rntp.runtime.memory import keep_freed_memory
+    from rntp.show import evaluation_table
+
+    keep_freed_memory()
+    result = evaluate_target(arguments.target, arguments.checkpoint, say=say)
+    if arguments.out:
+        write_json(arguments.out, result)
+    facts = {key: value for key, value in result.items() if key != "pages"}
+    print(json.dumps(facts, indent=2) if arguments.json else evaluation_table(facts))
+
+
+def _evaluate_tasks(arguments: argparse.Namespace) -> None:
+    from rntp.evaluation.tasks import evaluate_tasks
+    from rntp.runtime.files import write_json
+    from rntp.runtime.memory import keep_freed_memory
+    from rntp.show import tasks_table
+
+    keep_freed_memory()
+    facts = evaluate_tasks(
+        arguments.target,
+        arguments.tasks.split(","),
+        step=arguments.checkpoint,
+        limit=arguments.limit,
+        folder=arguments.tasks_folder,
+        say=say,
+    )
+    if arguments.out:
+        write_json(arguments.out, facts)
+    print(json.dumps(facts, indent=2) if arguments.json else tasks_table(facts))

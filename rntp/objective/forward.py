@@ -1,0 +1,163 @@
+"""From a token tree to log-probs: one forward of the trunk, and of the head on the rows needed.
+
+It gives the no-think baseline (document rows), the reward's log-probs (continuation rows) and the
+policy's (thought rows). No side effects: nothing here updates, logs or saves.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rntp.model import LanguageModel
+from rntp.model.moe import Routing
+from rntp.model.thought_tree import BRANCHES, Reads, ThoughtTree, Trunk, live
+from rntp.objective.quantities import ForwardOutputs
+from rntp.types import Rollout
+
+
+def build_tree(
+    model: LanguageModel, rollouts: Sequence[Rollout], horizon: int, reads: Reads = BRANCHES
+) -> ThoughtTree:
+    """The token tree of a microbatch."""
+    return ThoughtTree.build(
+        rollouts,
+        think_open_id=model.think_open_id,
+        think_close_id=model.think_close_id,
+        horizon=horizon,
+        reads=reads,
+    )
+
+
+def forward(
+    model: LanguageModel,
+    tree: ThoughtTree,
+    *,
+    temperature: float,
+    with_collision: bool = False,
+    hidden: Tensor | None = None,
+    watch: bool = False,
+) -> ForwardOutputs:
+    """The one forward of the trunk, and of the head on the rows that are needed.
+
+    hidden: what that forward gave, [N, H], where the caller has run it for more than the outputs.
+    watch: for the routers of experts.
+    """
+    trunk = tree.tree.run(model, watch=watch) if hidden is None else Trunk(hidden)
+    hidden = trunk.hidden
+    device, shape = hidden.device, tree.think_rows_PGH.shape
+    think_rows = tree.think_rows_PGH.flatten()
+    think_targets = tree.continuation_PH[:, None].expand(shape).flatten()
+    # Rows of pages, each once: a row may belong to many baselines, and to the page's own loss.
+    document_rows, where = torch.cat([tree.context_rows, tree.no_think_rows_PH.flatten()]).unique(
+        return_inverse=True
+    )
+    document_targets = torch.empty_like(document_rows)
+    document_targets[where] = torch.cat([tree.context_targets, tree.continuation_PH.flatten()])
+    of_context, of_empty = where.to(device).split(
+        [len(tree.context_rows), tree.no_think_rows_PH.numel()]
+    )
+
+    asked = {
+        "thought": _thought_query(tree, temperature),
+        "think": _Query(think_rows, think_targets),
+        "document": _Query(document_rows, document_targets),
+    }
+    learning = {"thought": True, "think": tree.reads.continuation, "document": tree.reads.context}
+    found = _logprobs(model, hidden, {k: v for k, v in asked.items() if learning[k]})
+    with torch.no_grad():
+        found |= _logprobs(model, hidden, {k: v for k, v in asked.items() if not learning[k]})
+    thought, think, document = found["thought"], found["think"], found["document"]
+    collision = None
+    if with_collision:
+        rows = hidden.detach().index_select(0, think_rows.to(device))
+        collision = model.collision(rows).view(shape)
+    return ForwardOutputs(
+        thought_logp_M=thought.logp,
+        thought_entropy_M=thought.entropy,
+        think_logp_PGH=think.logp.view(shape),
+        no_think_logp_PH=document.logp.detach()[of_empty].view(tree.no_think_rows_PH.shape),
+        match_PGH=(think.top1 == think_targets.to(device)).view(shape),
+        context_logp=document.logp.index_select(0, of_context) if tree.reads.context else None,
+        collision_PGH=collision,
+        routing=Routing.of(trunk.routed),
+    )
+
+
+def forward_with_gradients(
+    model: LanguageModel,
+    rollouts: Sequence[Rollout],
+    known: ForwardOutputs,
+    live_P: Tensor,
+    horizon: int,
+    reads: Reads,
+    *,
+    temperature: float,
+    watch: bool = False,
+) -> ForwardOutputs:
+    """The outputs of an earlier forward of these rollouts, now with gradients for sampled tokens
+    and pages, from a tree of these alone; `reads.continuation` must be false.
+
+    live_P: bool, the positions that the loss reads; thoughts elsewhere keep what is known of them.
+    """
+    live_P = live_P.cpu()
+    tree = build_tree(model, live(rollouts, live_P, reads), horizon, reads)
+    trunk = tree.tree.learning_part().run(model, watch=watch)
+    hidden = trunk.hidden
+    asked = {"thought": _thought_query(tree, temperature)}
+    if reads.context:
+        asked["context"] = _Query(tree.context_rows, tree.context_targets)
+    found = _logprobs(model, hidden, asked)
+    groups = [group for r in rollouts for group in r.thoughts]
+    drawn_P = torch.tensor([sum(t.num_drawn for t in g) for g in groups], dtype=torch.int64)
+    live_M = live_P.repeat_interleave(drawn_P).to(hidden.device)
+    thought = found["thought"]
+    return replace(
+        known,
+        thought_logp_M=known.thought_logp_M.detach().masked_scatter(live_M, thought.logp),
+        thought_entropy_M=known.thought_entropy_M.detach().masked_scatter(live_M, thought.entropy),
+        context_logp=found["context"].logp if reads.context else None,
+        routing=Routing.of(trunk.routed),
+    )
+
+
+class _Query(NamedTuple):
+    """Rows of the tree, int64 [N], the tokens that they are to predict, and at what temperature."""
+
+    rows: Tensor
+    targets: Tensor
+    # That of sampling belongs to the policy; how well text is predicted is measured at 1.
+    temperature: float = 1.0
+
+
+def _thought_query(tree: ThoughtTree, temperature: float) -> _Query:
+    return _Query(tree.thought_rows, tree.thought_targets, temperature)
+
+
+class _Found(NamedTuple):
+    """Log-probs of the targets and entropies, nats, and arg-max ids; [N] each."""
+
+    logp: Tensor
+    entropy: Tensor
+    top1: Tensor
+
+
+def _logprobs(
+    model: LanguageModel, hidden: Tensor, asked: Mapping[str, _Query]
+) -> dict[str, _Found]:
+    """What the head says of some rows of the hidden states [N, H], in one call."""
+    if not asked:
+        return {}
+    device, parts = hidden.device, list(asked.values())
+    sizes = [len(part.rows) for part in parts]
+    temperatures = torch.tensor([part.temperature for part in parts])
+    # index_select, not indexing: its backward adds in a fixed order on the CPU.
+    found = model.logprob(
+        hidden.index_select(0, torch.cat([part.rows for part in parts]).to(device)),
+        torch.cat([part.targets for part in parts]).to(device),
+        temperatures.repeat_interleave(torch.tensor(sizes)).to(device),
+    )
+    pieces = zip(*(x.split(sizes) for x in found), strict=True)
+    return {name: _Found(*piece) for name, piece in zip(asked, pieces, strict=True)}

@@ -1,0 +1,172 @@
+"""What one step is made of: its denominators, its log-probs, its rewards and advantages."""
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rntp.config import Config
+from rntp.model.moe import Routing
+from rntp.model.thought_tree import Reads
+from rntp.objective.rounding import Rounding
+from rntp.types import Rollout
+
+
+def loss_reads(config: Config) -> Reads:
+    """What the loss of a run reads."""
+    objective = config.objective
+    return Reads(objective.ntp_weight > 0, objective.continuation_weight > 0)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Denominators of a whole step, known before its first backward.
+
+    thought, continuation, context: tokens of these kinds; thought: those that were sampled, of
+    thoughts and answers. thoughts: their number. counted_tokens, counted_thoughts: sampled tokens
+    and thoughts of the groups that count in the policy gradient. expert_choices, routed: see
+    `rntp.model.moe.balancing_loss`.
+    """
+
+    thought: int
+    continuation: int
+    context: int
+    thoughts: int
+    counted_tokens: int
+    counted_thoughts: int
+    expert_choices: tuple[int, ...] = ()
+    routed: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        rollouts: Sequence[Rollout],
+        horizon: int,
+        counted_P: Tensor | None = None,
+        routing: Routing | None = None,
+    ) -> "Counts":
+        """counted_P: bool, the groups that count, where some do not; see `rntp.objective.credit`.
+        routing: of the tokens that learn, where a term balances experts."""
+        groups = [group for r in rollouts for group in r.thoughts]
+        thoughts = sum(map(len, groups))
+        counted = groups
+        if counted_P is not None:
+            counted = [g for g, counts in zip(groups, counted_P.tolist(), strict=True) if counts]
+        return cls(
+            thought=sum(r.num_sampled for r in rollouts),
+            continuation=thoughts * horizon,
+            context=sum(len(r.context) - 1 for r in rollouts if not r.context.seen),
+            thoughts=thoughts,
+            counted_tokens=sum(t.num_drawn for group in counted for t in group),
+            counted_thoughts=sum(map(len, counted)),
+            expert_choices=tuple(routing.choices_LE.sum(dim=0).tolist()) if routing else (),
+            routed=routing.tokens * len(routing.choices_LE) if routing else 0,
+        )
+
+    @classmethod
+    def total(cls, parts: Sequence["Counts"]) -> "Counts":
+        """Of the shares of a step that ranks have, those of the step."""
+
+        def add(numbers: tuple[Any, ...]) -> Any:
+            if isinstance(numbers[0], tuple):
+                # A share without a microbatch has no routers that it could count.
+                return tuple(map(sum, zip(*filter(None, numbers), strict=True)))
+            return sum(numbers)
+
+        return cls(*(add(numbers) for numbers in zip(*map(astuple, parts), strict=True)))
+
+    def head_rows(self, config: Config) -> int:
+        """Rows of the step that go through the output embedding."""
+        return self.thought + self.continuation + self._document_rows(config)
+
+    def learning_rows(self, config: Config) -> int:
+        """Those of them that have gradients, where all groups have."""
+        reads = loss_reads(config)
+        learning = self.thought + self.continuation * reads.continuation
+        return learning + self._document_rows(config) * reads.context
+
+    def _document_rows(self, config: Config) -> int:
+        empty = self.continuation // max(config.thought.thoughts_per_position, 1)
+        document = empty
+        if config.objective.ntp_weight > 0:
+            # Pages with thoughts in them have the rows of their baselines alone.
+            per_page = config.placement.positions_per_doc
+            again = empty - empty // per_page if config.placement.interleaved else 0
+            document = self.context + again
+        return document
+
+
+@dataclass(frozen=True)
+class ForwardOutputs:
+    """What one forward says. Log-probs in nats, with gradients where the forward had them.
+
+    thought_logp_M, thought_entropy_M: at the sampling temperature. think_logp_PGH,
+    no_think_logp_PH: the continuation with and without the thought. match_PGH: it is the arg-max,
+    with the thought. context_logp: plain next-token log-probs, [C], or None where no term needs
+    them. collision_PGH: Σ_v p_v² of each prediction with the thought, without gradients, or None if
+    no scheme wants it. routing: of the tokens that learn, in a mixture of experts that is watched.
+    """
+
+    thought_logp_M: Tensor
+    thought_entropy_M: Tensor
+    think_logp_PGH: Tensor
+    no_think_logp_PH: Tensor
+    match_PGH: Tensor
+    context_logp: Tensor | None
+    collision_PGH: Tensor | None = None
+    routing: Routing | None = None
+
+    def detached(self) -> "ForwardOutputs":
+        """The same numbers without the graph, for the record."""
+        return ForwardOutputs(
+            thought_logp_M=self.thought_logp_M.detach(),
+            thought_entropy_M=self.thought_entropy_M.detach(),
+            think_logp_PGH=self.think_logp_PGH.detach(),
+            no_think_logp_PH=self.no_think_logp_PH,
+            match_PGH=self.match_PGH,
+            context_logp=None if self.context_logp is None else self.context_logp.detach(),
+            collision_PGH=self.collision_PGH,
+            routing=self.routing.detached() if self.routing else None,
+        )
+
+
+@dataclass(frozen=True)
+class OtherLogprobs:
+    """Log-probs of the sampled tokens under other weights than this forward's: nats, detached, [M].
+
+    sampler: when they were drawn. reference: what the KL term holds on to, None without one. old:
+    of the policy that the first epoch saw; None on that epoch itself, where the ratio is 1 and all
+    algorithms have the gradient of the plain one.
+    """
+
+    sampler_logp_M: Tensor
+    reference_logp_M: Tensor | None = None
+    old_logp_M: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RewardsAndAdvantages:
+    """What thoughts are worth, detached.
+
+    rewards: [P, G] under every scheme. reward_PG: of those that drive. driving_PG: the same less a
+    penalty that `objective.kl_in: reward` takes off. no_think_logp_PH: the baseline, nats.
+    advantage_PG, counted_P: what driving_PG gives; see `rntp.objective.credit`. sensitivity_P,
+    rounding: how much of what log-probs are rounded by arrives in driving_PG; see
+    `rntp.objective.rounding`.
+    """
+
+    rewards: dict[str, Tensor]
+    reward_PG: Tensor
+    driving_PG: Tensor
+    no_think_logp_PH: Tensor
+    advantage_PG: Tensor
+    counted_P: Tensor
+    sensitivity_P: Tensor
+    rounding: Rounding
+
+    def live_P(self, config: Config) -> Tensor:
+        """bool [P]: the groups whose thoughts the loss reads."""
+        counted_P = self.counted_P
+        return counted_P if config.objective.skips_groups else torch.ones_like(counted_P)

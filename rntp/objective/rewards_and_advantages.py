@@ -1,0 +1,139 @@
+"""From log-probs to rewards under every scheme, and to the advantages of those that drive."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from rntp import rewards
+from rntp.config import Config
+from rntp.model.thought_tree import ThoughtTree
+from rntp.objective import baselines, losses
+from rntp.objective.credit import credit
+from rntp.objective.quantities import ForwardOutputs, RewardsAndAdvantages
+from rntp.objective.reward_inputs import gather
+from rntp.objective.rounding import Rounding, sensitivity, tolerance
+from rntp.types import RewardInputs, Rollout, no_text
+
+
+def compute_rewards(
+    outputs: ForwardOutputs,
+    tree: ThoughtTree,
+    rollouts: Sequence[Rollout],
+    config: Config,
+    reference_no_think_PH: Tensor | None = None,
+    reference_logp_M: Tensor | None = None,
+    *,
+    decode: Callable[[Tensor], str] = no_text,
+    verdicts: Mapping[str, Tensor] | None = None,
+) -> RewardsAndAdvantages:
+    """Rewards of every scheme on the same thoughts, and the advantages of those that drive.
+
+    reference_no_think_PH: the continuation without a thought under `baseline.weights`, where those
+    are not the weights of this forward; reference_logp_M: the sampled tokens under the weights that
+    `objective.kl_weight` keeps them close to. See `rntp.objective.reference_model`. decode: text of
+    ids, where a scheme compares texts. verdicts: see `rntp.objective.judge_model`. Where
+    `objective.needs_whole_step`, `advantages_over_step` has to follow.
+    """
+    empty = _baseline(outputs.no_think_logp_PH, reference_no_think_PH, config)
+    inputs = gather(
+        rollouts,
+        config,
+        logp_think_PGH=outputs.think_logp_PGH,
+        logp_no_think_PH=empty,
+        match_PGH=outputs.match_PGH,
+        continuation_ids_PH=tree.continuation_PH,
+        collision_PGH=outputs.collision_PGH,
+        decode=decode,
+        verdicts=verdicts or {},
+    )
+    under = {name: rewards.REGISTRY[name](inputs) for name in config.reward.names}
+    # What grades texts does not see how log-probs are rounded, and may take long.
+    likelihoods = [
+        name
+        for name in config.reward.weights
+        if not rewards.NEEDS[name].answers and not rewards.NEEDS[name].judge
+    ]
+
+    def from_logprobs(inputs: RewardInputs) -> Tensor:
+        again = {name: rewards.REGISTRY[name](inputs) for name in likelihoods}
+        return _weighted(under | again, config)
+
+    reward = driving = _weighted(under, config)
+    if config.objective.kl_weight > 0 and config.objective.kl_in == "reward":
+        assert reference_logp_M is not None
+        driving = reward - config.objective.kl_weight * losses.kl_per_thought(
+            outputs.thought_logp_M.detach(),
+            reference_logp_M,
+            tree.thought_index.to(reward.device),
+            config.objective.kl_estimator,
+            thoughts=reward.numel(),
+        ).view(reward.shape)
+    advantage_PG, counted_P = credit(driving, empty, config)
+    return RewardsAndAdvantages(
+        rewards=under,
+        reward_PG=reward,
+        driving_PG=driving,
+        no_think_logp_PH=empty,
+        advantage_PG=advantage_PG,
+        counted_P=counted_P,
+        sensitivity_P=sensitivity(inputs, from_logprobs),
+        rounding=Rounding.between(outputs.thought_logp_M, sampler_logp(rollouts)),
+    )
+
+
+def sampler_logp(rollouts: Sequence[Rollout]) -> Tensor:
+    """Log-probs of the sampled tokens when they were drawn, nats, [M] in the order of the tree."""
+    thoughts = [t for r in rollouts for group in r.thoughts for t in group]
+    return torch.cat([torch.empty(0), *(t.drawn_logprobs for t in thoughts)])
+
+
+def advantages_over_step(
+    rewarded_parts: Sequence[RewardsAndAdvantages], config: Config, usual_std: float = 0.0
+) -> list[RewardsAndAdvantages]:
+    """The microbatches of a whole step again, with advantages that know all of its rewards.
+
+    usual_std: what groups are measured by; see `rntp.objective.credit`.
+    """
+    advantage, counted = credit(
+        torch.cat([j.driving_PG for j in rewarded_parts]),
+        torch.cat([j.no_think_logp_PH for j in rewarded_parts]),
+        config,
+        usual_std,
+        tolerance(
+            torch.cat([j.sensitivity_P for j in rewarded_parts]),
+            Rounding.total([j.rounding for j in rewarded_parts]),
+        ),
+    )
+    sizes = [len(j.reward_PG) for j in rewarded_parts]
+    return [
+        replace(rewarded, advantage_PG=own_PG, counted_P=own_P)
+        for rewarded, own_PG, own_P in zip(
+            rewarded_parts, advantage.split(sizes), counted.split(sizes), strict=True
+        )
+    ]
+
+
+def _baseline(current_PH: Tensor, reference_PH: Tensor | None, config: Config) -> Tensor:
+    """No-think log-probs that rewards may subtract, [P, H]."""
+    if config.baseline.weights == "none":
+        return torch.zeros_like(current_PH)
+    if config.baseline.weights == "current":
+        return current_PH
+    assert reference_PH is not None
+    return reference_PH
+
+
+def _weighted(under: dict[str, Tensor], config: Config) -> Tensor:
+    """The weighted sum of the schemes that drive, [P, G].
+
+    The floor of `baseline.use: clip` is of each scheme that compares with no thought, before it is
+    added to the others (RLPR, 2506.18254).
+    """
+    parts = []
+    for name, weight in config.reward.weights.items():
+        compares = rewards.BASELINES[name] != "ignores"
+        use = config.baseline.use if compares else "subtract"
+        parts.append(weight * baselines.floored(under[name], use))
+    return torch.stack(parts).sum(dim=0)
