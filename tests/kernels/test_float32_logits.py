@@ -7,6 +7,8 @@ import torch
 from rntp_kernels import Shaping, float32_logits, linear_logprob_top1, sample
 from rntp_kernels.linear_logprob import projection
 from rntp_kernels.linear_logprob.projection import bfloat16_multiplies
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ROWS, WIDTH, VOCABULARY = 24, 576, 49152  # SmolLM2-135M's head
 BOUND = 1e-4  # nats rms; a bfloat16 result is off by 0.03
@@ -150,3 +152,26 @@ def test_float16_is_not_multiplied_as_bfloat16(monkeypatch: pytest.MonkeyPatch) 
     assert rms(float32_logits(hidden, weight) - hidden.double() @ weight.double().T) < 1e-5
     with pytest.raises(AssertionError):
         float32_logits(*operands())
+
+
+def test_on_cuda_the_product_itself_is_asked_for_float32() -> None:
+    """By shapes and types alone, so that it needs no GPU."""
+    with FakeTensorMode():
+        hidden = torch.empty(4, 8, device="cuda", dtype=torch.bfloat16)
+        with Products() as seen:
+            found = float32_logits(hidden, hidden.new_empty(16, 8), hidden.new_empty(16))
+    assert (found.dtype, found.shape) == (torch.float32, (4, 16))
+    assert seen.products == [torch.ops.aten.mm.dtype]
+
+
+class Products(TorchDispatchMode):
+    """Lists the matrix products, and which overload of them was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: list[object] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.products.append(function)
+        return function(*args, **(kwargs or {}))
