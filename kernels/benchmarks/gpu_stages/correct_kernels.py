@@ -80,23 +80,6 @@ def _styles(setting: Setting) -> str:
     return "as the oracle"
 
 
-def flex(setting: Setting) -> dict[str, Any]:
-    """FlexAttention the same way, and how much a thought of another length compiles: nothing."""
-    if setting.device == "cpu":
-        return {"not run": "FlexAttention has no gradients on the CPU"}
-    from torch._dynamo.utils import counters
-
-    first = _tree(setting, "flex", comb(setting.small), torch.bfloat16, (4, 2, 64))
-    graphs = counters["stats"]["unique_graphs"]
-    shorter = TreeLayout((200, 17, 8, 5, 8), (-1, 0, 1, 0, 3), (0, 50, 17, 150, 5))
-    longer = TreeLayout((200, 16, 8, 19, 8), (-1, 0, 1, 0, 3), (0, 50, 16, 150, 19))
-    _tree(setting, "flex", shorter, torch.bfloat16, (4, 2, 64))
-    between = counters["stats"]["unique_graphs"]
-    _tree(setting, "flex", longer, torch.bfloat16, (4, 2, 64))
-    again = counters["stats"]["unique_graphs"] - between
-    return {"relative errors": first, "graphs": graphs, "graphs of a second length": again}
-
-
 def sampling(setting: Setting) -> dict[str, Any]:
     """Tokens and log-probs of every implementation against float64, for the same numbers."""
     found: dict[str, Any] = {}

@@ -73,7 +73,7 @@ def attention(setting: Setting) -> dict[str, Any]:
     found: dict[str, Any] = {"tokens": layout.num_tokens, "visible pairs": pairs}
     dtype = torch.float32 if setting.tiny else torch.bfloat16
     rate = matmul_rate(dtype, torch.device(setting.device))
-    names: list[Any] = ["segmented"] if setting.device == "cpu" else ["triton", "segmented", "flex"]
+    names: list[Any] = ["segmented"] if setting.device == "cpu" else ["triton", "segmented"]
     for model, (heads, kv_heads, head_size) in setting.attentions.items():
         sizes = [(1, n, layout.num_tokens, head_size) for n in (heads, kv_heads, kv_heads, heads)]
         q, k, v, d_out = (torch.randn(s, device=setting.device).to(dtype) for s in sizes)

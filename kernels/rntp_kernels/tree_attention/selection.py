@@ -3,10 +3,9 @@
 dense       A mask over all pairs: the oracle, for tests.
 segmented   Pieces that library kernels know. The CPU, and everything the others do not take.
 triton      Own kernels. CUDA, bfloat16 and float16, heads up to 128 (filled up to a power of two).
-flex        FlexAttention with tables of blocks, compiled for CUDA: where Triton's kernels fail.
 flash       The package flash-attn. CUDA, bfloat16 and float16, plain packed sequences alone.
 
-dense, segmented and triton have windows, soft caps and sinks; flex and flash have none here.
+dense, segmented and triton have windows, soft caps and sinks; flash has none here.
 
 The environment variable RNTP_TREE_ATTENTION overrides `auto`.
 """
@@ -22,7 +21,7 @@ from rntp_kernels.choice import has_flash, has_triton, interpreted, require_agre
 from rntp_kernels.tree_attention.layout import TreeLayout
 from rntp_kernels.tree_attention.style import PLAIN, Style
 
-Implementation = Literal["auto", "segmented", "dense", "flex", "triton", "flash"]
+Implementation = Literal["auto", "segmented", "dense", "triton", "flash"]
 OVERRIDE = "RNTP_TREE_ATTENTION"
 HEADS = (16, 32, 64, 128)  # sizes of a head that the kernels take; others are filled up
 _HALVES = (torch.bfloat16, torch.float16)
@@ -45,7 +44,7 @@ def choose(
     reason = _obstacle(name, q, plain=plain, style=style)
     if reason:
         raise ValueError(f"tree attention {name!r} {reason}; use segmented (see {OVERRIDE})")
-    if name in ("triton", "flex", "flash") and q.is_cuda:
+    if name in ("triton", "flash") and q.is_cuda:
         does = tuple(x is not None and x is not False for x in style.kind)
         self_check(name, q.device, q.dtype, q.shape[3], q.shape[1] // k.shape[1], does)
     return name  # type: ignore[return-value]
@@ -238,14 +237,12 @@ def _warn(reason: str) -> None:
 
 def _obstacle(name: str, q: Tensor, *, plain: bool = False, style: Style = PLAIN) -> str:
     """Why an implementation cannot take these tensors; empty if it can."""
-    if name in ("flex", "flash") and style.kind != PLAIN.kind:
+    if name == "flash" and style.kind != PLAIN.kind:
         return "has no windows, soft caps or sinks here"
     if name == "flash":
         return _flash_obstacle(q, plain)
-    if name in ("triton", "flex") and q.dtype == torch.float64:
+    if name == "triton" and q.dtype == torch.float64:
         return "has no float64"
-    if name == "flex" and not q.is_cuda and torch.is_grad_enabled() and q.requires_grad:
-        return "has no gradients on the CPU"
     if name != "triton":
         return ""
     if not has_triton():

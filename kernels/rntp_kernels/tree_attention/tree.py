@@ -128,19 +128,13 @@ def prepare(
     if name == "dense":
         mask = dense_mask(layout, style.window).to(q.device)
         return lambda q, k, v, scale, style: dense_attention(q, k, v, mask, scale, style)
-    if name in ("flex", "flash"):
-        plain = _flex(layout, q) if name == "flex" else FlashSequences(layout, q.device)
-        return lambda q, k, v, scale, style: plain(q, k, v, scale)
+    if name == "flash":
+        sequences = FlashSequences(layout, q.device)
+        return lambda q, k, v, scale, style: sequences(q, k, v, scale)
     from rntp_kernels.tree_attention.triton_tree import attend_by_triton, tables_for
 
     tables = tables_for(layout, q, style.window).to(q.device)
     return lambda q, k, v, scale, style: attend_by_triton(q, k, v, tables, scale, style)
-
-
-def _flex(layout: TreeLayout, q: Tensor) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
-    from rntp_kernels.tree_attention.flex import FlexTree
-
-    return FlexTree(layout, q.device)
 
 
 def _to(plan: Plan, device: torch.device | str) -> Plan:
