@@ -13,7 +13,8 @@ from gpu_stages.setting import Setting
 from rntp.bench.job import Job
 from rntp.bench.run import run
 from rntp.model import LanguageModel, cast_parameters
-from rntp.objective.step import plant, sampler_logp, score
+from rntp.objective.forward import build_tree, forward
+from rntp.objective.rewards_and_advantages import sampler_logp
 from rntp.rollout.engine import InProcessEngine
 from rntp.rollout.sampling import Draw, draw
 from rntp.types import Thought
@@ -58,9 +59,10 @@ def decode(setting: Setting) -> dict[str, Any]:
         cast_parameters(model.hf, dtype)
         rollouts = Job(model, setting.small).sample()
         with torch.no_grad():
-            scores = score(model, plant(model, rollouts, setting.small.horizon), temperature=1.0)
+            tree = build_tree(model, rollouts, setting.small.horizon)
+            outputs = forward(model, tree, temperature=1.0)
         sampled = sampler_logp(rollouts)
-        gaps[_name(dtype)] = float((scores.thought_logp_M.cpu() - sampled).abs().mean())
+        gaps[_name(dtype)] = float((outputs.thought_logp_M.cpu() - sampled).abs().mean())
     bound = {"float32": 1e-4, "bfloat16": 0.1}
     for name, gap in gaps.items():
         if not gap <= bound[name]:

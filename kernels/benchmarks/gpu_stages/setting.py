@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from rntp_kernels import TreeLayout
-from rntp_kernels.tree_attention.strands import strands
+from rntp_kernels.tree_attention.chains import chains
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
@@ -123,9 +123,9 @@ def comb(sizes: Sizes) -> TreeLayout:
 def visible_pairs(layout: TreeLayout) -> int:
     """Pairs of a query and a key that it sees, of one head."""
     total = 0
-    for strand in strands(layout):
-        rows = strand.stop - strand.start
-        total += rows * (rows + 1) // 2 + rows * sum(b - a for a, b in strand.seen)
+    for chain in chains(layout):
+        rows = chain.stop - chain.start
+        total += rows * (rows + 1) // 2 + rows * sum(b - a for a, b in chain.seen)
     return total
 
 

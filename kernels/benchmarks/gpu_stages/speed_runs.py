@@ -9,7 +9,7 @@ from rntp.bench.clock import interleaved, matmul_rate
 from rntp.bench.job import Job
 from rntp.bench.run import run
 from rntp.model import cast_parameters
-from rntp.objective.step import plant
+from rntp.objective.forward import build_tree
 from rntp.training.estimate import Shape
 
 
@@ -19,7 +19,7 @@ def trunk(setting: Setting) -> dict[str, Any]:
     dtype = torch.float32 if setting.tiny else torch.bfloat16
     cast_parameters(model.hf, dtype)
     job = Job(model, setting.comb)
-    tree = plant(model, tuple(job.rollouts), setting.comb.horizon).tree
+    tree = build_tree(model, tuple(job.rollouts), setting.comb.horizon).tree
 
     def work() -> None:
         model.hf.zero_grad(set_to_none=True)

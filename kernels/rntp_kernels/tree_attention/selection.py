@@ -45,8 +45,8 @@ def choose(
     if reason:
         raise ValueError(f"tree attention {name!r} {reason}; use segmented (see {OVERRIDE})")
     if name in ("triton", "flash") and q.is_cuda:
-        does = tuple(x is not None and x is not False for x in style.kind)
-        self_check(name, q.device, q.dtype, q.shape[3], q.shape[1] // k.shape[1], does)
+        features = tuple(x is not None and x is not False for x in style.kind)
+        self_check(name, q.device, q.dtype, q.shape[3], q.shape[1] // k.shape[1], features)
     return name  # type: ignore[return-value]
 
 
@@ -70,8 +70,8 @@ def decode_choice(q: Tensor, k: Tensor, v: Tensor, style: Style = PLAIN) -> str:
             )
         return "segmented"
     if q.is_cuda:
-        does = tuple(x is not None and x is not False for x in style.kind)
-        check_decode(q.device, q.dtype, q.shape[3], q.shape[1] // k.shape[1], does)
+        features = tuple(x is not None and x is not False for x in style.kind)
+        check_decode(q.device, q.dtype, q.shape[3], q.shape[1] // k.shape[1], features)
     return "triton"
 
 
@@ -81,10 +81,12 @@ def check_decode(
     dtype: torch.dtype,
     head: int,
     repeat: int,
-    does: tuple[bool, ...] = (False, False, False),
+    features: tuple[bool, ...] = (False, False, False),
 ) -> None:
     """Compare a step of the decoding kernels with softmax over a mask, once a process and kind of
-    head. does: whether layers have a window, a soft cap, sinks. Raises RuntimeError if they differ.
+    head.
+
+    features: whether layers have a window, a soft cap, sinks. Raises RuntimeError if they differ.
     """
     from rntp_kernels.tree_attention.triton_decode import decode_step
 
@@ -106,7 +108,7 @@ def check_decode(
         torch.stack([x.index_select(1, at) for x, at in zip(stored, place, strict=True)])
         for stored in (own_k, own_v)
     ]
-    window, soft_cap, has_sinks = does
+    window, soft_cap, has_sinks = features
     sinks = torch.linspace(-1, 2, kv_heads * repeat, device=device).to(dtype)
     style = Style(50 if window else None, 2.0 if soft_cap else None, sinks if has_sinks else None)
     exact, usual = (
@@ -178,15 +180,15 @@ def self_check(
     dtype: torch.dtype,
     head: int,
     repeat: int,
-    does: tuple[bool, ...] = (False, False, False),
+    features: tuple[bool, ...] = (False, False, False),
 ) -> None:
     """Compare an implementation with the oracle on a small layout, once a process and kind of head.
 
-    does: whether layers have a window, a soft cap, sinks. Raises RuntimeError if they differ.
+    features: whether layers have a window, a soft cap, sinks. Raises RuntimeError if they differ.
     """
     from rntp_kernels.tree_attention.tree import prepare
 
-    # Longer than a block of keys; teeth that end and hang inside of blocks; a root of its own.
+    # Longer than a block of keys; branches that end and hang inside of blocks; a root of its own.
     layout = TreeLayout((150, 40, 17, 1, 70, 33), (-1, 0, 1, 1, 0, -1), (0, 61, 40, 20, 150, 0))
     if name == "flash":
         layout = TreeLayout((150, 1, 33), (-1, -1, -1), (0, 0, 0))
@@ -194,7 +196,7 @@ def self_check(
     sizes = [(1, heads, layout.num_tokens, head) for heads in (2 * repeat, 2, 2, 2 * repeat)]
     values = [torch.randn(size, generator=generator).to(device, dtype) for size in sizes]
 
-    window, soft_cap, has_sinks = does
+    window, soft_cap, has_sinks = features
     sinks = torch.linspace(-1, 2, 2 * repeat, device=device).to(dtype)
 
     def outcome(chosen: Implementation, kind: torch.dtype) -> list[Tensor]:
