@@ -36,7 +36,7 @@ class Preempted(RntpError):
 
 
 class Diverged(RntpError):
-    """Too many non-finite steps in a row, or an alarm with `run.stop_on_alarm`."""
+    """Too many non-finite steps in a row, or an alarm with `run.on_trouble: stop`."""
 
     exit_code = 6
 

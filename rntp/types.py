@@ -236,12 +236,12 @@ class PlacementInputs:
     next_token: of the whole context, and eligible the part of it that the policy sees: entropy_L
     and nll_L. A policy that looks at neither does not pay for them. noise_L: float64 uniform draws
     of this context, a function of the run seed and its ordinal. count: positions wanted. ramp:
-    share of `placement.ramp_steps` that lies before this context, None where no such number is set;
-    see `progress`. learned_L: float32, what the policy's own record says of such positions (see
-    `rntp.placement.records`); zeros where it keeps none. starts_sentence_L: bool, a sentence begins
-    with this token; None for policies that did not ask for it. oracle_gain_L: float32 nats that a
-    perfect thought is worth, 0 where none helps. class_L: int64 numbers of the tokens' classes, -1
-    where unknown. Both are None without labels.
+    share of `ramp_steps` of `placement.policy` that lies before this context, None where no such
+    number is set; see `progress`. learned_L: float32, what the policy's own record says of such
+    positions (see `rntp.placement.records`); zeros where it keeps none. starts_sentence_L: bool, a
+    sentence begins with this token; None for policies that did not ask for it. oracle_gain_L:
+    float32 nats that a perfect thought is worth, 0 where none helps. class_L: int64 numbers of the
+    tokens' classes, -1 where unknown. Both are None without labels.
     """
 
     next_token: NextTokenStats
@@ -263,8 +263,9 @@ class PlacementInputs:
         """
         if self.ramp is None:
             raise ConfigError(
-                "this placement policy changes as the run goes on, and placement.ramp_steps does "
-                "not say over how many steps; set it, to run.steps for the length of this run"
+                "this placement policy changes as the run goes on, and ramp_steps does "
+                "not say over how many steps; write placement.policy: {tiers: {ramp_steps: N}}, "
+                "with run.steps for the length of this run"
             )
         return self.ramp
 

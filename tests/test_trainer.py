@@ -294,11 +294,11 @@ def test_a_skipped_step_is_not_followed(raw: dict, monkeypatch: pytest.MonkeyPat
     options = ["baseline.weights=ema", "baseline.decay=0.5", "placement.policy=learnability"]
     monkeypatch.setenv("RNTP_FAULT", "gradient#1=nan")
     trainer = Trainer(Config.parse(raw, [*options, "evaluation.enabled=false", "run.steps=1"]))
-    kept = {name: t.clone() for name, t in trainer.reference.tensors().items()}
+    kept = {name: t.clone() for name, t in trainer.followers.reference.tensors().items()}
     trainer.fit()
-    for name, tensor in trainer.reference.tensors().items():
+    for name, tensor in trainer.followers.reference.tensors().items():
         assert torch.equal(tensor, kept[name])
-    assert trainer.record.tensors()["groups"].sum() == 0
+    assert trainer.followers.record.tensors()["groups"].sum() == 0
 
 
 def test_labels_are_measured_and_placed_by(raw: dict, tmp_path: Path) -> None:
@@ -364,13 +364,15 @@ def test_every_epochs_update_is_told_truly(
         monkeypatch.setenv("RNTP_FAULT", ";".join(f"gradient#{n}=nan" for n in dropped))
     trainer = Trainer(Config.parse(raw, options))
     before = {name: master.detach().clone() for name, master in trainer.optimizer.masters.items()}
-    average = {name: t.clone() for name, t in trainer.reference.tensors().items()}
+    average = {name: t.clone() for name, t in trainer.followers.reference.tensors().items()}
     trainer.fit()
     moved = any(not torch.equal(before[n], m) for n, m in trainer.optimizer.masters.items())
     assert moved == (len(dropped) < 2)
-    followed = any(not torch.equal(average[n], t) for n, t in trainer.reference.tensors().items())
+    followed = any(
+        not torch.equal(average[n], t) for n, t in trainer.followers.reference.tensors().items()
+    )
     assert followed == moved
-    assert bool(trainer.record.tensors()["groups"].sum()) == moved
+    assert bool(trainer.followers.record.tensors()["groups"].sum()) == moved
     assert trainer.optimizer.moments()[f"step.{next(iter(before))}"] == 2 - len(dropped)
     folder = trainer.config.run.dir
     [row] = read_metrics(folder)

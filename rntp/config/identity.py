@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from rntp.config.choice import Choice
 
 if TYPE_CHECKING:
     from rntp.config.schema import Config
@@ -13,25 +15,10 @@ if TYPE_CHECKING:
 # What no update depends on: whole sections, and fields of the others.
 _NOT_TRAINED = {"checkpoint", "log", "parallel", "rollout", "evaluation"}
 _FREE = {
-    "run": ("name", "dir", "steps", "hang_timeout_s", "max_rollbacks", "stop_on_alarm"),
+    "run": ("name", "dir", "steps", "on_trouble"),
     "model": ("device", "sharing"),
-    "data": ("source", "max_damaged", "workers", "worker_kind", "deadline_s"),
+    "data": ("source", "max_damaged", "workers"),
     "reward": ("shadows",),
-}
-# Fields that only some settings of others read.
-_CONDITIONAL: dict[tuple[str, str], Callable[[Config], bool]] = {
-    ("reward", "token_cost"): lambda c: "net_gain" in c.reward.weights,
-    ("reward", "token_cost_after"): lambda c: "net_gain" in c.reward.weights,
-    ("reward", "length_budget"): lambda c: "length_triangle" in c.reward.weights,
-    ("reward", "length_half_life"): lambda c: "length_triangle" in c.reward.weights,
-    ("baseline", "decay"): lambda c: c.reference_weights == "ema",
-    ("objective", "router_weight"): lambda c: c.objective.router_weight > 0,
-    ("optim", "min_lr_fraction"): lambda c: c.optim.schedule == "cosine",
-    ("objective", "kl_estimator"): lambda c: c.objective.kl_weight > 0,
-    ("objective", "kl_in"): lambda c: c.objective.kl_weight > 0,
-    ("objective", "kl_reference"): lambda c: c.objective.kl_weight > 0,
-    ("objective", "clip_low"): lambda c: c.objective.algorithm != "policy_gradient",
-    ("objective", "clip_high"): lambda c: c.objective.algorithm != "policy_gradient",
 }
 
 
@@ -46,9 +33,14 @@ def trained(config: Config) -> dict[str, Any]:
     for section, names in _FREE.items():
         for name in names:
             del facts[section][name]
-    for (section, name), reaches in _CONDITIONAL.items():
-        if not reaches(config):
-            del facts[section][name]
+    for section, field, choice in _choices(config):
+        if field in facts.get(section, {}):
+            facts[section][field] = {choice: choice.full()}
+    facts["reward"]["scheme"] = {
+        name: {"weight": weight, **config.reward.parameters(name)}
+        for name, weight in config.reward.weights.items()
+    }
+    _leave_out_unread(facts, config)
     # A manifest's digest is a corpus' identity, not its path.
     if isinstance(config.data.source, dict):
         facts["data"]["weights"] = list(config.data.source.values())
@@ -59,11 +51,32 @@ def trained(config: Config) -> dict[str, Any]:
     return facts
 
 
+def _leave_out_unread(facts: dict[str, Any], config: Config) -> None:
+    """Take away, in place, what nothing reads as the other fields are set."""
+    objective = facts["objective"]
+    if config.objective.router_weight == 0:
+        del objective["router_weight"]
+    if config.objective.kl_weight == 0:
+        del objective["kl"]
+    elif config.objective.kl.get("reference") != "ema":
+        del objective["kl"][config.objective.kl]["decay"]
+
+
+def _choices(config: Config) -> Iterator[tuple[str, str, Choice]]:
+    """(section, field, what is chosen there) of every choice with parameters."""
+    for section, part in config:
+        for field, value in part:
+            if isinstance(value, Choice):
+                yield section, field, value
+
+
 def measured(config: Config) -> dict[str, Any]:
     """List the fields that decide what is measured of what is trained, and by which schemes."""
     facts = config.model_dump(mode="json", include={"evaluation", "reward"})
     for name in ("every_steps", "enabled"):
         del facts["evaluation"][name]
+    # A constant now; results of runs that had the field are made alike.
+    facts["evaluation"]["bits_per_thought_token"] = 0.01
     # As with the training corpus; a result names its digest.
     facts["evaluation"]["source"] = config.evaluation.source is not None
     return {

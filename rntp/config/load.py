@@ -11,14 +11,19 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from rntp.config import files
+from rntp.config.renamed import move_renamed
 from rntp.errors import ConfigError
 
 Sections = TypeVar("Sections", bound=BaseModel)
 
 
-def parse(cls: type[Sections], raw: object, overrides: Sequence[str], source: str) -> Sections:
-    """Validate a nested dict with `section.field=value` laid over it.
+def parse(
+    cls: type[Sections], raw: object, overrides: Sequence[str], source: str
+) -> tuple[Sections, list[str]]:
+    """Validate a nested dict with `section.field=value` laid over it; also a line for each old
+    name.
 
+    Old names of fields are moved to the new ones first; see `rntp.config.renamed`.
     Raises ConfigError with one line a mistake.
     """
     if not isinstance(raw, dict):
@@ -26,8 +31,9 @@ def parse(cls: type[Sections], raw: object, overrides: Sequence[str], source: st
     raw = copy.deepcopy(raw)
     for override in overrides:
         _apply_override(raw, override)
+    renamed = move_renamed(raw)
     try:
-        return cls.model_validate(raw)
+        return cls.model_validate(raw), renamed
     except ValidationError as error:
         sections = _sections(cls)
         lines = [_explain(problem, sections) for problem in error.errors()]

@@ -121,45 +121,40 @@ RULES = (
         "objective.algorithm to clipped_ratio, cispo or gspo",
     ),
     Rule(
-        ("objective.advantage_std", "objective.advantage"),
-        lambda c: c.objective.advantage_std and c.objective.advantage != "group_mean",
-        "objective.advantage_std belongs to objective.advantage: group_mean; with "
-        "{objective.advantage} set it to false",
-    ),
-    Rule(
-        ("objective.drop_dead_groups", "objective.min_group_std", "thought.thoughts_per_position"),
+        ("objective.drop_groups_below", "thought.thoughts_per_position"),
         lambda c: c.objective.drops_groups and c.thought.thoughts_per_position < 2,
-        "a group of fewer than two thoughts is always dead; set objective.drop_dead_groups to "
-        "false and objective.min_group_std to 0",
+        "a group of fewer than two thoughts is always dead; set "
+        "objective.drop_groups_below to null",
     ),
     Rule(
-        ("objective.importance_cap",),
-        lambda c: 0 < c.objective.importance_cap < 1,
-        "objective.importance_cap below 1 cuts the weight of tokens that the sampler drew as the "
-        "policy would; set it to 0 (off), or to 1 or more",
+        ("objective.algorithm",),
+        lambda c: 0 < c.objective.algorithm.get("importance_cap") < 1,
+        "importance_cap of objective.algorithm below 1 cuts the weight of tokens that the sampler "
+        "drew as the policy would; set it to 0 (off), or to 1 or more",
     ),
     Rule(
-        ("objective.importance_cap", "objective.algorithm"),
-        lambda c: c.objective.importance_cap > 0 and c.objective.algorithm == "gspo",
-        "objective.importance_cap weighs tokens and gspo whole thoughts; set "
-        "objective.importance_cap to 0, or objective.algorithm to another",
+        ("objective.algorithm",),
+        lambda c: (
+            c.objective.algorithm.get("importance_cap") > 0 and c.objective.algorithm == "gspo"
+        ),
+        "importance_cap weighs tokens and gspo whole thoughts; take it away, or set "
+        "objective.algorithm to another",
     ),
     Rule(
-        ("baseline.weights", "objective.kl_reference"),
+        ("baseline.weights", "objective.kl"),
         lambda c: (
             c.objective.kl_weight > 0
             and c.baseline.weights in ("frozen", "ema")
-            and c.baseline.weights != c.objective.kl_reference
+            and c.baseline.weights != c.objective.kl.get("reference")
         ),
-        "baseline.weights: {baseline.weights} and objective.kl_reference: {objective.kl_reference} "
-        "would be two more copies of the weights; set them to the same, or baseline.weights to "
-        "current",
+        "baseline.weights: {baseline.weights} and the other reference of objective.kl would be two "
+        "more copies of the weights; set them to the same, or baseline.weights to current",
     ),
     Rule(
-        ("reward.judge", "baseline.weights", "objective.kl_reference"),
+        ("reward.judge", "baseline.weights", "objective.kl"),
         lambda c: c.reward.judge == "frozen" and c.reference_weights == "ema",
-        "reward.judge: frozen and a moving average (baseline.weights or objective.kl_reference) "
-        "would be two more copies of the weights; set both to frozen, or reward.judge to policy",
+        "reward.judge: frozen and a moving average (baseline.weights or objective.kl) would be two "
+        "more copies of the weights; set both to frozen, or reward.judge to policy",
     ),
     Rule(
         ("baseline.use", "baseline.weights"),
@@ -168,15 +163,15 @@ RULES = (
         "baseline.weights is none; set baseline.weights to current, or baseline.use to subtract",
     ),
     Rule(
-        ("placement.entropy_band",),
-        lambda c: c.placement.entropy_band[0] >= c.placement.entropy_band[1],
-        "placement.entropy_band: [{placement.entropy_band[0]}, {placement.entropy_band[1]}] holds "
+        ("placement.band",),
+        lambda c: c.placement.band.entropy[0] >= c.placement.band.entropy[1],
+        "placement.band: entropy [{placement.band.entropy[0]}, {placement.band.entropy[1]}] holds "
         "nothing; give the lower end first",
     ),
     Rule(
-        ("placement.surprise_band",),
-        lambda c: c.placement.surprise_band[0] >= c.placement.surprise_band[1],
-        "placement.surprise_band: [{placement.surprise_band[0]}, {placement.surprise_band[1]}] "
+        ("placement.band",),
+        lambda c: c.placement.band.surprise[0] >= c.placement.band.surprise[1],
+        "placement.band: surprise [{placement.band.surprise[0]}, {placement.band.surprise[1]}] "
         "holds nothing; give the lower end first",
     ),
     Rule(
@@ -228,19 +223,18 @@ WARNINGS = (
         "objective.epochs_per_rollout is 1",
     ),
     Rule(
-        ("objective.importance_cap", "rollout.engine"),
-        lambda c: c.objective.importance_cap > 0,
-        "objective.importance_cap: rollout.engine: {rollout.engine} samples with the trainer's own "
+        ("objective.algorithm", "rollout.engine"),
+        lambda c: c.objective.algorithm.get("importance_cap") > 0,
+        "importance_cap: rollout.engine: {rollout.engine} samples with the trainer's own "
         "weights, so that every ratio is 1 up to rounding",
     ),
     Rule(
-        ("objective.kl_in", "objective.kl_estimator"),
+        ("objective.kl",),
         lambda c: (
             c.objective.kl_weight > 0
-            and (c.objective.kl_in, c.objective.kl_estimator) == ("loss", "k1")
+            and (c.objective.kl.get("in"), c.objective.kl) == ("loss", "k1")
         ),
-        "objective.kl_estimator: k1 has an expected gradient of 0 in the loss; k2 has the "
-        "divergence's own",
+        "objective.kl: k1 has an expected gradient of 0 in the loss; k2 has the divergence's own",
     ),
     Rule(
         ("objective.continuation_weight", "objective.ntp_weight"),

@@ -4,7 +4,7 @@ One YAML file, one section a concern; `--set section.field=value` overrides. An 
 error that names the nearest field. The resolved config is written into every run folder.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,16 +15,31 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    PrivateAttr,
     model_validator,
 )
 
 from rntp.config import files, identity, load
+from rntp.config.choice import Choice, Options
+from rntp.config.choices import (
+    ADVANTAGES,
+    ALGORITHMS,
+    DIVERGENCES,
+    POLICIES,
+    SCHEDULES,
+    SCHEMES,
+    TROUBLE,
+    WEIGHT,
+    WEIGHTS,
+)
 from rntp.config.rules import RULES, WARNINGS, broken_rules
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Interval = tuple[Weight, Weight]
+Parameters = dict[str, FiniteFloat]
 
 
 def _folder_or_url(value: object) -> object:
@@ -51,16 +66,11 @@ class Run(Section):
     """Optimizer steps to have done when the run ends."""
     dir: Path
     """Run folder. It belongs to one config; starting again with the same config resumes it."""
-    hang_timeout_s: Weight = 1800.0
-    """End a rank, with its stacks in stacks/, after so many seconds without a sign of life: more
-    than one forward or one save takes. It is told after 45 s, and of many ranks the others give up
-    after parallel.timeout_s. 0 watches nothing and writes no heartbeat."""
-    max_rollbacks: NonNegative = 2
-    """So often a streak of optim.max_skipped_steps non-finite steps sends the run back to the last
-    checkpoint before it, with the streak's ordinals set aside; the next one is exit code 6."""
-    stop_on_alarm: bool = False
-    """End the run with exit code 6 at an alarm: a jump of loss or gradient, groups without signal,
-    empty thoughts, a falling gain. They are said on the console in any case."""
+    on_trouble: Annotated[Choice, TROUBLE] = TROUBLE.choice("roll_back")
+    """What a streak of non-finite steps and an alarm do. roll_back: the streak sends the run back
+    to the last checkpoint before it, with the streak's ordinals set aside, and the next one after
+    `rollbacks` of them is exit code 6; alarms (a jump of loss or gradient, groups without signal,
+    empty thoughts, a falling gain) are only said. stop: an alarm, too, is exit code 6."""
 
 
 class Model(Section):
@@ -116,37 +126,47 @@ class Data(Section):
     max_damaged: Fraction = 0.001
     """Share of a corpus' documents that may be damaged, rounded down: they are replaced, counted
     and listed. More end the run with exit code 3."""
-    workers: NonNegative = 0
-    """Threads or processes that read the next step's contexts ahead; 0 reads when they are needed.
-    The contexts are the same."""
+    workers: (
+        NonNegative | Annotated[dict[Literal["thread", "process"], Positive], Field(max_length=1)]
+    ) = 0
+    """Threads that read the next step's contexts ahead; 0 reads when they are needed. {process: N}:
+    processes, which pay where tokenising takes longer than a step's own work leaves time for. The
+    contexts are the same."""
     pages: Pages = Pages()
     """How pages that train unprepared are read, as `rntp data prep` has it: `text_field` and
     `html_field` of their rows, and `damaged: refuse | use` for files that are not whole."""
-    worker_kind: Literal["thread", "process"] = "thread"
-    """Processes pay where tokenising takes longer than a step's own work leaves time for."""
-    deadline_s: Annotated[float, Field(gt=0)] = 300.0
-    """Longest that a read from a URL may take, seconds, tries and waits included; then exit 3."""
+
+    @property
+    def num_workers(self) -> int:
+        """How many threads or processes read ahead."""
+        return self.workers if isinstance(self.workers, int) else sum(self.workers.values())
+
+    @property
+    def worker_kind(self) -> Literal["thread", "process"]:
+        """What they are."""
+        return "thread" if isinstance(self.workers, int) else next(iter(self.workers))
+
+
+class Band(Section):
+    entropy: Interval = (0.0, 100.0)
+    """Of the prediction, nats. RPT (2506.08007) takes what lies above a threshold."""
+    surprise: Interval = (0.0, 100.0)
+    """Loss of the true token, nats. [0.1, 100] skips what is predicted without thinking."""
 
 
 class Placement(Section):
-    policy: str = "random"
+    policy: Annotated[Choice, POLICIES] = POLICIES.choice("random")
     """Which positions to think at; see `rntp.placement`."""
     positions_per_doc: Positive
     """Positions in one context (K)."""
-    ramp_steps: NonNegative = 0
-    """Steps over which a policy goes that changes as the run goes on (tiers: easy to hard); it
-    stays at its end from then on. Such a policy needs it; 0 is for the others."""
     interleaved: bool = False
     """Later thoughts of a context see one thought of each earlier position, drawn evenly, and so
     does their baseline. A page is read again for each position. Evaluation thinks in isolation."""
     min_prefix_tokens: Positive = 32
     """Earliest position, tokens: the first tokens of a window look harder than they are."""
-    entropy_band: tuple[Weight, Weight] = (0.0, 100.0)
-    """Think where the no-think prediction has an entropy in this band, nats; elsewhere only where
-    too few positions are in it. RPT (2506.08007) takes what lies above a threshold."""
-    surprise_band: tuple[Weight, Weight] = (0.0, 100.0)
-    """The same of the true token's no-think loss, nats. [0.1, 100] skips what is predicted
-    without thinking."""
+    band: Band = Band()
+    """Think where the no-think prediction lies in these bands; elsewhere only where too few
+    positions are in them."""
 
 
 class Thought(Section):
@@ -165,47 +185,64 @@ class Thought(Section):
     answer (A); it ends earlier at the tokenizer's end token. 0 writes none."""
 
 
-def scheme_label(scheme: str | dict[str, float]) -> str:
-    """`reward.scheme` for people: `0.9 mean_prob + 0.1 format_only`."""
+def scheme_label(scheme: str | Mapping[str, float | Mapping[str, float]]) -> str:
+    """Write `reward.scheme` for people: `0.9 mean_prob + 0.1 format_only`."""
     if isinstance(scheme, str):
         return scheme
-    return " + ".join(f"{weight:g} {name}" for name, weight in scheme.items())
+    return " + ".join(f"{weight:g} {name}" for name, weight in scheme_weights(scheme).items())
+
+
+def scheme_weights(scheme: str | Mapping[str, float | Mapping[str, float]]) -> dict[str, float]:
+    """Weights of the schemes that drive, by name."""
+    if isinstance(scheme, str):
+        return {scheme: 1.0}
+    return {
+        name: own if isinstance(own, int | float) else own.get("weight", 1.0)
+        for name, own in scheme.items()
+    }
 
 
 class Reward(Section):
-    scheme: str | Annotated[dict[str, FiniteFloat], Field(min_length=1)] = "log_ratio"
+    scheme: str | Annotated[dict[str, FiniteFloat | Parameters], Field(min_length=1)] = "log_ratio"
     """The scheme that drives the update, or several with the weight of each in their sum
-    (`{mean_prob: 0.9, format_only: 0.1}`); see `rntp.rewards`."""
+    (`{mean_prob: 0.9, format_only: 0.1}`); see `rntp.rewards`. A scheme's own parameters stand
+    beside its weight: `{net_gain: {weight: 1, token_cost: 0.02}}`."""
     horizon: Positive
     """Held-out tokens that a thought is judged by (H)."""
     discount: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Weight ratio of one continuation token to the token before it (gamma)."""
-    shadows: tuple[str, ...] = ("log_ratio", "logprob", "exact_prefix")
-    """Schemes that are only logged, on the same thoughts."""
-    token_cost: Weight = 0.01
-    """net_gain: what a thought token costs, nats."""
-    token_cost_after: NonNegative = 0
-    """net_gain: steps without the price. Asked from the start, it ends thinking before any thought
-    has paid (experiments/planted/LOG.md)."""
+    shadows: tuple[str, ...] | dict[str, Parameters] = ("log_ratio", "logprob", "exact_prefix")
+    """Schemes that are only logged, on the same thoughts; with parameters `{net_gain: {…}}`."""
     judge: Literal["policy", "frozen"] = "policy"
     """Whose verdict self_judge and judge_gold give: that of the weights in training, which learn to
     please themselves, or that of the weights of the start, which keeps a copy of them."""
-    length_budget: NonNegative = 0
-    """length_triangle: tokens that a thought should have at the start of training; 0 is half of
-    thought.thought_tokens, so that the triangle is as wide as thoughts are long."""
-    length_half_life: NonNegative = 0
-    """length_triangle: steps in which the budget halves; 0 keeps it. 2509.24375 ends at a fifth of
-    it, which is a half-life of 0.43 run.steps."""
 
     @property
     def weights(self) -> dict[str, float]:
         """The schemes that drive, each with its weight in the sum."""
-        return {self.scheme: 1.0} if isinstance(self.scheme, str) else self.scheme
+        return scheme_weights(self.scheme)
 
     @property
     def names(self) -> tuple[str, ...]:
         """All schemes that are computed: those that drive, then the shadows."""
         return tuple(dict.fromkeys([*self.weights, *self.shadows]))
+
+    def parameters(self, scheme: str) -> dict[str, float]:
+        """Parameters of a scheme: as they were set where it is named, or their defaults."""
+        found = {name: p.default for name, p in SCHEMES.get(scheme, {}).items()}
+        for named in (self.shadows, self.scheme):
+            own = named.get(scheme) if isinstance(named, dict) else None
+            if isinstance(own, dict):
+                found |= {name: value for name, value in own.items() if name != "weight"}
+        return found
+
+    @model_validator(mode="after")
+    def _has_known_parameters(self) -> Self:
+        for named, more in ((self.scheme, {"weight": WEIGHT}), (self.shadows, {})):
+            for name, own in named.items() if isinstance(named, dict) else ():
+                if isinstance(own, dict):
+                    Options((name,), SCHEMES.get(name, {}) | more).choice(name, **own)
+        return self
 
     @property
     def label(self) -> str:
@@ -214,11 +251,9 @@ class Reward(Section):
 
 
 class Baseline(Section):
-    weights: Literal["current", "none", "frozen", "ema"] = "current"
+    weights: Annotated[Choice, WEIGHTS] = WEIGHTS.choice("current")
     """Whose no-think log-probs a reward may subtract: those of the same forward, zeros, or those
     of the weights of the start or of a moving average, which cost a copy and a second forward."""
-    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    """ema: share of the average that stays in a step (2510.01265)."""
     use: Literal["subtract", "clip", "group_member", "position_weight", "gate"] = "subtract"
     """subtract: as the scheme does. clip: floor the driving reward at zero (2602.11549).
     group_member: the empty thought joins the group's mean, without a gradient. position_weight:
@@ -232,29 +267,23 @@ class Baseline(Section):
 
 
 class Objective(Section):
-    algorithm: Literal["policy_gradient", "clipped_ratio", "cispo", "gspo"] = "policy_gradient"
+    algorithm: Annotated[Choice, ALGORITHMS] = ALGORITHMS.choice("policy_gradient")
     """policy_gradient is on-policy, one update a rollout; the others allow several. clipped_ratio:
     PPO's, a token. cispo: a clipped weight, so that no token loses its gradient (2506.13585). gspo:
-    one ratio a thought (2507.18071)."""
-    advantage: Literal["group_mean", "leave_one_out", "none", "step"] = "leave_one_out"
+    one ratio a thought (2507.18071), closer to 1: its authors clip at 3e-4 below and 4e-4 above."""
+    advantage: Annotated[Choice, ADVANTAGES] = ADVANTAGES.choice("leave_one_out")
     """Reward minus the mean of the group, or of the other members of the group. none: the reward
     itself, for schemes that are centred already. step: minus the mean of the whole step and over
     its standard deviation (2501.03262), which costs a second forward."""
-    advantage_std: bool = False
-    """Divide by the group's standard deviation. Dense rewards rarely want it."""
-    advantage_std_floor: Annotated[float, Field(gt=0)] = 0.05
-    """Least divisor, in reward units: keep it well above `reward/noise_floor`."""
     normalize: Literal["tokens", "thoughts", "budget"] = "tokens"
     """Sums over sampled tokens are divided by their number (DAPO), or averaged in each thought
     first (GRPO; favours short good thoughts), or divided by thoughts times the most tokens a
     thought may have (2503.20783)."""
-    drop_dead_groups: bool = False
-    """Groups whose thoughts all earn the same leave the policy gradient's denominator. Their
-    contexts count as seen: no fresh ones are drawn instead (2503.14476). A second forward, without
-    them where no other term reads their thoughts."""
-    min_group_std: Fraction = 0.0
+    drop_groups_below: Fraction | None = None
     """Groups whose rewards have a standard deviation below this share of its running mean leave
-    the policy gradient; RLPR takes 0.5 (2506.18254). 0 is off. A second forward, as above."""
+    the policy gradient and its denominator; RLPR takes 0.5 (2506.18254). 0: those whose thoughts
+    all earn the same. null keeps all. Their contexts count as seen: no fresh ones are drawn instead
+    (2503.14476). A second forward, without them where no other term reads their thoughts."""
     pg_weight: Weight = 1.0
     """Weight of the policy-gradient term on thought tokens (g1)."""
     continuation_weight: Weight = 0.1
@@ -273,25 +302,17 @@ class Objective(Section):
     it: over the tokens of the whole step that have gradients, each once. Its shares of experts are
     counted ahead, by a second forward. Balancing biases (e_score_correction_bias) stay as they are:
     no gradient reaches them."""
-    kl_weight: Weight = 0.0
-    """Weight of the divergence from a reference, nats; 0 keeps no reference for it."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Of a token, with d its log-ratio to the reference: d, d squared half, exp(-d) - 1 + d. In the
-    reward k1 is LaTRO's (2411.04282); in the loss only k2 has the divergence's own gradient."""
-    kl_in: Literal["loss", "reward"] = "loss"
-    """loss: a term of its own. reward: taken off, summed over the thought, before centring."""
-    kl_reference: Literal["frozen", "ema"] = "frozen"
-    """Weights of the start, or their moving average (baseline.decay). A copy and a forward."""
-    importance_cap: Weight = 0.0
-    """Policy-gradient tokens count min(policy / sampler, cap): for stale or foreign samplers
-    (1802.01561). At least 1; 0 is off."""
-    clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Lower clip, ratio >= 1 - clip_low; 1 leaves that side open, as cispo's authors do."""
-    clip_high: Annotated[float, Field(gt=0)] = 0.28
-    """Upper clip, ratio <= 1 + clip_high (clip-higher, 2503.14476). gspo's ratios are closer to 1:
-    its authors take 3e-4 below and 4e-4 above."""
+    kl: Annotated[Choice, DIVERGENCES] = DIVERGENCES.choice("k3")
+    """Divergence from a reference, by its estimator of a token, with d its log-ratio to the
+    reference: k1 is d, k2 d squared half, k3 exp(-d) - 1 + d. In the reward k1 is LaTRO's
+    (2411.04282); in the loss only k2 has the divergence's own gradient. Its weight is 0: off."""
     epochs_per_rollout: Positive = 1
     """Updates over the same thoughts, one forward each; not with policy_gradient."""
+
+    @property
+    def kl_weight(self) -> float:
+        """Weight of the divergence from the reference; 0 keeps none for it."""
+        return float(self.kl.get("weight"))
 
     @property
     def needs_whole_step(self) -> bool:
@@ -301,12 +322,12 @@ class Objective(Section):
     @property
     def drops_groups(self) -> bool:
         """Some groups may leave the policy gradient."""
-        return self.drop_dead_groups or self.min_group_std > 0
+        return self.drop_groups_below is not None
 
     @property
     def skips_groups(self) -> bool:
         """Groups that left it are left out of the backward: no other term reads their thoughts."""
-        kl_weight = self.kl_weight if self.kl_in == "loss" else 0
+        kl_weight = self.kl_weight if self.kl.get("in") == "loss" else 0
         others = self.continuation_weight + self.entropy_weight + kl_weight + self.router_weight
         return self.drops_groups and others == 0
 
@@ -314,24 +335,16 @@ class Objective(Section):
 class Optim(Section):
     lr: Annotated[float, Field(gt=0)] = 1e-6
     """Peak learning rate of AdamW."""
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Annotated[Choice, SCHEDULES] = SCHEDULES.choice("constant")
     """After the warm-up."""
     warmup_steps: NonNegative = 0
     """Steps of linear warm-up."""
-    min_lr_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Where the cosine ends, as a share of lr."""
     weight_decay: Weight = 0.0
     """Decoupled; not applied to vectors (norms, biases)."""
-    beta1: Fraction = 0.9
-    """AdamW: decay of the first moment."""
-    beta2: Fraction = 0.95
-    """AdamW: decay of the second moment."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    """AdamW: added to the root of the second moment."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """AdamW: decay of the first and of the second moment."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Global gradient norm is clipped to this."""
-    max_skipped_steps: Positive = 5
-    """So many non-finite steps in a row send the run back (run.max_rollbacks)."""
 
 
 class RolloutSection(Section):
@@ -377,8 +390,6 @@ class Evaluation(Section):
     decile_model: str = ""
     """Spec of a third model of the same tokenizer, whose loss says which tokens are hard; with ""
     it is the loss of the model before training."""
-    bits_per_thought_token: Weight = 0.01
-    """Price of a thought token in the net gain, bits (lambda); training does not know it."""
 
 
 class Log(Section):
@@ -396,9 +407,11 @@ class Parallel(Section):
     """Keep only the inputs of layers for the backward and compute the rest again: less memory for
     about a third more compute; auto does where a step would not fit otherwise, and says so. The
     gradient does not depend on it."""
-    timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    timeout_s: Weight = 600.0
     """Longest that a rank waits for the others, seconds; then the run ends and says for whom it
-    waited. Raise it where one rank's share of a step or an evaluation takes longer."""
+    waited. A rank without a sign of life is named after 45 s, and ended, with its stacks in
+    stacks/, after three times this. Raise it where one forward, one save or one rank's share of a
+    step takes longer. 0 waits for ever, watches nothing and writes no heartbeat."""
 
 
 class Config(Section):
@@ -418,6 +431,7 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     log: Log = Log()
     parallel: Parallel = Parallel()
+    _renamed: tuple[str, ...] = PrivateAttr(())
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
@@ -430,7 +444,9 @@ class Config(Section):
     @classmethod
     def parse(cls, raw: object, overrides: Sequence[str] = (), source: str = "config") -> Self:
         """Validate a nested dict; see `load`."""
-        return load.parse(cls, raw, overrides, source)
+        config, renamed = load.parse(cls, raw, overrides, source)
+        config._renamed = tuple(renamed)
+        return config
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -457,10 +473,16 @@ class Config(Section):
         """The second set of weights that the run keeps, for baseline, KL term and judge."""
         weights = self.baseline.weights
         if weights == "frozen" or weights == "ema":
-            return weights
+            return "frozen" if weights == "frozen" else "ema"
         if self.objective.kl_weight > 0:
-            return self.objective.kl_reference
+            return "ema" if self.objective.kl.get("reference") == "ema" else "frozen"
         return "frozen" if self.reward.judge == "frozen" else None
+
+    @property
+    def ema_decay(self) -> float:
+        """Share of the moving average that stays in a step, where the run keeps one."""
+        of = self.baseline.weights if self.baseline.weights == "ema" else self.objective.kl
+        return float(of.get("decay"))
 
     @property
     def longest_context(self) -> int:
@@ -491,8 +513,9 @@ class Config(Section):
         return max(self.placement.positions_per_doc, self.evaluation.positions_per_doc)
 
     def warnings(self) -> Iterator[str]:
-        """Tell what is allowed but probably not meant."""
-        return broken_rules(self, WARNINGS)
+        """Tell what is allowed but probably not meant, and old names with their new ones."""
+        yield from self._renamed
+        yield from broken_rules(self, WARNINGS)
 
     def to_yaml(self) -> str:
         """The resolved configuration, every field written out."""

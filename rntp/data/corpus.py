@@ -127,7 +127,7 @@ class Corpus:
 
 def open_data(config: Config, *, tolerant: bool = False) -> Data:
     """What `data.source` names. tolerant, and errors, as of `Manifest.load`."""
-    load = partial(Manifest.load, tolerant=tolerant, deadline_s=config.data.deadline_s)
+    load = partial(Manifest.load, tolerant=tolerant)
     source = config.data.source
     if is_live(source):
         return Live(str(source), **config.data.pages.model_dump())
@@ -157,9 +157,8 @@ def open_corpus(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase) 
     _check_data(config, data, tokenizer)
     train = Reader(
         _open_stream(config, data, tokenizer, "train"),
-        workers=config.data.workers,
+        workers=config.data.num_workers,
         kind=config.data.worker_kind,
-        deadline_s=config.data.deadline_s,
     )
     if not config.evaluation.enabled:
         return Corpus(data, train, None, None)
@@ -267,8 +266,8 @@ def _check_live(config: Config) -> None:
             "to be read again for each; set it to 0, or prepare the source: "
             + prepare_command(str(config.data.source), config.model.spec)
         )
-    if config.data.workers > 0 and config.data.worker_kind == "process":
+    if config.data.num_workers > 0 and config.data.worker_kind == "process":
         raise ConfigError(
-            f"data.worker_kind: process would have each process read all of {config.data.source}; "
-            "set it to thread"
+            f"data.workers: each process would read all of {config.data.source}; "
+            f"set it to {config.data.num_workers}, which are threads"
         )

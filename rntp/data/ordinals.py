@@ -15,9 +15,9 @@ def fresh_contexts(config: Config, steps: int) -> int:
 
 
 def progress(config: Config, ordinal: int) -> float:
-    """Compute the share of `placement.ramp_steps`, which is not 0, that lies before the context
-    with this ordinal, fresh or not; in [0, 1]."""
-    steps = config.placement.ramp_steps
+    """Compute the share of `ramp_steps` of `placement.policy`, which is not 0, that lies before the
+    context with this ordinal, fresh or not; in [0, 1]."""
+    steps = int(config.placement.policy.get("ramp_steps"))
     if ordinal >= FIRST_REPLAY:
         step = (ordinal - FIRST_REPLAY) // config.data.replay_docs
         return min(step / steps, 1.0)

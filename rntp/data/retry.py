@@ -50,6 +50,7 @@ def retrying(
             if clock() - start + wait > deadline_s:
                 raise DataError(
                     f"{what} could not be read in {deadline_s:g} s ({tries} tries, the last: "
-                    f"{error}); check the network and the server, or raise data.deadline_s"
+                    f"{error}); check the network and the server, and start again with the same "
+                    "command"
                 ) from error
             sleep(wait)

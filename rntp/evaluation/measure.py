@@ -115,7 +115,7 @@ def evaluate(
         "deciles_of": bins_of,
         "bound": bounds_by_thoughts(positions, documents_P, seed),
         "bits_per_byte": bits_per_byte(positions, documents_P, seed),
-        "net_gain": net_gain(positions, documents_P, seed, price=section.bits_per_thought_token),
+        "net_gain": net_gain(positions, documents_P, seed),
         "accuracy": accuracy(positions, documents_P, entropy_P, seed),
         "entropy_of": entropy_of,
         "calibration": calibration(positions, documents_P, seed),

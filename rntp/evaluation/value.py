@@ -10,6 +10,8 @@ from rntp.evaluation.resampling import interval
 
 Positions = Sequence[dict[str, Any]]
 
+PRICE = 0.01  # of a thought token, bits; training does not know it
+
 
 def bounds_by_thoughts(
     positions: Positions, documents_P: np.ndarray, seed: int
@@ -62,7 +64,7 @@ def bits_per_byte(positions: Positions, documents_P: np.ndarray, seed: int) -> d
 
 
 def net_gain(
-    positions: Positions, documents_P: np.ndarray, seed: int, *, price: float
+    positions: Positions, documents_P: np.ndarray, seed: int, *, price: float = PRICE
 ) -> dict[str, Any]:
     """Bits saved by a thought less price × its tokens (λ · len(c)), a position.
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from rntp.model.thought_tree import BRANCHES, Reads, plain_tokens, tree_tokens
 from rntp.types import Rollout
 
+Batch = tuple[Rollout, ...]
+
 
 def microbatches(
     rollouts: Sequence[Rollout],
@@ -13,12 +15,12 @@ def microbatches(
     horizon: int,
     reads: Reads = BRANCHES,
     shares: bool = True,
-) -> list[tuple[Rollout, ...]]:
+) -> list[Batch]:
     """Consecutive rollouts, `tokens` tokens at most; one too large for that goes alone.
 
     shares: tokens are those of trees, else those of a sequence for every branch.
     """
-    pieces: list[tuple[Rollout, ...]] = []
+    pieces: list[Batch] = []
     current: list[Rollout] = []
     size = 0
     for rollout in rollouts:

@@ -1,13 +1,14 @@
 """From rewards to what each thought is credited with: advantages, and which groups count."""
 
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from rntp.config import Config
 from rntp.objective import baselines
-from rntp.objective.advantages import advantages, dead_groups
+from rntp.objective.advantages import Kind, advantages, dead_groups
 
 
 def credit(
@@ -21,23 +22,24 @@ def credit(
 
     Groups that do not count have advantage 0, and nothing is compared with them. reward_PG: what
     drives, all penalties taken off. no_think_logp_PH: the baseline, nats. usual_std: of a group's
-    rewards, for `objective.min_group_std`. tolerance: reward units, what equal rewards may differ
-    by, a number or [P]; see `rntp.objective.rounding`. Where `objective.needs_whole_step`, the
-    groups must be all those of a step.
+    rewards, for `objective.drop_groups_below`. tolerance: reward units, what equal rewards may
+    differ by, a number or [P]; see `rntp.objective.rounding`. Where `objective.needs_whole_step`,
+    the groups must be all those of a step.
     """
     objective, use = config.objective, config.baseline.use
     counted_P = torch.ones(len(reward_PG), dtype=torch.bool, device=reward_PG.device)
-    if objective.drops_groups:
+    share = objective.drop_groups_below
+    if share is not None:
         compared = baselines.members(reward_PG, use)
         # Not `>=`: a reward that is no number has to reach the loss, where it is noticed.
-        counted_P = ~(compared.std(dim=1, correction=0) < objective.min_group_std * usual_std)
-        if objective.drop_dead_groups:
+        counted_P = ~(compared.std(dim=1, correction=0) < share * usual_std)
+        if share == 0:
             counted_P &= ~dead_groups(compared, tolerance)
     centre = partial(
         advantages,
-        kind=objective.advantage,
-        divide_by_std=objective.advantage_std,
-        std_floor=objective.advantage_std_floor,
+        kind=cast(Kind, objective.advantage),
+        divide_by_std=objective.advantage.get("divide_by_std"),
+        std_floor=objective.advantage.get("std_floor"),
     )
     if counted_P.all():
         return baselines.used(reward_PG, no_think_logp_PH, use, centre), counted_P

@@ -1,4 +1,5 @@
-"""How far apart the rewards of a group usually lie: what `objective.min_group_std` measures by."""
+"""How far apart the rewards of a group usually lie: what `objective.drop_groups_below` measures
+by."""
 
 from collections.abc import Mapping
 

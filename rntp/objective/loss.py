@@ -6,6 +6,7 @@ No side effects; the gradient is whoever calls backward.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -72,9 +73,11 @@ def loss(
     if outputs.context_logp is not None:
         ntp = losses.negative_log_likelihood(outputs.context_logp) / counts.context
         total = total + objective.ntp_weight * ntp
-    if objective.kl_weight > 0 and objective.kl_in == "loss":
+    if objective.kl_weight > 0 and objective.kl.get("in") == "loss":
         assert others.reference_logp_M is not None
-        kl_M = losses.kl_per_token(logp_M, others.reference_logp_M, objective.kl_estimator)
+        kl_M = losses.kl_per_token(
+            logp_M, others.reference_logp_M, cast(losses.Estimator, objective.kl)
+        )
         kl = (weight_M * kl_M).sum() / every_token
         total = total + objective.kl_weight * kl
     if objective.entropy_weight > 0:
@@ -120,10 +123,9 @@ def _policy_term(
     objective = config.objective
     advantage_M = rewarded.advantage_PG.flatten()[index] * weight_M
     old = logp_M.detach() if others.old_logp_M is None else others.old_logp_M
-    if objective.importance_cap > 0:
-        advantage_M = advantage_M * weighting.importance_weights(
-            old, others.sampler_logp_M, objective.importance_cap
-        )
+    cap = objective.algorithm.get("importance_cap")
+    if cap > 0:
+        advantage_M = advantage_M * weighting.importance_weights(old, others.sampler_logp_M, cap)
     if objective.algorithm == "policy_gradient":
         return losses.policy_gradient(logp_M, advantage_M), logp_M.new_zeros(())
     surrogates: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
@@ -132,5 +134,9 @@ def _policy_term(
         "gspo": partial(losses.clipped_sequence_ratio, thought_index_M=index),
     }
     return surrogates[objective.algorithm](
-        logp_M, old, advantage_M, low=objective.clip_low, high=objective.clip_high
+        logp_M,
+        old,
+        advantage_M,
+        low=objective.algorithm.get("clip_low"),
+        high=objective.algorithm.get("clip_high"),
     )

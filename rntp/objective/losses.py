@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+Estimator = Literal["k1", "k2", "k3"]
+
 
 def policy_gradient(logp_M: Tensor, advantage_M: Tensor) -> Tensor:
     """−Σ A · log π(token): REINFORCE on the sampled thought tokens, exactly on-policy."""
@@ -70,9 +72,7 @@ def negative_log_likelihood(logp: Tensor, weight: Tensor | None = None) -> Tenso
     return -logp.sum() if weight is None else -(weight.detach() * logp).sum()
 
 
-def kl_per_token(
-    logp_M: Tensor, other_logp_M: Tensor, estimator: Literal["k1", "k2", "k3"]
-) -> Tensor:
+def kl_per_token(logp_M: Tensor, other_logp_M: Tensor, estimator: Estimator) -> Tensor:
     """Estimates of KL(π ‖ other), nats, [M], from tokens that π sampled; with d = log π − log other
 
         k1 = d                  unbiased, high variance
@@ -97,7 +97,7 @@ def kl_per_thought(
     logp_M: Tensor,
     other_logp_M: Tensor,
     thought_index_M: Tensor,
-    estimator: Literal["k1", "k2", "k3"],
+    estimator: Estimator,
     *,
     thoughts: int,
 ) -> Tensor:

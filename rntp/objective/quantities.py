@@ -151,7 +151,7 @@ class RewardsAndAdvantages:
     """What thoughts are worth, detached.
 
     rewards: [P, G] under every scheme. reward_PG: of those that drive. driving_PG: the same less a
-    penalty that `objective.kl_in: reward` takes off. no_think_logp_PH: the baseline, nats.
+    penalty that `in: reward` of `objective.kl` takes off. no_think_logp_PH: the baseline, nats.
     advantage_PG, counted_P: what driving_PG gives; see `rntp.objective.credit`. sensitivity_P,
     rounding: how much of what log-probs are rounded by arrives in driving_PG; see
     `rntp.objective.rounding`.
@@ -170,3 +170,7 @@ class RewardsAndAdvantages:
         """bool [P]: the groups whose thoughts the loss reads."""
         counted_P = self.counted_P
         return counted_P if config.objective.skips_groups else torch.ones_like(counted_P)
+
+
+# What one forward of a microbatch gave, and what its thoughts are worth.
+Known = tuple[ForwardOutputs, RewardsAndAdvantages, OtherLogprobs]

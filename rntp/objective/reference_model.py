@@ -102,4 +102,4 @@ def open_reference(model: LanguageModel, config: Config, dtype: torch.dtype) -> 
     weights = config.reference_weights
     if weights is None:
         return None
-    return Reference(model, dtype, config.baseline.decay if weights == "ema" else None)
+    return Reference(model, dtype, config.ema_decay if weights == "ema" else None)

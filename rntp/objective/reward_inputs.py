@@ -28,9 +28,18 @@ def gather(
     device, shape = logp_think_PGH.device, logp_think_PGH.shape[:2]
     thoughts = [group for r in rollouts for group in r.thoughts]
     section = config.reward
-    cost = partial(token_cost, section.token_cost, section.token_cost_after)
-    start = section.length_budget or config.thought.thought_tokens // 2
-    budget = partial(length_budget, start, section.length_half_life)
+    cost = partial(
+        token_cost,
+        section.parameters("net_gain")["token_cost"],
+        int(section.parameters("net_gain")["token_cost_after"]),
+    )
+    start = (
+        int(section.parameters("length_triangle")["length_budget"])
+        or config.thought.thought_tokens // 2
+    )
+    budget = partial(
+        length_budget, start, int(section.parameters("length_triangle")["length_half_life"])
+    )
     return RewardInputs(
         logp_think_PGH=logp_think_PGH.detach(),
         logp_no_think_PH=logp_no_think_PH.detach(),

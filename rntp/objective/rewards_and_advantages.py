@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def compute_rewards(
 
     reference_no_think_PH: the continuation without a thought under `baseline.weights`, where those
     are not the weights of this forward; reference_logp_M: the sampled tokens under the weights that
-    `objective.kl_weight` keeps them close to. See `rntp.objective.reference_model`. decode: text of
+    `objective.kl` keeps them close to. See `rntp.objective.reference_model`. decode: text of
     ids, where a scheme compares texts. verdicts: see `rntp.objective.judge_model`. Where
     `objective.needs_whole_step`, `advantages_over_step` has to follow.
     """
@@ -61,13 +62,13 @@ def compute_rewards(
         return _weighted(under | again, config)
 
     reward = driving = _weighted(under, config)
-    if config.objective.kl_weight > 0 and config.objective.kl_in == "reward":
+    if config.objective.kl_weight > 0 and config.objective.kl.get("in") == "reward":
         assert reference_logp_M is not None
         driving = reward - config.objective.kl_weight * losses.kl_per_thought(
             outputs.thought_logp_M.detach(),
             reference_logp_M,
             tree.thought_index.to(reward.device),
-            config.objective.kl_estimator,
+            cast(losses.Estimator, config.objective.kl),
             thoughts=reward.numel(),
         ).view(reward.shape)
     advantage_PG, counted_P = credit(driving, empty, config)

@@ -28,7 +28,7 @@ def placer(
     tokenizer: of the model, for the policy that looks for sentences.
     """
     section = config.placement
-    bands = placement.Bands(section.entropy_band, section.surprise_band)
+    bands = placement.Bands(section.band.entropy, section.band.surprise)
     sentences = None
     if policy == "sentence_starts":
         assert tokenizer is not None
@@ -48,7 +48,9 @@ def placer(
                     else torch.zeros(len(context))
                 ),
                 count=count or section.positions_per_doc,
-                ramp=progress(config, context.ordinal) if section.ramp_steps else None,
+                ramp=progress(config, context.ordinal)
+                if section.policy.get("ramp_steps")
+                else None,
                 starts_sentence_L=sentences.of(context.token_ids) if sentences else None,
                 oracle_gain_L=oracle_gains(context.labels) if context.labels else None,
                 class_L=class_numbers(context.labels) if context.labels else None,

@@ -8,5 +8,5 @@ from rntp.types import PlacementInputs
 
 @register("surprise")
 def surprise(inputs: PlacementInputs) -> Tensor:
-    """Score = −log p(x_p | context), nats, [L]. Noise has the highest: see `surprise_band`."""
+    """Score = −log p(x_p | context), nats, [L]. Noise has the highest: see `placement.band`."""
     return inputs.nll_L

@@ -2,7 +2,7 @@
 
 Tiers by the entropy of the no-think prediction, in nats, with the bounds that RPT (2506.08007) and
 RMT report by. The paper's schedule is piecewise linear with knees at 30 % and 70 % of the run, here
-of `placement.ramp_steps`; the shares at its ends are not known to us, these are ours.
+of `ramp_steps` of `placement.policy`; the shares at its ends are not known to us, these are ours.
 """
 
 import torch

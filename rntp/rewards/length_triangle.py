@@ -1,7 +1,7 @@
 """How well a thought keeps to a length that shrinks over training (RMT, 2509.24375).
 
-For a weighted sum: RMT adds a little of it to an exact match. `reward.length_budget` is the length
-at the start, `reward.length_half_life` how fast it shrinks. Known failure: alone it teaches nothing
+For a weighted sum: RMT adds a little of it to an exact match. `length_budget` is the length
+at the start, `length_half_life` how fast it shrinks. Known failure: alone it teaches nothing
 but a length.
 """
 

@@ -1,6 +1,6 @@
 """Gain over predicting without a thought, less what the thought costs.
 
-`reward.token_cost` is the price λ in nats a token. Known failure: λ sets the answer; above the gain
+`token_cost` is the price λ in nats a token. Known failure: λ sets the answer; above the gain
 of a useful token thoughts shrink to nothing.
 """
 

@@ -24,6 +24,7 @@ from rntp.model.thought_tree import thought_branch
 from rntp.placement import Place
 from rntp.rng import uniform
 from rntp.rollout import Check, Engine, no_check
+from rntp.rollout.engine import open_engine
 from rntp.types import Context, NextTokenStats, Rollout, Seen
 
 
@@ -78,8 +79,14 @@ class InterleavedEngine:
         return splice(rollout.context, position, branch)
 
 
-def interleaved(engine: Engine, model: LanguageModel, config: Config) -> Engine:
-    """The engine, or what `placement.interleaved` makes of it."""
+def open_training_engine(model: LanguageModel, config: Config) -> Engine:
+    """Make the engine that samples for training, interleaved where the config says so."""
+    engine = open_engine(
+        model,
+        config,
+        thoughts=config.thought.thoughts_per_position,
+        answer_tokens=config.thought.answer_tokens,
+    )
     if not config.placement.interleaved:
         return engine
     return InterleavedEngine(engine, model, config.run.seed)

@@ -127,7 +127,7 @@ _OF_STREAKS = {
     ),
     "empty": (
         f"in {STREAK} steps in a row thoughts had less than {SHORTEST:g} token on average: "
-        "thinking has collapsed; lower reward.token_cost or optim.lr, or raise "
+        "thinking has collapsed; lower token_cost of net_gain or optim.lr, or raise "
         "objective.entropy_weight in a new run"
     ),
 }

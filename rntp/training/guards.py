@@ -13,7 +13,7 @@ from rntp.runtime.ranks import Ranks
 from rntp.training import quarantine
 from rntp.training.alarms import Alarms
 from rntp.training.optimizer import Update
-from rntp.training.rollback import set_aside_streak, take_in
+from rntp.training.rollback import load_rollbacks, set_aside_streak
 from rntp.types import Context
 
 
@@ -41,7 +41,7 @@ class Guards:
         """Take in a step that is on record, with the updates of all its epochs.
 
         A step counts as non-finite where any of them was dropped.
-        Raises Diverged at an alarm, if `run.stop_on_alarm` says so.
+        Raises Diverged at an alarm, if `run.on_trouble: stop` says so.
         """
         dropped = [number for number, update in enumerate(updates, 1) if update.skipped]
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if dropped else 0
@@ -62,10 +62,10 @@ class Guards:
         lines = self.alarms.observe(metrics)
         for line in lines:
             log.message(line, "warning")
-        if lines and self._config.run.stop_on_alarm:
+        if lines and self._config.run.on_trouble == "stop":
             error = Diverged(
-                f"an alarm ended the run after step {metrics['step']} (run.stop_on_alarm): "
-                f"{lines[0]}. To go on all the same: --set run.stop_on_alarm=false"
+                f"an alarm ended the run after step {metrics['step']} (run.on_trouble: stop): "
+                f"{lines[0]}. To go on all the same: --set run.on_trouble=roll_back"
             )
             error.agreed = True  # all ranks have seen the same
             raise error
@@ -73,7 +73,7 @@ class Guards:
     @property
     def streak(self) -> int:
         """Non-finite steps in a row, once they are too many to go on with these weights; or 0."""
-        too_many = self.skipped_in_a_row >= self._config.optim.max_skipped_steps
+        too_many = self.skipped_in_a_row >= self._config.run.on_trouble.get("skipped_steps")
         return self.skipped_in_a_row if too_many else 0
 
     def give_up_streak(self, step: int, log: RunLog | NoLog) -> None:
@@ -88,9 +88,9 @@ class Guards:
             "rollback",
         )
 
-    def take_in(self) -> None:
-        """What the run folder says of earlier rollbacks; see `rntp.training.rollback.take_in`."""
-        found = self._ranks.decide(lambda: take_in(self._config.run.dir), "start")
+    def load_rollbacks(self) -> None:
+        """Take over what the run folder says of earlier rollbacks."""
+        found = self._ranks.decide(lambda: load_rollbacks(self._config.run.dir), "start")
         self.aside, self.no_replay = found
 
     def state(self) -> dict[str, object]:

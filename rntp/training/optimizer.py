@@ -8,9 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from rntp.config import Optim
-from rntp.model.sharding import gather_weights, whole
+from rntp.config import Config, Optim
+from rntp.model import LanguageModel
+from rntp.model.opening import try_forward
+from rntp.model.sharding import checkpoint_activations, gather_weights, shard, whole
 from rntp.runtime.faults import fault_point
+from rntp.runtime.ranks import Ranks
+
+EPS = 1e-8  # AdamW: added to the root of the second moment
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ def learning_rate(config: Optim, step: int, total_steps: int) -> float:
     if config.schedule == "constant":
         return config.lr
     share = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    low = config.min_lr_fraction
+    low = config.schedule.get("min_lr_fraction")
     return config.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
@@ -68,8 +73,8 @@ class Optimizer:
                 {"params": kept, "weight_decay": 0.0},
             ],
             lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
+            betas=config.betas,
+            eps=EPS,
             fused=True,
         )
         self._refresh()
@@ -139,3 +144,21 @@ class Optimizer:
             parameter.grad = None
 
         return collect
+
+
+def open_optimizer(
+    model: LanguageModel, config: Config, ranks: Ranks, *, recompute: bool
+) -> Optimizer:
+    """Make a model ready to be trained: over the ranks, in its compute type, with its optimizer.
+
+    recompute: layers keep only their inputs for the backward. Raises ConfigError where the model
+    does not compute in that type.
+    """
+    dtype = getattr(torch, config.model.dtype)
+    if recompute:
+        checkpoint_activations(model.hf)
+    if ranks.mesh is not None:
+        shard(model.hf, ranks.mesh, dtype)
+    optimizer = Optimizer(model.hf, config.optim, dtype=dtype, total_steps=config.run.steps)
+    try_forward(config, model)
+    return optimizer

@@ -19,16 +19,16 @@ def set_aside_streak(config: Config, step: int, streak: int, say: Callable[[str]
     """Write down that the `streak` steps up to `step` are set aside; a restore then goes back.
 
     Raises Diverged if no whole checkpoint lies before the
-    streak, or if the run has gone back `run.max_rollbacks` times.
+    streak, or if the run has gone back `rollbacks` of `run.on_trouble` times.
     """
     folder = config.run.dir
     first = step - streak + 1
     newest = checkpoint.newest_valid(folder / "checkpoints", say, before=first)
     times = len(quarantine.rollbacks(folder))
-    if newest is None or times >= config.run.max_rollbacks:
+    if newest is None or times >= config.run.on_trouble.get("rollbacks"):
         reason = "there is no checkpoint from before them"
         if newest is not None:
-            reason = f"the run has gone back {times} times (run.max_rollbacks)"
+            reason = f"the run has gone back {times} times (rollbacks of run.on_trouble)"
         raise Diverged(
             f"{streak} steps in a row were not finite, and {reason}; lower optim.lr or look at "
             f"the rollouts of the last steps in {folder / 'rollouts'}"
@@ -49,7 +49,7 @@ def set_aside_streak(config: Config, step: int, streak: int, say: Callable[[str]
     )
 
 
-def take_in(folder: Path) -> tuple[set[int], set[int]]:
+def load_rollbacks(folder: Path) -> tuple[set[int], set[int]]:
     """The ordinals that rollbacks of this run folder have set aside: of fresh contexts, and of the
     first visits of those that had come back.
 

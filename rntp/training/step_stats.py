@@ -27,6 +27,7 @@ from rntp.objective.loss import Loss
 from rntp.objective.quantities import (
     Counts,
     ForwardOutputs,
+    Known,
     OtherLogprobs,
     RewardsAndAdvantages,
     loss_reads,
@@ -36,6 +37,7 @@ from rntp.placement import Bands, labels
 from rntp.placement.picked import picked
 from rntp.rollout.interleaved import on_pages
 from rntp.training.estimate import Tokens
+from rntp.training.optimizer import Update
 from rntp.types import Context, Rollout, Thought
 
 
@@ -46,12 +48,14 @@ class StepStats:
     config: Config
     rollouts: Sequence[Rollout]
     counts: Counts
+    ahead: Sequence[Known] = ()
     outputs: list[ForwardOutputs] = field(default_factory=list)
     rewarded_parts: list[RewardsAndAdvantages] = field(default_factory=list)
     others: list[OtherLogprobs] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
     # Of the epochs over old thoughts, where the policy has moved away from them.
     clipped_tokens: float = 0.0
+    finite: bool = True
 
     @classmethod
     def joined(cls, parts: Sequence["StepStats"]) -> "StepStats":
@@ -65,24 +69,33 @@ class StepStats:
             whole.clipped_tokens += part.clipped_tokens
         return whole
 
-    def add(
-        self,
-        outputs: ForwardOutputs,
-        rewarded: RewardsAndAdvantages,
-        others: OtherLogprobs,
-        loss: Loss,
-    ) -> None:
-        """The outcome of one microbatch of the first epoch."""
+    def add(self, epoch: int, found: Known, loss: Loss) -> None:
+        """Take in the outcome of one microbatch; the first epoch's is the step's."""
+        self.finite = self.finite and bool(torch.isfinite(loss.total))
+        if epoch > 0:
+            self.clipped_tokens += float(loss.clipped_tokens)
+            return
+        outputs, rewarded, others = found
         self.outputs.append(outputs.detached())
         self.rewarded_parts.append(rewarded)
         self.others.append(others)
         self.losses.append(replace(loss, total=loss.total.detach()))
 
-    def known(self, i: int) -> tuple[ForwardOutputs, RewardsAndAdvantages, OtherLogprobs]:
-        """What the first epoch found of microbatch i, for one more over the same thoughts."""
+    def known(self, epoch: int, i: int) -> Known | None:
+        """Give what is known of microbatch i before an epoch; None: it has not been run yet.
+
+        For one more epoch over the same thoughts, the policy of the first one is the old one.
+        """
+        if epoch == 0:
+            return self.ahead[i] if self.ahead else None
         outputs = self.outputs[i]
         others = replace(self.others[i], old_logp_M=outputs.thought_logp_M)
         return outputs, self.rewarded_parts[i], others
+
+    def take_finite(self) -> bool:
+        """Tell whether all losses since the last time were finite."""
+        found, self.finite = self.finite, True
+        return found
 
     @property
     def pages(self) -> list[Rollout]:
@@ -125,7 +138,7 @@ class StepStats:
         }
         objective = self.config.objective
         terms = ["total", "pg", "continuation", "ntp"]
-        terms += ["kl"] if objective.kl_weight > 0 and objective.kl_in == "loss" else []
+        terms += ["kl"] if objective.kl_weight > 0 and objective.kl.get("in") == "loss" else []
         terms += ["entropy"] if objective.entropy_weight > 0 else []
         terms += ["router"] if objective.router_weight > 0 else []
         losses = {
@@ -206,15 +219,15 @@ class StepStats:
             horizon=self.config.reward.horizon,
         ) | labels.class_gains(self.pages, think - empty[:, None])
         section = self.config.placement
-        where = picked(self.pages, Bands(section.entropy_band, section.surprise_band))
+        where = picked(self.pages, Bands(section.band.entropy, section.band.surprise))
         return {key: float(value) for key, value in found.items()} | where | of_labels
 
     def _of_options(self, logp_M: Tensor, mismatch_M: Tensor) -> dict[str, Tensor]:
         """What only some objectives have. mismatch_M: log π − log π_sampler, nats."""
         objective = self.config.objective
         found = {}
-        if objective.importance_cap > 0:
-            cut = mismatch_M.exp() > objective.importance_cap
+        if (cap := objective.algorithm.get("importance_cap")) > 0:
+            cut = mismatch_M.exp() > cap
             found["policy/truncated_frac"] = cut.float().mean()
         if objective.drops_groups:
             counted_P = _cat(j.counted_P for j in self.rewarded_parts)
@@ -274,6 +287,24 @@ class StepStats:
                         "sampler_logprob": float(thought.sampled_logprobs.sum()),
                     }
                 place += 1
+
+
+def update_metrics(step: int, updates: Sequence[Update]) -> dict[str, float]:
+    """What the updates of a step were; norm and rate are the last one's."""
+    return {
+        "step": step,
+        "grad_norm": updates[-1].grad_norm,
+        "lr": updates[-1].lr,
+        "skipped": sum(update.skipped for update in updates),
+    }
+
+
+def context_metrics(contexts: Sequence[Context]) -> dict[str, float]:
+    """Where the contexts of a step stand in the order."""
+    return {
+        "data/ordinal_first": contexts[0].ordinal,
+        "data/visits_max": max(context.visit for context in contexts),
+    }
 
 
 def standard_error(reward_PG: Tensor, positions: Sequence[int]) -> Tensor:

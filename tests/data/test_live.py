@@ -433,7 +433,7 @@ def test_a_changed_source_stops_the_resume_or_begins_a_segment(raw: dict, tmp_pa
     with pytest.raises(CheckpointError, match=r"pages: \d+ pages with hash .*\n.*--accept-data-ch"):
         fit(raw, "run.steps=3")
     trainer = fit(raw, "run.steps=3", accept_data_change=True)
-    assert [segment["step"] for segment in trainer.segments] == [0, 2]
+    assert [segment["step"] for segment in trainer.state.segments] == [0, 2]
     fit(raw, "run.steps=4")
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
     # From a live source to a corpus is another corpus.

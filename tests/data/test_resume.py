@@ -70,7 +70,7 @@ def test_a_run_goes_on_with_other_data_only_when_told_to(raw: dict, tmp_path: Pa
     with pytest.raises(CheckpointError, match=r"documents: 24 there, 30 here"):
         fit(raw, "run.steps=2")
     trainer = fit(raw, "run.steps=2", accept_data_change=True)
-    assert [segment["step"] for segment in trainer.segments] == [0, 1]
+    assert [segment["step"] for segment in trainer.state.segments] == [0, 1]
     fit(raw, "run.steps=3")  # once accepted, it is the run's data
     folder = Path(raw["run"]["dir"])
     state = checkpoint.load_state(folder / "checkpoints" / "step_00000003")

@@ -170,7 +170,7 @@ def test_quiet_star_pushes_no_thought_below_none(ran: Cache) -> None:
 
 def test_fast_quiet_star_compares_with_where_it_started(ran: Cache) -> None:
     run = ran["fast_quiet_star"]
-    assert run.trainer.reference is not None
+    assert run.trainer.followers.reference is not None
     short, long = (
         Config.load(METHODS / f"{name}.yaml").thought.thought_tokens
         for name in ("fast_quiet_star", "quiet_star")
@@ -210,7 +210,7 @@ def test_rmt_adds_a_length_to_the_match_and_goes_from_easy_to_hard(ran: Cache) -
 
 def test_pretrain_zero_learns_where_to_ask(ran: Cache) -> None:
     run = ran["pretrain_zero"]
-    squares = run.trainer.record.tensors()["squares"]
+    squares = run.trainer.followers.record.tensors()["squares"]
     assert (squares > 0).any()
     assert run.config.objective.drop_dead_groups
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rntp.runtime import memory
-from rntp.trainer import Stopwatch
+from rntp.training.phases import Stopwatch
 
 
 def test_laps_wait_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,13 +17,13 @@ def test_laps_wait_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         nonlocal now, queued
         now, queued = now + queued, 0.0
 
-    monkeypatch.setattr("rntp.trainer.time.perf_counter", lambda: now)
-    monkeypatch.setattr("rntp.trainer.torch.cuda.synchronize", wait)
+    monkeypatch.setattr("rntp.training.phases.time.perf_counter", lambda: now)
+    monkeypatch.setattr("rntp.training.phases.torch.cuda.synchronize", wait)
     clock = Stopwatch(torch.device("cuda"))
-    queued = 3.0
-    clock.lap("time/forward_s")
-    queued = 2.0
-    clock.lap("time/update_s")
+    with clock.lap("time/forward_s"):
+        queued = 3.0
+    with clock.lap("time/update_s"):
+        queued = 2.0
     assert clock.laps == {"time/forward_s": 3.0, "time/update_s": 2.0}
     queued = 1.0
     assert clock.total == 6.0
@@ -33,9 +33,10 @@ def test_on_the_cpu_there_is_nothing_to_wait_for(monkeypatch: pytest.MonkeyPatch
     def never(device: torch.device) -> None:
         raise AssertionError("there is no device to wait for")
 
-    monkeypatch.setattr("rntp.trainer.torch.cuda.synchronize", never)
+    monkeypatch.setattr("rntp.training.phases.torch.cuda.synchronize", never)
     clock = Stopwatch(torch.device("cpu"))
-    clock.lap("x")
+    with clock.lap("x"):
+        pass
     assert 0 <= clock.laps["x"] <= clock.total
 
 

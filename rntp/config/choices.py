@@ -1,0 +1,138 @@
+"""The choices of a config that have parameters of their own."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, FiniteFloat
+
+from rntp.config.choice import Options, Parameter
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+DECAY = Parameter(Share, 0.999, ("ema",), "share of the average that stays in a step (2510.01265)")
+
+TROUBLE = Options(
+    ("roll_back", "stop"),
+    {
+        "skipped_steps": Parameter(Positive, 5, (), "non-finite steps in a row that are a streak"),
+        "rollbacks": Parameter(NonNegative, 2, (), "streaks that send the run back"),
+    },
+)
+POLICIES = Options(
+    (),  # whoever registers them
+    {
+        "ramp_steps": Parameter(
+            Positive,
+            0,
+            ("tiers",),
+            "steps over which the policy goes from easy to hard; it stays at its end from then on",
+        )
+    },
+)
+WEIGHTS = Options(("current", "none", "frozen", "ema"), {"decay": DECAY})
+_RATIO = ("clipped_ratio", "cispo", "gspo")
+ALGORITHMS = Options(
+    ("policy_gradient", *_RATIO),
+    {
+        "clip_low": Parameter(
+            Annotated[float, Field(gt=0, le=1)],
+            0.2,
+            _RATIO,
+            "ratio >= 1 - clip_low; 1 leaves that side open, as cispo's authors do",
+        ),
+        "clip_high": Parameter(
+            Annotated[float, Field(gt=0)],
+            0.28,
+            _RATIO,
+            "ratio <= 1 + clip_high (clip-higher, 2503.14476)",
+        ),
+        "importance_cap": Parameter(
+            Weight,
+            0.0,
+            (),
+            "tokens count min(policy / sampler, cap): for stale or foreign samplers (1802.01561); "
+            "at least 1, 0 is off",
+        ),
+    },
+)
+ADVANTAGES = Options(
+    ("group_mean", "leave_one_out", "none", "step"),
+    {
+        "divide_by_std": Parameter(
+            bool,
+            False,
+            ("group_mean",),
+            "divide by the group's standard deviation; dense rewards rarely want it",
+        ),
+        "std_floor": Parameter(
+            Annotated[float, Field(gt=0)],
+            0.05,
+            ("group_mean",),
+            "least divisor, in reward units: keep it well above `reward/noise_floor`",
+        ),
+    },
+)
+DIVERGENCES = Options(
+    ("k1", "k2", "k3"),
+    {
+        "weight": Parameter(
+            Weight, 0.0, (), "of the divergence, nats; 0 keeps no reference for it"
+        ),
+        "in": Parameter(
+            Literal["loss", "reward"],
+            "loss",
+            (),
+            "loss: a term of its own; reward: taken off, summed over the thought, before centring",
+        ),
+        "reference": Parameter(
+            Literal["frozen", "ema"],
+            "frozen",
+            (),
+            "weights of the start, or their moving average; a copy and a forward",
+        ),
+        "decay": Parameter(Share, 0.999, (), "ema: share of the average that stays in a step"),
+    },
+)
+SCHEDULES = Options(
+    ("constant", "cosine"),
+    {
+        "min_lr_fraction": Parameter(
+            Annotated[float, Field(ge=0, le=1)],
+            0.1,
+            ("cosine",),
+            "where the cosine ends, as a share of lr",
+        )
+    },
+)
+# Parameters of reward schemes, beside the weight in the sum of those that drive.
+WEIGHT = Parameter(FiniteFloat, 1.0, (), "in the sum of the schemes that drive")
+SCHEMES: dict[str, dict[str, Parameter]] = {
+    "net_gain": {
+        "token_cost": Parameter(Weight, 0.01, (), "what a thought token costs, nats"),
+        "token_cost_after": Parameter(
+            NonNegative,
+            0,
+            (),
+            "steps without the price: asked from the start, it ends thinking before any thought "
+            "has paid",
+        ),
+    },
+    "length_triangle": {
+        "length_budget": Parameter(
+            NonNegative,
+            0,
+            (),
+            "tokens that a thought should have at the start of training; 0 is half of "
+            "thought.thought_tokens, so that the triangle is as wide as thoughts are long",
+        ),
+        "length_half_life": Parameter(
+            NonNegative,
+            0,
+            (),
+            "steps in which the budget halves; 0 keeps it; 2509.24375 ends at a fifth of it, "
+            "which is a half-life of 0.43 run.steps",
+        ),
+    },
+}
