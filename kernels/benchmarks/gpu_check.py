@@ -36,7 +36,7 @@ STAGES = (
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code."""
+    """Run the stages and return the exit code."""
     options = _parse(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         print("gpu-check: torch sees no CUDA device; try the script with --device cpu --tiny")

@@ -33,7 +33,7 @@ HEAD_CASES: dict[str, tuple[int, int, int, float, float, Shaping]] = {
 
 
 def head(setting: Setting) -> dict[str, Any]:
-    """Log-prob, entropy and both gradients of every implementation against float64."""
+    """Check log-prob, entropy and both gradients of every implementation against float64."""
     errors: dict[str, dict[str, float]] = {}
     names = ["chunked"] if setting.device == "cpu" else ["chunked", "chunked-triton", "triton"]
     for dtype in setting.types:
@@ -51,7 +51,7 @@ def head(setting: Setting) -> dict[str, Any]:
 
 
 def tree(setting: Setting) -> dict[str, Any]:
-    """Output and gradients of tree attention against the oracle in float64."""
+    """Check output and gradients of tree attention against the oracle in float64."""
     names = ["segmented"] if setting.device == "cpu" else ["segmented", "triton"]
     layouts = {**LAYOUTS, "comb": comb(setting.small)}
     errors: dict[str, dict[str, float]] = {}
@@ -68,7 +68,7 @@ def tree(setting: Setting) -> dict[str, Any]:
 
 
 def _styles(setting: Setting) -> str:
-    """Every combination of them, by the checks that a run makes at its first layer of the kind."""
+    """Check every combination, as a run does at its first layer of the kind."""
     if setting.device == "cpu":
         return "not run"
     device = torch.device(setting.device)
@@ -81,7 +81,7 @@ def _styles(setting: Setting) -> str:
 
 
 def sampling(setting: Setting) -> dict[str, Any]:
-    """Tokens and log-probs of every implementation against float64, for the same numbers."""
+    """Check tokens and log-probs of every implementation against float64, for the same numbers."""
     found: dict[str, Any] = {}
     rows = 64
     for dtype in setting.types:
@@ -116,7 +116,7 @@ def _head(
     dtype: torch.dtype,
     drop: bool = False,
 ) -> list[Tensor]:
-    """In type `kind`, of operands that `dtype` can hold."""
+    """Compute a case in type `kind`, of operands that `dtype` can hold."""
     rows, width, vocabulary, scale, temperature, shaping = sizes
     generator = torch.Generator().manual_seed(rows)
 
@@ -145,7 +145,7 @@ def _head(
 
 
 def _far_rows(setting: Setting) -> str:
-    """Logits whose places do not fit 32 bits."""
+    """Check logits whose places do not fit 32 bits."""
     if setting.tiny or setting.device == "cpu":
         return "not run"
     rows, width, vocabulary = 15_000, 64, 151_936

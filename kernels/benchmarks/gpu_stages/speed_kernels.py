@@ -24,7 +24,7 @@ _PLAIN = 2_000_000_000
 
 
 def ceilings(setting: Setting) -> dict[str, Any]:
-    """The fastest matrix product and copy."""
+    """Time the fastest matrix product and copy."""
     device = torch.device(setting.device)
     rates = {
         f"matmul {str(dtype).removeprefix('torch.')}, TFLOP/s": matmul_rate(dtype, device) / 1e12
@@ -39,7 +39,7 @@ def ceilings(setting: Setting) -> dict[str, Any]:
 
 
 def head(setting: Setting) -> dict[str, Any]:
-    """Score alone (2THV), and forward with backward (6THV), of ours and whoever is installed."""
+    """Time scores alone (2THV), and forward with backward (6THV), of all that are installed."""
     found: dict[str, Any] = {}
     for name, (width, vocabulary) in setting.heads.items():
         found[name] = _head(setting, width, vocabulary)
@@ -48,7 +48,7 @@ def head(setting: Setting) -> dict[str, Any]:
 
 
 def sampling(setting: Setting) -> dict[str, Any]:
-    """A token for every branch, from logits that are there: one read of them is the floor."""
+    """Time a draw for every branch, from logits that are there: one read of them is the floor."""
     found: dict[str, Any] = {}
     dtype = torch.float32 if setting.tiny else torch.bfloat16
     names: list[Any] = ["reference"] if setting.device == "cpu" else ["reference", "triton"]
@@ -67,7 +67,7 @@ def sampling(setting: Setting) -> dict[str, Any]:
 
 
 def attention(setting: Setting) -> dict[str, Any]:
-    """Tree attention on a page with all of its thoughts, forward and with backward."""
+    """Time tree attention on a page with all of its thoughts, forward and with backward."""
     layout = comb(setting.comb)
     pairs = visible_pairs(layout)
     found: dict[str, Any] = {"tokens": layout.num_tokens, "visible pairs": pairs}

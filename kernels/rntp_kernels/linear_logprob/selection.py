@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from rntp_kernels.choice import has_triton, interpreted, require_agreement, wanted
+from rntp_kernels.choice import has_triton, interpreted, requested, require_agreement
 from rntp_kernels.linear_logprob.chunked import ChunkedLinearLogprob, KernelConfig
 from rntp_kernels.linear_logprob.reference import linear_logprob_reference
 from rntp_kernels.linear_logprob.rows import Shaping
@@ -36,7 +36,7 @@ def choose(
     Raises ValueError for one that does not exist or cannot run here, RuntimeError for one that
     fails its check.
     """
-    name: Implementation = wanted(asked, OVERRIDE, get_args(Implementation))  # type: ignore[assignment]
+    name: Implementation = requested(asked, OVERRIDE, get_args(Implementation))  # type: ignore[assignment]
     if name == "auto":
         name = _fastest(hidden, weight, bias)
     elif name == "triton" and bias is not None:

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from rntp_kernels.choice import has_flash, has_triton, interpreted, require_agreement, wanted
+from rntp_kernels.choice import has_flash, has_triton, interpreted, requested, require_agreement
 from rntp_kernels.tree_attention.layout import TreeLayout
 from rntp_kernels.tree_attention.style import PLAIN, Style
 
@@ -30,14 +30,14 @@ _HALVES = (torch.bfloat16, torch.float16)
 def choose(
     asked: Implementation, q: Tensor, k: Tensor, *, plain: bool = False, style: Style = PLAIN
 ) -> Implementation:
-    """A name other than `auto`, for queries [1, Hq, N, D] and keys [1, Hkv, N, D].
+    """Pick an implementation other than `auto`, for queries [1, Hq, N, D] and keys [1, Hkv, N, D].
 
     plain: the layout has no branches. style: what the layer does besides.
 
     Raises ValueError for one that does not exist or cannot run here, RuntimeError for one that
     fails its check against the oracle. `auto` warns, once, where CUDA tensors get no kernel.
     """
-    name = wanted(asked, OVERRIDE, get_args(Implementation))
+    name = requested(asked, OVERRIDE, get_args(Implementation))
     if name == "auto":
         flash = plain and not _obstacle("flash", q, plain=plain, style=style)
         name = "flash" if flash else _fastest(q, style)
@@ -51,12 +51,12 @@ def choose(
 
 
 def decode_choice(q: Tensor, k: Tensor, v: Tensor, style: Style = PLAIN) -> str:
-    """`triton` or `segmented` (products of the library) for decoding in fixed shapes, by the same
-    variable. q [1, Hq, N, D], k [1, Hkv, N, D], v [1, Hkv, N, E].
+    """Pick `triton` or `segmented` (products of the library) for decoding in fixed shapes, by the
+    same variable. q [1, Hq, N, D], k [1, Hkv, N, D], v [1, Hkv, N, E].
 
     Raises RuntimeError if the kernels fail their check against the other way.
     """
-    name = wanted("auto", OVERRIDE, get_args(Implementation))
+    name = requested("auto", OVERRIDE, get_args(Implementation))
     if name == "auto":
         name = _fastest(q, style)
     if name != "triton" or _obstacle("triton", q, style=style):
@@ -127,8 +127,8 @@ def check_decode(
 
 
 def _plain_decode(tensors: list[Tensor], visible: Tensor, lengths: Tensor, style: Style) -> Tensor:
-    """What `decode_step` computes of its first seven arguments, each branch's own tokens in its
-    place, with all scores in memory and a scale of 0.2."""
+    """Compute `decode_step` of its first seven arguments, each branch's own tokens in its place,
+    with all scores in memory and a scale of 0.2."""
     q, k, v, doc_k, doc_v, own_k, own_v = tensors
     documents, kv_heads, branches, budget, head = own_k.shape
     repeat = q.shape[1] // kv_heads
@@ -238,7 +238,7 @@ def _warn(reason: str) -> None:
 
 
 def _obstacle(name: str, q: Tensor, *, plain: bool = False, style: Style = PLAIN) -> str:
-    """Why an implementation cannot take these tensors; empty if it can."""
+    """Say why an implementation cannot take these tensors; empty if it can."""
     if name == "flash" and style.kind != PLAIN.kind:
         return "has no windows, soft caps or sinks here"
     if name == "flash":
