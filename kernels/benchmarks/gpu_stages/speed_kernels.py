@@ -110,10 +110,10 @@ def _head(setting: Setting, width: int, vocabulary: int) -> dict[str, Any]:
     flop = 2.0 * rows * width * vocabulary
     rate = matmul_rate(dtype, device)
 
-    def both(name: Any) -> Callable[[], object]:
+    def both(scores: Callable[..., tuple[Tensor, ...]]) -> Callable[[], object]:
         def work() -> None:
             hidden.grad = weight.grad = None
-            logp, entropy, _ = linear_logprob_top1(hidden, weight, targets, implementation=name)
+            logp, entropy, *_ = scores(hidden, weight, targets)
             (signs * logp + 0.01 * entropy).sum().backward()
 
         return work
@@ -134,9 +134,13 @@ def _head(setting: Setting, width: int, vocabulary: int) -> dict[str, Any]:
 
     ours = ["chunked"] if setting.device == "cpu" else ["chunked", "chunked-triton", "triton"]
     scores = {f"rntp {name}": score(name) for name in ours}
-    backward = {f"rntp {name}": both(name) for name in ours if name != "triton"}
+    backward = {
+        f"rntp {name}": both(partial(linear_logprob_top1, implementation=name))
+        for name in ours
+        if name != "triton"
+    }
     if rows * vocabulary <= _PLAIN:
-        backward["plain autograd"] = both("reference")
+        backward["plain autograd"] = both(peers.plain_head)
     others, skipped = peers.heads(hidden, weight, targets, signs)
     backward |= {name: cleared(work) for name, work in others.items()}
     _, entropy, _ = linear_logprob_top1(hidden.detach(), weight.detach(), targets)
