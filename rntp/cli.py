@@ -39,8 +39,9 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `rntp`."""
     arguments = build_parser().parse_args(argv)
-    # Bars of downloads and weight loading would tear the run's own console apart.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Bars of downloads and of loading weights are for a terminal, and of one rank.
+    if not (sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries; what fails is told below
     logging.basicConfig(format="%(message)s")

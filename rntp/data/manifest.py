@@ -23,7 +23,7 @@ import re
 import secrets
 import shutil
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ from rntp.runtime.files import sync
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
 Content = Literal["text", "token_ids"]
+_DOCS_PER_WORD = 100  # read between two words of progress
 REQUIRED_METADATA = ("url", "title", "source")
 
 # Document ids are the keys of the tar members, so webdataset's rule holds: no dot, no slash.
@@ -297,9 +298,10 @@ class Manifest:
             return False
         return True
 
-    def verify(self) -> list[str]:
+    def verify(self, progress: Callable[[str, int, int], None] | None = None) -> list[str]:
         """Hash every byte of every shard and read every document; one line a problem, or none.
 
+        progress(what, done, total): is told as documents are read.
         Raises DataError for a URL: copy the corpus to a folder first.
         """
         if not isinstance(self.folder, Path):
@@ -316,6 +318,8 @@ class Manifest:
                 problems.append(str(error))
                 continue
             for index in range(end - shard.num_docs, end):
+                if progress is not None and index % _DOCS_PER_WORD == 0:
+                    progress("documents", index, self.num_docs)
                 try:
                     self.read(index)
                     if self.has_ids:

@@ -10,6 +10,7 @@ import os
 import re
 import statistics
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -35,6 +36,7 @@ from rntp.runtime.files import (
     write_bytes_atomic,
     write_json,
 )
+from rntp.runtime.progress import hide_library_bars
 from rntp.runtime.provenance import environment, redact, secret_values
 from rntp.show import printable
 
@@ -42,6 +44,7 @@ Metrics = Mapping[str, float | int | str]
 Level = Literal["info", "warning", "error"]
 
 _RECENT_STEPS = 20
+_LONG_PHASE_S = 5.0  # of a phase that took so long it is told when it will end
 # Bytes of metrics and rollouts that wait in memory for a disk that takes nothing.
 _MOST_WAITING = 1 << 28
 _STYLES = {"info": "", "warning": "yellow", "error": "bold red"}
@@ -76,6 +79,9 @@ class RunLog:
         self._waiting_rollouts: dict[int, bytes] = {}
         self._progress: Progress | None = None
         self._task = TaskID(0)
+        self._phase = ""
+        self._phase_begin_s = 0.0
+        self._phase_first = self._phase_done = 0
         self._total_steps = config.run.steps
         self._recent_s: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._mirrors = Mirrors(run_dir, config, self._secrets)
@@ -114,6 +120,7 @@ class RunLog:
         self._mirrors.wake()  # there may be steps of the last start that one of them missed
         if not self._console.is_terminal:
             return
+        hide_library_bars()  # a third model that loads later would tear this one apart
         self._progress = Progress(
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=24),
@@ -129,8 +136,17 @@ class RunLog:
 
     def phase(self, name: str, done: int, total: int) -> None:
         """Show what goes on inside the step: rollout, forward, update, evaluate."""
-        if self._progress is not None:
-            self._progress.update(self._task, description=f"{name} {done}/{total}")
+        if self._progress is None:
+            return
+        if name != self._phase or done < self._phase_done:
+            self._phase, self._phase_begin_s = name, time.monotonic()
+            self._phase_first = done
+        self._phase_done = done
+        told = f"{name} {done}/{total}"
+        passed, gained = time.monotonic() - self._phase_begin_s, done - self._phase_first
+        if gained > 0 and passed > _LONG_PHASE_S and done < total:
+            told += f", eta {duration(passed * (total - done) / gained)}"
+        self._progress.update(self._task, description=told)
 
     def step(self, metrics: Metrics) -> None:
         """Append one object to metrics.jsonl and print one line. `metrics` must hold `step`.

@@ -341,3 +341,24 @@ def test_the_line_of_a_made_corpus_tells_the_gain_of_each_class() -> None:
     gains = {"class/easy/gain": -0.012, "class/left_by_elimination/gain": 0.5}
     assert "gain -0.051  (easy -0.01, left by elimination +0.50)" in step_line(METRICS | gains, 24)
     assert "(" not in step_line(METRICS, 24)
+
+
+def test_a_long_phase_says_when_it_will_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("rntp.run.log.time.monotonic", lambda: now[0])
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with open_log(tmp_path, console) as log:
+        log.begin(0, 4)
+        assert log._progress is not None
+        task = log._progress.tasks[0]
+        log.phase("evaluate", 0, 40)
+        now[0] += 4
+        log.phase("evaluate", 10, 40)
+        assert task.description == "evaluate 10/40"
+        now[0] += 4
+        log.phase("evaluate", 20, 40)
+        assert task.description == "evaluate 20/40, eta 8s"
+        log.phase("score", 1, 40)  # the next one begins anew
+        assert task.description == "score 1/40"
