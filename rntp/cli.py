@@ -16,25 +16,32 @@ from rntp.commands import (
     ablate,
     bench,
     ckpt,
+    completion,
     config,
     data,
     doctor,
     evaluate,
+    init,
     report,
     soup,
     traces,
     train,
+    watch,
 )
 from rntp.errors import RntpError, is_out_of_memory
 
-COMMANDS = (train, evaluate, ablate, soup, traces, report, config, data, ckpt, bench, doctor)
+COMMANDS = (
+    *(init, train, watch, evaluate, ablate, soup, traces, report, config, data, ckpt, bench),
+    *(doctor, completion),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `rntp`."""
     arguments = build_parser().parse_args(argv)
-    # Bars of downloads and weight loading would tear the run's own console apart.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Bars of downloads and of loading weights are for a terminal, and of one rank.
+    if not (sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries; what fails is told below
     logging.basicConfig(format="%(message)s")
@@ -72,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="rntp", description="Reasoning next-token prediction on ordinary web text."
     )
     parser.add_argument("--version", action="version", version=f"rntp {__version__}")
+    parser.set_defaults(root=parser)  # for what describes the parser itself
     parsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         own = parsers.add_parser(command.NAME, help=command.HELP)

@@ -1,7 +1,19 @@
 """Plain-text tables for the console. Pure functions from facts to text."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+# Terminal escapes, marks that turn the order of a line around, halves of a character: texts of a
+# corpus may carry them all. A tab and a line feed are harmless.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """Put a sign in the place of every character that would do something to a terminal."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def facts_table(facts: Mapping[str, object]) -> str:

@@ -30,7 +30,7 @@ from rntp.rollout import no_check
 from rntp.rollout.interleaved import open_training_engine
 from rntp.run import folder as run_folder
 from rntp.run.log import NoLog, RunLog
-from rntp.run.mirrors.wandb import import_wandb
+from rntp.run.mirrors import check_installed
 from rntp.runtime import faults
 from rntp.runtime.faults import fault_point
 from rntp.runtime.ranks import SINGLE_RANK, Ranks
@@ -252,7 +252,7 @@ class Trainer:
         """Check names and run folder; what is set otherwise than at the last start."""
         config = self.config
         check_names(config)
-        import_wandb(config)
+        check_installed(config)
         self.ranks.decide(lambda: run_folder.check(config, resume), "start")
         return self.ranks.decide(lambda: run_folder.changes(config), "start")
 

@@ -185,8 +185,8 @@ def test_straight_is_continued_is_resumed(
                 assert (other / "eval" / file.name).read_bytes() == file.read_bytes()
 
 
-# What may be set otherwise at the next start, and a value other than the tests' own. README lists
-# the same fields.
+# What may be set otherwise at the next start, and a value other than the tests' own.
+# docs/resume.md lists the same fields.
 FREE = {
     "run.name": "other",
     "run.hang_timeout_s": 60,
@@ -212,15 +212,13 @@ FREE = {
     "evaluation.positions_per_doc": 1,
     "evaluation.controls": ["shuffled"],
     "evaluation.bits_per_thought_token": 0.5,
-    "log.wandb": "off",
-    "log.wandb_project": "other",
     "parallel.tokens_per_microbatch": 4096,
     "parallel.activation_checkpointing": True,
     "parallel.timeout_s": 60,
 }
 # Set by the command, or of another test.
 ELSEWHERE = {"run.dir", "run.steps", "rollout.engine", "data.source", "evaluation.source"}
-ELSEWHERE |= {"evaluation.decile_model"}
+ELSEWHERE |= {"evaluation.decile_model", "log.mirrors"}
 # These cut the work otherwise, so that sums are rounded otherwise.
 ROUNDED = {"parallel.tokens_per_microbatch", "model.sharing"}
 
@@ -231,7 +229,7 @@ def fields() -> set[str]:
 
 
 def test_every_field_is_free_or_part_of_what_is_trained() -> None:
-    """Each has one of the two places, and a free one is in the table above and in README."""
+    """Each has one of the two places, and a free one is in the table above and in the docs."""
     raw = Config.parse(
         {
             "run": {"steps": 1, "dir": "x"},
@@ -254,8 +252,8 @@ def test_every_field_is_free_or_part_of_what_is_trained() -> None:
     trained = {f"{s}.{f}" for s, part in raw.identity().items() for f in part}
     made = {"data.min_document_tokens", "optim.steps"}
     assert trained - made == fields() - set(FREE) - ELSEWHERE
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    missing = [field for field in FREE if f"`{field}`" not in readme]
+    page = (Path(__file__).parents[1] / "docs/resume.md").read_text(encoding="utf-8")
+    missing = [field for field in FREE if f"`{field}`" not in page]
     assert missing == []
 
 

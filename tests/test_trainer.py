@@ -667,7 +667,7 @@ def test_an_empty_corpus_is_refused(raw: dict, tmp_path: Path) -> None:
 def test_a_missing_extra_is_named(raw: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r"pip install 'rntp\[log\]'"):
-        Trainer(Config.parse(raw, ["log.wandb=offline"]))
+        Trainer(Config.parse(raw, ["log.mirrors={wandb: null}"]))
     assert not Path(raw["run"]["dir"]).exists()
 
 

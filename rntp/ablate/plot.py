@@ -19,6 +19,8 @@ from rntp.ablate.numbers import Curve, band, running_mean
 from rntp.runtime.files import write_bytes_atomic
 
 SMOOTHING_STEPS = 5
+_TICK_POINTS = 9
+_TICK_GAP = 4.0  # pixels between the labels of two ticks
 
 # Okabe and Ito without the yellow, which white paper swallows; they stay apart for everyone.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -109,6 +111,7 @@ def _draw(arms: Sequence[ArmData], labels: Labels) -> Figure:
         _over_x(left, arms, looks, labels)
     else:
         _by_arm(left, arms, looks, labels)
+    _thin_labels(figure, left)
     figure.supxlabel(_caption(arms, labels), x=0.01, ha="left", fontsize=8, color="#555555")
     return figure
 
@@ -200,6 +203,7 @@ def _over_x(axes: Axes, arms: Sequence[ArmData], looks: Looks, labels: Labels) -
     numbers = sorted({arm.x for arm in arms if arm.x is not None})
     axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
     axes.minorticks_off()
+    axes.tick_params(axis="x", labelsize=_TICK_POINTS)
     axes.set_xlabel(labels.x)
     axes.set_ylabel(labels.y)
     axes.margins(y=0.12)
@@ -257,6 +261,37 @@ def _looks(arms: Sequence[ArmData]) -> dict[str, _Look]:
             dash = _DASHES[number // len(_COLORS) % len(_DASHES)]
             looks[arm.name] = _Look(color, dash, color)
     return looks
+
+
+def _thin_labels(figure: Figure, axes: Axes) -> None:
+    """Take off labels of the x axis that would run into their neighbours; their ticks stay."""
+    figure.draw_without_rendering()  # only then is it known how wide the axes and the labels are
+    low, high = sorted(axes.get_xlim())
+    marks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+    inside = [(x, label) for x, label in marks if low <= x <= high]
+    extents = [label.get_window_extent() for _, label in inside]
+    kept = apart([(box.x0, box.x1) for box in extents], _TICK_GAP)
+    if len(kept) < len(inside):
+        texts = [label.get_text() if n in kept else "" for n, (_, label) in enumerate(inside)]
+        axes.set_xticks([x for x, _ in inside], texts)
+
+
+def apart(spans: Sequence[tuple[float, float]], gap: float) -> set[int]:
+    """Choose spans, in order of their place, that lie at least `gap` apart.
+
+    The first and the last are kept, for they say where the axis begins and ends, unless these two
+    touch; between them each one that has room behind the one before it.
+    """
+    if not spans:
+        return set()
+    last = len(spans) - 1
+    kept = [0]
+    for n in range(1, last):
+        if spans[n][0] >= spans[kept[-1]][1] + gap and spans[n][1] + gap <= spans[last][0]:
+            kept.append(n)
+    if last and spans[last][0] >= spans[kept[-1]][1] + gap:
+        kept.append(last)
+    return set(kept)
 
 
 def _named(arm: ArmData) -> str:

@@ -75,10 +75,12 @@ def _data_verify(arguments: argparse.Namespace) -> None:
     from rntp.data import Manifest
     from rntp.data.live import refuse_live
     from rntp.errors import DataError
+    from rntp.runtime.progress import Bars
 
     refuse_live(arguments.folder, "rntp data verify")
     manifest = Manifest.load(arguments.folder)
-    found = manifest.verify()
+    with Bars() as bars:
+        found = manifest.verify(bars)
     if arguments.json:
         print(json.dumps({"digest": manifest.digest, "problems": found}, indent=2))
     if found:

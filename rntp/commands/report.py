@@ -10,7 +10,7 @@ HELP = "one static HTML page of one or more runs"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
-    parser.add_argument("--out", type=Path, help="default: parser.html in the first run folder")
+    parser.add_argument("--out", type=Path, help="default: report.html in the first run folder")
 
 
 def run(arguments: argparse.Namespace) -> None:

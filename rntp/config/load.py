@@ -6,7 +6,7 @@ An unknown key is an error that names the nearest field.
 import copy
 import difflib
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -36,7 +36,7 @@ def parse(
         return cls.model_validate(raw), renamed
     except ValidationError as error:
         sections = _sections(cls)
-        lines = [_explain(problem, sections) for problem in error.errors()]
+        lines = [_explain(problem, sections, cls) for problem in error.errors()]
         raise ConfigError("\n".join([f"{source} cannot be used:", *lines])) from error
 
 
@@ -64,7 +64,7 @@ def _sections(cls: type[BaseModel]) -> dict[str, set[str]]:
 _TRUNCATIONS = ("top_p", "top_k", "min_p")
 
 
-def _explain(problem: Any, sections: dict[str, set[str]]) -> str:
+def _explain(problem: Any, sections: dict[str, set[str]], cls: type[BaseModel]) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden" and problem["loc"][-1] in _TRUNCATIONS:
         return (
@@ -72,12 +72,29 @@ def _explain(problem: Any, sections: dict[str, set[str]]) -> str:
             "distribution is not the policy whose gradient is taken; take it away, and use "
             "thought.temperature, which sampler and policy share"
         )
+    if problem["type"] == "extra_forbidden" and len(problem["loc"]) > 2:
+        return f"  {place}: no such name{_suggest_within(problem['loc'], cls)}"
     if problem["type"] == "extra_forbidden":
         return f"  {place}: no such {_suggest(problem['loc'], sections)}"
     if problem["type"] == "missing":
         return f"  {place}: required and not given"
     message = problem["msg"].removeprefix("Value error, ")
     return f"  {place}: {message} (given: {problem['input']!r})" if place else f"  {message}"
+
+
+def _suggest_within(location: tuple[Any, ...], cls: type[BaseModel]) -> str:
+    """The nearest name, or all, of the model that stands at the place in front of the last name."""
+    for name in location[:-1]:
+        field = cls.model_fields.get(str(name))
+        kinds = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not models:
+            return ""
+        cls = models[0]
+    near = difflib.get_close_matches(str(location[-1]), cls.model_fields, n=1)
+    if near:
+        return f"; did you mean `{near[0]}`?"
+    return f" (there are: {', '.join(sorted(cls.model_fields))})"
 
 
 def _suggest(location: tuple[Any, ...], sections: dict[str, set[str]]) -> str:

@@ -153,7 +153,20 @@ def _gone(raw: Raw, value: Any) -> None:
 
 _RATIO = ("clipped_ratio", "cispo", "gspo")
 _TRIANGLE = "reward.scheme: {length_triangle: …}"
+
+
 # Old name: (where it is told to stand now, how it gets there). In the order in which they move.
+def _wandb(raw: Raw, value: Any) -> None:
+    if value not in ("off", False):  # YAML reads a bare off as false
+        _section(_section(raw, "log"), "mirrors").setdefault("wandb", {"mode": value})
+
+
+def _wandb_project(raw: Raw, value: Any) -> None:
+    mirrors = _section(raw, "log").get("mirrors")
+    if isinstance(mirrors, dict) and isinstance(mirrors.get("wandb"), dict):
+        mirrors["wandb"].setdefault("project", value)
+
+
 RENAMED: dict[str, tuple[str, Callable[[Raw, Any], None]]] = {
     "reward.token_cost": (
         "a parameter of reward.scheme: {net_gain: …}",
@@ -219,6 +232,8 @@ RENAMED: dict[str, tuple[str, Callable[[Raw, Any], None]]] = {
     "run.stop_on_alarm": ("run.on_trouble: stop", _stop_on_alarm),
     "run.hang_timeout_s": ("three times parallel.timeout_s", _hang),
     "data.worker_kind": ("data.workers: {process: N}", _worker_kind),
+    "log.wandb": ("log.mirrors: {wandb: …}", _wandb),
+    "log.wandb_project": ("log.mirrors: {wandb: {project: …}}", _wandb_project),
     "data.deadline_s": ("a constant, 300 s", _gone),
     "evaluation.bits_per_thought_token": ("a constant, 0.01", _gone),
 }

@@ -32,6 +32,7 @@ from rntp.config.choices import (
     WEIGHT,
     WEIGHTS,
 )
+from rntp.config.mirrors import Mirrors
 from rntp.config.rules import RULES, WARNINGS, broken_rules
 
 Positive = Annotated[int, Field(ge=1)]
@@ -393,10 +394,10 @@ class Evaluation(Section):
 
 
 class Log(Section):
-    wandb: Literal["off", "offline", "online"] = "off"
-    """Mirror metrics.jsonl to wandb; online without a key falls back to offline, and says so."""
-    wandb_project: str = "rntp"
-    """Project in wandb."""
+    mirrors: Mirrors = Mirrors()
+    """Trackers that metrics.jsonl is copied to, by name, with their settings or null:
+    `{tensorboard: null, mlflow: {uri: http://host:5000}}`. There are tensorboard, trackio, mlflow
+    and wandb; see `rntp.config.mirrors`."""
 
 
 class Parallel(Section):

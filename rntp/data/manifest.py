@@ -5,7 +5,7 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +29,7 @@ from rntp.data.shard_format import (
 from rntp.data.storage import DEADLINE_S, Location, Storage, open_storage
 from rntp.errors import DataError
 
+_DOCS_PER_WORD = 100  # read between two words of progress
 _RESTORE = "restore the file from a copy, or run `rntp data prep` again"
 
 
@@ -236,9 +237,10 @@ class Manifest:
             return False
         return True
 
-    def verify(self) -> list[str]:
+    def verify(self, progress: Callable[[str, int, int], None] | None = None) -> list[str]:
         """Hash every byte of every shard and read every document; one line a problem, or none.
 
+        progress(what, done, total): is told as documents are read.
         Raises DataError for a URL: copy the corpus to a folder first.
         """
         if not isinstance(self.folder, Path):
@@ -255,6 +257,8 @@ class Manifest:
                 problems.append(str(error))
                 continue
             for index in range(end - shard.num_docs, end):
+                if progress is not None and index % _DOCS_PER_WORD == 0:
+                    progress("documents", index, self.num_docs)
                 try:
                     self.read(index)
                     if self.has_ids:

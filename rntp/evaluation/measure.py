@@ -77,9 +77,17 @@ def evaluate(
         progress("evaluate", len(mine), len(mine))
         return found
 
+    num_scored = 0
+
     def scored(rollouts: Sequence[Rollout]) -> list[Page]:
         mine = ranks.share(rollouts)
-        return ranks.join(lambda: score_pages(model, mine, config, check), "evaluate")
+
+        def told(count: int) -> None:
+            nonlocal num_scored
+            num_scored += count
+            progress("score", num_scored, len(mine) * (1 + len(section.controls)))
+
+        return ranks.join(lambda: score_pages(model, mine, config, check, told), "evaluate")
 
     rollouts = ranks.join(sample, "evaluate")
     pages = scored(rollouts)

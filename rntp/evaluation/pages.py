@@ -3,7 +3,7 @@
 Pages are the `pages` of eval/step_N.json; all tables are made of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,16 @@ Page = dict[str, Any]
 
 
 def score_pages(
-    model: LanguageModel, rollouts: Sequence[Rollout], config: Config, check: Check
+    model: LanguageModel,
+    rollouts: Sequence[Rollout],
+    config: Config,
+    check: Check,
+    scored: Callable[[int], None] = lambda count: None,
 ) -> list[Page]:
     """One page a rollout: log-probs of the continuation with and without each thought, and what
     the model says of its first token.
+
+    scored: is told how many more rollouts are done.
     """
     pages: list[Page] = []
     count_bytes, horizon = ByteCounter(model.tokenizer), config.reward.horizon
@@ -62,6 +68,7 @@ def score_pages(
                     thought["first"] = first_think[number][g]
                 number += 1
             pages.append(page)
+        scored(len(piece))
     return pages
 
 

@@ -16,6 +16,7 @@ from rntp.model import cast_parameters
 from rntp.model.opening import open_model
 from rntp.run import checkpoint
 from rntp.run.trained import open_trained
+from rntp.runtime.progress import Bars
 from rntp.training.preflight import sharing_notes
 
 
@@ -48,4 +49,5 @@ def evaluate_target(
     corpus = open_corpus(config, manifest, model.tokenizer)
     cast_parameters(model.hf, getattr(torch, config.model.dtype))
     contexts = corpus.heldout_contexts(config.evaluation.docs)
-    return evaluate(model, contexts, config, reference=reference)
+    with Bars() as bars:
+        return evaluate(model, contexts, config, reference=reference, progress=bars)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from rntp.errors import ConfigError
+from rntp.runtime.progress import is_shown
 
 PACKAGE = "package:"
 LOG = logging.getLogger(__name__)
@@ -79,7 +80,8 @@ def _dequantized(gguf: Path) -> Path:
     from transformers.utils import logging as transformers_logging
 
     LOG.info("dequantising %s into %s; later starts read that copy", gguf.name, folder)
-    transformers_logging.disable_progress_bar()
+    if not is_shown():
+        transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32

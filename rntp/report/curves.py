@@ -4,6 +4,7 @@ Colours are eight that stay apart for colour-blind readers (Okabe and Ito), and 
 pattern as well, so that a chart also reads without colour.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ _WIDTH, _HEIGHT = 400, 224
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 10, 28, 36
 
 Values = Sequence[float | None]
+Limits = tuple[float | None, float | None]
+"""The least and the greatest value that there can be; None where there is no such end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +71,20 @@ class _Axis:
 
 
 def line_chart(
-    title: str, unit: str, series: Sequence[Series], x_label: str = "step"
+    title: str,
+    unit: str,
+    series: Sequence[Series],
+    x_label: str = "step",
+    *,
+    limits: Limits = (None, None),
+    links: Sequence[int] = (),
 ) -> Chart | None:
     """Draw the lines over one pair of axes; None when no line has a value.
 
-    unit: of the y values. Lines of more than 400 points are averaged in runs of equal length.
+    unit: of the y values. limits: what y can be at all; with both of them the axis goes from one
+    to the other. links: steps
+    whose part of the chart leads to `#step-<number>`. Lines of more than 400 points are averaged
+    in runs of equal length.
     """
     thinned = [_thin(line) for line in series]
     lines = [line for line, _ in thinned if any(y is not None for y in line.ys)]
@@ -81,11 +93,12 @@ def line_chart(
     shown_x = [x for line in lines for x in line.xs]
     shown_y = [y for line in lines for y in _all_values(line)]
     x_axis = _x_axis(min(shown_x), max(shown_x))
-    y_axis = _y_axis(min(shown_y), max(shown_y))
+    y_axis = _y_axis(min(shown_y), max(shown_y), limits)
     body = [
         _grid(x_axis, y_axis, unit, x_label),
         *(_band(line, x_axis, y_axis) for line in lines),
         *(_line(line, x_axis, y_axis) for line in lines),
+        _links(links, lines, x_axis),
     ]
     svg = Markup(
         '<svg class="chart" viewBox="0 0 {w} {h}" role="img" aria-label="{title}, {unit}">'
@@ -137,10 +150,15 @@ def _x_axis(low: float, high: float) -> _Axis:
     return _Axis(low, high, _LEFT, _WIDTH - _RIGHT, marks)
 
 
-def _y_axis(low: float, high: float) -> _Axis:
-    if low == high:
+def _y_axis(low: float, high: float, limits: Limits) -> _Axis:
+    least, most = limits
+    if least is not None and most is not None:
+        low, high = min(low, least), max(high, most)
+    elif low == high:
         pad = abs(low) * 0.1 or 1.0
-        low, high = low - pad, high + pad
+        # A value past its limit is drawn where it is; the limit then says nothing.
+        low = low - pad if least is None or low < least else max(least, low - pad)
+        high += pad
     marks = ticks(low, high, 5)
     return _Axis(marks[0], marks[-1], _HEIGHT - _BOTTOM, _TOP, marks)
 
@@ -206,6 +224,44 @@ def _band(line: Series, x_axis: _Axis, y_axis: _Axis) -> Markup:
         ]
         parts.append(Markup(f'<path class="band {line.css}" d="M{"L".join(there + back)}Z"/>'))
     return Markup("").join(parts)
+
+
+def _links(steps: Sequence[int], lines: Sequence[Series], x_axis: _Axis) -> Markup:
+    """A strip of the chart for each step, half-way to its neighbours, that leads to its thoughts.
+
+    The Tab key passes them over: fourteen charts would make hundreds of stops, and the list of
+    steps over the thoughts has the same links.
+    """
+    inside = [step for step in steps if x_axis.low <= step <= x_axis.high]
+    if not inside:
+        return Markup("")
+    edges = [(a + b) / 2 for a, b in itertools.pairwise(inside)]
+    parts = []
+    for step, low, high in zip(inside, [x_axis.low, *edges], [*edges, x_axis.high], strict=True):
+        parts.append(
+            Markup(
+                '<a href="#step-{step}" tabindex="-1"><rect class="hit" x="{x:.1f}" y="{y}" '
+                'width="{width:.1f}" height="{height}"><title>{title}</title></rect></a>'
+            ).format(
+                step=step,
+                x=x_axis(low),
+                y=_TOP,
+                width=x_axis(high) - x_axis(low),
+                height=_HEIGHT - _BOTTOM - _TOP,
+                title=_readout(step, lines),
+            )
+        )
+    return Markup("").join(parts)
+
+
+def _readout(step: int, lines: Sequence[Series]) -> str:
+    """What a pointer over a step is told: the value of each line at it or just after it."""
+    values = []
+    for line in lines:
+        at = next((y for x, y in zip(line.xs, line.ys, strict=True) if x >= step), None)
+        if at is not None:
+            values.append(f"{line.label} {at:.4g}".replace("-", "\N{MINUS SIGN}"))
+    return "; ".join([f"step {step}", *values]) + "; choose to read its thoughts"
 
 
 def _stretches(values: Values) -> Iterator[list[int]]:

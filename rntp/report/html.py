@@ -1,5 +1,10 @@
-"""What every page of rntp is made with: one HTML file that needs no network and runs no script."""
+"""What every page of rntp is made with: one HTML file that needs no network.
 
+It runs one script, its own: the page's policy names the hash of it, and lets no other run.
+"""
+
+import base64
+import hashlib
 from pathlib import Path
 
 import jinja2
@@ -22,6 +27,18 @@ def render_template(template: Path, *, kind: str, title: str, **values: object) 
         lstrip_blocks=True,
     )
     style = Markup((_FOLDER / "style.css").read_text(encoding="utf-8"))
+    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     return environment.get_template(template.name).render(
-        kind=kind, title=title, style=style, **values
+        kind=kind,
+        title=title,
+        style=style,
+        script=Markup(script),
+        script_hash=script_hash(script),
+        **values,
     )
+
+
+def script_hash(script: str) -> str:
+    """Return the source expression of a policy that lets this script run, and no other."""
+    digest = hashlib.sha256(script.encode("utf-8")).digest()
+    return f"sha256-{base64.b64encode(digest).decode('ascii')}"

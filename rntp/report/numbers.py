@@ -7,12 +7,17 @@ MISSING = "\N{EN DASH}"
 
 def number(value: float | None, digits: int = 3) -> str:
     """0.412; with a true minus sign."""
-    return MISSING if value is None else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    if value is None:
+        return MISSING
+    # `z` takes the sign off what rounds to zero: a loss of −0.000 is none.
+    return f"{value:z.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def signed(value: float | None, digits: int = 3) -> str:
     """+0.412."""
-    return MISSING if value is None else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    if value is None:
+        return MISSING
+    return f"{value:+z.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
@@ -34,3 +39,8 @@ def clip(text: str, limit: int) -> str:
     """The first `limit` characters, and how many were left out."""
     rest = len(text) - limit
     return text if rest <= 0 else f"{text[:limit]} … [{rest:,} more characters]"
+
+
+def visible(token: str, keep_breaks: bool = False) -> str:
+    """A token with a sign for each line break, so that its colour has something to stand on."""
+    return token.replace("\n", "↵\n" if keep_breaks else "↵")

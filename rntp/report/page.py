@@ -1,4 +1,4 @@
-"""Puts the page together: one HTML file that needs no network and runs no script."""
+"""Puts the page together: one HTML file that needs no network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from pathlib import Path
 from rntp.config import scheme_label
 from rntp.report.checks import Checks, checks_of
 from rntp.report.effect import Compare, Effect, effect_of
+from rntp.report.explorer import explorer
 from rntp.report.html import render_template
 from rntp.report.numbers import MISSING, clip
 from rntp.report.runs import RunData, load_runs
@@ -50,6 +51,9 @@ def build_report(run_dirs: Sequence[Path], out: Path) -> Path:
 def render(runs: Sequence[RunData], compare: Compare) -> str:
     """The page. compare(before, after): `rntp.evaluation.compare`."""
     texts, bound = text_sections(runs)
+    explored = explorer([(run.label, run.sample) for run in runs], bound)
+    # A list of one step would lead nowhere else.
+    steps = explored.steps if len(explored.steps) > 1 else []
     views = [
         RunView(
             label=run.label,
@@ -67,8 +71,9 @@ def render(runs: Sequence[RunData], compare: Compare) -> str:
         kind="rntp report",
         title=clip(", ".join(run.label for run in runs), 200),
         runs=views,
-        charts=training_charts(runs),
+        charts=training_charts(runs, steps),
         evaluation_chart=evaluation_chart(runs),
+        explored=explored,
         texts=texts,
         legend=legend(bound),
     )

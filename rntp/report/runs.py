@@ -7,8 +7,12 @@ from pathlib import Path
 
 from rntp.config.files import parse_yaml
 from rntp.errors import ConfigError
+from rntp.report.explorer import MAX_ROWS, StepSample, read_sample, redact_samples
+from rntp.report.numbers import clip
 from rntp.run.log import numbered_files, read_manifest, read_metrics, read_rollouts
 from rntp.runtime.provenance import redact, secret_values
+
+_MAX_LABEL_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +20,7 @@ class RunData:
     """One run folder. What the run has not written yet is empty.
 
     evaluations: by step. thoughts: the rows of the first and of the last step that wrote some.
+    sample: some thoughts of many steps.
     """
 
     label: str
@@ -25,6 +30,7 @@ class RunData:
     metrics: list[dict]
     evaluations: list[dict]
     thoughts: list[tuple[int, list[dict]]]
+    sample: list[StepSample]
 
     @property
     def before(self) -> dict | None:
@@ -52,7 +58,7 @@ def load_runs(run_dirs: Sequence[Path]) -> list[RunData]:
         for name, run_dir in zip(names, run_dirs, strict=True)
     ]
     return [
-        _load(run_dir, label, text, config)
+        _load(run_dir, label, text, config, MAX_ROWS // len(run_dirs))
         for run_dir, label, (text, config) in zip(run_dirs, labels, configs, strict=True)
     ]
 
@@ -80,12 +86,12 @@ def _read_config(run_dir: Path) -> tuple[str, dict]:
     return text, config
 
 
-def _load(run_dir: Path, label: str, config_text: str, config: dict) -> RunData:
+def _load(run_dir: Path, label: str, config_text: str, config: dict, most_thoughts: int) -> RunData:
     steps = [step for step, _ in numbered_files(run_dir / "rollouts", "jsonl")]
     shown = sorted({steps[0], steps[-1]}) if steps else []
     secrets = secret_values()
     return RunData(
-        label=redact(label, secrets),
+        label=clip(redact(label, secrets), _MAX_LABEL_CHARS),
         config_text=redact(config_text, secrets),
         config=redact(config, secrets),
         manifest=redact(read_manifest(run_dir), secrets),
@@ -95,6 +101,7 @@ def _load(run_dir: Path, label: str, config_text: str, config: dict) -> RunData:
             secrets,
         ),
         thoughts=[(step, redact(read_rollouts(run_dir, step), secrets)) for step in shown],
+        sample=redact_samples(read_sample(run_dir, most_thoughts), secrets),
     )
 
 

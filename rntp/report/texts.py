@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from rntp.report.numbers import clip, number, signed
+from rntp.report.numbers import clip, number, signed, visible
 from rntp.report.runs import RunData
 
 LEVELS = 5
@@ -12,6 +12,7 @@ MAX_PAGES = 8  # of all runs together
 MAX_POSITIONS = 24  # of one context
 MAX_THOUGHTS = 4  # of one position and one evaluation
 MAX_TEXT_CHARS = 2000
+MAX_TOKEN_CHARS = 400
 _LEAD_TOKENS = 160  # plain tokens shown before a continuation
 _TAIL_TOKENS = 40  # and after the last one
 
@@ -115,11 +116,6 @@ def shade(gain: float | None, bound: float) -> str:
         return "none"
     level = round(max(-1.0, min(1.0, gain / bound)) * LEVELS)
     return "z" if level == 0 else f"{'p' if level > 0 else 'n'}{abs(level)}"
-
-
-def visible(token: str, keep_breaks: bool = False) -> str:
-    """A token with a sign for each line break, so that its colour has something to stand on."""
-    return token.replace("\n", "↵\n" if keep_breaks else "↵")
 
 
 def text_sections(runs: Sequence[RunData]) -> tuple[list[TextSection], float]:
@@ -242,7 +238,11 @@ def _side(name: str, measured: _Measured, tokens: Sequence[str], bound: float) -
                 num_tokens=thought["num_tokens"],
                 gain=signed(_mean(gains)),
                 cells=[
-                    Cell(visible(text), shade(gain, bound), _cell_title(gain, think, empty))
+                    Cell(
+                        visible(clip(text, MAX_TOKEN_CHARS)),
+                        shade(gain, bound),
+                        _cell_title(gain, think, empty),
+                    )
                     for text, gain, think, empty in zip(
                         texts, gains, thought["logp_think"], raw["logp_empty"], strict=True
                     )
@@ -284,7 +284,7 @@ def _pieces(
             title = f"position {view.position} + {token - view.position}; gain, nats: " + ", ".join(
                 f"{signed(gain)} {name} training" for name, gain in reversed(gains.items())
             )
-            text = visible(tokens[token], keep_breaks=True)
+            text = visible(clip(tokens[token], MAX_TOKEN_CHARS), keep_breaks=True)
             pieces.append(Piece("token", text, css, title, view.anchor))
         done = max(done, end)
     tail = min(len(tokens), done + _TAIL_TOKENS)
@@ -292,7 +292,7 @@ def _pieces(
 
 
 def _plain(tokens: Sequence[str]) -> list[Piece]:
-    return [Piece("plain", "".join(tokens))] if tokens else []
+    return [Piece("plain", "".join(clip(t, MAX_TOKEN_CHARS) for t in tokens))] if tokens else []
 
 
 def _gap(num_tokens: int) -> list[Piece]:

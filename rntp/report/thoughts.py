@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from rntp.report.numbers import clip, number, signed
+from rntp.report.explorer import place_name
+from rntp.report.numbers import clip, number, signed, visible
 from rntp.report.runs import RunData
-from rntp.report.texts import MAX_TEXT_CHARS, Cell, shade, visible
+from rntp.report.texts import MAX_TEXT_CHARS, Cell, shade
 
 MAX_EACH = 3
 _TAIL_CHARS = 240
@@ -16,6 +17,7 @@ class TrainingThought:
 
     rank: str
     place: str
+    document_id: str
     prefix_tail: str
     continuation: list[Cell]
     thought: str
@@ -60,7 +62,8 @@ def _row(rank: str, row: dict, bound: float) -> TrainingThought:
     tail = row["prefix_tail"]
     return TrainingThought(
         rank=rank,
-        place=f"{clip(row['document_id'], 80)}, token {row['position']}",
+        place=f"{place_name(row)}, token {row['position']}",
+        document_id=clip(str(row["document_id"]), 120),
         prefix_tail=f"…{tail[-_TAIL_CHARS:]}",
         continuation=[
             Cell(visible(clip(token, 80)), shade(gain, bound), f"gain {signed(gain)} nats")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rntp.report.curves import Chart, Series, line_chart
+from rntp.report.curves import Chart, Limits, Series, line_chart
 from rntp.report.runs import RunData
 
 Edge = list[float | None] | None
@@ -13,34 +13,52 @@ _NOT_SCHEMES = {"reward/mean", "reward/std", "reward/sem", "reward/noise_floor"}
 
 @dataclass(frozen=True, slots=True)
 class _Plot:
-    """lines: (metric, label). A single label is left out where the title says it."""
+    """lines: (metric, label). A single label is left out where the title says it.
+
+    limits: what the values can be at all.
+    """
 
     title: str
     unit: str
     lines: tuple[tuple[str, str], ...]
+    limits: Limits = (None, None)
 
 
+_NOT_NEGATIVE = (0.0, None)
 _BEFORE_SCHEMES = (_Plot("Reward, mean ± standard error", "reward", (("reward/mean", "mean"),)),)
 _AFTER_SCHEMES = (
     _Plot(
         "Spread of the reward",
         "reward",
         (("reward/std", "standard deviation"), ("reward/noise_floor", "noise floor")),
+        _NOT_NEGATIVE,
     ),
     _Plot("Gain from thinking", "nats per token", (("gain/mean", "gain"),)),
     _Plot(
         "Loss of the continuation",
         "nats per token",
         (("nll/no_think", "no think"), ("nll/think", "think")),
+        _NOT_NEGATIVE,
     ),
-    _Plot("Length of a thought", "tokens", (("thought/tokens_mean", "mean"),)),
+    _Plot("Length of a thought", "tokens", (("thought/tokens_mean", "mean"),), _NOT_NEGATIVE),
     _Plot(
         "Thoughts closed, groups without signal",
         "fraction",
         (("thought/closed_frac", "closed by the model"), ("group/dead_frac", "dead groups")),
+        (0.0, 1.0),
     ),
-    _Plot("Entropy of thought tokens", "nats per token", (("entropy/thought", "entropy"),)),
-    _Plot("Divergence of policy from sampler", "nats per token", (("kl/sampler", "KL"),)),
+    _Plot(
+        "Entropy of thought tokens",
+        "nats per token",
+        (("entropy/thought", "entropy"),),
+        _NOT_NEGATIVE,
+    ),
+    _Plot(
+        "Divergence of policy from sampler",
+        "nats per token",
+        (("kl/sampler", "KL"),),
+        _NOT_NEGATIVE,
+    ),
     _Plot(
         "Losses",
         "loss",
@@ -51,8 +69,8 @@ _AFTER_SCHEMES = (
             ("loss/ntp", "next token"),
         ),
     ),
-    _Plot("Gradient norm before clipping", "L2 norm", (("grad_norm", "norm"),)),
-    _Plot("Learning rate", "per step", (("lr", "learning rate"),)),
+    _Plot("Gradient norm before clipping", "L2 norm", (("grad_norm", "norm"),), _NOT_NEGATIVE),
+    _Plot("Learning rate", "per step", (("lr", "learning rate"),), _NOT_NEGATIVE),
     _Plot(
         "Time of a step",
         "seconds",
@@ -63,12 +81,16 @@ _AFTER_SCHEMES = (
             ("time/backward_s", "backward"),
             ("time/update_s", "update"),
         ),
+        _NOT_NEGATIVE,
     ),
 )
 
 
-def training_charts(runs: Sequence[RunData]) -> list[Chart]:
-    """Every curve that has a value; the runs lie over one another."""
+def training_charts(runs: Sequence[RunData], links: Sequence[int] = ()) -> list[Chart]:
+    """Draw every curve that has a value; the runs lie over one another.
+
+    links: the steps whose thoughts the page has.
+    """
     schemes = sorted(
         {
             key
@@ -82,7 +104,7 @@ def training_charts(runs: Sequence[RunData]) -> list[Chart]:
         _Plot(f"Reward as {key.removeprefix('reward/')} (logged)", "reward", ((key, "mean"),))
         for key in schemes
     )
-    drawn = [_draw(plot, runs) for plot in (*_BEFORE_SCHEMES, *shadows, *_AFTER_SCHEMES)]
+    drawn = [_draw(plot, runs, links) for plot in (*_BEFORE_SCHEMES, *shadows, *_AFTER_SCHEMES)]
     return [chart for chart in drawn if chart is not None]
 
 
@@ -107,7 +129,7 @@ def evaluation_chart(runs: Sequence[RunData]) -> Chart | None:
     return line_chart("Held-out gain during training (band: 95 %)", "nats per token", lines)
 
 
-def _draw(plot: _Plot, runs: Sequence[RunData]) -> Chart | None:
+def _draw(plot: _Plot, runs: Sequence[RunData], links: Sequence[int]) -> Chart | None:
     lines = []
     for number, run in enumerate(runs):
         xs = [row["step"] for row in run.metrics]
@@ -122,7 +144,7 @@ def _draw(plot: _Plot, runs: Sequence[RunData]) -> Chart | None:
             color = place if len(runs) == 1 else number
             dash = place if len(plot.lines) > 1 else number
             lines.append(Series(label, xs, ys, low, high, color=color, dash=dash))
-    return line_chart(plot.title, plot.unit, lines)
+    return line_chart(plot.title, plot.unit, lines, limits=plot.limits, links=links)
 
 
 def _band(run: RunData, key: str) -> tuple[Edge, Edge]:

@@ -10,6 +10,7 @@ import os
 import re
 import statistics
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ from rich.text import Text
 
 from rntp.config import Config
 from rntp.errors import ConfigError
-from rntp.run.mirrors.wandb import WandbMirror
+from rntp.run.mirrors import Mirrors
 from rntp.runtime.faults import fault_point
 from rntp.runtime.files import (
     complete_lines,
@@ -35,17 +36,18 @@ from rntp.runtime.files import (
     write_bytes_atomic,
     write_json,
 )
+from rntp.runtime.progress import hide_library_bars
 from rntp.runtime.provenance import environment, redact, secret_values
+from rntp.show import printable
 
 Metrics = Mapping[str, float | int | str]
 Level = Literal["info", "warning", "error"]
 
 _RECENT_STEPS = 20
+_LONG_PHASE_S = 5.0  # of a phase that took so long it is told when it will end
 # Bytes of metrics and rollouts that wait in memory for a disk that takes nothing.
 _MOST_WAITING = 1 << 28
 _STYLES = {"info": "", "warning": "yellow", "error": "bold red"}
-# Texts of a corpus may carry terminal escapes; a tab and a line feed are the harmless ones.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class _SteadyConsole(Console):
@@ -64,7 +66,8 @@ class RunLog:
     """
 
     def __init__(self, run_dir: Path, config: Config, *, console: Console | None = None) -> None:
-        """Creates `run_dir` where it is missing. Raises OSError, and ConfigError without wandb."""
+        """Creates `run_dir` where it is missing. Raises OSError, and ConfigError where a
+        mirror's package is missing."""
         self._dir = run_dir
         self._config = config
         self._console = console if console is not None else _SteadyConsole()
@@ -76,11 +79,12 @@ class RunLog:
         self._waiting_rollouts: dict[int, bytes] = {}
         self._progress: Progress | None = None
         self._task = TaskID(0)
+        self._phase = ""
+        self._phase_begin_s = 0.0
+        self._phase_first = self._phase_done = 0
         self._total_steps = config.run.steps
         self._recent_s: deque[float] = deque(maxlen=_RECENT_STEPS)
-        self._wandb: WandbMirror | None = None
-        if config.log.wandb != "off":
-            self._wandb = WandbMirror(run_dir, config, self._secrets, self._say)
+        self._mirrors = Mirrors(run_dir, config, self._secrets)
 
     def __enter__(self) -> Self:
         return self
@@ -91,19 +95,18 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close(exit_code=0 if kind is None else 1)
+        self.close(exit_code=0 if kind is None else getattr(error, "exit_code", 1))
 
     def close(self, exit_code: int = 0) -> None:
-        """Take the bar off the screen, close the files, finish wandb."""
+        """Take the bar off the screen, close the files, finish the mirrors."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-        if self._wandb is not None:
-            self._wandb.close(exit_code)
-            self._wandb = None
         self._try(self._write_metrics)
         self._try(self._write_rollouts)
         self._close_metrics()
+        self._mirrors.close(exit_code)
+        self._tell_mirrors()
         with contextlib.suppress(OSError):  # what waits for the disk has been printed
             self._text.close()
 
@@ -114,8 +117,10 @@ class RunLog:
     def begin(self, done_steps: int, total_steps: int) -> None:
         """Start the progress bar; without a terminal only the lines of the steps are printed."""
         self._total_steps = total_steps
+        self._mirrors.wake()  # there may be steps of the last start that one of them missed
         if not self._console.is_terminal:
             return
+        hide_library_bars()  # a third model that loads later would tear this one apart
         self._progress = Progress(
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=24),
@@ -131,8 +136,17 @@ class RunLog:
 
     def phase(self, name: str, done: int, total: int) -> None:
         """Show what goes on inside the step: rollout, forward, update, evaluate."""
-        if self._progress is not None:
-            self._progress.update(self._task, description=f"{name} {done}/{total}")
+        if self._progress is None:
+            return
+        if name != self._phase or done < self._phase_done:
+            self._phase, self._phase_begin_s = name, time.monotonic()
+            self._phase_first = done
+        self._phase_done = done
+        told = f"{name} {done}/{total}"
+        passed, gained = time.monotonic() - self._phase_begin_s, done - self._phase_first
+        if gained > 0 and passed > _LONG_PHASE_S and done < total:
+            told += f", eta {duration(passed * (total - done) / gained)}"
+        self._progress.update(self._task, description=told)
 
     def step(self, metrics: Metrics) -> None:
         """Append one object to metrics.jsonl and print one line. `metrics` must hold `step`.
@@ -150,8 +164,8 @@ class RunLog:
         self._say(f"{step_line(metrics, self._total_steps)}  eta {eta}", "info")
         if self._progress is not None:
             self._progress.update(self._task, completed=step, eta=eta, description="")
-        if self._wandb is not None:
-            self._wandb.log(clean)
+        self._mirrors.wake()
+        self._tell_mirrors()
 
     def rollouts(self, step: int, rows: Iterable[dict]) -> None:
         """Write the thoughts of one step, one object each; the file is whole or absent.
@@ -170,6 +184,10 @@ class RunLog:
         self._write_rollouts()
         if self._metrics is not None:
             os.fsync(self._metrics.fileno())
+
+    def _tell_mirrors(self) -> None:
+        for note in self._mirrors.notes():
+            self._say(note, "warning")
 
     def _try(self, write: Callable[[], None]) -> None:
         try:
@@ -241,7 +259,7 @@ class RunLog:
         write_json(path, redact(manifest, self._secrets))
 
     def _say(self, text: str, level: str) -> None:
-        text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", redact(text, self._secrets))
+        text = printable(redact(text, self._secrets))
         if level != "info":
             text = f"{level}: {text}"
         # An indented second line cannot pass for an entry of its own.

@@ -18,6 +18,9 @@ EXTRAS = {
     "demo": ("gguf", "accelerate"),
     "prep": ("chardetng_py", "resiliparse"),
     "log": ("wandb",),
+    "tensorboard": ("tensorboard",),
+    "trackio": ("trackio",),
+    "mlflow": ("mlflow",),
     "vllm": ("vllm",),
     "eval": ("lm_eval",),
 }
@@ -51,11 +54,13 @@ def _config_problems(config: Config) -> list[str]:
     from rntp.data.corpus import open_data
     from rntp.model.sources import localize
     from rntp.run import folder as run_folder
+    from rntp.run.mirrors import check_installed
     from rntp.training.preflight import check_names
 
     found = []
     for check in (
         lambda: check_names(config),
+        lambda: check_installed(config),
         lambda: run_folder.check(config, "auto"),
         lambda: open_data(config),
         lambda: localize(config.model.spec),

@@ -256,6 +256,7 @@ class StepStats:
                     "ordinal": context.ordinal,
                     **({} if context.replay_of is None else {"replay_of": context.replay_of}),
                     "document_id": context.document_id,
+                    "title": context.title,
                     "position": position - context.inserted,
                     **_seen(context, tokenizer),
                     "prefix_tail": decode(tokenizer, ids[max(0, position - 48) : position]),

@@ -566,6 +566,12 @@ MOVED = [
     ({"data.workers": 2, "data.worker_kind": "process"}, {"data.workers": {"process": 2}}),
     ({"data.worker_kind": "thread", "data.deadline_s": 9.0}, {}),
     ({"evaluation.bits_per_thought_token": 0.01}, {}),
+    (
+        {"log.wandb": "offline", "log.wandb_project": "p"},
+        {"log.mirrors": {"wandb": {"mode": "offline", "project": "p"}}},
+    ),
+    ({"log.wandb": "off", "log.wandb_project": "p"}, {}),
+    ({"log.wandb": False}, {}),
 ]
 
 

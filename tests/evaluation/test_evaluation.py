@@ -104,3 +104,17 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
         low, high = interval(values, documents, trial)
         covered += low <= 0 <= high
     assert 175 <= covered <= 199
+
+
+def test_progress_counts_every_page_and_every_control(trainer: Trainer) -> None:
+    said: list[tuple[str, int, int]] = []
+    evaluation = trainer.config.evaluation.model_copy(update={"controls": ("shuffled", "empty")})
+    config = trainer.config.model_copy(update={"evaluation": evaluation})
+    contexts = trainer.corpus.heldout_contexts(3)
+    evaluate(trainer.model, contexts, config, progress=lambda *part: said.append(part))
+    sampled = [part for part in said if part[0] == "evaluate"]
+    scored = [done for name, done, total in said if name == "score" and total == 9]
+    assert (sampled[0], sampled[-1]) == (("evaluate", 0, 3), ("evaluate", 3, 3))
+    assert scored[-1] == 9
+    assert scored == sorted(scored)
+    assert len(sampled) + len(scored) == len(said)

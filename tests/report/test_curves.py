@@ -107,3 +107,36 @@ def test_hostile_labels_are_escaped() -> None:
     chart = drawn(Series(evil, [1, 2], [1.0, 2.0]), title=evil, unit=evil)
     assert "<script" not in chart.svg
     assert ElementTree.fromstring(str(chart.svg)).attrib["aria-label"] == f"{evil}, {evil}"
+
+
+def test_fractions_have_the_whole_axis_and_what_cannot_be_negative_has_no_negative_one() -> None:
+    def labels(values: list[float], limits: tuple[float | None, float | None]) -> list[str]:
+        chart = line_chart("T", "u", [Series("a", [1, 2], values)], limits=limits)
+        assert chart is not None
+        return texts(chart)[1:-3]
+
+    assert labels([0.0, 0.0], (0.0, 1.0)) == ["0.0", "0.5", "1.0"]
+    assert labels([0.97, 1.0], (0.0, 1.0)) == ["0.0", "0.5", "1.0"]
+    assert labels([0.0, 0.0], (0.0, None))[0] == "0.0"
+    assert labels([0.0, 0.0], (None, None))[0] == "−1.0"
+    # A value that should not be is drawn all the same.
+    assert labels([-2.0, -2.0], (0.0, None))[0] == "−2.2"
+    assert labels([0.5, 1.5], (0.0, 1.0))[-1] == "1.5"
+
+
+def test_parts_of_a_chart_lead_to_their_steps() -> None:
+    series = Series("gain", [1, 5, 11], [0.5, -0.25, None])
+    chart = line_chart("T", "nats", [series], links=[1, 5, 11, 40])
+    assert chart is not None
+    root = ElementTree.fromstring(str(chart.svg))
+    links = list(root.iter("a"))
+    assert [link.attrib["href"] for link in links] == ["#step-1", "#step-5", "#step-11"]
+    assert {link.attrib["tabindex"] for link in links} == {"-1"}
+    strips = [(float(r.attrib["x"]), float(r.attrib["width"])) for r in root.iter("rect")]
+    # Steps 1 to 11 over pixels 56 to 390: borders at steps 3 and 8.
+    assert strips == [(56.0, 66.8), (122.8, 167.0), (289.8, 100.2)]
+    titles = [title.text for title in root.iter("title")]
+    assert titles[0] == "step 1; gain 0.5; choose to read its thoughts"
+    assert titles[1] == "step 5; gain −0.25; choose to read its thoughts"
+    assert titles[2] == "step 11; choose to read its thoughts"
+    assert "<a" not in drawn(series).svg

@@ -42,16 +42,15 @@ def test_the_report_is_one_file_that_needs_nothing(tmp_path: Path) -> None:
     assert build_report([fake_run(tmp_path / "run")], out) == out
     html = out.read_text(encoding="utf-8")
     page = Page(html)
-    assert "script" not in page.tags
     assert not {"link", "img", "iframe", "object", "form", "base"} & set(page.tags)
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    assert ("meta", "content", policy) in page.attributes
+    assert page.only_its_own_script_runs()
+    assert [kind for kind, _ in page.scripts] == ["application/json", ""]
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
     assert all(href.startswith("#") for href in page.values("href"))
     assert "src" not in {name for _, name, _ in page.attributes}
     assert "url(" not in page.style
     assert "@import" not in page.style
-    assert len(html) < 400_000
+    assert len(html) < 700_000
 
 
 def test_every_link_has_its_target_and_every_panel_its_link(tmp_path: Path) -> None:
@@ -75,6 +74,11 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     harmless = page_of(fake_run(tmp_path / "harmless"))
     hostile = page_of(run)
     assert set(hostile.tags) == set(harmless.tags)
+    assert hostile.scripts[1:] == harmless.scripts[1:]
+    assert hostile.only_its_own_script_runs()
+    data = json.loads(hostile.scripts[0][1])
+    assert EVIL in data["thoughts"][0]["text"]
+    assert not set("<>&") & set(hostile.scripts[0][1])
     assert {name for _, name, _ in hostile.attributes} == {n for _, n, _ in harmless.attributes}
     assert hostile.style == harmless.style
     assert EVIL in hostile.text

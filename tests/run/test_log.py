@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import types
 from io import FileIO
 from pathlib import Path
 
@@ -44,7 +43,7 @@ METRICS = {
 }
 
 
-def config(run_dir: Path, wandb: str = "off") -> Config:
+def config(run_dir: Path) -> Config:
     return Config.parse(
         {
             "run": {"name": "trial", "steps": 24, "dir": str(run_dir)},
@@ -53,7 +52,6 @@ def config(run_dir: Path, wandb: str = "off") -> Config:
             "placement": {"positions_per_doc": 2},
             "thought": {"thoughts_per_position": 2, "thought_tokens": 4},
             "reward": {"horizon": 4},
-            "log": {"wandb": wandb},
         }
     )
 
@@ -283,84 +281,6 @@ def test_importing_the_log_brings_no_heavy_package() -> None:
     assert done.stdout.strip() == "set()"
 
 
-class FakeRun:
-    def __init__(self, broken: bool = False) -> None:
-        self.broken = broken
-        self.defined: list[tuple[str, str | None]] = []
-        self.logged: list[dict] = []
-        self.exit_code: int | None = None
-
-    def define_metric(self, name: str, step_metric: str | None = None) -> None:
-        self.defined.append((name, step_metric))
-
-    def log(self, metrics: dict) -> None:
-        if self.broken:
-            raise RuntimeError("the network is down")
-        self.logged.append(metrics)
-
-    def finish(self, exit_code: int) -> None:
-        self.exit_code = exit_code
-
-
-def fake_wandb(monkeypatch: pytest.MonkeyPatch, run: FakeRun) -> dict:
-    given: dict = {}
-
-    def init(**arguments: object) -> FakeRun:
-        given.update(arguments)
-        return run
-
-    module = types.ModuleType("wandb")
-    module.init = init  # type: ignore[attr-defined]
-    module.Settings = dict  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "wandb", module)
-    return given
-
-
-def test_wandb_gets_the_metrics_under_our_own_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = FakeRun()
-    given = fake_wandb(monkeypatch, run)
-    monkeypatch.setenv("WANDB_API_KEY", CANARY)
-    with RunLog(tmp_path, config(tmp_path, "online"), console=quiet()) as log:
-        log.step({"step": 1, "reward/mean": 0.5})
-    assert given["mode"] == "online"
-    assert given["project"] == "rntp"
-    assert run.defined == [("step", None), ("*", "step")]
-    assert run.logged == [{"step": 1, "reward/mean": 0.5}]
-    assert run.exit_code == 0
-    assert CANARY not in str(given)
-
-
-def test_wandb_without_a_key_is_offline_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = fake_wandb(monkeypatch, FakeRun())
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    console = quiet()
-    RunLog(tmp_path, config(tmp_path, "online"), console=console).close()
-    assert given["mode"] == "offline"
-    assert "WANDB_API_KEY is not set: logging offline" in printed(console)
-
-
-def test_wandb_trouble_is_said_once_and_training_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake_wandb(monkeypatch, FakeRun(broken=True))
-    console = quiet()
-    with RunLog(tmp_path, config(tmp_path, "offline"), console=console) as log:
-        for step in (1, 2, 3):
-            log.step({"step": step})
-    assert printed(console).count("wandb failed") == 1
-    assert len(read_metrics(tmp_path)) == 3
-
-
-def test_missing_wandb_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r"pip install 'rntp\[log\]'"):
-        RunLog(tmp_path, config(tmp_path, "offline"), console=quiet())
-
-
 def test_a_full_disk_is_told_and_what_it_missed_follows(tmp_path: Path, monkeypatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -421,3 +341,24 @@ def test_the_line_of_a_made_corpus_tells_the_gain_of_each_class() -> None:
     gains = {"class/easy/gain": -0.012, "class/left_by_elimination/gain": 0.5}
     assert "gain -0.051  (easy -0.01, left by elimination +0.50)" in step_line(METRICS | gains, 24)
     assert "(" not in step_line(METRICS, 24)
+
+
+def test_a_long_phase_says_when_it_will_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("rntp.run.log.time.monotonic", lambda: now[0])
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with open_log(tmp_path, console) as log:
+        log.begin(0, 4)
+        assert log._progress is not None
+        task = log._progress.tasks[0]
+        log.phase("evaluate", 0, 40)
+        now[0] += 4
+        log.phase("evaluate", 10, 40)
+        assert task.description == "evaluate 10/40"
+        now[0] += 4
+        log.phase("evaluate", 20, 40)
+        assert task.description == "evaluate 20/40, eta 8s"
+        log.phase("score", 1, 40)  # the next one begins anew
+        assert task.description == "score 1/40"
