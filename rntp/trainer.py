@@ -49,7 +49,6 @@ from rntp.training.step_stats import StepStats, context_metrics, update_metrics
 from rntp.training.whole_step import count, rewards_ahead
 from rntp.types import Rollout
 
-HANG_TIMES = 3  # of what a rank waits for others: then one that does nothing is ended
 Resume = Literal["auto", "never", "must"]
 
 
@@ -264,7 +263,7 @@ class Trainer:
         self.log: RunLog | NoLog = NoLog()
         if ranks.is_first:
             self.log = open_.enter_context(RunLog(folder, config, console=self.console))
-        watchdog = Watchdog(folder, HANG_TIMES * config.parallel.timeout_s, ranks.rank)
+        watchdog = Watchdog(folder, config.run.hang_timeout_s, ranks.rank)
         open_.enter_context(watchdog)
         ranks.waiting = watchdog.waiting
         self.phases = Phases(self.model.device, watchdog, self.log, self.stop.check)

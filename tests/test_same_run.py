@@ -189,10 +189,10 @@ def test_straight_is_continued_is_resumed(
 # docs/resume.md lists the same fields.
 FREE = {
     "run.name": "other",
-    "run.on_trouble": {"stop": {"rollbacks": 9}},
+    "run.hang_timeout_s": 60,
+    "run.on_trouble": {"stop": {"rollbacks": 9, "damaged": 0.1}},
     "model.device": "auto",
     "model.sharing": "none",
-    "data.max_damaged": 0.1,
     "data.workers": {"process": 1},
     "reward.shadows": ["logprob"],
     "rollout.docs_per_batch": 1,

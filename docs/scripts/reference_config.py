@@ -30,7 +30,6 @@ UNITS = {
     "objective.epochs_per_rollout": "updates",
     "checkpoint.keep": "checkpoints",
     "data.max_documents": "documents",
-    "data.max_damaged": "share",
     "data.heldout_fraction": "share",
 }
 

@@ -20,7 +20,7 @@
 
 CONFIG=${CONFIG:-experiments/quickstart/config.yaml}
 PREEMPTED=5
-# More arguments, such as RNTP_ARGS="--set parallel.timeout_s=200"
+# More arguments, such as RNTP_ARGS="--set run.hang_timeout_s=600"
 
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))

@@ -18,6 +18,13 @@ TROUBLE = Options(
     {
         "skipped_steps": Parameter(Positive, 5, (), "non-finite steps in a row that are a streak"),
         "rollbacks": Parameter(NonNegative, 2, (), "streaks that send the run back"),
+        "damaged": Parameter(
+            Annotated[float, Field(ge=0, lt=1)],
+            0.001,
+            (),
+            "share of a corpus' documents that may be damaged, rounded down: they are replaced, "
+            "counted and listed, and more end the run with exit code 3",
+        ),
     },
 )
 POLICIES = Options(

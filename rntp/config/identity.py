@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 # What no update depends on: whole sections, and fields of the others.
 _NOT_TRAINED = {"checkpoint", "log", "parallel", "rollout", "evaluation"}
 _FREE = {
-    "run": ("name", "dir", "steps", "on_trouble"),
+    "run": ("name", "dir", "steps", "hang_timeout_s", "on_trouble"),
     "model": ("device", "sharing"),
-    "data": ("source", "max_damaged", "workers"),
+    "data": ("source", "workers"),
     "reward": ("shadows",),
 }
 

@@ -142,11 +142,6 @@ def _worker_kind(raw: Raw, value: Any) -> None:
         data["workers"] = {"process": workers}
 
 
-def _hang(raw: Raw, value: Any) -> None:
-    if isinstance(value, int | float):
-        _section(raw, "parallel").setdefault("timeout_s", value / 3)
-
-
 def _gone(raw: Raw, value: Any) -> None:
     """A constant now."""
 
@@ -230,7 +225,10 @@ RENAMED: dict[str, tuple[str, Callable[[Raw, Any], None]]] = {
         _parameter("run.on_trouble", "skipped_steps", "roll_back"),
     ),
     "run.stop_on_alarm": ("run.on_trouble: stop", _stop_on_alarm),
-    "run.hang_timeout_s": ("three times parallel.timeout_s", _hang),
+    "data.max_damaged": (
+        "a parameter of run.on_trouble",
+        _parameter("run.on_trouble", "damaged", "roll_back"),
+    ),
     "data.worker_kind": ("data.workers: {process: N}", _worker_kind),
     "log.wandb": ("log.mirrors: {wandb: …}", _wandb),
     "log.wandb_project": ("log.mirrors: {wandb: {project: …}}", _wandb_project),

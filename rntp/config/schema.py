@@ -67,8 +67,12 @@ class Run(Section):
     """Optimizer steps to have done when the run ends."""
     dir: Path
     """Run folder. It belongs to one config; starting again with the same config resumes it."""
+    hang_timeout_s: Weight = 1800.0
+    """End a rank, with its stacks in stacks/, after so many seconds without a sign of life: more
+    than one forward or one save takes. It is told after 45 s, and of many ranks the others give up
+    after parallel.timeout_s. 0 watches nothing and writes no heartbeat."""
     on_trouble: Annotated[Choice, TROUBLE] = TROUBLE.choice("roll_back")
-    """What a streak of non-finite steps and an alarm do. roll_back: the streak sends the run back
+    """What a streak of non-finite steps and an alarm do, and how much damage is borne. roll_back: the streak sends the run back
     to the last checkpoint before it, with the streak's ordinals set aside, and the next one after
     `rollbacks` of them is exit code 6; alarms (a jump of loss or gradient, groups without signal,
     empty thoughts, a falling gain) are only said. stop: an alarm, too, is exit code 6."""
@@ -124,9 +128,6 @@ class Data(Section):
     windows: Literal["one", "all"] = "one"
     """one: a pass reads a window of each document, at a start drawn anew. all: long documents are
     cut into even pieces, and a pass reads every token once."""
-    max_damaged: Fraction = 0.001
-    """Share of a corpus' documents that may be damaged, rounded down: they are replaced, counted
-    and listed. More end the run with exit code 3."""
     workers: (
         NonNegative | Annotated[dict[Literal["thread", "process"], Positive], Field(max_length=1)]
     ) = 0
@@ -408,11 +409,9 @@ class Parallel(Section):
     """Keep only the inputs of layers for the backward and compute the rest again: less memory for
     about a third more compute; auto does where a step would not fit otherwise, and says so. The
     gradient does not depend on it."""
-    timeout_s: Weight = 600.0
+    timeout_s: Annotated[float, Field(gt=0)] = 600.0
     """Longest that a rank waits for the others, seconds; then the run ends and says for whom it
-    waited. A rank without a sign of life is named after 45 s, and ended, with its stacks in
-    stacks/, after three times this. Raise it where one forward, one save or one rank's share of a
-    step takes longer. 0 waits for ever, watches nothing and writes no heartbeat."""
+    waited. Raise it where one rank's share of a step or an evaluation takes longer."""
 
 
 class Config(Section):

@@ -206,7 +206,7 @@ def _prepared_stream(
         markers=marker_ids(config, tokenizer),
         unguarded=partial(encode_unguarded, tokenizer),
         windows=windows,
-        max_damaged=config.data.max_damaged,
+        max_damaged=config.run.on_trouble.get("damaged"),
         **_common(config, tokenizer),
     )
 

@@ -62,7 +62,7 @@ class SetAside:
         if len(self._found) > self._most:
             raise DataError(
                 f"{len(self._found)} documents of {self._where} are damaged and {self._most} are "
-                "allowed (data.max_damaged); restore the shards from a copy, or run `rntp data "
+                "allowed (`damaged` of run.on_trouble); restore the shards from a copy, or run `rntp data "
                 f"prep` again:\n{listed(list(self._found.values()))}"
             )
 

@@ -362,7 +362,8 @@ METRICS = (
         "data/damaged",
         "count",
         "Documents that were damaged and replaced, so far.",
-        bad="Rising. `rntp data verify` names them; more than `data.max_damaged` end the run.",
+        bad="Rising. `rntp data verify` names them; more than `damaged` of `run.on_trouble` end "
+        "the run.",
         when=ALWAYS,
     ),
     # Mixtures of experts

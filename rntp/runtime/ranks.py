@@ -24,7 +24,6 @@ from rntp.errors import ConfigError, Preempted, RanksLost, RntpError
 T = TypeVar("T")
 
 
-FOR_EVER_S = 10 * 365 * 86400.0
 SLOW_DISK = 20e6  # bytes a second that a shared file system gives a rank at the least
 
 
@@ -194,7 +193,7 @@ def open_ranks(config: Config) -> Iterator[Ranks]:
     on_gpu = config.model.device != "cpu" and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(_local_device())
-    timeout_s = config.parallel.timeout_s or FOR_EVER_S
+    timeout_s = config.parallel.timeout_s
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s)
     )

@@ -84,13 +84,13 @@ def test_damage_is_told_counted_and_remembered(raw: dict, tmp_path: Path) -> Non
     (tmp_path / "corpus" / "shard-00000.tar").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(Exception, match=r"documents .* are damaged and 0 are allowed"):
         Trainer(Config.parse(raw))
-    trainer = fit(raw, "data.max_damaged=0.9", "run.steps=1")
+    trainer = fit(raw, "run.on_trouble={roll_back: {damaged: 0.9}}", "run.steps=1")
     folder = Path(raw["run"]["dir"])
     [row] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert row["data/damaged"] == len(trainer.corpus.train.damaged) > 5
     assert "set aside and replaced" in (folder / "log.txt").read_text()
     (tmp_path / "corpus" / "shard-00000.tar").write_bytes(whole)
-    again = fit(raw, "data.max_damaged=0.9", "run.steps=2")
+    again = fit(raw, "run.on_trouble={roll_back: {damaged: 0.9}}", "run.steps=2")
     assert again.corpus.train.damaged == trainer.corpus.train.damaged
 
 
