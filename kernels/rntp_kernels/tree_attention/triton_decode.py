@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rntp_kernels.tree_attention.style import PLAIN, Style
-from rntp_kernels.tree_attention.triton_kernels import scores, softmax_step
+from rntp_kernels.tree_attention.triton_kernels import capped, scores, softmax_step
 
 LOG2_E = 1.4426950408889634
 ROWS, KEYS = 64, 64  # queries and keys of a tile
@@ -97,14 +97,6 @@ def prefix_kernel(
     tl.store(highest_ptr + slot, highest, mask=there)
     tl.store(total_ptr + slot, total, mask=there)
     tl.store(part_ptr + slot[:, None] * HEAD + d[None, :], out, mask=there[:, None])
-
-
-@triton.jit
-def capped(s, soft_cap, CAPPED: tl.constexpr):
-    """Cap scores of base 2."""
-    if CAPPED:
-        s = soft_cap * (2.0 / (1.0 + tl.exp(-2.0 * s / soft_cap)) - 1.0)
-    return s
 
 
 @triton.jit

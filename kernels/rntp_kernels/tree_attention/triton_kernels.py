@@ -47,12 +47,17 @@ def product(a, b):
 
 
 @triton.jit
-def scores(a, b, scale, soft_cap, CAPPED: tl.constexpr):
-    """Score a with b, for exponentials of base 2, before any mask."""
-    s = product(a, b) * scale
+def capped(s, soft_cap, CAPPED: tl.constexpr):
+    """Cap scores of base 2: soft_cap · tanh(s / soft_cap)."""
     if CAPPED:
         s = soft_cap * (2.0 / (1.0 + tl.exp(-2.0 * s / soft_cap)) - 1.0)
     return s
+
+
+@triton.jit
+def scores(a, b, scale, soft_cap, CAPPED: tl.constexpr):
+    """Score a with b, for exponentials of base 2, before any mask."""
+    return capped(product(a, b) * scale, soft_cap, CAPPED)
 
 
 @triton.jit
