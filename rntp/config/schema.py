@@ -72,10 +72,11 @@ class Run(Section):
     than one forward or one save takes. It is told after 45 s, and of many ranks the others give up
     after parallel.timeout_s. 0 watches nothing and writes no heartbeat."""
     on_trouble: Annotated[Choice, TROUBLE] = TROUBLE.choice("roll_back")
-    """What a streak of non-finite steps and an alarm do, and how much damage is borne. roll_back: the streak sends the run back
-    to the last checkpoint before it, with the streak's ordinals set aside, and the next one after
-    `rollbacks` of them is exit code 6; alarms (a jump of loss or gradient, groups without signal,
-    empty thoughts, a falling gain) are only said. stop: an alarm, too, is exit code 6."""
+    """What a streak of non-finite steps and an alarm do, and how much damage is borne. roll_back:
+    the streak sends the run back to the last checkpoint before it, with the streak's ordinals set
+    aside, and the next one after `rollbacks` of them is exit code 6; alarms (a jump of loss or
+    gradient, groups without signal, empty thoughts, a falling gain) are only said. stop: an alarm,
+    too, is exit code 6."""
 
 
 class Model(Section):

@@ -62,8 +62,8 @@ class SetAside:
         if len(self._found) > self._most:
             raise DataError(
                 f"{len(self._found)} documents of {self._where} are damaged and {self._most} are "
-                "allowed (`damaged` of run.on_trouble); restore the shards from a copy, or run `rntp data "
-                f"prep` again:\n{listed(list(self._found.values()))}"
+                "allowed (`damaged` of run.on_trouble); restore the shards from a copy, or run "
+                f"`rntp data prep` again:\n{listed(list(self._found.values()))}"
             )
 
     def __contains__(self, number: int) -> bool:
