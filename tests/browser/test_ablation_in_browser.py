@@ -1,3 +1,4 @@
+# ruff: noqa: F811
 """The page of a grid in a real browser, made of committed results and invented thoughts."""
 
 import json
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from chromium import browser, visit  # noqa: F401
 from fake_run import fake_run
 
 from rntp.ablate.page import page as grid_page

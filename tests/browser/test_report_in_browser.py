@@ -1,3 +1,4 @@
+# ruff: noqa: F811
 """The report in a real browser: what a reader sees, types and prints; what a text may not do."""
 
 import json
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import browser, visit  # noqa: F401
 from fake_run import PROSE, fake_compare, fake_run
 
 from rntp.report.numbers import signed

@@ -1,4 +1,7 @@
-"""A real browser for the pages: Debian's Chromium, led by Playwright. Both may be missing."""
+"""A real browser for the pages: Debian's Chromium, led by Playwright. Both may be missing.
+
+Tests import the fixtures from here: a conftest.py would stand in the way of the one above.
+"""
 
 import os
 import shutil
@@ -15,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "report"))  # fake_run
 NAMES = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
 
 
-def chromium() -> str | None:
+def find_chromium() -> str | None:
     """RNTP_CHROMIUM, or what is installed."""
     return os.environ.get("RNTP_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
@@ -29,12 +32,12 @@ class Opened:
     requests: list[str] = field(default_factory=list)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright keeps an asyncio loop running as long as it is open
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: `make browser-test`"
     )
-    path = chromium()
+    path = find_chromium()
     if path is None:
         pytest.skip("there is no Chromium: apt-get install chromium, or set RNTP_CHROMIUM")
     with playwright.sync_playwright() as started:
