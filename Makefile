@@ -7,6 +7,7 @@
 # make faults       every injected fault: kills, damage, hangs, signals → experiments/faults/RESULTS.md
 # make save-stall   how long training stands still for a checkpoint (two minutes)
 # make gpu-check    is everything right on this GPU, and how fast is it (ten minutes)
+# make docs         the documentation into build/docs, every warning an error
 # make install      only the environment, in .venv
 # make browser-test the pages in a real browser (needs Debian's chromium, or RNTP_CHROMIUM=/path/to/one)
 # make test         the same environment with the test extras; lint, types, tests
@@ -24,7 +25,8 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.enabled=false
 
-.PHONY: bench-data install quickstart planted ablations ablations-text methods models faults save-stall gpu-check test browser-test lint \
+.PHONY: bench-data docs install quickstart planted ablations ablations-text methods models faults save-stall gpu-check test \
+	browser-test lint \
 	types clean
 .DELETE_ON_ERROR:
 
@@ -89,6 +91,12 @@ faults: $(VENV)/.installed-dev
 
 test: lint types
 	$(VENV)/bin/python -m pytest
+
+# Made parts first: a stale figure or reference is as wrong as a broken link.
+docs: $(VENV)/.installed-dev
+	$(VENV)/bin/python docs/scripts/blocks.py --check
+	$(VENV)/bin/python docs/scripts/token_tree.py --check
+	$(VENV)/bin/zensical build --clean --strict
 
 # Opens report and ablation pages in Chromium: the package from PyPI leads the browser of the system.
 browser-test: $(VENV)/.installed-dev

@@ -16,10 +16,12 @@ from rntp.commands import (
     ablate,
     bench,
     ckpt,
+    completion,
     config,
     data,
     doctor,
     evaluate,
+    init,
     report,
     soup,
     traces,
@@ -29,18 +31,8 @@ from rntp.commands import (
 from rntp.errors import RntpError, is_out_of_memory
 
 COMMANDS = (
-    train,
-    watch,
-    evaluate,
-    ablate,
-    soup,
-    traces,
-    report,
-    config,
-    data,
-    ckpt,
-    bench,
-    doctor,
+    *(init, train, watch, evaluate, ablate, soup, traces, report, config, data, ckpt, bench),
+    *(doctor, completion),
 )
 
 
@@ -87,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="rntp", description="Reasoning next-token prediction on ordinary web text."
     )
     parser.add_argument("--version", action="version", version=f"rntp {__version__}")
+    parser.set_defaults(root=parser)  # for what describes the parser itself
     parsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         own = parsers.add_parser(command.NAME, help=command.HELP)

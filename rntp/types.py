@@ -167,10 +167,11 @@ class RewardInputs:
     where there is none, and has_baseline is false then. match_PGH: bool, the continuation token is
     the arg-max of the prediction with the thought. num_tokens_PG: tokens between the think markers.
     closed_PG: bool, the model closed the thought. continuation_ids_PH: the held-out tokens.
-    thought_ids: [P][G] id tensors, markers left out. noise_PG: float64 uniform draws in [0, 1), a
-    function of the run seed and the thought's indices. discount: γ in (0, 1]. token_cost_P: nats
-    that a thought token costs by now. length_budget_P: tokens that a thought should have by now.
-    answer_ids: [P][G] id tensors, what the policy wrote after the thought, without the end token.
+    thought_ids: for each of P positions a list of G id tensors, markers left out. noise_PG: float64
+    uniform draws in [0, 1), a function of the run seed and the thought's indices. discount: γ in
+    (0, 1]. token_cost_P: nats that a thought token costs by now. length_budget_P: tokens that a
+    thought should have by now.
+    answer_ids: as thought_ids, what the policy wrote after the thought, without the end token.
     true_ids: [P] id tensors, the true text from the position to the end of the context.
     collision_PGH: Σ_v p_v² over the vocabulary of each prediction with the thought, for schemes
     that registered it. decode: text of ids, for schemes that compare texts. verdicts: by judge,

@@ -30,6 +30,9 @@ from rntp.data import ShardWriter
 from rntp.model.tokenizer import encode, tokenizer_digest
 from rntp.rng import uniform
 
+# A conftest.py in another folder would hide this one from `from conftest import`.
+pytest_plugins = ["browser_fixtures"]
+
 torch.set_num_threads(1)
 
 VOCABULARY = 320

@@ -136,7 +136,13 @@ def test_kernels_know_nothing_of_rntp_and_preparation_only_corpora_and_config_fi
         known[module.partition(".")[0]] |= imports(path)
     assert {name for name in known["rntp_kernels"] if not name.startswith("rntp_kernels")} == set()
     others = {name for name in known["rntp_data_prep"] if not name.startswith("rntp_data_prep")}
-    assert others == {"rntp.data.manifest", "rntp.config.files", "rntp.errors"}
+    assert others == {
+        "rntp.config.files",
+        "rntp.data.manifest",
+        "rntp.data.manifest_writer",
+        "rntp.data.shard_format",
+        "rntp.errors",
+    }
 
 
 def test_no_module_imports_itself_by_a_detour() -> None:

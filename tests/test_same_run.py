@@ -185,19 +185,15 @@ def test_straight_is_continued_is_resumed(
                 assert (other / "eval" / file.name).read_bytes() == file.read_bytes()
 
 
-# What may be set otherwise at the next start, and a value other than the tests' own. README lists
-# the same fields.
+# What may be set otherwise at the next start, and a value other than the tests' own.
+# docs/resume.md lists the same fields.
 FREE = {
     "run.name": "other",
-    "run.hang_timeout_s": 60,
-    "run.max_rollbacks": 9,
-    "run.stop_on_alarm": True,
+    "run.on_trouble": {"stop": {"rollbacks": 9}},
     "model.device": "auto",
     "model.sharing": "none",
     "data.max_damaged": 0.1,
-    "data.workers": 1,
-    "data.worker_kind": "process",
-    "data.deadline_s": 9,
+    "data.workers": {"process": 1},
     "reward.shadows": ["logprob"],
     "rollout.docs_per_batch": 1,
     "checkpoint.every_steps": 2,
@@ -211,7 +207,6 @@ FREE = {
     "evaluation.placement": "even",
     "evaluation.positions_per_doc": 1,
     "evaluation.controls": ["shuffled"],
-    "evaluation.bits_per_thought_token": 0.5,
     "parallel.tokens_per_microbatch": 4096,
     "parallel.activation_checkpointing": True,
     "parallel.timeout_s": 60,
@@ -229,7 +224,7 @@ def fields() -> set[str]:
 
 
 def test_every_field_is_free_or_part_of_what_is_trained() -> None:
-    """Each has one of the two places, and a free one is in the table above and in README."""
+    """Each has one of the two places, and a free one is in the table above and in the docs."""
     raw = Config.parse(
         {
             "run": {"steps": 1, "dir": "x"},
@@ -242,8 +237,7 @@ def test_every_field_is_free_or_part_of_what_is_trained() -> None:
             "baseline": {"weights": "ema"},
             "objective": {
                 "algorithm": "gspo",
-                "kl_weight": 1,
-                "kl_reference": "ema",
+                "kl": {"k3": {"weight": 1, "reference": "ema"}},
                 "router_weight": 1,
             },
             "optim": {"schedule": "cosine"},
@@ -252,8 +246,8 @@ def test_every_field_is_free_or_part_of_what_is_trained() -> None:
     trained = {f"{s}.{f}" for s, part in raw.identity().items() for f in part}
     made = {"data.min_document_tokens", "optim.steps"}
     assert trained - made == fields() - set(FREE) - ELSEWHERE
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    missing = [field for field in FREE if f"`{field}`" not in readme]
+    page = (Path(__file__).parents[1] / "docs/resume.md").read_text(encoding="utf-8")
+    missing = [field for field in FREE if f"`{field}`" not in page]
     assert missing == []
 
 
@@ -280,8 +274,6 @@ def test_what_may_change_changes_no_update(
     folder = shutil.copytree(two, tmp_path / "run")
     section, name = field.split(".")
     changed = {**raw, section: {**raw.get(section, {}), name: FREE[field]}}
-    if field == "data.worker_kind":
-        changed["data"]["workers"] = 1
     fit(changed, folder)
     for stem in ("weights", "moments"):
         files = sorted((three / "checkpoints" / LAST / stem).iterdir())

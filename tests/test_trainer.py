@@ -573,7 +573,11 @@ def test_non_finite_steps_change_nothing_and_a_streak_ends_the_run(
         return rewards.REGISTRY["log_ratio"](inputs) * float("nan")
 
     try:
-        trainer = Trainer(Config.parse(raw, ["reward.scheme=broken", "optim.max_skipped_steps=3"]))
+        trainer = Trainer(
+            Config.parse(
+                raw, ["reward.scheme=broken", "run.on_trouble={roll_back: {skipped_steps: 3}}"]
+            )
+        )
         before = {name: master.clone() for name, master in trainer.optimizer.masters.items()}
         with pytest.raises(Diverged, match="3 steps in a row") as caught:
             trainer.fit()
@@ -601,7 +605,7 @@ def test_an_alarm_is_said_once_over_a_resume_and_stops_if_asked(
     folder = Path(raw["run"]["dir"])
     try:
         with pytest.raises(Diverged, match=r"after step 2 .*the policy learns nothing") as caught:
-            fit(raw, *options, "run.stop_on_alarm=true")
+            fit(raw, *options, "run.on_trouble=stop")
         assert caught.value.exit_code == 6
         assert [step for step, _ in committed(folder / "checkpoints")] == [1]
         fit(raw, *options, "run.steps=3")

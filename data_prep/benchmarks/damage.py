@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from rntp.data.manifest import Manifest, ShardWriter
+from rntp.data.manifest import Manifest
+from rntp.data.manifest_writer import ShardWriter
 from rntp.data.stream import ContextStream
 from rntp.errors import DataError
 

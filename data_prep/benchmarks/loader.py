@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rntp.data.manifest import Manifest, ShardWriter
+from rntp.data.manifest import Manifest
+from rntp.data.manifest_writer import ShardWriter
 from rntp.data.reader import Reader
 from rntp.data.stream import ContextStream
 from rntp.model.tokenizer import encode, load_tokenizer

@@ -125,7 +125,7 @@ def killed(work: Path, sources: list[Path]) -> dict[str, Any]:
 _WRITE = """
 import resource, sys
 from pathlib import Path
-from rntp.data.manifest import ShardWriter
+from rntp.data.manifest_writer import ShardWriter
 
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
 facts = {"url": "u", "title": "", "source": "s"}

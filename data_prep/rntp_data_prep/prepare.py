@@ -21,7 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from rntp.data.manifest import MANIFEST_NAME, Manifest, ShardWriter
+from rntp.data.manifest import Manifest
+from rntp.data.manifest_writer import ShardWriter
+from rntp.data.shard_format import MANIFEST_NAME
 from rntp.errors import DataError
 from rntp_data_prep.config import PrepConfig, is_hub
 from rntp_data_prep.decontaminate import Benchmarks

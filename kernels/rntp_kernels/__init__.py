@@ -5,8 +5,8 @@ Every kernel has a readable PyTorch reference beside it, and the reference is th
 
 from rntp_kernels.linear_logprob import (
     Shaping,
+    float32_logits,
     linear_logprob,
-    linear_logprob_loss,
     linear_logprob_top1,
 )
 from rntp_kernels.sampling import sample
@@ -19,8 +19,8 @@ __all__ = [
     "TreeAttention",
     "TreeLayout",
     "TwoPasses",
+    "float32_logits",
     "linear_logprob",
-    "linear_logprob_loss",
     "linear_logprob_top1",
     "sample",
 ]

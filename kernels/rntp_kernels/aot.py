@@ -38,7 +38,8 @@ class Variant:
 
 
 def compile_for(variant: Variant, target: GPUTarget = HOPPER) -> dict[str, int]:
-    """registers, stack (bytes spilled a thread), shared (bytes), tensor_core_instructions."""
+    """Compile a kernel, and count registers, stack (bytes spilled a thread), shared (bytes) and
+    tensor_core_instructions."""
     kernel, types = variant.kernel, variant.types
     signature = types | dict.fromkeys(variant.constants, "constexpr")
     order = {argument: i for i, argument in enumerate(kernel.arg_names)}
@@ -67,7 +68,7 @@ def compile_for(variant: Variant, target: GPUTarget = HOPPER) -> dict[str, int]:
 
 
 def variants() -> dict[str, Variant]:
-    """Of all kernels, by name."""
+    """List all kernels by name."""
     from rntp_kernels.linear_logprob import aot as head
     from rntp_kernels.sampling import aot as sampling
     from rntp_kernels.tree_attention import aot as tree

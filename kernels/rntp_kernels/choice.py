@@ -1,4 +1,4 @@
-"""What the choice of an implementation takes, whichever function it is of."""
+"""What choosing an implementation takes, whichever function it is for."""
 
 import importlib.util
 import os
@@ -8,8 +8,8 @@ from functools import cache
 from torch import Tensor
 
 
-def wanted(asked: str, override: str, names: Sequence[str]) -> str:
-    """The name asked for; for `auto`, what the environment variable `override` says.
+def requested(asked: str, override: str, names: Sequence[str]) -> str:
+    """Resolve the name asked for; `auto` is what the environment variable `override` says.
 
     Raises ValueError for one that is not among `names`.
     """
@@ -33,7 +33,7 @@ def has_flash() -> bool:
 
 
 def interpreted() -> bool:
-    """Triton kernels run in its interpreter, on the CPU."""
+    """Whether Triton kernels run in its interpreter, on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

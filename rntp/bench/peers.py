@@ -57,6 +57,20 @@ def heads(
     return found, skipped
 
 
+def plain_head(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    shape: Callable[[Tensor], Tensor] = lambda raw: raw,
+) -> tuple[Tensor, Tensor]:
+    """Compute log-prob and entropy, [N] each, as trainers write it: logits in the model's type, in
+    full, then float32. shape: what the head does to them (scale, soft cap)."""
+    logp = torch.log_softmax(shape(F.linear(hidden, weight, bias).float()), dim=-1)
+    entropy = -(logp.exp() * logp).sum(dim=-1)
+    return logp.gather(1, targets[:, None])[:, 0], entropy
+
+
 def steps(job: "Job") -> tuple[Providers, Skipped]:
     """Whole steps of other trainers."""
     name = "TRL GRPOTrainer"

@@ -62,17 +62,10 @@ def head(job: Job) -> Bench:
     hidden = hidden.detach().requires_grad_()
     signs = torch.randn(rows, generator=generator).to(model.device)
 
-    def of(implementation: Any) -> Callable[[], float]:
+    def timed(scores: Callable[[], tuple[Tensor, ...]]) -> Callable[[], float]:
         def work() -> float:
             hidden.grad = weight.grad = None
-            logp, entropy, _ = linear_logprob_top1(
-                hidden,
-                weight,
-                targets,
-                bias=bias,
-                shaping=shape.shaping,
-                implementation=implementation,
-            )
+            logp, entropy, *_ = scores()
             total = (signs * logp + 0.01 * entropy).sum()
             total.backward()
             return float(total.detach())
@@ -85,7 +78,11 @@ def head(job: Job) -> Bench:
         assert weight.grad is not None
         return Outcome(loss, {"hidden": hidden.grad.float(), "weight": weight.grad.float()})
 
-    own = {OURS: of("auto"), "plain autograd": of("reference")}
+    operands = hidden, weight, targets
+    own = {
+        OURS: timed(lambda: linear_logprob_top1(*operands, bias=bias, shaping=shape.shaping)),
+        "plain autograd": timed(lambda: peers.plain_head(*operands, bias, shape.scaled)),
+    }
     found, skipped = peers.heads(hidden, weight, targets, signs)
     if bias is not None or shape != Head():
         reason = "has no bias, scale or soft cap as this model's head has"

@@ -7,20 +7,20 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rntp.data.manifest import Document as Document
     from rntp.data.manifest import Manifest as Manifest
-    from rntp.data.manifest import ShardWriter as ShardWriter
+    from rntp.data.manifest_writer import ShardWriter as ShardWriter
     from rntp.data.order import Order as Order
+    from rntp.data.shard_format import Document as Document
     from rntp.data.stream import ContextStream as ContextStream
     from rntp.data.stream import check_tokenizer as check_tokenizer
     from rntp.data.stream import data_digest as data_digest
 
 _MODULE_OF = {
     "ContextStream": "stream",
-    "Document": "manifest",
+    "Document": "shard_format",
     "Manifest": "manifest",
     "Order": "order",
-    "ShardWriter": "manifest",
+    "ShardWriter": "manifest_writer",
     "check_tokenizer": "stream",
     "data_digest": "stream",
 }

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from rntp import rng
 from rntp.data.damage import Damage, DamagedDocument, SetAside, listed
-from rntp.data.manifest import Document, Manifest
+from rntp.data.manifest import Manifest
 from rntp.data.order import Order
+from rntp.data.shard_format import Document
 from rntp.data.token_ids import Markers, from_codes
 from rntp.data.windows import Pieces
 from rntp.errors import DataError

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rntp.data.manifest import Document
+from rntp.data.shard_format import Document
 from rntp.errors import DataError
 
 OPEN, CLOSE = -1, -2

@@ -31,6 +31,9 @@ def _silent(name: str, done: int, total: int) -> None:
     pass
 
 
+_Place = tuple[int, int]
+
+
 @torch.no_grad()
 def evaluate(
     model: LanguageModel,
@@ -91,17 +94,26 @@ def evaluate(
     for name in section.controls:
         note_control(name, pages, scored(CONTROLS[name](rollouts, model.tokenizer)))
 
-    no_think, think, documents = arrays(pages)
     before = _by_place(reference["pages"]) if reference else {}
     if section.decile_model:
         _note_third(pages, before, config, rollouts, model.device, check, ranks)
-    bins, bins_of = _difficulty(pages, reference, config)
-    if bins.shape != no_think.shape:
-        raise ValueError("the reference evaluation is of other continuations")
-    positions, documents_P = positions_of(pages)
-    entropy_P, entropy_of = _entropy(pages, before)
+    earlier = reference and reference.get("reading")
+    return {
+        **_losses(pages, config),
+        "reading": read_plainly(model, contexts, config, check, earlier, ranks),
+        **_tables(pages, reference, before, config),
+        "thoughts": describe_thoughts(
+            rollouts, model.tokenizer, horizon=config.reward.horizon, seed=config.run.seed
+        ),
+        "pages": pages,
+    }
+
+
+def _losses(pages: Sequence[Page], config: Config) -> dict[str, Any]:
+    """The losses of all continuation tokens, and what was measured."""
+    no_think, think, documents = arrays(pages)
+    positions, _ = positions_of(pages)
     thoughts = [t for at in positions for t in at["thoughts"]]
-    seed = config.run.seed
     return {
         "horizon": config.reward.horizon,
         "num_docs": len(pages),
@@ -111,12 +123,27 @@ def evaluate(
         "nll/no_think": float(no_think.mean()),
         "nll/think": float(think.mean()),
         "gain/mean": float((no_think - think).mean()),
-        "gain/ci95": interval(no_think - think, documents, seed),
+        "gain/ci95": interval(no_think - think, documents, config.run.seed),
         "thought/tokens_mean": float(np.mean([t["num_tokens"] for t in thoughts])),
         "thought/closed_frac": float(np.mean([t["closed"] for t in thoughts])),
-        "reading": read_plainly(
-            model, contexts, config, check, reference and reference.get("reading"), ranks
-        ),
+    }
+
+
+def _tables(
+    pages: Sequence[Page],
+    reference: dict[str, Any] | None,
+    before: dict[_Place, dict[str, Any]],
+    config: Config,
+) -> dict[str, Any]:
+    """What the gain is made of, in tables."""
+    seed = config.run.seed
+    no_think, think, documents = arrays(pages)
+    bins, bins_of = _difficulty(pages, reference, config)
+    if bins.shape != no_think.shape:
+        raise ValueError("the reference evaluation is of other continuations")
+    positions, documents_P = positions_of(pages)
+    entropy_P, entropy_of = _entropy(pages, before)
+    return {
         "controls": controls_table(pages, seed),
         "classes": class_table(pages, seed),
         "deciles": deciles(bins, no_think, think, documents, seed),
@@ -127,14 +154,7 @@ def evaluate(
         "accuracy": accuracy(positions, documents_P, entropy_P, seed),
         "entropy_of": entropy_of,
         "calibration": calibration(positions, documents_P, seed),
-        "thoughts": describe_thoughts(
-            rollouts, model.tokenizer, horizon=config.reward.horizon, seed=seed
-        ),
-        "pages": pages,
     }
-
-
-_Place = tuple[int, int]
 
 
 def _by_place(pages: Sequence[Page]) -> dict[_Place, dict[str, Any]]:

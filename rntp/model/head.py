@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-from rntp_kernels import Shaping
+from rntp_kernels import Shaping, float32_logits
 from torch import Tensor, nn
+
+# A module's attribute: the float32 copy of its weight, while `rntp.model.packed_weights` keeps one.
+WEIGHT_FLOAT32 = "_rntp_weight_float32"
 
 
 @dataclass(frozen=True)
@@ -29,19 +31,17 @@ class Head:
         return Shaping(self.soft_cap, self.vocabulary, scale=self.scale)
 
     def shaped(self, raw: Tensor) -> Tensor:
-        """Logits of raw ones, [N, V]: in their type where nothing is to be done, else in float32
-        or better, as `linear_logprob` computes."""
+        """Shape raw logits, [N, V] in float32 or better, as `linear_logprob` does."""
         if self.vocabulary is not None:
             raw = raw[:, : self.vocabulary]
         return self.scaled(raw)
 
     def scaled(self, raw: Tensor) -> Tensor:
-        """The same without the padding's part: any columns."""
+        """Scale and cap raw logits of any columns; padding is not looked for."""
         if self.scale == 1.0 and self.soft_cap is None:
             return raw
-        wide = raw if raw.element_size() == 8 else raw.float()
-        wide = wide * self.scale
-        return wide if self.soft_cap is None else self.soft_cap * (wide / self.soft_cap).tanh()
+        raw = raw * self.scale
+        return raw if self.soft_cap is None else self.soft_cap * (raw / self.soft_cap).tanh()
 
 
 def weight_of(module: nn.Module | None) -> Tensor:
@@ -59,8 +59,7 @@ def bias_of(module: nn.Module | None) -> Tensor | None:
 
 
 def raw_logits(module: nn.Module, hidden: Tensor) -> Tensor:
-    """hidden [N, H] -> [N, V]: the product alone, whatever else the module does."""
-    if type(module) is nn.Linear:  # its forward may be that of packed weights
-        found: Tensor = module(hidden)
-        return found
-    return F.linear(hidden, weight_of(module), bias_of(module))
+    """Compute the product alone, hidden [N, H] -> [N, V], whatever else the module does; float32,
+    or float64 for float64."""
+    copy = vars(module).get(WEIGHT_FLOAT32)
+    return float32_logits(hidden, weight_of(module), bias_of(module), weight_float32=copy)

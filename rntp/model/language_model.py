@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from rntp_kernels import linear_logprob_top1
+from rntp_kernels import float32_logits, linear_logprob_top1
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -86,18 +86,15 @@ class LanguageModel:
         return trunk(self.hf, input_ids, position_ids, attention)
 
     def logits(self, hidden: Tensor, of: Tensor | None = None) -> Tensor:
-        """[N, H] -> [N, V] for the V tokens that can be drawn, or those of the ids `of`, int64 [V].
-
-        In the model's type, as the output embedding itself computes them; in float32 or better
-        where they are scaled or capped.
-        """
+        """Compute logits [N, H] -> [N, V] of the V tokens that can be drawn, or those of the ids
+        `of`, int64 [V]; float32, whatever the model's type, or float64 for float64."""
         out = self.hf.get_output_embeddings()
         assert out is not None
         hidden = self._before_head(hidden)
         if of is None:
             return self.shape.shaped(raw_logits(out, hidden))
         bias = None if self.bias is None else self.bias[of]
-        return self.shape.scaled(nn.functional.linear(hidden, self.head[of], bias))
+        return self.shape.scaled(float32_logits(hidden, self.head[of], bias))
 
     def logprob(
         self, hidden: Tensor, targets: Tensor, temperature: float | Tensor = 1.0
@@ -123,12 +120,9 @@ class LanguageModel:
     def collision(self, hidden: Tensor) -> Tensor:
         """[N]: Σ_v p_v², the chance that two draws of the next token agree; float32 or better."""
         found = [
-            (logits if logits.dtype == torch.float64 else logits.float())
-            .softmax(-1)
-            .square()
-            .sum(-1)
             # In pieces: every row has as many logits as the vocabulary.
-            for logits in (self.logits(rows) for rows in hidden.split(_CHUNK_ROWS))
+            self.logits(rows).softmax(-1).square().sum(-1)
+            for rows in hidden.split(_CHUNK_ROWS)
         ]
         return torch.cat(found)
 

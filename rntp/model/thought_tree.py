@@ -1,6 +1,6 @@
 """Token trees: a document and everything that branches off it, as one packed stream."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
@@ -151,86 +151,127 @@ class ThoughtTree:
     ) -> Self:
         """Lay out documents and branches: context ─ thought ─ continuation and answer.
 
-        Both hang at the end of the thought, side by side: neither sees the other. Tokens that
-        predict nothing are left out: the last of a continuation, of an answer and of a page, and
-        what a page has behind its last continuation. Where continuations do not learn, tokens that
-        lead to nothing but them make the last segments, which do not learn either.
+        For a page of 6 tokens, one position p 3, one thought of 2 tokens and horizon 3, row numbers
+        above the tokens, where continuations learn (`reads.continuation`):
+
+             0    1    2    3    4
+            x0 ─ x1 ─ x2 ─ x3 ─ x4               page: x5 predicts nothing
+                       └──── 5   6    7    8
+                             <   t0   t1   >     thought, read behind x2
+                                           └──── 9   10
+                                                 x3   x4     continuation: x5 predicts nothing
+
+        Row 5 predicts t0, row 6 t1 and row 7 the close marker (thought_rows, as far as it was
+        sampled); rows 8, 9, 10 predict x3, x4, x5 with the thought (think_rows_PGH), rows 2, 3, 4
+        without it (no_think_rows_PH).
+
+        Continuation and answer hang at the end of the thought, side by side: neither sees the
+        other. Tokens that predict nothing are left out: the last of a continuation, of an answer
+        and of a page, and what a page has behind its last continuation. Where continuations do not
+        learn, tokens that lead to nothing but them make the last segments, without gradients.
         """
-        segments: list[tuple[Tensor, int, int]] = []
-        silent: list[int] = []  # segments that do not learn
-        pages: list[tuple[Rollout, list[int]]] = []
-        branches: list[_Branch] = []
-
-        def hang(ids: Tensor, parent: int, learns: bool = True) -> list[int]:
-            """One segment at the end of its parent, or none if there are no ids."""
-            if not len(ids):
-                return []
-            if not learns:
-                silent.append(len(segments))
-            segments.append((ids, parent, len(segments[parent][0])))
-            return [len(segments) - 1]
-
-        for rollout in rollouts:
-            ids, root = rollout.context.token_ids, len(segments)
-            kept, stop = _page_tokens(rollout, horizon, reads)
-            segments.append((ids[:kept], ROOT, 0))
-            pages.append((rollout, [root, *hang(ids[kept:stop], root, learns=False)]))
-            for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
-                for thought in group:
-                    branch = thought_branch(
-                        thought.sampled_ids, thought.closed, think_open_id, think_close_id
-                    )
-                    kept, top = _branch_tokens(thought, reads), len(segments)
-                    segments.append((branch[:kept], root, position))
-                    held_out = torch.cat([branch[kept:], ids[position : position + horizon - 1]])
-                    continuation = [top, *hang(held_out, top, reads.continuation)]
-                    answer = [top, *hang(thought.answer_ids[:-1], top)]
-                    branches.append(_Branch(thought, continuation, answer))
-
-        order = sorted(range(len(segments)), key=set(silent).__contains__)  # stable
-        place = {ROOT: ROOT} | {segment: number for number, segment in enumerate(order)}
-        tree = TokenTree.build(
-            [(ids, place[parent], attach) for ids, parent, attach in (segments[s] for s in order)],
-            learning=len(order) - len(silent),
-        )
-
-        def rows(path: list[int]) -> Tensor:
-            return torch.cat([tree.rows(place[segment]) for segment in path])
-
+        markers = (think_open_id, think_close_id)
+        plan = _list_segments(rollouts, markers, horizon, reads)
+        tree, rows = _lay_out(plan)
         # Row 0 of a thought is the open marker; it predicts the first sampled token. The end of
         # the thought's branch predicts the first token of the answer, and of the continuation.
-        sampled_rows, think_rows, empty_rows, continuation_ids = [], [], [], []
-        for thought, continuation, answer in branches:
+        sampled_rows, think_rows = [], []
+        for thought, continuation, answer in plan.branches:
             sampled_rows.append(rows(answer)[: len(thought.sampled_ids)])
             if len(thought.answer_ids):
                 sampled_rows.append(rows(answer)[-len(thought.answer_ids) :])
             think_rows.append(rows(continuation)[-horizon:])
-        context_rows, context_targets = [_ids([])], [_ids([])]
-        for rollout, path in pages:
+        no_think_rows, continuation_ids, context_rows, context_targets = [], [], [], []
+        for rollout, path in plan.pages:
             ids, page_rows = rollout.context.token_ids, rows(path)
             for p in rollout.positions:
-                empty_rows.append(page_rows[p - 1 : p - 1 + horizon])
+                no_think_rows.append(page_rows[p - 1 : p - 1 + horizon])
                 continuation_ids.append(ids[p : p + horizon])
             if _reads_page(rollout, reads):
                 context_rows.append(page_rows[: len(ids) - 1])
                 context_targets.append(ids[1:])
-        positions = len(empty_rows)
-        groups = len(branches) // max(positions, 1)
-        sampled = [ids for b in branches for ids in (b.thought.sampled_ids, b.thought.answer_ids)]
+        thoughts = [branch.thought for branch in plan.branches]
+        shape_PH = len(no_think_rows), horizon
+        groups = len(thoughts) // max(len(no_think_rows), 1)
         return cls(
             tree=tree,
             reads=reads,
-            thought_rows=torch.cat([_ids([]), *sampled_rows]),
-            thought_targets=torch.cat([_ids([]), *sampled]),
+            thought_rows=_cat(sampled_rows),
+            thought_targets=_cat([ids for t in thoughts for ids in (t.sampled_ids, t.answer_ids)]),
             thought_index=torch.repeat_interleave(
-                torch.arange(len(branches)), _ids([b.thought.num_drawn for b in branches])
+                torch.arange(len(thoughts)), _ids([t.num_drawn for t in thoughts])
             ),
-            think_rows_PGH=torch.cat([_ids([]), *think_rows]).view(positions, groups, horizon),
-            no_think_rows_PH=torch.cat([_ids([]), *empty_rows]).view(positions, horizon),
-            continuation_PH=torch.cat([_ids([]), *continuation_ids]).view(positions, horizon),
-            context_rows=torch.cat(context_rows),
-            context_targets=torch.cat(context_targets),
+            think_rows_PGH=_cat(think_rows).view(len(no_think_rows), groups, horizon),
+            no_think_rows_PH=_cat(no_think_rows).view(shape_PH),
+            continuation_PH=_cat(continuation_ids).view(shape_PH),
+            context_rows=_cat(context_rows),
+            context_targets=_cat(context_targets),
         )
+
+
+class _Plan:
+    """The segments of a tree before they are laid out.
+
+    segments: (token ids, number of the parent, tokens of the parent that it sees), parents first.
+    silent: numbers of those without gradients. pages: rollouts, each with the segments that its
+    page is cut into. branches: thoughts, each with the ways behind it.
+    """
+
+    def __init__(self) -> None:
+        self.segments: list[tuple[Tensor, int, int]] = []
+        self.silent: set[int] = set()
+        self.pages: list[tuple[Rollout, list[int]]] = []
+        self.branches: list[_Branch] = []
+
+    def add(self, ids: Tensor, parent: int, attach: int) -> int:
+        """Hang a segment behind so many tokens of its parent; its number."""
+        self.segments.append((ids, parent, attach))
+        return len(self.segments) - 1
+
+    def hang(self, ids: Tensor, parent: int, learns: bool = True) -> list[int]:
+        """Hang a segment at the end of its parent; its number, or none if there are no ids."""
+        if not len(ids):
+            return []
+        number = self.add(ids, parent, len(self.segments[parent][0]))
+        if not learns:
+            self.silent.add(number)
+        return [number]
+
+
+def _list_segments(
+    rollouts: Sequence[Rollout], markers: tuple[int, int], horizon: int, reads: Reads
+) -> _Plan:
+    """List what hangs where. markers: ids of the open and of the close one."""
+    plan = _Plan()
+    for rollout in rollouts:
+        ids = rollout.context.token_ids
+        kept, stop = _page_tokens(rollout, horizon, reads)
+        root = plan.add(ids[:kept], ROOT, 0)
+        plan.pages.append((rollout, [root, *plan.hang(ids[kept:stop], root, learns=False)]))
+        for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
+            for thought in group:
+                branch = thought_branch(thought.sampled_ids, thought.closed, *markers)
+                kept = _branch_tokens(thought, reads)
+                top = plan.add(branch[:kept], root, position)
+                held_out = torch.cat([branch[kept:], ids[position : position + horizon - 1]])
+                continuation = [top, *plan.hang(held_out, top, reads.continuation)]
+                answer = [top, *plan.hang(thought.answer_ids[:-1], top)]
+                plan.branches.append(_Branch(thought, continuation, answer))
+    return plan
+
+
+def _lay_out(plan: _Plan) -> tuple[TokenTree, Callable[[list[int]], Tensor]]:
+    """Put the segments in a row, those with gradients first; and the rows of any of them."""
+    order = sorted(range(len(plan.segments)), key=plan.silent.__contains__)  # stable
+    place = {ROOT: ROOT} | {segment: number for number, segment in enumerate(order)}
+    tree = TokenTree.build(
+        [
+            (ids, place[parent], attach)
+            for ids, parent, attach in (plan.segments[number] for number in order)
+        ],
+        learning=len(order) - len(plan.silent),
+    )
+    return tree, lambda path: torch.cat([tree.rows(place[segment]) for segment in path])
 
 
 class _Branch(NamedTuple):
@@ -372,6 +413,11 @@ def _answer_tokens(thought: Thought) -> int:
 
 def _ids(numbers: list[int]) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int64)
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    """Join, int64; nothing gives no ids."""
+    return torch.cat([_ids([]), *parts])
 
 
 def _thought_lengths(rollout: Rollout) -> list[int]:

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rntp.config import Config
 from rntp.data.corpus import Corpus, marker_ids
-from rntp.data.manifest import Manifest, ShardWriter
+from rntp.data.manifest import Manifest
+from rntp.data.manifest_writer import ShardWriter
 from rntp.data.token_ids import to_codes
 from rntp.errors import ConfigError, DataError
 from rntp.model.tokenizer import decode, prefix_ids, token_strings
@@ -83,13 +84,7 @@ def write_shards(
                     f"context {row['ordinal']} is not what the run read at step {row['step']}; "
                     "use the corpus and the version of rntp that it was trained with"
                 )
-            pieces, done = list[Tensor](), skip
-            # The earlier thoughts that this one saw, and itself.
-            for each in (*row.get("seen", ()), row):
-                pieces.append(context.token_ids[done : each["position"]])
-                pieces.append(held_out.new_tensor(each["thought_ids"]))
-                done = each["position"]
-            pieces.append(held_out)
+            pieces = _pieces(context.token_ids, row, held_out, skip)
             ids = [i for piece in pieces for i in piece.tolist()]
             origin = manifest.read(number[context.document_id]).metadata
             writer.add(
@@ -106,3 +101,14 @@ def write_shards(
             json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
         return writer.finish(funnel)
+
+
+def _pieces(token_ids: Tensor, row: Mapping[str, Any], held_out: Tensor, skip: int) -> list[Tensor]:
+    """Cut a page at its thoughts, the earlier ones that this one saw and itself, with the thoughts
+    and the continuation in between. skip: tokens before the page."""
+    pieces, done = list[Tensor](), skip
+    for each in (*row.get("seen", ()), row):
+        pieces.append(token_ids[done : each["position"]])
+        pieces.append(held_out.new_tensor(each["thought_ids"]))
+        done = each["position"]
+    return [*pieces, held_out]

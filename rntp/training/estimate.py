@@ -170,7 +170,8 @@ def peak_memory(config: Config, shape: Shape, ranks: int = 1, *, recompute: bool
     if config.checkpoint.asynchronous and not torch.cuda.is_available():
         weights += checkpoint_bytes(config, shape.parameters) / ranks  # the buffers
     if narrow == 2 and pick_device(config.model.device).type == "cpu":
-        weights += narrow * shape.parameters  # packed; see `rntp.model.packed_weights`
+        # Packed, and the head in float32; see `rntp.model.packed_weights`.
+        weights += narrow * shape.parameters + (wide - narrow) * shape.vocabulary * shape.hidden
     every, learning = _computed(shape, tokens)
     whole = every / docs  # what is never split
     if not shape.shares and ranks == 1:  # but computed again in pieces where it is larger
@@ -183,9 +184,9 @@ def peak_memory(config: Config, shape: Shape, ranks: int = 1, *, recompute: bool
     # Saved for the backward, in units of a layer's widths: fitted to the measured peak of the
     # quickstart at 608, 1216 and 2432 tokens. Norms, and attention on the CPU, work in `wide`.
     per_token = (16 * shape.hidden + 8 * shape.intermediate) * narrow + 14 * shape.hidden * wide
-    # Logits of two chunks at most, and the gradient of the weight.
+    # Logits of two chunks at most, in float32, and the gradient of the weight.
     chunk = default_chunk_rows(pick_device(config.model.device))
-    logits = min(2 * chunk, tokens.head_rows) * shape.vocabulary * narrow
+    logits = min(2 * chunk, tokens.head_rows) * shape.vocabulary * wide
     head_chunk = logits + shape.vocabulary * shape.hidden * wide
     if recompute:  # the inputs of all layers, and all of the one whose backward runs
         activations = (shape.layers * shape.hidden * narrow + per_token) * microbatch
@@ -208,8 +209,9 @@ def decoding_bytes(config: Config, shape: Shape) -> int:
     branches = positions * thoughts.thoughts_per_position
     answer = thoughts.answer_tokens + 1 if thoughts.answer_tokens else 0
     kept = config.longest_context + branches * (thoughts.thought_tokens + answer)
-    numbers = 2 * shape.layers * shape.kv_width * kept + 2 * branches * shape.vocabulary
-    return (docs + rest) * numbers * _widths(config)[1]
+    wide, narrow = _widths(config)
+    stored = 2 * shape.layers * shape.kv_width * kept * narrow
+    return (docs + rest) * (stored + 2 * branches * shape.vocabulary * wide)
 
 
 def checkpoint_bytes(config: Config, parameters: int) -> int:

@@ -243,12 +243,12 @@ def test_experiments_of_the_repository_are_valid(monkeypatch: pytest.MonkeyPatch
             plan(Experiment.load(path))
 
 
-def test_the_example_of_the_readme_is_valid(
+def test_the_example_of_the_documentation_is_valid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    readme = (ROOT / "README.md").read_text()
-    example = "name: terms" + readme.partition("name: terms")[2].partition("```")[0]
+    page = (ROOT / "docs/ablations.md").read_text()
+    example = "name: terms" + page.partition("name: terms")[2].partition("```")[0]
     path = tmp_path / "terms.yaml"
     path.write_text(example.replace("../quickstart", str(ROOT / "experiments" / "quickstart")))
     experiment = Experiment.load(path)

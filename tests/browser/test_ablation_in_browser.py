@@ -1,4 +1,3 @@
-# ruff: noqa: F811
 """The page of a grid in a real browser, made of committed results and invented thoughts."""
 
 import json
@@ -8,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from chromium import browser, visit  # noqa: F401
 from fake_run import fake_run
 
 from rntp.ablate.page import page as grid_page

@@ -1,4 +1,3 @@
-# ruff: noqa: F811
 """A real run on pages that mean harm: nothing of them runs or breaks anything on console, in the
 log, in `rntp watch` or on the page."""
 
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import browser, visit  # noqa: F401
 from conftest import tiny_run, tiny_tokenizer
 from rich.console import Console
 

@@ -1,4 +1,3 @@
-# ruff: noqa: F811
 """The report in a real browser: what a reader sees, types and prints; what a text may not do."""
 
 import json
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import browser, visit  # noqa: F401
 from fake_run import PROSE, fake_compare, fake_run
 
 from rntp.report.numbers import signed

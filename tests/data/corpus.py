@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rntp.data.manifest import Manifest, ShardWriter
+from rntp.data.manifest import Manifest
+from rntp.data.manifest_writer import ShardWriter
 
 DIGEST, SPEC = "f" * 16, "words"
 

@@ -448,7 +448,7 @@ def test_what_live_pages_cannot_do_is_refused_with_the_remedy(
     source = raw["data"]["source"]
     for sets, match in (
         (["data.replay_docs=1"], r"data\.replay_docs goes back .*rntp data prep prep\.yaml"),
-        (["data.workers=1", "data.worker_kind=process"], "set it to thread"),
+        (["data.workers={process: 1}"], "set it to 1, which are threads"),
         ([f"data.source={{{source}: 1, build/web: 1}}"], "which a mixture cannot do; prepare"),
         ([f"evaluation.source={source}"], r"which evaluation\.source cannot do; prepare"),
     ):

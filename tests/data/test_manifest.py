@@ -180,7 +180,7 @@ def test_damage_between_writing_and_publishing_is_found(
         _flip(shards.partial_folder / "shard-00000.tar", 515)  # type: ignore[attr-defined]
 
     original = type(writer(tmp_path / "x"))._close_shard
-    monkeypatch.setattr("rntp.data.manifest.ShardWriter._close_shard", corrupting)
+    monkeypatch.setattr("rntp.data.manifest_writer.ShardWriter._close_shard", corrupting)
     with pytest.raises(DataError, match="read back is not what was written"):
         write_corpus(tmp_path / "c", [50])
     assert list(tmp_path.iterdir()) == []
@@ -190,7 +190,7 @@ def test_a_full_disk_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rntp.data.manifest.sync", full)
+    monkeypatch.setattr("rntp.data.manifest_writer.sync", full)
     with pytest.raises(DataError, match=r"No space left.*free some space"):
         write_corpus(tmp_path / "c", [50])
     assert list(tmp_path.iterdir()) == []

@@ -96,9 +96,7 @@ def test_damage_is_told_counted_and_remembered(raw: dict, tmp_path: Path) -> Non
 
 def test_reading_ahead_changes_no_bit(raw: dict, tmp_path: Path) -> None:
     digests = []
-    for n, sets in enumerate(
-        ([], ["data.workers=2"], ["data.workers=1", "data.worker_kind=process"])
-    ):
+    for n, sets in enumerate(([], ["data.workers=2"], ["data.workers={process: 1}"])):
         folder = fit(raw, "run.steps=3", f"run.dir={tmp_path / str(n)}", *sets).config.run.dir
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
         digests.append([(row["data/digest"], row["loss/total"]) for row in lines])

@@ -14,7 +14,8 @@ from conftest import TEXT, tiny_run, tiny_tokenizer
 
 from rntp.config import Config
 from rntp.data.damage import DamagedDocument
-from rntp.data.manifest import Manifest, ShardWriter
+from rntp.data.manifest import Manifest
+from rntp.data.manifest_writer import ShardWriter
 from rntp.data.stream import ContextStream
 from rntp.errors import DataError
 from rntp.model.tokenizer import add_marker, encode, tokenizer_digest

@@ -31,7 +31,7 @@ from faults.lab import (
 from rntp.run.log import read_metrics
 from rntp.runtime.faults import damage
 
-WATCHED = ("run.hang_timeout_s=5",)
+WATCHED = ("parallel.timeout_s=1.7",)  # three times that without a sign of life
 
 # Point and time → the step that the second start goes on from.
 KILLED_AT = {
@@ -287,7 +287,7 @@ def one_step_not_finite(lab: Lab) -> Row:
 # Both steps 3 and 4, on the last rank alone.
 STREAK = {1: "forward#7-12=nan", 2: "forward@1#5-8=nan"}
 FIRED = {1: 6, 2: 4}
-STREAK_OPTIONS = ("optim.max_skipped_steps=2",)
+STREAK_OPTIONS = ("run.on_trouble={roll_back: {skipped_steps: 2}}",)
 
 
 def streak_rolls_back(lab: Lab) -> Row:
@@ -350,7 +350,7 @@ def streak_then_killed(lab: Lab, time: int, resumed_at: int) -> Row:
 
 def streak_without_rollbacks(lab: Lab) -> Row:
     """Where no rollback is left, the run ends with exit code 6 and says why."""
-    options = (*STREAK_OPTIONS, "run.max_rollbacks=0")
+    options = ("run.on_trouble={roll_back: {skipped_steps: 2, rollbacks: 0}}",)
     ended, proofs = lab.train("diverged", STREAK[lab.ranks], options)
     told = "has gone back 0 times" in ended.output.replace("\n", " ")
     problems = [] if ended.exit_code == 6 and told else [f"{ended.exit_code}:\n{ended.output}"]

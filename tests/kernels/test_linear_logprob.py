@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rntp_kernels import Shaping, linear_logprob, linear_logprob_loss, linear_logprob_top1
+from rntp_kernels import Shaping, linear_logprob, linear_logprob_top1
 from rntp_kernels.linear_logprob import default_chunk_rows
 from rntp_kernels.linear_logprob import rows as row_kernels
 from rntp_kernels.linear_logprob.selection import choose
@@ -69,7 +69,7 @@ def test_outputs_are_float32_for_bfloat16_and_gradients_are_close() -> None:
         "reference",
     )
     assert ours[0].dtype == ours[1].dtype == torch.float32
-    torch.testing.assert_close(ours[0].double(), wide[0], rtol=0, atol=0.03)
+    torch.testing.assert_close(ours[0].double(), wide[0], rtol=0, atol=1e-5)
     for mine, exact in zip(ours[2:], wide[2:], strict=True):
         assert mine.dtype == torch.bfloat16
         assert (mine.double() - exact).norm() / exact.norm() < 0.01
@@ -116,18 +116,16 @@ def test_shapes_are_checked() -> None:
         linear_logprob(h.bfloat16(), w, targets)
 
 
-def test_soft_cap_padding_and_ignored_rows_against_autograd() -> None:
+def test_soft_cap_and_padding_against_autograd() -> None:
     h, w, targets = make(11, 8, 40, torch.float64, 3.0)
     targets = targets % 36
-    targets[[2, 10]] = -100
-    shaping = Shaping(soft_cap=4.0, vocabulary=36, ignored=-100)
+    shaping = Shaping(soft_cap=4.0, vocabulary=36)
     logits = 4.0 * torch.tanh(h @ w.T / 4.0) / 1.7
     logp = torch.log_softmax(logits[:, :36], -1)
-    kept = targets >= 0
     weights = torch.linspace(-1, 2, 11, dtype=torch.float64)
-    own = logp[kept].gather(1, targets[kept][:, None])[:, 0]
-    entropy = -(logp.exp() * logp).sum(-1)[kept]
-    true = torch.autograd.grad((own * weights[kept] + 0.7 * entropy).sum(), (h, w))
+    own = logp.gather(1, targets[:, None])[:, 0]
+    entropy = -(logp.exp() * logp).sum(-1)
+    true = torch.autograd.grad((own * weights + 0.7 * entropy).sum(), (h, w))
     for implementation in ("chunked", "reference"):
         ours, ent = linear_logprob(
             h,
@@ -138,49 +136,11 @@ def test_soft_cap_padding_and_ignored_rows_against_autograd() -> None:
             chunk_rows=4,
             implementation=implementation,
         )
-        torch.testing.assert_close(ours[kept], own)
-        torch.testing.assert_close(ent[kept], entropy)
-        assert ours[~kept].tolist() == ent[~kept].tolist() == [0, 0]
+        torch.testing.assert_close(ours, own)
+        torch.testing.assert_close(ent, entropy)
         found = torch.autograd.grad((ours * weights + 0.7 * ent).sum(), (h, w))
         for mine, exact in zip(found, true, strict=True):
             torch.testing.assert_close(mine, exact, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("chunk_rows", [1, 4, 100])
-def test_a_loss_formed_in_the_chunks_in_float64(chunk_rows: int) -> None:
-    h, w, targets = make(11, 8, 40, torch.float64)
-    targets[3] = -100
-    shaping = Shaping(ignored=-100)
-    advantage = torch.linspace(-1, 2, 11, dtype=torch.float64)
-
-    def loss(rows, logprob, entropy):
-        return -advantage[rows] * (logprob - logprob.detach()).exp() - 0.1 * entropy.square()
-
-    total, logprob, entropy = linear_logprob_loss(
-        h, w, targets, loss, shaping=shaping, chunk_rows=chunk_rows, implementation="chunked"
-    )
-    plain, ent = linear_logprob(h, w, targets, shaping=shaping, implementation="reference")
-    whole = loss(slice(0, 11), plain, ent).sum()
-    torch.testing.assert_close(total, whole)
-    torch.testing.assert_close(logprob, plain)
-    torch.testing.assert_close(entropy, ent)
-    for mine, exact in zip(
-        torch.autograd.grad(2 * total, (h, w)), torch.autograd.grad(2 * whole, (h, w)), strict=True
-    ):
-        torch.testing.assert_close(mine, exact, rtol=1e-10, atol=1e-12)
-
-
-def test_a_loss_that_is_not_per_token_is_refused() -> None:
-    h, w, targets = make(4, 8, 11, torch.float32)
-    with pytest.raises(ValueError, match="one value a row"):
-        linear_logprob_loss(h, w, targets, lambda rows, logprob, entropy: logprob.sum())
-
-
-def test_a_loss_without_gradient_has_gradient_zero() -> None:
-    h, w, targets = make(4, 8, 11, torch.float32)
-    total, _, _ = linear_logprob_loss(h, w, targets, lambda rows, logp, ent: logp.detach() * 0)
-    for gradient in torch.autograd.grad(total, (h, w)):
-        assert float(gradient.abs().max()) == 0
 
 
 def test_names_of_implementations(monkeypatch: pytest.MonkeyPatch) -> None:

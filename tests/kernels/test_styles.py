@@ -176,8 +176,8 @@ def test_decoding_is_the_plain_sequence(
 
 def test_what_a_kernel_does_not_have_it_refuses() -> None:
     q, k, v, *_ = values("all of them", LAYOUT.num_tokens, torch.float32)
-    with pytest.raises(ValueError, match="'flex' has no windows, soft caps or sinks here"):
-        TreeAttention(LAYOUT, implementation="flex")(0, q, k, v, SCALE, Style(soft_cap=2.0))
+    with pytest.raises(ValueError, match="'flash' has no windows, soft caps or sinks here"):
+        TreeAttention(LAYOUT, implementation="flash")(0, q, k, v, SCALE, Style(soft_cap=2.0))
 
 
 def test_a_window_as_long_as_the_sequences_is_none() -> None:

@@ -12,14 +12,14 @@ pytest.importorskip("triton", reason="triton has no wheel for this platform")
 
 from rntp_kernels import TreeAttention, TreeLayout
 from rntp_kernels.tree_attention import dense_attention, dense_mask, selection, triton_tree
-from rntp_kernels.tree_attention.strands import strands
+from rntp_kernels.tree_attention.chains import chains
 from rntp_kernels.tree_attention.triton_tables import make_tables
 from rntp_kernels.tree_attention.triton_tree import Launch, Tiles, TritonTree
 
 SCALE = 0.3
 SMALL = Tiles(16, 16, Launch(16, 1, 1), Launch(16, 1, 1), Launch(16, 1, 1))
 LAYOUTS = {
-    # Two teeth at one place, whose keys end inside of a block; a continuation behind each.
+    # Two branches at one place, whose keys end inside of a block; a continuation behind each.
     "comb": TreeLayout((37, 18, 3, 5, 3), (-1, 0, 1, 0, 3), (0, 21, 18, 21, 5)),
     "nested": TreeLayout((20, 9, 4, 6, 2), (-1, 0, 1, 1, 3), (0, 17, 9, 5, 4)),
     "sees nothing, and single tokens": TreeLayout(
@@ -31,7 +31,7 @@ LAYOUTS = {
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_tree, "WIDE", SMALL)
+    monkeypatch.setattr(triton_tree, "FLOAT32_TILES", SMALL)
     monkeypatch.setattr(triton_tree, "TILES", {64: SMALL, 128: SMALL})
 
 
@@ -75,7 +75,7 @@ def test_keys_that_many_rows_see_are_summed_in_pieces(rows_per_piece: int) -> No
     tables = make_tables(
         layout, queries_per_block=16, keys_per_block=16, rows_per_piece=rows_per_piece
     )
-    assert tables.num_slots > len(tables.shared) > 0
+    assert tables.num_slots > len(tables.shared_keys) > 0
     out = TritonTree.apply(q, k, v, tables, SCALE)
     grads = torch.autograd.grad(out, (q, k, v), d_out, retain_graph=True)
     assert_same([out, *grads], oracle(layout, q, k, v, d_out))
@@ -106,9 +106,9 @@ def test_what_is_not_seen_may_hold_anything() -> None:
     layout = LAYOUTS["comb"]
     q, k, v, d_out = make(layout, heads=1, kv_heads=1)
     mask = dense_mask(layout)
-    reader = torch.arange(layout.offsets[1], layout.offsets[3])  # the first tooth
+    reader = torch.arange(layout.offsets[1], layout.offsets[3])  # the first branch
     hidden = ~mask[reader].any(0)
-    assert hidden.sum() == 16 + 8  # the end of the page, the other tooth
+    assert hidden.sum() == 16 + 8  # the end of the page, the other branch
     clean = oracle(layout, q, k, v, d_out)
     with torch.no_grad():
         for poisoned, poison in ((q, float("nan")), (k, float("nan")), (v, 1e30)):
@@ -129,8 +129,8 @@ def test_a_layout_that_shows_too_much_is_noticed() -> None:
     q, k, v, d_out = make(layout, heads=1, kv_heads=1)
     out = TreeAttention(more, implementation="triton")(0, q, k, v, SCALE).detach()
     exact = oracle(layout, q, k, v, d_out)[0]
-    tooth = slice(layout.offsets[1], layout.offsets[3])
-    assert (out - exact)[:, :, tooth].abs().max() > 1e-2
+    branch = slice(layout.offsets[1], layout.offsets[3])
+    assert (out - exact)[:, :, branch].abs().max() > 1e-2
     rest = [out[:, :, : layout.offsets[1]], exact[:, :, : layout.offsets[1]].float()]
     torch.testing.assert_close(*rest, rtol=1e-4, atol=1e-5)
 
@@ -158,47 +158,47 @@ def test_tables_say_what_the_mask_says(seed: int) -> None:
     size = layout.num_tokens
     tables = make_tables(layout, queries_per_block=8, keys_per_block=16, rows_per_piece=20)
     by_query = torch.zeros(size, size, dtype=torch.int64)
-    for first, stop, causal, begin, end in tables.queries.tolist():
-        for start, limit in tables.seen[begin:end].tolist():
+    for first, stop, causal, begin, end in tables.query_blocks.tolist():
+        for start, limit in tables.key_runs[begin:end].tolist():
             by_query[first:stop, start:limit] += 1
         for row in range(first, stop):
             by_query[row, causal : row + 1] += 1
     assert torch.equal(by_query, dense_mask(layout).long())
 
     by_key = torch.zeros(size, size, dtype=torch.int64)
-    for first, stop, begin, end, _ in tables.keys.tolist():
-        for start, last, limit in tables.seers[begin:end].tolist():
+    for first, stop, begin, end, _ in tables.key_pieces.tolist():
+        for start, last, limit in tables.query_runs[begin:end].tolist():
             for key in range(first, min(stop, limit)):
                 by_key[max(start, key) : last, key] += 1
     assert torch.equal(by_key, dense_mask(layout).long())
 
-    slots = [row[4] for row in tables.keys.tolist() if row[4] >= 0]
+    slots = [row[4] for row in tables.key_pieces.tolist() if row[4] >= 0]
     assert sorted(slots) == list(range(tables.num_slots))
-    for first, stop, begin, end in tables.shared.tolist():
-        own = [row for row in tables.keys.tolist() if row[:2] == [first, stop]]
+    for first, stop, begin, end in tables.shared_keys.tolist():
+        own = [row for row in tables.key_pieces.tolist() if row[:2] == [first, stop]]
         assert sorted(row[4] for row in own) == list(range(begin, end))
 
 
-def test_a_continuation_goes_on_in_its_thoughts_strand() -> None:
-    found = strands(LAYOUTS["comb"])
+def test_a_continuation_goes_on_in_its_thoughts_chain() -> None:
+    found = chains(LAYOUTS["comb"])
     assert [(s.start, s.stop, s.seen) for s in found] == [
         (0, 37, ()),
         (37, 58, ((0, 21),)),
         (58, 66, ((0, 21),)),
     ]
     answer_beside = TreeLayout((10, 4, 3, 5), (-1, 0, 1, 1), (0, 6, 4, 4))
-    assert strands(answer_beside)[-1].seen == ((0, 6), (10, 14))
+    assert chains(answer_beside)[-1].seen == ((0, 6), (10, 14))
 
 
 def test_work_grows_with_what_is_seen_and_not_with_the_square() -> None:
-    """Tiles of the forward: 8 positions with 4 teeth of 32 tokens on a page of 512."""
+    """Tiles of the forward: 8 positions with 4 branches of 32 tokens on a page of 512."""
     positions = [64 * k for k in range(1, 9)]
-    teeth = [p for p in positions for _ in range(4)]
-    layout = TreeLayout((512, *[32] * 32), (-1, *[0] * 32), (0, *teeth))
+    places = [p for p in positions for _ in range(4)]
+    layout = TreeLayout((512, *[32] * 32), (-1, *[0] * 32), (0, *places))
     tables = make_tables(layout, queries_per_block=16, keys_per_block=16)
     computed = 0
-    for _, stop, causal, begin, end in tables.queries.tolist():
-        runs = sum(-(-(b - a) // 16) for a, b in tables.seen[begin:end].tolist())
+    for _, stop, causal, begin, end in tables.query_blocks.tolist():
+        runs = sum(-(-(b - a) // 16) for a, b in tables.key_runs[begin:end].tolist())
         computed += 256 * (runs + -(-(stop - causal) // 16))
     assert computed <= 1.1 * int(dense_mask(layout).sum())
 
@@ -206,7 +206,7 @@ def test_work_grows_with_what_is_seen_and_not_with_the_square() -> None:
 def test_the_check_at_start_passes_and_refuses_a_kernel_that_is_wrong(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(triton_tree, "WIDE", Tiles(64, 64, *[Launch(64, 1, 1)] * 3))
+    monkeypatch.setattr(triton_tree, "FLOAT32_TILES", Tiles(64, 64, *[Launch(64, 1, 1)] * 3))
     arguments = "triton", torch.device("cpu"), torch.float32, 16, 1
     selection.self_check.cache_clear()
     with torch.no_grad():  # as in a rollout

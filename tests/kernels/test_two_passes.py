@@ -16,10 +16,10 @@ LAYOUTS = {
         TreeLayout((20, 9, 6, 4, 1, 2), (-1, 0, 1, 0, 2, 4), (0, 17, 5, 20, 6, 1)),
         3,
     ),
-    "some teeth have none": (TreeLayout((11, 4, 7, 2, 2), (-1, 0, 0, 1, 1), (0, 3, 8, 4, 2)), 3),
+    "some branches have none": (TreeLayout((11, 4, 7, 2, 2), (-1, 0, 0, 1, 1), (0, 3, 8, 4, 2)), 3),
     "roots in both": (TreeLayout((5, 16, 33, 7, 2), (-1, -1, 1, -1, 3), (0, 0, 16, 0, 4)), 3),
 }
-IMPLEMENTATIONS = {"segmented": 1e-6, "dense": 1e-6, "triton": 3e-6, "flex": 3e-6}
+IMPLEMENTATIONS = {"segmented": 1e-6, "dense": 1e-6, "triton": 3e-6}
 
 
 def make(layout: TreeLayout) -> list[torch.Tensor]:
@@ -38,8 +38,7 @@ def test_both_passes_together_are_the_whole(case: str, implementation: str) -> N
     values = make(layout)
     rows = layout.offsets[first]
     passes = TwoPasses(layout, first, implementation=implementation)
-    learns = implementation != "flex"  # no gradients on the CPU
-    leaves = [x[:, :, :rows].clone().requires_grad_(learns) for x in values[:3]]
+    leaves = [x[:, :, :rows].clone().requires_grad_() for x in values[:3]]
     lead = passes.leading(0, *leaves, SCALE)
     with torch.no_grad():
         trail = passes.trailing(0, *(x[:, :, rows:] for x in values[:3]), SCALE)
@@ -49,13 +48,12 @@ def test_both_passes_together_are_the_whole(case: str, implementation: str) -> N
     out = dense_attention(*exact, dense_mask(layout), SCALE)
     found = torch.cat([lead, trail], dim=2)
     assert (found - out).norm() < bound * out.norm()
-    if learns:
-        silent = torch.zeros_like(values[3])
-        silent[:, :, :rows] = values[3][:, :, :rows]
-        wanted = torch.autograd.grad(out, exact, silent.double())
-        gradients = torch.autograd.grad(lead, leaves, values[3][:, :, :rows])
-        for mine, true in zip(gradients, wanted, strict=True):
-            assert (mine - true[:, :, :rows]).norm() < bound * true.norm()
+    silent = torch.zeros_like(values[3])
+    silent[:, :, :rows] = values[3][:, :, :rows]
+    wanted = torch.autograd.grad(out, exact, silent.double())
+    gradients = torch.autograd.grad(lead, leaves, values[3][:, :, :rows])
+    for mine, true in zip(gradients, wanted, strict=True):
+        assert (mine - true[:, :, :rows]).norm() < bound * true.norm()
 
 
 def test_every_layer_has_its_own_keys_and_they_are_given_back() -> None:
@@ -79,16 +77,16 @@ def test_every_layer_has_its_own_keys_and_they_are_given_back() -> None:
 
 @pytest.mark.parametrize("implementation", ["segmented", "dense"])
 def test_asking_segments_alone(implementation: str) -> None:
-    """Whichever segments ask, and with gradients: `asking` is no matter of the two passes."""
+    """Whichever segments have queries, and with gradients, apart from the two passes."""
     for layout, _ in LAYOUTS.values():
         q, k, v, d_out = (x.double() for x in make(layout))
-        for asking in range(len(layout.lengths)):
-            first = layout.offsets[asking]
+        for queries_from in range(len(layout.lengths)):
+            first = layout.offsets[queries_from]
             leaves = [q[:, :, first:].clone(), k.clone(), v.clone()]
             exact = [x.clone().requires_grad_() for x in (q, k, v)]
             for leaf in leaves:
                 leaf.requires_grad_()
-            attend = TreeAttention(layout, implementation=implementation, asking=asking)
+            attend = TreeAttention(layout, implementation=implementation, queries_from=queries_from)
             out = attend(0, *leaves, SCALE)
             wanted = dense_attention(*exact, dense_mask(layout), SCALE)[:, :, first:]
             torch.testing.assert_close(out, wanted, rtol=1e-10, atol=1e-12)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rntp.model import LanguageModel, cast_parameters, load_model
+from rntp.model.head import WEIGHT_FLOAT32
 from rntp.model.packed_weights import MIN_STEPS, packed_weights, packing_pays
 from rntp.model.sharding import checkpoint_activations
 from rntp.model.thought_tree import Reads
@@ -52,8 +53,11 @@ def test_thoughts_and_log_probs_are_equal_to_the_bit(model: LanguageModel) -> No
     for own, other in zip(thoughts_of(packed), thoughts_of(plain), strict=True):
         assert torch.equal(own.sampled_ids, other.sampled_ids)
         assert torch.equal(own.drawn_logprobs, other.drawn_logprobs)
-    # What is left is the head over the pages, which is no layer's forward.
-    assert counted.plain <= len(contexts)  # the head, at the positions of each
+    # What is left is the head, once for the pages' positions and once a token.
+    layers = sum(isinstance(m, nn.Linear) for m in model.hf.modules()) - 1
+    forwards = counted.packed // layers
+    assert counted.packed == forwards * layers > 0
+    assert forwards <= counted.plain <= forwards + len(contexts)
     assert plainly.packed == 0
     assert counted.packed + counted.plain == plainly.plain
 
@@ -115,18 +119,21 @@ def test_weights_that_have_moved_are_packed_again(model: LanguageModel) -> None:
 
 
 def test_layers_are_as_they_were_even_after_an_error(model: LanguageModel) -> None:
-    layers = [m for m in model.hf.modules() if isinstance(m, nn.Linear)]
+    head = model.hf.get_output_embeddings()
+    layers = [m for m in model.hf.modules() if isinstance(m, nn.Linear) and m is not head]
 
     def patched() -> int:
         return sum("forward" in m.__dict__ for m in layers)
 
     def fail(*_: object) -> tuple[int, ...]:
         assert patched() == len(layers)
+        assert torch.equal(vars(head)[WEIGHT_FLOAT32], model.head.float())
         raise KeyError
 
     with pytest.raises(KeyError):
         engine(model, budget=9).sample([context(0)], fail)
     assert patched() == 0
+    assert WEIGHT_FLOAT32 not in vars(head)
 
 
 def test_what_computes_in_its_own_way_is_left_alone(model: LanguageModel) -> None:

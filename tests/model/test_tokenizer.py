@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from rntp.config import Config
 from rntp.data.corpus import open_corpus, open_data
-from rntp.data.manifest import Document, ShardWriter
+from rntp.data.manifest_writer import ShardWriter
+from rntp.data.shard_format import Document
 from rntp.data.stream import ContextStream
 from rntp.data.token_ids import CLOSE, OPEN, from_codes
 from rntp.errors import ConfigError, DataError

@@ -193,7 +193,7 @@ def test_dead_groups_do_not_move_a_whole_step_either(
 
 def test_groups_that_lie_closer_than_usual_are_dropped() -> None:
     """Less than half of the usual 1, and not what is equal to it; nothing is usual at first."""
-    config = config_of("objective.min_group_std=0.5")
+    config = config_of("objective.drop_groups_below=0.5")
     reward = torch.tensor([[0.0, 0, 0], [1, 1, 1.5], [0, 1.5, 0], [0, 3, 0]])
     empty = torch.zeros(4, HORIZON)
     for usual, counted in ((0.0, [True] * 4), (1.0, [False, False, True, True])):
@@ -208,7 +208,7 @@ def test_groups_that_lie_closer_than_usual_are_dropped() -> None:
     advantage, found = credit(broken, empty, config, 1.0)
     assert found.tolist() == [True, False, True, True]
     assert advantage[0].isnan().all()
-    dead = config_of("objective.min_group_std=0.5", "objective.drop_dead_groups=true")
+    dead = config_of("objective.drop_groups_below=0")
     assert credit(reward, empty, dead, 0.0)[1].tolist() == [False, True, True, True]
 
 

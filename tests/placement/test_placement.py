@@ -242,7 +242,7 @@ def test_the_run_goes_from_easy_to_hard_by_ordinal() -> None:
 def test_a_policy_that_follows_the_run_needs_a_length_of_its_own() -> None:
     config = Config.parse(minimal(), ["placement.policy=tiers"])
     choose, flat = placer(config, "tiers", "placement"), torch.ones(100)
-    with pytest.raises(ConfigError, match=r"placement\.ramp_steps"):
+    with pytest.raises(ConfigError, match=r"tiers: \{ramp_steps: N\}"):
         choose(Context(0, "d", torch.zeros(100, dtype=torch.long)), Known(flat, flat))
 
 

@@ -64,7 +64,7 @@ def test_who_does_not_look_does_not_pay(
         ("entropy", [], True),
         ("surprise", [], True),
         ("tiers", [], True),
-        ("random", ["placement.entropy_band=[0.1, 9.0]"], True),
+        ("random", ["placement.band={entropy: [0.1, 9.0]}"], True),
     ],
 )
 def test_which_policies_look(policy: str, bands: list[str], looks: bool) -> None:
@@ -78,10 +78,11 @@ def test_which_policies_look(policy: str, bands: list[str], looks: bool) -> None
 
         nll_L = entropy_L
 
-    config = Config.parse(minimal(), ["data.context_tokens=100", "placement.ramp_steps=4", *bands])
+    ramp = "placement.policy={tiers: {ramp_steps: 4}}"
+    config = Config.parse(minimal(), ["data.context_tokens=100", ramp, *bands])
     watched = Watched()
     chosen = placer(config, policy, "placement")(context(0, 100), watched)
     assert len(chosen) == config.placement.positions_per_doc
     assert watched.looked == looks
-    section = config.placement
-    assert (Bands(section.entropy_band, section.surprise_band) == ANYWHERE) is not bool(bands)
+    band = config.placement.band
+    assert (Bands(band.entropy, band.surprise) == ANYWHERE) is not bool(bands)

@@ -13,7 +13,7 @@ from test_cli import call
 from rntp.config import Config
 from rntp.data import Manifest, ShardWriter
 from rntp.data.corpus import open_corpus
-from rntp.data.manifest import Document
+from rntp.data.shard_format import Document
 from rntp.data.token_ids import from_codes, to_codes
 from rntp.errors import DataError
 from rntp.model.tokenizer import add_marker, decode, encode, tokenizer_digest

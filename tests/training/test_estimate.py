@@ -112,12 +112,14 @@ def test_a_gpu_keeps_larger_chunks_and_the_samplers_storage(
     assert decoding_bytes(config, shape) == 0
     monkeypatch.setattr(estimate, "pick_device", lambda name: torch.device("cuda"))
     branches = config.placement.positions_per_doc * config.thought.thoughts_per_position
-    a_page = 2 * 2 * 6 * (128 + branches * 2000) + 2 * branches * 30
+    # Keys and values of two bytes, logits of four.
+    a_page = 2 * 2 * 6 * (128 + branches * 2000) * 2 + 2 * branches * 30 * 4
     kept = decoding_bytes(config, shape)
-    assert kept == (3 + 2) * a_page * 2  # three pages at once, then two; two bytes a number
-    # Chunks of 4,096 rows instead of 2,048, two of them, of 30 logits, and no packed weights; the
-    # asynchronous saver's buffers are the same on both.
-    assert peak_memory(config, shape) == cpu + kept + 2 * 2048 * 30 * 2 - 2 * 1300
+    assert kept == (3 + 2) * a_page  # three pages at once, then two
+    # Chunks of 4,096 rows instead of 2,048, two of them, of 30 logits, and no packed weights, nor
+    # the head's in float32; the asynchronous saver's buffers are the same on both.
+    packed = 2 * 1300 + 2 * 30 * 10
+    assert peak_memory(config, shape) == cpu + kept + 2 * 2048 * 30 * 4 - packed
 
 
 def test_layers_that_compute_again_keep_their_inputs_and_one_layers_rest() -> None:

@@ -32,7 +32,7 @@ def filled_from(saved: dict[str, dict[str, torch.Tensor]]):
 def test_schedules() -> None:
     constant = Optim(lr=1.0, warmup_steps=3)
     assert [learning_rate(constant, s, 10) for s in (1, 2, 3, 4, 10)] == [0.25, 0.5, 0.75, 1, 1]
-    cosine = Optim(lr=1.0, schedule="cosine", warmup_steps=0, min_lr_fraction=0.2)
+    cosine = Optim(lr=1.0, schedule={"cosine": {"min_lr_fraction": 0.2}}, warmup_steps=0)
     assert learning_rate(cosine, 5, 10) == pytest.approx(0.6)
     assert learning_rate(cosine, 10, 10) == pytest.approx(0.2)
     assert learning_rate(cosine, 99, 10) == pytest.approx(0.2)
@@ -40,7 +40,7 @@ def test_schedules() -> None:
 
 def test_float32_is_plain_adamw() -> None:
     ours, theirs = model(), model()
-    config = Optim(lr=1e-2, weight_decay=0.1, max_grad_norm=1e9, beta2=0.9)
+    config = Optim(lr=1e-2, weight_decay=0.1, max_grad_norm=1e9, betas=(0.9, 0.9))
     optimizer = Optimizer(ours, config, dtype=torch.float32, total_steps=3)
     plain = torch.optim.AdamW(
         [

@@ -53,14 +53,16 @@ def test_fresh_ordinals_come_once_each() -> None:
     some = config(ONE)
     assert [fresh_contexts(some, n) for n in range(5)] == [0, 4, 7, 10, 13]
     assert [fresh_contexts(config(), n) for n in range(4)] == [0, 4, 8, 12]
-    assert some.placement.ramp_steps == 0
+    assert some.placement.policy.get("ramp_steps") == 0
     steps = 10
-    some, plain = (config(*more, "placement.ramp_steps=10") for more in ([ONE], []))
+    some, plain = (
+        config(*more, "placement.policy={tiers: {ramp_steps: 10}}") for more in ([ONE], [])
+    )
     assert progress(some, fresh_contexts(some, steps)) == 1.0
     assert progress(plain, 6) == 6 / (4 * steps)
     # A later visit is as far on as the step that it is made in.
     assert progress(some, FIRST_REPLAY + 3) == 3 / steps
-    two = config("data.replay_docs=2", "placement.ramp_steps=10")
+    two = config("data.replay_docs=2", "placement.policy={tiers: {ramp_steps: 10}}")
     assert progress(two, FIRST_REPLAY + 2 * 3 + 1) == 3 / steps
 
 

@@ -27,13 +27,13 @@ HEAD_CASES: dict[str, tuple[int, int, int, float, float, Shaping]] = {
     "ordinary": (301, 96, 1500, 0.3, 0.7, Shaping()),
     "peaked": (67, 64, 1031, 8.0, 1.0, Shaping()),
     "flat": (67, 64, 1031, 0.001, 1.5, Shaping()),
-    "soft cap, padding, ignored rows": (130, 160, 2050, 0.5, 1.3, Shaping(20.0, 2041, -100)),
+    "soft cap, padding": (130, 160, 2050, 0.5, 1.3, Shaping(20.0, 2041)),
     "one row": (1, 64, 129, 0.3, 1.0, Shaping()),
 }
 
 
 def head(setting: Setting) -> dict[str, Any]:
-    """Log-prob, entropy and both gradients of every implementation against float64."""
+    """Check log-prob, entropy and both gradients of every implementation against float64."""
     errors: dict[str, dict[str, float]] = {}
     names = ["chunked"] if setting.device == "cpu" else ["chunked", "chunked-triton", "triton"]
     for dtype in setting.types:
@@ -51,7 +51,7 @@ def head(setting: Setting) -> dict[str, Any]:
 
 
 def tree(setting: Setting) -> dict[str, Any]:
-    """Output and gradients of tree attention against the oracle in float64."""
+    """Check output and gradients of tree attention against the oracle in float64."""
     names = ["segmented"] if setting.device == "cpu" else ["segmented", "triton"]
     layouts = {**LAYOUTS, "comb": comb(setting.small)}
     errors: dict[str, dict[str, float]] = {}
@@ -68,7 +68,7 @@ def tree(setting: Setting) -> dict[str, Any]:
 
 
 def _styles(setting: Setting) -> str:
-    """Every combination of them, by the checks that a run makes at its first layer of the kind."""
+    """Check every combination, as a run does at its first layer of the kind."""
     if setting.device == "cpu":
         return "not run"
     device = torch.device(setting.device)
@@ -80,25 +80,8 @@ def _styles(setting: Setting) -> str:
     return "as the oracle"
 
 
-def flex(setting: Setting) -> dict[str, Any]:
-    """FlexAttention the same way, and how much a thought of another length compiles: nothing."""
-    if setting.device == "cpu":
-        return {"not run": "FlexAttention has no gradients on the CPU"}
-    from torch._dynamo.utils import counters
-
-    first = _tree(setting, "flex", comb(setting.small), torch.bfloat16, (4, 2, 64))
-    graphs = counters["stats"]["unique_graphs"]
-    shorter = TreeLayout((200, 17, 8, 5, 8), (-1, 0, 1, 0, 3), (0, 50, 17, 150, 5))
-    longer = TreeLayout((200, 16, 8, 19, 8), (-1, 0, 1, 0, 3), (0, 50, 16, 150, 19))
-    _tree(setting, "flex", shorter, torch.bfloat16, (4, 2, 64))
-    between = counters["stats"]["unique_graphs"]
-    _tree(setting, "flex", longer, torch.bfloat16, (4, 2, 64))
-    again = counters["stats"]["unique_graphs"] - between
-    return {"relative errors": first, "graphs": graphs, "graphs of a second length": again}
-
-
 def sampling(setting: Setting) -> dict[str, Any]:
-    """Tokens and log-probs of every implementation against float64, for the same numbers."""
+    """Check tokens and log-probs of every implementation against float64, for the same numbers."""
     found: dict[str, Any] = {}
     rows = 64
     for dtype in setting.types:
@@ -133,7 +116,7 @@ def _head(
     dtype: torch.dtype,
     drop: bool = False,
 ) -> list[Tensor]:
-    """In type `kind`, of operands that `dtype` can hold."""
+    """Compute a case in type `kind`, of operands that `dtype` can hold."""
     rows, width, vocabulary, scale, temperature, shaping = sizes
     generator = torch.Generator().manual_seed(rows)
 
@@ -145,8 +128,6 @@ def _head(
     signs, entropic = values(rows), values(rows) * 0.3
     if rows > 9:
         signs[3:9] = entropic[3:9] = 0  # of a group without a difference
-    if shaping.ignored is not None:
-        targets[::7] = shaping.ignored
     device = setting.device
     leaves = [x.to(device, kind).requires_grad_() for x in (hidden, weight)]
     logprob, entropy, _ = linear_logprob_top1(
@@ -164,7 +145,7 @@ def _head(
 
 
 def _far_rows(setting: Setting) -> str:
-    """Logits whose places do not fit 32 bits."""
+    """Check logits whose places do not fit 32 bits."""
     if setting.tiny or setting.device == "cpu":
         return "not run"
     rows, width, vocabulary = 15_000, 64, 151_936

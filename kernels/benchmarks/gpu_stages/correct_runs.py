@@ -13,14 +13,15 @@ from gpu_stages.setting import Setting
 from rntp.bench.job import Job
 from rntp.bench.run import run
 from rntp.model import LanguageModel, cast_parameters
-from rntp.objective.step import plant, sampler_logp, score
+from rntp.objective.forward import build_tree, forward
+from rntp.objective.rewards_and_advantages import sampler_logp
 from rntp.rollout.engine import InProcessEngine
 from rntp.rollout.sampling import Draw, draw
 from rntp.types import Thought
 
 
 def decode(setting: Setting) -> dict[str, Any]:
-    """Decoding as a graph, in the growing loop, and by a scoring forward."""
+    """Compare decoding as a graph, in the growing loop, and by a scoring forward."""
     model, sizes = setting.small_model(), setting.small
     job = Job(model, sizes)
 
@@ -58,9 +59,10 @@ def decode(setting: Setting) -> dict[str, Any]:
         cast_parameters(model.hf, dtype)
         rollouts = Job(model, setting.small).sample()
         with torch.no_grad():
-            scores = score(model, plant(model, rollouts, setting.small.horizon), temperature=1.0)
+            tree = build_tree(model, rollouts, setting.small.horizon)
+            outputs = forward(model, tree, temperature=1.0)
         sampled = sampler_logp(rollouts)
-        gaps[_name(dtype)] = float((scores.thought_logp_M.cpu() - sampled).abs().mean())
+        gaps[_name(dtype)] = float((outputs.thought_logp_M.cpu() - sampled).abs().mean())
     bound = {"float32": 1e-4, "bfloat16": 0.1}
     for name, gap in gaps.items():
         if not gap <= bound[name]:
@@ -69,7 +71,7 @@ def decode(setting: Setting) -> dict[str, Any]:
 
 
 def _differing(growing: list[Thought], fixed: list[Thought]) -> str:
-    """How many, of how many. Raises AssertionError if that is not a few."""
+    """Count thoughts that differ: n of N. Raises AssertionError if they are more than a few."""
     different = sum(
         not (torch.equal(a.sampled_ids, b.sampled_ids) and torch.equal(a.answer_ids, b.answer_ids))
         for a, b in zip(growing, fixed, strict=True)
@@ -81,7 +83,7 @@ def _differing(growing: list[Thought], fixed: list[Thought]) -> str:
 
 
 def _ends_soon(close_id: int) -> Draw:
-    """Draws from a model that says this token one time in eight, wherever it is."""
+    """Make draws of a model that says this token one time in eight, wherever it is."""
 
     def from_biased(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         biased = logits.clone()
@@ -93,7 +95,7 @@ def _ends_soon(close_id: int) -> Draw:
 
 @contextmanager
 def _rows_of_forwards(model: LanguageModel) -> Iterator[set[int]]:
-    """Numbers of rows that go through the trunk inside; a graph counts when it is captured."""
+    """Record the numbers of rows that go through the trunk; a graph counts when it is captured."""
     rows: set[int] = set()
     hook = model.hf.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: rows.add(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -105,7 +107,7 @@ def _rows_of_forwards(model: LanguageModel) -> Iterator[set[int]]:
 
 
 def step(setting: Setting) -> dict[str, Any]:
-    """Loss and gradients of a training step against the unshared loop, in both types."""
+    """Check loss and gradients of a step against the unshared loop, in both types."""
     found: dict[str, Any] = {}
     attentions = ["auto"] if setting.device == "cpu" else ["segmented", "triton"]
     for attention in attentions:

@@ -66,7 +66,7 @@ def run_stages(
 
 
 def passed(results: Results) -> bool:
-    """Everything that proves something has run and was right."""
+    """Whether everything that proves something has run and was right."""
     return all(result["status"] == "ok" for result in results if result["proves"])
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from rntp_kernels import TreeLayout
-from rntp_kernels.tree_attention.strands import strands
+from rntp_kernels.tree_attention.chains import chains
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
@@ -30,7 +30,7 @@ class Setting:
 
     @property
     def types(self) -> tuple[torch.dtype, ...]:
-        """That kernels are checked in."""
+        """Types that kernels are checked in."""
         return (torch.float32,) if self.tiny else (torch.bfloat16, torch.float32)
 
     @property
@@ -43,27 +43,27 @@ class Setting:
 
     @property
     def step(self) -> Sizes:
-        """Of the step that is timed against the usual loop."""
+        """Sizes of the step that is timed against the usual loop."""
         if self.tiny:
             return self.small
         return Sizes(context=1024, positions=8, thoughts=8, budget=64, horizon=16, docs=1)
 
     @property
     def small(self) -> Sizes:
-        """Of steps that are compared number by number."""
+        """Sizes of steps that are compared number by number."""
         if self.tiny:
             return Sizes(context=40, positions=2, thoughts=2, budget=4, horizon=3, docs=1)
         return Sizes(context=200, positions=3, thoughts=4, budget=20, horizon=8, docs=2)
 
     @property
     def comb(self) -> Sizes:
-        """Of the page that attention and trunk are timed on."""
+        """Sizes of the page that attention and trunk are timed on."""
         if self.tiny:
             return self.small
         return Sizes(context=2048, positions=16, thoughts=8, budget=128, horizon=32, docs=1)
 
     def small_model(self) -> LanguageModel:
-        """Two layers in float32, with predictions that are far from uniform."""
+        """Make two layers in float32, with predictions that are far from uniform."""
         return self._model(
             vocab_size=1_000,
             hidden_size=64 if self.tiny else 256,
@@ -76,7 +76,7 @@ class Setting:
         )
 
     def model(self) -> LanguageModel:
-        """Qwen3-0.6B's shape in float32."""
+        """Make a model of Qwen3-0.6B's shape in float32."""
         if self.tiny:
             return self.small_model()
         return self._model(
@@ -108,8 +108,8 @@ class Setting:
 
 
 def comb(sizes: Sizes) -> TreeLayout:
-    """The token tree of a page: at every position thoughts with their markers, and behind each a
-    continuation."""
+    """Make the token tree of a page: at every position thoughts with their markers, and behind
+    each a continuation."""
     lengths, parents, attach = [sizes.context], [-1], [0]
     for k in range(sizes.positions):
         position = (2 * k + 1) * (sizes.context - sizes.horizon) // (2 * sizes.positions)
@@ -121,11 +121,11 @@ def comb(sizes: Sizes) -> TreeLayout:
 
 
 def visible_pairs(layout: TreeLayout) -> int:
-    """Pairs of a query and a key that it sees, of one head."""
+    """Count the pairs of a query and a key that it sees, of one head."""
     total = 0
-    for strand in strands(layout):
-        rows = strand.stop - strand.start
-        total += rows * (rows + 1) // 2 + rows * sum(b - a for a, b in strand.seen)
+    for chain in chains(layout):
+        rows = chain.stop - chain.start
+        total += rows * (rows + 1) // 2 + rows * sum(b - a for a, b in chain.seen)
     return total
 
 

@@ -24,7 +24,7 @@ _PLAIN = 2_000_000_000
 
 
 def ceilings(setting: Setting) -> dict[str, Any]:
-    """The fastest matrix product and copy."""
+    """Time the fastest matrix product and copy."""
     device = torch.device(setting.device)
     rates = {
         f"matmul {str(dtype).removeprefix('torch.')}, TFLOP/s": matmul_rate(dtype, device) / 1e12
@@ -39,7 +39,7 @@ def ceilings(setting: Setting) -> dict[str, Any]:
 
 
 def head(setting: Setting) -> dict[str, Any]:
-    """Score alone (2THV), and forward with backward (6THV), of ours and whoever is installed."""
+    """Time scores alone (2THV), and forward with backward (6THV), of all that are installed."""
     found: dict[str, Any] = {}
     for name, (width, vocabulary) in setting.heads.items():
         found[name] = _head(setting, width, vocabulary)
@@ -48,7 +48,7 @@ def head(setting: Setting) -> dict[str, Any]:
 
 
 def sampling(setting: Setting) -> dict[str, Any]:
-    """A token for every branch, from logits that are there: one read of them is the floor."""
+    """Time a draw for every branch, from logits that are there: one read of them is the floor."""
     found: dict[str, Any] = {}
     dtype = torch.float32 if setting.tiny else torch.bfloat16
     names: list[Any] = ["reference"] if setting.device == "cpu" else ["reference", "triton"]
@@ -67,13 +67,13 @@ def sampling(setting: Setting) -> dict[str, Any]:
 
 
 def attention(setting: Setting) -> dict[str, Any]:
-    """Tree attention on a page with all of its thoughts, forward and with backward."""
+    """Time tree attention on a page with all of its thoughts, forward and with backward."""
     layout = comb(setting.comb)
     pairs = visible_pairs(layout)
     found: dict[str, Any] = {"tokens": layout.num_tokens, "visible pairs": pairs}
     dtype = torch.float32 if setting.tiny else torch.bfloat16
     rate = matmul_rate(dtype, torch.device(setting.device))
-    names: list[Any] = ["segmented"] if setting.device == "cpu" else ["triton", "segmented", "flex"]
+    names: list[Any] = ["segmented"] if setting.device == "cpu" else ["triton", "segmented"]
     for model, (heads, kv_heads, head_size) in setting.attentions.items():
         sizes = [(1, n, layout.num_tokens, head_size) for n in (heads, kv_heads, kv_heads, heads)]
         q, k, v, d_out = (torch.randn(s, device=setting.device).to(dtype) for s in sizes)
@@ -110,10 +110,10 @@ def _head(setting: Setting, width: int, vocabulary: int) -> dict[str, Any]:
     flop = 2.0 * rows * width * vocabulary
     rate = matmul_rate(dtype, device)
 
-    def both(name: Any) -> Callable[[], object]:
+    def both(scores: Callable[..., tuple[Tensor, ...]]) -> Callable[[], object]:
         def work() -> None:
             hidden.grad = weight.grad = None
-            logp, entropy, _ = linear_logprob_top1(hidden, weight, targets, implementation=name)
+            logp, entropy, *_ = scores(hidden, weight, targets)
             (signs * logp + 0.01 * entropy).sum().backward()
 
         return work
@@ -134,9 +134,13 @@ def _head(setting: Setting, width: int, vocabulary: int) -> dict[str, Any]:
 
     ours = ["chunked"] if setting.device == "cpu" else ["chunked", "chunked-triton", "triton"]
     scores = {f"rntp {name}": score(name) for name in ours}
-    backward = {f"rntp {name}": both(name) for name in ours if name != "triton"}
+    backward = {
+        f"rntp {name}": both(partial(linear_logprob_top1, implementation=name))
+        for name in ours
+        if name != "triton"
+    }
     if rows * vocabulary <= _PLAIN:
-        backward["plain autograd"] = both("reference")
+        backward["plain autograd"] = both(peers.plain_head)
     others, skipped = peers.heads(hidden, weight, targets, signs)
     backward |= {name: cleared(work) for name, work in others.items()}
     _, entropy, _ = linear_logprob_top1(hidden.detach(), weight.detach(), targets)

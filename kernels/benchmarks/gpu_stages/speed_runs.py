@@ -9,17 +9,17 @@ from rntp.bench.clock import interleaved, matmul_rate
 from rntp.bench.job import Job
 from rntp.bench.run import run
 from rntp.model import cast_parameters
-from rntp.objective.step import plant
+from rntp.objective.forward import build_tree
 from rntp.training.estimate import Shape
 
 
 def trunk(setting: Setting) -> dict[str, Any]:
-    """Forward and backward of all layers on the tokens of a page's tree, each counted once."""
+    """Time forward and backward of all layers on a page's tree, each token counted once."""
     model = setting.model()
     dtype = torch.float32 if setting.tiny else torch.bfloat16
     cast_parameters(model.hf, dtype)
     job = Job(model, setting.comb)
-    tree = plant(model, tuple(job.rollouts), setting.comb.horizon).tree
+    tree = build_tree(model, tuple(job.rollouts), setting.comb.horizon).tree
 
     def work() -> None:
         model.hf.zero_grad(set_to_none=True)
@@ -56,7 +56,7 @@ def trunk(setting: Setting) -> dict[str, Any]:
 
 
 def decode(setting: Setting) -> dict[str, Any]:
-    """Sampling a step's thoughts, against transformers' `generate`."""
+    """Time sampling a step's thoughts, against transformers' `generate`."""
     found = _bench("rollout", setting)
     tokens = found["facts"]["sampled tokens"]
     for provider in found["providers"].values():
@@ -65,7 +65,7 @@ def decode(setting: Setting) -> dict[str, Any]:
 
 
 def step(setting: Setting) -> dict[str, Any]:
-    """Sampling, scoring and gradients, against the usual loop."""
+    """Time sampling, scoring and gradients, against the usual loop."""
     return _bench("step", setting)
 
 

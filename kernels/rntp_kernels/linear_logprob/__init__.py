@@ -2,10 +2,9 @@
 
     linear_logprob(hidden [N, H], weight [V, H], targets [N]) -> (logprob [N], entropy [N])
 
-Both outputs are differentiable and float32 (float64 for float64 operands), in nats. The boundary
-is deliberate: policy gradients, clipping, KL and entropy terms are plain PyTorch on [N] vectors.
-A loss that is a sum over rows can be handed in (`linear_logprob_loss`); then each chunk's gradient
-is formed while its logits are there, which saves a quarter of the matrix products.
+Both outputs are differentiable and float32 (float64 for float64 operands), in nats, and so are the
+logits that they come from. The boundary is deliberate: policy gradients, clipping, KL and entropy
+terms are plain PyTorch on [N] vectors.
 
 No implementation uses atomics or filters gradients: equal inputs give equal bits.
 """
@@ -13,18 +12,17 @@ No implementation uses atomics or filters gradients: equal inputs give equal bit
 import torch
 from torch import Tensor
 
-from rntp_kernels.linear_logprob.chunked import ChunkedLoss, PerTokenLoss
+from rntp_kernels.linear_logprob.projection import float32_logits
 from rntp_kernels.linear_logprob.reference import linear_logprob_reference
 from rntp_kernels.linear_logprob.rows import Shaping
-from rntp_kernels.linear_logprob.selection import Implementation, choose, compute, how
+from rntp_kernels.linear_logprob.selection import Implementation, choose, compute
 
 __all__ = [
     "Implementation",
-    "PerTokenLoss",
     "Shaping",
     "default_chunk_rows",
+    "float32_logits",
     "linear_logprob",
-    "linear_logprob_loss",
     "linear_logprob_reference",
     "linear_logprob_top1",
 ]
@@ -43,7 +41,7 @@ def linear_logprob(
     chunk_rows: int | None = None,
     implementation: Implementation = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """See `linear_logprob_top1`, of which this returns the first two."""
+    """Compute log-prob and entropy: the first two that `linear_logprob_top1` returns."""
     logprob, entropy, _ = linear_logprob_top1(
         hidden,
         weight,
@@ -69,12 +67,11 @@ def linear_logprob_top1(
     drop_zero_rows: bool | None = None,
     implementation: Implementation = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log softmax(hidden @ weight.T / temperature)[targets], entropy and arg-max, each [N].
+    """Compute log softmax(hidden @ weight.T / temperature)[targets], entropy and arg-max, each [N].
 
     hidden: [N, H]. weight: [V, H], same float type. targets: int64 [N], each in [0, V) and no
-    padding, or the ignored one. bias: [V], of the same type, added to the products. temperature:
-    one number, or a float tensor [N]. shaping: scale and soft cap (before the temperature), padding
-    of the vocabulary, ignored rows.
+    padding. bias: [V], of the same type, added to the products. temperature: one number, or a float
+    tensor [N]. shaping: scale and soft cap (before the temperature), padding of the vocabulary.
     chunk_rows: rows whose logits are held at a time; see `default_chunk_rows`.
     drop_zero_rows: the backward leaves out rows whose upstream gradients are both zero (thoughts of
     groups without a difference, scores that only rewards use); gradients are equal to rounding.
@@ -82,8 +79,9 @@ def linear_logprob_top1(
     implementation: see `rntp_kernels.linear_logprob.selection`. All but `reference` hold the logits
     of two chunks at most, and compute those of all chunks but the last again in the backward.
 
-    The operands' matmul runs at library speed with float32 accumulation; statistics, outputs and
-    the accumulation of the weight's gradient over chunks are float32 or better.
+    Matrix products run at library speed on the operands as they are; logits, statistics, outputs
+    and the sum of the weight's gradient over chunks are float32 or better. The gradient of the
+    logits is rounded to the operands' type before it is multiplied.
 
     Raises ValueError for shapes or types that do not fit, RuntimeError for a kernel that fails
     its check against the reference on this device.
@@ -96,57 +94,22 @@ def linear_logprob_top1(
     return compute(chosen, hidden, weight, targets, inverse, shaping, rows, drop_zero_rows, bias)
 
 
-def linear_logprob_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    loss: PerTokenLoss,
-    *,
-    bias: Tensor | None = None,
-    temperature: float | Tensor = 1.0,
-    shaping: Shaping = _PLAIN,
-    chunk_rows: int | None = None,
-    implementation: Implementation = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(sum of the per-token losses, log-probs [N], entropies [N]); the sum is differentiable.
-
-    loss: (rows, their log-probs, their entropies) -> losses of those rows [n], in plain PyTorch;
-    called once a chunk. Whatever else it needs (advantages, masks) it takes by `rows`. It may not
-    depend on parameters in another way. Ignored rows come as zeros, and pass no gradient.
-
-    6·N·H·V FLOP for forward and backward, against 8 of `linear_logprob` for many chunks; same
-    gradients.
-    Raises as `linear_logprob_top1`; ValueError, too, for a loss that is not one value a row.
-    """
-    inverse = _inverse_temperature(hidden, weight, targets, temperature)
-    chosen = choose(hidden, weight, implementation, bias)
-    if chosen == "reference":
-        logprob, entropy, _ = linear_logprob_reference(
-            hidden, weight, targets, inverse, shaping, bias
-        )
-        losses = loss(slice(0, len(targets)), logprob, entropy)
-        return losses.sum(), logprob.detach(), entropy.detach()
-    means = how(chosen, chunk_rows or default_chunk_rows(hidden.device))
-    shaping, inverse = shaping.without_scale(inverse)
-    return ChunkedLoss.apply(hidden, weight, bias, targets, inverse, loss, shaping, means)
-
-
 def _inverse_temperature(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float | Tensor
 ) -> Tensor:
-    """1/temperature, [N] in the type of the outputs; checks the operands."""
+    """Compute 1/temperature, [N] in the type of the outputs, and check the operands."""
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"shapes do not fit: hidden {hidden.shape}, weight {weight.shape}")
     if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
         raise ValueError(f"targets must be int64 [{hidden.shape[0]}], not {targets.shape}")
     if hidden.dtype != weight.dtype:
         raise ValueError(f"hidden is {hidden.dtype}, weight is {weight.dtype}")
-    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    temperature = torch.as_tensor(temperature, dtype=wide, device=hidden.device)
+    kind = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    temperature = torch.as_tensor(temperature, dtype=kind, device=hidden.device)
     return (1.0 / temperature).expand(targets.shape)
 
 
 def default_chunk_rows(device: torch.device) -> int:
-    """Rows whose logits are held at a time: the weight's gradient is read and written once a
-    chunk, which a faster device feels sooner."""
+    """Say how many rows' logits, 4 bytes each, are held at a time: the weight's gradient is read
+    and written once a chunk, which a faster device feels sooner."""
     return 4096 if device.type == "cuda" else 2048

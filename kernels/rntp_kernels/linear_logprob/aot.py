@@ -5,7 +5,7 @@ from rntp_kernels.linear_logprob import triton_forward, triton_rows
 
 
 def variants() -> dict[str, Variant]:
-    """By name: the kernels with and without soft cap, in bfloat16."""
+    """List the kernels by name, with and without soft cap, for bfloat16 operands."""
     found: dict[str, Variant] = {}
     floats = ("inverse_ptr", "highest_ptr", "total_ptr", "weighted_ptr", "own_ptr")
     forward = {
@@ -18,7 +18,7 @@ def variants() -> dict[str, Variant]:
         "soft_cap": "fp32",
     }
     statistics = {
-        "logits_ptr": "*bf16",
+        "logits_ptr": "*fp32",
         "target_ptr": "*i64",
         **dict.fromkeys(("inverse_ptr", "logprob_ptr", "entropy_ptr", "lse_ptr"), "*fp32"),
         "top1_ptr": "*i64",
@@ -26,7 +26,8 @@ def variants() -> dict[str, Variant]:
         "soft_cap": "fp32",
     }
     gradient = {
-        "logits_ptr": "*bf16",
+        "logits_ptr": "*fp32",
+        "gradient_ptr": "*bf16",
         "target_ptr": "*i64",
         **dict.fromkeys(
             ("inverse_ptr", "entropy_ptr", "lse_ptr", "g_logprob_ptr", "g_entropy_ptr"), "*fp32"

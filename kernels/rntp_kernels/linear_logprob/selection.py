@@ -15,8 +15,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from rntp_kernels.choice import has_triton, interpreted, require_agreement, wanted
-from rntp_kernels.linear_logprob.chunked import ChunkedLinearLogprob, How
+from rntp_kernels.choice import has_triton, interpreted, requested, require_agreement
+from rntp_kernels.linear_logprob.chunked import ChunkedLinearLogprob, KernelConfig
 from rntp_kernels.linear_logprob.reference import linear_logprob_reference
 from rntp_kernels.linear_logprob.rows import Shaping
 
@@ -31,8 +31,12 @@ _FUSED_WIDTH = 768
 def choose(
     hidden: Tensor, weight: Tensor, asked: Implementation, bias: Tensor | None = None
 ) -> Implementation:
-    """A name other than `auto`. Raises ValueError for one that does not exist or cannot run."""
-    name: Implementation = wanted(asked, OVERRIDE, get_args(Implementation))  # type: ignore[assignment]
+    """Pick an implementation other than `auto`.
+
+    Raises ValueError for one that does not exist or cannot run here, RuntimeError for one that
+    fails its check.
+    """
+    name: Implementation = requested(asked, OVERRIDE, get_args(Implementation))  # type: ignore[assignment]
     if name == "auto":
         name = _fastest(hidden, weight, bias)
     elif name == "triton" and bias is not None:
@@ -44,14 +48,16 @@ def choose(
     return name
 
 
-def how(name: Implementation, chunk_rows: int, drop_zero_rows: bool = False) -> How:
-    """What an implementation in chunks works with."""
+def kernel_config(
+    name: Implementation, chunk_rows: int, drop_zero_rows: bool = False
+) -> KernelConfig:
+    """Name the kernels that an implementation in chunks works with."""
     if "triton" not in name:
-        return How(chunk_rows, drop_zero_rows=drop_zero_rows)
+        return KernelConfig(chunk_rows, drop_zero_rows=drop_zero_rows)
     from rntp_kernels.linear_logprob import triton_forward, triton_rows
 
     scores = triton_forward.forward if name == "triton" else None
-    return How(chunk_rows, triton_rows, scores, drop_zero_rows)
+    return KernelConfig(chunk_rows, triton_rows, scores, drop_zero_rows)
 
 
 def compute(
@@ -65,13 +71,13 @@ def compute(
     drop_zero_rows: bool = False,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-prob, entropy and arg-max by one implementation."""
+    """Compute log-prob, entropy and arg-max by one implementation."""
     if name == "reference":
         return linear_logprob_reference(hidden, weight, targets, inverse_temperature, shaping, bias)
-    means = how(name, chunk_rows, drop_zero_rows)
+    config = kernel_config(name, chunk_rows, drop_zero_rows)
     shaping, inverse_temperature = shaping.without_scale(inverse_temperature)
     return ChunkedLinearLogprob.apply(
-        hidden, weight, bias, targets, inverse_temperature, shaping, means
+        hidden, weight, bias, targets, inverse_temperature, shaping, config
     )
 
 
@@ -111,8 +117,8 @@ def self_check(name: Implementation, device: torch.device, dtype: torch.dtype) -
 def _fastest(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Implementation:
     if not hidden.is_cuda or hidden.dtype == torch.float64 or not has_triton():
         return "chunked"
-    learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    if not learns and hidden.shape[1] <= _FUSED_WIDTH and bias is None:
+    requires_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    if not requires_grad and hidden.shape[1] <= _FUSED_WIDTH and bias is None:
         return "triton"
     return "chunked-triton"
 

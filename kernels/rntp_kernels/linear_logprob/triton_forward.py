@@ -99,7 +99,7 @@ def forward(
     tile: dict[str, int] | None = None,
     shares: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-prob, entropy, log-sum-exp (float32 nats) and arg-max, each [N].
+    """Compute log-prob, entropy, log-sum-exp (float32 nats) and arg-max, each [N].
 
     shares: pieces of the vocabulary; by default enough programs to fill the device.
     """
@@ -151,7 +151,7 @@ def forward(
 def merge(
     highest: Tensor, total: Tensor, weighted: Tensor, own: Tensor, chosen: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Statistics of shares, [shares, N] each, into log-prob, entropy, log-sum-exp, arg-max [N].
+    """Merge statistics of shares, [shares, N], into log-prob, entropy, log-sum-exp, arg-max [N].
 
     own: the target's logit in the share that has it, 0 in the others.
     """
@@ -167,7 +167,7 @@ def merge(
 
 
 def _programs(device: torch.device) -> int:
-    """Programs that keep the device busy: two a multiprocessor."""
+    """Count the programs that keep the device busy: two a multiprocessor."""
     if device.type != "cuda":
         return 4
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count

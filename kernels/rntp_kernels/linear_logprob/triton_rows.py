@@ -1,6 +1,6 @@
 """Row kernels of `rows` in Triton: one pass for the statistics, one in place for the gradient.
 
-float32 arithmetic on logits of any float type; no atomics, so results do not depend on timing.
+float32 arithmetic on float32 logits; no atomics, so results do not depend on timing.
 """
 
 import torch
@@ -16,7 +16,7 @@ _WARPS = 8
 
 @triton.jit
 def scaled(x, inverse, soft_cap, CAPPED: tl.constexpr):
-    """Raw logits -> logits of the softmax, float32."""
+    """Shape raw logits for the softmax, in float32."""
     x = x.to(tl.float32)
     if CAPPED:
         x = soft_cap * (2.0 / (1.0 + tl.exp(-2.0 * x / soft_cap)) - 1.0)
@@ -88,6 +88,7 @@ def statistics_kernel(
 @triton.jit
 def gradient_kernel(
     logits_ptr,
+    gradient_ptr,
     target_ptr,
     inverse_ptr,
     entropy_ptr,
@@ -104,11 +105,11 @@ def gradient_kernel(
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < vocabulary
-    place = logits_ptr + row * stride + columns
+    place = row * stride + columns
     inverse = tl.load(inverse_ptr + row)
     g_logprob = tl.load(g_logprob_ptr + row)
     g_entropy = tl.load(g_entropy_ptr + row)
-    x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(logits_ptr + place, mask=inside, other=0.0).to(tl.float32)
     logp = scaled(x, inverse, soft_cap, CAPPED) - tl.load(lse_ptr + row)
     p = tl.exp(logp)
     surprise = tl.where(p > 0, logp, 0.0) + tl.load(entropy_ptr + row)
@@ -118,13 +119,14 @@ def gradient_kernel(
         capped = 2.0 / (1.0 + tl.exp(-2.0 * x / soft_cap)) - 1.0
         gradient *= 1.0 - capped * capped
     gradient = tl.where(inside, gradient, 0.0)  # padding has none
-    tl.store(place, gradient.to(logits_ptr.dtype.element_ty), mask=columns < columns_of_all)
+    gradient = gradient.to(gradient_ptr.dtype.element_ty)
+    tl.store(gradient_ptr + place, gradient, mask=columns < columns_of_all)
 
 
 def statistics(
     logits: Tensor, targets: Tensor, inverse_temperature: Tensor, shaping: Shaping
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `rows.statistics`, not differentiable."""
+    """Compute what `rows.statistics` does, not differentiable."""
     num_rows, columns = logits.shape
     logits = logits.contiguous()
     logprob, entropy, lse = (
@@ -159,14 +161,18 @@ def logit_gradient(
     g_logprob: Tensor,
     g_entropy: Tensor,
     shaping: Shaping,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """As `rows.logit_gradient`; overwrites the logits."""
+    """Compute what `rows.logit_gradient` does; in other memory where the type is another, since
+    programs that share a row would write over what others have yet to read."""
     num_rows, columns = logits.shape
     logits = logits.contiguous()
+    found = logits if dtype == logits.dtype else torch.empty_like(logits, dtype=dtype)
     block = min(_BLOCK, triton.next_power_of_2(columns))
     if num_rows:
         gradient_kernel[(num_rows, triton.cdiv(columns, block))](
             logits,
+            found,
             targets.contiguous(),
             inverse_temperature.float().contiguous(),
             entropy.contiguous(),
@@ -181,9 +187,9 @@ def logit_gradient(
             BLOCK=block,
             num_warps=_WARPS,
         )
-    return logits
+    return found
 
 
 def vocabulary(columns: int, shaping: Shaping) -> int:
-    """Columns that are not padding."""
+    """Count the columns that are not padding."""
     return columns if shaping.vocabulary is None else min(columns, shaping.vocabulary)

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from rntp_kernels.choice import has_triton, interpreted, wanted
+from rntp_kernels.choice import has_triton, interpreted, requested
 from rntp_kernels.sampling.reference import sample_reference
 
 __all__ = ["Implementation", "sample", "sample_reference"]
@@ -39,7 +39,7 @@ def sample(
     Raises ValueError for an implementation that does not exist or cannot run here, RuntimeError
     for one that fails its check against the reference.
     """
-    name = wanted(implementation, OVERRIDE, get_args(Implementation))
+    name = requested(implementation, OVERRIDE, get_args(Implementation))
     able = has_triton() and logits.dtype != torch.float64
     if name == "auto":
         name = "triton" if able and logits.is_cuda else "reference"

@@ -5,10 +5,10 @@ from rntp_kernels.sampling import triton_sampling as kernels
 
 
 def variants() -> dict[str, Variant]:
-    """By name, for a vocabulary of 151,936 in bfloat16."""
+    """List the kernels by name, for float32 logits of a vocabulary of 151,936."""
     sizes = {**dict.fromkeys(("stride", "vocabulary", "parts"), "i32"), "inverse": "fp32"}
     statistics = dict.fromkeys(("highest_ptr", "total_ptr"), "*fp32")
-    block = {"logits_ptr": "*bf16", **statistics, **sizes}
+    block = {"logits_ptr": "*fp32", **statistics, **sizes}
     token = {
         **block,
         "uniform_ptr": "*fp64",

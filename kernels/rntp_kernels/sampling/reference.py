@@ -12,7 +12,7 @@ _ROWS = 4
 def sample_reference(
     logits: Tensor, uniforms: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """See `rntp_kernels.sampling.sample`.
+    """Sample as `rntp_kernels.sampling.sample` says.
 
     First the block of tokens in which the uniform number falls, then the token. All sums are in
     float64, so that no token of a large vocabulary loses its share to rounding, nor one beside a
@@ -36,7 +36,7 @@ def sample_reference(
 
 
 def _block_sums(p: Tensor) -> Tensor:
-    """[N, V] -> float64 [N, blocks], the last of which may be shorter."""
+    """Sum blocks of columns: [N, V] -> float64 [N, blocks], the last of which may be shorter."""
     blocks, rest = divmod(p.shape[1], _BLOCK)
     sums = p.new_empty(len(p), blocks + (rest > 0), dtype=torch.float64)
     for own, some in zip(sums.split(_ROWS), p.split(_ROWS), strict=True):
@@ -48,8 +48,8 @@ def _block_sums(p: Tensor) -> Tensor:
 
 
 def _find(ends: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The first of the running sums, float64 [N, n], that is greater than wanted, float64 [N, 1],
-    and how far into it that lies; [N, 1] both.
+    """Find the first of the running sums, float64 [N, n], that is greater than wanted, float64
+    [N, 1], and how far into its share that lies; [N, 1] both.
 
     What rounding has put beyond the last sum counts as just below it: a share of 0 is never found.
     """

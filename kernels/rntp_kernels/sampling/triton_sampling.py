@@ -17,7 +17,7 @@ _WARPS = 4
 def block_kernel(
     logits_ptr, highest_ptr, total_ptr, stride, vocabulary, parts, inverse, BLOCK: tl.constexpr
 ):
-    """Maximum m and Σ exp(z − m) of a block of a row."""
+    """Compute maximum m and Σ exp(z − m) of a block of a row."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     columns = part * BLOCK + tl.arange(0, BLOCK)
@@ -75,7 +75,7 @@ def token_kernel(
 def sample_triton(
     logits: Tensor, uniforms: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """See `rntp_kernels.sampling.sample`; for logits of 16 or 32 bits."""
+    """Sample as `rntp_kernels.sampling.sample` says, from logits of 16 or 32 bits."""
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     rows, vocabulary = logits.shape
     parts = triton.cdiv(vocabulary, BLOCK)

@@ -12,8 +12,8 @@ STYLED = ", windows and soft caps"
 
 
 def variants() -> dict[str, Variant]:
-    """By name: forward, both halves of the backward, decoding; bfloat16, heads of 64 and 128; as
-    they are, and with a window and a soft cap (decoding with sinks, too)."""
+    """List by name: forward, both halves of the backward, decoding; bfloat16, heads of 64 and 128;
+    as they are, and with a window and a soft cap (decoding with sinks, too)."""
     found: dict[str, Variant] = {}
     for head, tiles in TILES.items():
         launches: dict[str, tuple[Any, Any, int, int]] = {
@@ -70,8 +70,15 @@ def variants() -> dict[str, Variant]:
 
 
 def _types(names: list[str], constants: dict[str, int]) -> dict[str, str]:
-    """By what an argument is called."""
-    tables = {"blocks_ptr", "seen_ptr", "pieces_ptr", "seers_ptr", "shared_ptr", "positions_ptr"}
+    """Give arguments their types, by what they are called."""
+    tables = {
+        "blocks_ptr",
+        "key_runs_ptr",
+        "pieces_ptr",
+        "query_runs_ptr",
+        "shared_ptr",
+        "positions_ptr",
+    }
     sums = {"lse_ptr", "delta_ptr", "share_ptr", "highest_ptr", "total_ptr", "part_ptr"}
     places = {"visible_ptr", "places_ptr", "lengths_ptr"}
     found = {}

@@ -12,8 +12,8 @@ from rntp_kernels.tree_attention.tree import TreeAttention
 
 
 def stored(x: Tensor) -> Tensor:
-    """As keys and values are kept: on the CPU not in bfloat16, whose small products are slower
-    there than those of float32, and less exact."""
+    """Cast to the type that keys and values are kept in: on the CPU not bfloat16, whose small
+    products are slower there than those of float32, and less exact."""
     return x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else x
 
 
@@ -111,14 +111,14 @@ class DecodeAttention:
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens that each branch has seen of itself, int64 [D, B]; a copy."""
+        """Number of tokens that each branch has seen of itself, int64 [D, B]; a copy."""
         if self._lengths is None:
             shape = self._documents, self._branches
             return torch.full(shape, self._length, device=self._bias.device)
         return self._lengths.clone()
 
     def advance(self) -> None:
-        """The token that every layer has just seen now belongs to the branches' past."""
+        """Count the token that every layer has just seen to the branches' past."""
         if self._lengths is None or self._own_bias is None:
             self._length += 1
         else:
@@ -126,8 +126,8 @@ class DecodeAttention:
             _show(self._own_bias, self._lengths + 1)
 
     def rewind(self, lengths: Tensor) -> None:
-        """From now on each branch has a past of its own length, int64 [D, B], and its next token
-        takes the place after it; what was decoded beyond is forgotten.
+        """Give each branch a past of its own length, int64 [D, B]: its next token takes the place
+        after it, and what was decoded beyond is forgotten.
 
         Storage is read at its full width from here on, so that a branch does not depend on how
         long the branches beside it are.
@@ -141,7 +141,7 @@ class DecodeAttention:
         _show(self._own_bias, self._lengths + 1)
 
     def narrowed(self, kept: Tensor) -> "DecodeAttention":
-        """The same for some of the branches: int64 [D, B'], as many of each document.
+        """Go on with some of the branches: int64 [D, B'], as many of each document.
 
         They go on in storage of their own, without the gaps, and what this one holds stays as it
         is; with fixed shapes in the same storage, each in its place.
@@ -161,10 +161,10 @@ class DecodeAttention:
             other._values = {layer: _take(x, kept) for layer, x in self._values.items()}
         return other
 
-    def follow(self, wide: "DecodeAttention", kept: Tensor) -> None:
-        """Become `wide.narrowed(kept)` where this one is: fixed shapes, with storage in common, and
-        as many branches."""
-        now = wide.narrowed(kept)
+    def follow(self, wider: "DecodeAttention", kept: Tensor) -> None:
+        """Become `wider.narrowed(kept)` where this one is: fixed shapes, with storage in common,
+        and as many branches."""
+        now = wider.narrowed(kept)
         self._visible.copy_(now._visible)
         self._bias.copy_(now._bias)
         self._places.copy_(now._places)
@@ -223,7 +223,7 @@ class DecodeAttention:
         return out.reshape(1, kv_heads * repeat, documents * branches, v.shape[3])
 
     def _hide_behind(self, window: int, to_doc: Tensor, to_own: Tensor) -> None:
-        """−inf where a key lies `window` positions or more behind the new token; in place.
+        """Set scores to −inf where a key lies `window` positions or more behind the new token.
 
         to_doc: [D, Hkv, B, repeat, slots]. to_own: [D, Hkv, B, repeat, t].
         """
@@ -271,7 +271,7 @@ class DecodeAttention:
         return _take(store[layer], self._places)
 
     def _storage(self, store: dict[int, Tensor], layer: int, new: Tensor) -> Tensor:
-        """Of a layer, [D, Hkv, places, budget, head]; made at its first token."""
+        """Return a layer's storage, [D, Hkv, places, budget, head]; made at its first token."""
         if layer not in store:
             shape = self._documents, new.shape[1], self._stored, self._budget, new.shape[3]
             # Zeros: a place that is read before it is written must not hold a NaN.
@@ -280,12 +280,12 @@ class DecodeAttention:
 
 
 def _take(x: Tensor, kept: Tensor) -> Tensor:
-    """Branches of each document: x [D, heads, B, …], kept int64 [D, B'] -> [D, heads, B', …]."""
+    """Pick branches of each document, kept int64 [D, B']: [D, heads, B, …] -> [D, heads, B', …]."""
     return torch.stack([own.index_select(1, rows) for own, rows in zip(x, kept, strict=True)])
 
 
 def _show(bias: Tensor, visible: Tensor) -> None:
-    """0 for the first `visible` of the last dimension and −inf behind; in place.
+    """Set the first `visible` of the last dimension to 0 and the rest to −inf; in place.
 
     bias: [D, 1, B, n]. visible: int64 [D, B].
     """

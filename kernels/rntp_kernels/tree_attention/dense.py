@@ -8,7 +8,7 @@ from rntp_kernels.tree_attention.style import PLAIN, Style, masked_attention
 
 
 def dense_mask(layout: TreeLayout, window: int | None = None) -> Tensor:
-    """bool [N, N]: row i may attend to column j; see `Style` for the window."""
+    """Make the mask, bool [N, N]: row i may attend to column j; see `Style` for the window."""
     mask = torch.zeros(layout.num_tokens, layout.num_tokens, dtype=torch.bool)
     for segment, length in enumerate(layout.lengths):
         first = layout.offsets[segment]
@@ -26,5 +26,8 @@ def dense_mask(layout: TreeLayout, window: int | None = None) -> Tensor:
 def dense_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, style: Style = PLAIN
 ) -> Tensor:
-    """q [1, Hq, N, D], k [1, Hkv, N, D], v [1, Hkv, N, E], mask bool [N, N] -> [1, Hq, N, E]."""
+    """Attend under a mask, bool [N, N].
+
+    q [1, Hq, N, D], k [1, Hkv, N, D], v [1, Hkv, N, E] -> [1, Hq, N, E].
+    """
     return masked_attention(q, k, v, mask, scale, style)

@@ -32,5 +32,5 @@ class FlashSequences:
 
 
 def is_plain(layout: TreeLayout) -> bool:
-    """No segment hangs at another."""
+    """Whether no segment hangs at another."""
     return all(parent == ROOT for parent in layout.parents)

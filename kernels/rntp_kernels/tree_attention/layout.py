@@ -52,7 +52,7 @@ class TreeLayout:
         return tuple(rows)
 
     def until(self, segment: int) -> "TreeLayout":
-        """The segments before this one, which hang at none of the others."""
+        """Keep the segments before this one, which hang at none of the others."""
         return TreeLayout(self.lengths[:segment], self.parents[:segment], self.attach[:segment])
 
     @property
@@ -68,7 +68,8 @@ class TreeLayout:
         return tuple(starts)
 
     def position_ids(self) -> Tensor:
-        """int64 [N]; a branch goes on where it hangs, so rotary embeddings are unchanged."""
+        """List position ids, int64 [N]; a branch goes on where it hangs, so that rotary embeddings
+        are unchanged."""
         return torch.cat(
             [
                 torch.arange(start, start + length)
@@ -76,21 +77,14 @@ class TreeLayout:
             ]
         )
 
-    def predecessor(self, segment: int) -> int:
-        """Row whose output predicts the segment's first token, or -1 if nothing precedes it."""
-        parent, attach = self.parents[segment], self.attach[segment]
-        if parent == ROOT:
-            return -1
-        return self.offsets[parent] + attach - 1 if attach else self.predecessor(parent)
-
     def lineage(self, segment: int) -> Iterator[tuple[int, int]]:
-        """(ancestor, how many of its tokens the segment sees), nearest first."""
+        """List ancestors, nearest first, with how many of their tokens the segment sees."""
         while self.parents[segment] != ROOT:
             yield self.parents[segment], self.attach[segment]
             segment = self.parents[segment]
 
     def unshared(self, segment: int) -> Tensor:
-        """Rows, int64, of the plain sequence that ends with the segment: all ancestors, then it."""
+        """List the rows, int64, of the plain sequence that ends with the segment."""
         pieces = [(segment, self.lengths[segment]), *self.lineage(segment)]
         return torch.cat(
             [torch.arange(self.offsets[s], self.offsets[s] + n) for s, n in reversed(pieces)]

@@ -17,7 +17,7 @@ from rntp_kernels.tree_attention.style import PLAIN, Style, masked_attention
 
 
 @dataclass(frozen=True)
-class Tooth:
+class BranchGroup:
     """The B subtrees, padded to n tokens each, that hang at one point of a root.
 
     root: which root. prefix: [start, stop) of its tokens that they see. mask: bool
@@ -31,18 +31,18 @@ class Tooth:
 
 @dataclass(frozen=True)
 class Plan:
-    """The stream cut into pieces: the roots, then the teeth, each B·n rows.
+    """The stream cut into pieces: the roots, then the groups, each B·n rows.
 
-    keys, queries: the rows of the pieces, which are the same where every token asks. order: int64,
-    where the pieces' outputs hold each row that asks, in the order of the stream; None if they
-    already are in it, without padding. bands: of each root, the mask of its window, bool [n, n];
-    None where no window is shorter than the root.
+    keys, queries: the rows of the pieces, which are the same where every token is a query. order:
+    int64, where the pieces' outputs hold each query, in the order of the stream; None if they
+    already are in it, without padding. window_masks: of each root, the mask of its window, bool
+    [n, n]; None where no window is shorter than the root.
     """
 
     keys: "Pieces"
     queries: "Pieces"
-    bands: tuple[Tensor | None, ...]
-    teeth: tuple[Tooth, ...]
+    window_masks: tuple[Tensor | None, ...]
+    groups: tuple[BranchGroup, ...]
     order: Tensor | None
 
 
@@ -57,85 +57,89 @@ class Pieces:
 
     @classmethod
     def of(cls, rows: list[Tensor], stream: int) -> "Pieces":
-        """stream: its number of rows."""
+        """Collect pieces of a stream; stream: its number of rows."""
         gather = torch.cat(rows)
         in_place = torch.equal(gather, torch.arange(stream))
         return cls(tuple(map(len, rows)), None if in_place else gather)
 
     def cut(self, x: Tensor) -> tuple[Tensor, ...]:
-        """[1, heads, N, D] -> a tensor a piece. One gather and one split for all of them: their
-        backward is one pass over the stream each, where that of a slice a piece would fill the
-        whole stream with zeros for every one."""
+        """Cut [1, heads, N, D] into a tensor a piece.
+
+        One gather and one split for all of them: their backward is one pass over the stream each,
+        where that of a slice a piece would fill the whole stream with zeros for every one.
+        """
         gathered = x if self.gather is None else x.index_select(2, self.gather)
         return gathered.split(self.sizes, dim=2)
 
     def to(self, device: torch.device | str) -> "Pieces":
+        """Copy to a device."""
         return Pieces(self.sizes, None if self.gather is None else self.gather.to(device))
 
 
-def make_plan(layout: TreeLayout, asking: int = 0, window: int | None = None) -> Plan:
-    """Group the segments of a layout into roots and teeth.
+def make_plan(layout: TreeLayout, queries_from: int = 0, window: int | None = None) -> Plan:
+    """Group the segments of a layout into roots and the subtrees that hang at one point of them.
 
-    asking: the first segment whose tokens ask; those before it are keys alone. window: see `Style`.
+    queries_from: the first segment whose tokens are queries; those before it are keys alone.
+    window: see `Style`.
     """
-    home: list[tuple[int, int]] = []  # (root, attach) that each segment hangs from, in the end
-    for segment, parent in enumerate(layout.parents):
-        if parent == ROOT:
-            home.append((segment, ROOT))
-        elif layout.parents[parent] == ROOT:
-            home.append((parent, layout.attach[segment]))
-        else:
-            home.append(home[parent])
-    branch: list[int] = []  # the direct child of a root that each segment descends from
-    for segment, parent in enumerate(layout.parents):
-        is_child = parent != ROOT and layout.parents[parent] == ROOT
-        branch.append(segment if parent == ROOT or is_child else branch[parent])
-
-    groups: dict[tuple[int, int], dict[int, list[int]]] = {}
-    for segment, (root, attach) in enumerate(home):
-        if attach != ROOT:
-            groups.setdefault((root, attach), {}).setdefault(branch[segment], []).append(segment)
-
     roots = [s for s, parent in enumerate(layout.parents) if parent == ROOT]
-    first = layout.offsets[asking]  # the first row that asks
+    first = layout.offsets[queries_from]  # the first row that is a query
     keys = [_rows(layout, s) for s in roots]
     queries = [own[own >= first] for own in keys]
     real = [torch.ones(len(own), dtype=torch.bool) for own in queries]
-    teeth = []
-    for (root, attach), subtrees in groups.items():
+    groups = []
+    for (root, attach), subtrees in _subtrees(layout).items():
         own_rows, own_real, mask = _pad(layout, attach, list(subtrees.values()), window)
         # What lies before all of their windows need not be read.
         begin = 0 if window is None else max(0, attach - window + 1)
         mask = mask[..., begin:]
-        # [B, n]: which tokens ask. As many of every subtree: those beyond are any row, for nobody.
-        asks = own_real & (own_rows >= first)
-        most = int(asks.sum(dim=1).max())
+        # [B, n]. As many queries of every subtree: those beyond are any row, for nobody.
+        is_query = own_real & (own_rows >= first)
+        most = int(is_query.sum(dim=1).max())
         if not most:
             continue
-        picked = asks.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+        picked = is_query.int().argsort(dim=1, descending=True, stable=True)[:, :most]
         keys.append(own_rows.flatten())
         queries.append(own_rows.gather(1, picked).clamp_min(first).flatten())
-        real.append(asks.gather(1, picked).flatten())
+        real.append(is_query.gather(1, picked).flatten())
         mask = mask[torch.arange(len(mask))[:, None], :, picked].transpose(1, 2)
-        teeth.append(Tooth(roots.index(root), (begin, attach), mask))
-    asked, places = torch.cat(queries), torch.cat(real).nonzero()[:, 0]
-    order = places[torch.argsort(asked[places])]
-    in_order = torch.equal(order, torch.arange(len(asked)))
+        groups.append(BranchGroup(roots.index(root), (begin, attach), mask))
+    rows, places = torch.cat(queries), torch.cat(real).nonzero()[:, 0]
+    order = places[torch.argsort(rows[places])]
+    in_order = torch.equal(order, torch.arange(len(rows)))
     return Plan(
         keys=Pieces.of(keys, layout.num_tokens),
-        queries=Pieces.of([rows - first for rows in queries], layout.num_tokens - first),
-        bands=tuple(_band(layout.lengths[s], window) for s in roots),
-        teeth=tuple(teeth),
+        queries=Pieces.of([own - first for own in queries], layout.num_tokens - first),
+        window_masks=tuple(_window_mask(layout.lengths[s], window) for s in roots),
+        groups=tuple(groups),
         order=None if in_order else order,
     )
+
+
+def _subtrees(layout: TreeLayout) -> dict[tuple[int, int], dict[int, list[int]]]:
+    """Map each point of a root, (root, tokens of it that are seen), to the subtrees that hang
+    there: segments by the direct child of the root that they descend from."""
+    home: list[tuple[int, int]] = []  # (root, attach) that each segment hangs from, in the end
+    branch: list[int] = []  # the direct child of a root that each segment descends from
+    found: dict[tuple[int, int], dict[int, list[int]]] = {}
+    for segment, parent in enumerate(layout.parents):
+        if parent == ROOT:
+            home.append((segment, ROOT))
+            branch.append(segment)
+            continue
+        is_child = layout.parents[parent] == ROOT
+        home.append((parent, layout.attach[segment]) if is_child else home[parent])
+        branch.append(segment if is_child else branch[parent])
+        found.setdefault(home[segment], {}).setdefault(branch[segment], []).append(segment)
+    return found
 
 
 def segmented_attention(
     q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, style: Style = PLAIN
 ) -> Tensor:
-    """q [1, Hq, M, D], k and v [1, Hkv, N, D] -> [1, Hq, M, D]; equal to `dense_attention`.
+    """Compute `dense_attention` in pieces: q [1, Hq, M, D], k, v [1, Hkv, N, D] -> [1, Hq, M, D].
 
-    M: the tokens that ask, which are the last of the N. The style's window is the plan's.
+    M: the queries, which are the last of the N tokens. The style's window is the plan's.
 
     On the CPU bfloat16 is computed in float32: more exact, and the library's float32 kernel is the
     faster one there (2 cores, 9 heads of 64, forward and backward: 26 ms against 76 ms).
@@ -145,31 +149,32 @@ def segmented_attention(
         q, k, v = q.float(), k.float(), v.float()
     queries, keys, values = plan.queries.cut(q), plan.keys.cut(k), plan.keys.cut(v)
     out = [
-        _causal(queries[i], keys[i], values[i], scale, band, style)
-        for i, band in enumerate(plan.bands)
+        _causal(queries[i], keys[i], values[i], scale, mask, style)
+        for i, mask in enumerate(plan.window_masks)
         if plan.queries.sizes[i]
     ]
-    for i, tooth in enumerate(plan.teeth, start=len(plan.bands)):
-        seen_k, seen_v = (x[tooth.root][:, :, slice(*tooth.prefix)] for x in (keys, values))
+    for i, group in enumerate(plan.groups, start=len(plan.window_masks)):
+        seen_k, seen_v = (x[group.root][:, :, slice(*group.prefix)] for x in (keys, values))
         own = queries[i], keys[i], values[i]
-        out.append(_attend(*own, seen_k, seen_v, tooth.mask, scale, style))
+        out.append(_attend(*own, seen_k, seen_v, group.mask, scale, style))
     packed = torch.cat(out, dim=2)
     return (packed if plan.order is None else packed.index_select(2, plan.order)).to(dtype)
 
 
 def _causal(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, band: Tensor | None, style: Style
+    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, style: Style
 ) -> Tensor:
-    if band is None and style.scores_only:
+    """Attend inside a root; mask: of its window, or None."""
+    if mask is None and style.scores_only:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-    if band is None:
+    if mask is None:
         length = k.shape[2]
-        band = torch.ones(length, length, dtype=torch.bool, device=k.device).tril()
-    return masked_attention(q, k, v, band, scale, style)
+        mask = torch.ones(length, length, dtype=torch.bool, device=k.device).tril()
+    return masked_attention(q, k, v, mask, scale, style)
 
 
-def _band(length: int, window: int | None) -> Tensor | None:
-    """bool [length, length]: causal, as far as the window; None where it does not matter."""
+def _window_mask(length: int, window: int | None) -> Tensor | None:
+    """Make the causal mask of a window, bool [length, length]; None where it does not matter."""
     if window is None or window >= length:
         return None
     return torch.ones(length, length, dtype=torch.bool).tril().triu(1 - window)
@@ -185,8 +190,8 @@ def _attend(
     scale: float,
     style: Style,
 ) -> Tensor:
-    """One tooth: q [1, Hq, B·m, D], k and v [1, Hkv, B·n, D], the prefix [1, Hkv, prefix, D] ->
-    [1, Hq, B·m, D]."""
+    """Attend in one group: q [1, Hq, B·m, D], k and v [1, Hkv, B·n, D], the prefix
+    [1, Hkv, prefix, D] -> [1, Hq, B·m, D]."""
     width = mask.shape[0]
 
     def branches(x: Tensor) -> Tensor:  # -> [B, heads, tokens, D]
@@ -204,7 +209,8 @@ def _attend(
 def _pad(
     layout: TreeLayout, attach: int, subtrees: list[list[int]], window: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of the subtrees of a tooth, int64 [B, n], which of them are real, and the mask."""
+    """Pad the subtrees of a group to one length: their rows, int64 [B, n], which of them are real,
+    and the mask."""
     longest = max(sum(layout.lengths[s] for s in subtree) for subtree in subtrees)
     rows, real, masks = [], [], []
     for subtree in subtrees:
@@ -224,11 +230,12 @@ def _pad(
 
 
 def _rows(layout: TreeLayout, segment: int) -> Tensor:
+    """List a segment's rows, int64."""
     return torch.arange(layout.offsets[segment], layout.offsets[segment + 1])
 
 
 def _subtree_layout(layout: TreeLayout, subtree: list[int]) -> TreeLayout:
-    """The subtree as a tree of its own: its top becomes a root."""
+    """Make the subtree a tree of its own: its top becomes a root."""
     local = {segment: i for i, segment in enumerate(subtree)}
     return TreeLayout(
         lengths=tuple(layout.lengths[s] for s in subtree),

@@ -3,10 +3,9 @@
 dense       A mask over all pairs: the oracle, for tests.
 segmented   Pieces that library kernels know. The CPU, and everything the others do not take.
 triton      Own kernels. CUDA, bfloat16 and float16, heads up to 128 (filled up to a power of two).
-flex        FlexAttention with tables of blocks, compiled for CUDA: where Triton's kernels fail.
 flash       The package flash-attn. CUDA, bfloat16 and float16, plain packed sequences alone.
 
-dense, segmented and triton have windows, soft caps and sinks; flex and flash have none here.
+dense, segmented and triton have windows, soft caps and sinks; flash has none here.
 
 The environment variable RNTP_TREE_ATTENTION overrides `auto`.
 """
@@ -18,11 +17,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from rntp_kernels.choice import has_flash, has_triton, interpreted, require_agreement, wanted
+from rntp_kernels.choice import has_flash, has_triton, interpreted, requested, require_agreement
 from rntp_kernels.tree_attention.layout import TreeLayout
 from rntp_kernels.tree_attention.style import PLAIN, Style
 
-Implementation = Literal["auto", "segmented", "dense", "flex", "triton", "flash"]
+Implementation = Literal["auto", "segmented", "dense", "triton", "flash"]
 OVERRIDE = "RNTP_TREE_ATTENTION"
 HEADS = (16, 32, 64, 128)  # sizes of a head that the kernels take; others are filled up
 _HALVES = (torch.bfloat16, torch.float16)
@@ -31,33 +30,33 @@ _HALVES = (torch.bfloat16, torch.float16)
 def choose(
     asked: Implementation, q: Tensor, k: Tensor, *, plain: bool = False, style: Style = PLAIN
 ) -> Implementation:
-    """A name other than `auto`, for queries [1, Hq, N, D] and keys [1, Hkv, N, D].
+    """Pick an implementation other than `auto`, for queries [1, Hq, N, D] and keys [1, Hkv, N, D].
 
     plain: the layout has no branches. style: what the layer does besides.
 
     Raises ValueError for one that does not exist or cannot run here, RuntimeError for one that
     fails its check against the oracle. `auto` warns, once, where CUDA tensors get no kernel.
     """
-    name = wanted(asked, OVERRIDE, get_args(Implementation))
+    name = requested(asked, OVERRIDE, get_args(Implementation))
     if name == "auto":
         flash = plain and not _obstacle("flash", q, plain=plain, style=style)
         name = "flash" if flash else _fastest(q, style)
     reason = _obstacle(name, q, plain=plain, style=style)
     if reason:
         raise ValueError(f"tree attention {name!r} {reason}; use segmented (see {OVERRIDE})")
-    if name in ("triton", "flex", "flash") and q.is_cuda:
-        does = tuple(x is not None and x is not False for x in style.kind)
-        self_check(name, q.device, q.dtype, q.shape[3], q.shape[1] // k.shape[1], does)
+    if name in ("triton", "flash") and q.is_cuda:
+        features = tuple(x is not None and x is not False for x in style.kind)
+        self_check(name, q.device, q.dtype, q.shape[3], q.shape[1] // k.shape[1], features)
     return name  # type: ignore[return-value]
 
 
 def decode_choice(q: Tensor, k: Tensor, v: Tensor, style: Style = PLAIN) -> str:
-    """`triton` or `segmented` (products of the library) for decoding in fixed shapes, by the same
-    variable. q [1, Hq, N, D], k [1, Hkv, N, D], v [1, Hkv, N, E].
+    """Pick `triton` or `segmented` (products of the library) for decoding in fixed shapes, by the
+    same variable. q [1, Hq, N, D], k [1, Hkv, N, D], v [1, Hkv, N, E].
 
     Raises RuntimeError if the kernels fail their check against the other way.
     """
-    name = wanted("auto", OVERRIDE, get_args(Implementation))
+    name = requested("auto", OVERRIDE, get_args(Implementation))
     if name == "auto":
         name = _fastest(q, style)
     if name != "triton" or _obstacle("triton", q, style=style):
@@ -71,8 +70,8 @@ def decode_choice(q: Tensor, k: Tensor, v: Tensor, style: Style = PLAIN) -> str:
             )
         return "segmented"
     if q.is_cuda:
-        does = tuple(x is not None and x is not False for x in style.kind)
-        check_decode(q.device, q.dtype, q.shape[3], q.shape[1] // k.shape[1], does)
+        features = tuple(x is not None and x is not False for x in style.kind)
+        check_decode(q.device, q.dtype, q.shape[3], q.shape[1] // k.shape[1], features)
     return "triton"
 
 
@@ -82,10 +81,12 @@ def check_decode(
     dtype: torch.dtype,
     head: int,
     repeat: int,
-    does: tuple[bool, ...] = (False, False, False),
+    features: tuple[bool, ...] = (False, False, False),
 ) -> None:
     """Compare a step of the decoding kernels with softmax over a mask, once a process and kind of
-    head. does: whether layers have a window, a soft cap, sinks. Raises RuntimeError if they differ.
+    head.
+
+    features: whether layers have a window, a soft cap, sinks. Raises RuntimeError if they differ.
     """
     from rntp_kernels.tree_attention.triton_decode import decode_step
 
@@ -107,7 +108,7 @@ def check_decode(
         torch.stack([x.index_select(1, at) for x, at in zip(stored, place, strict=True)])
         for stored in (own_k, own_v)
     ]
-    window, soft_cap, has_sinks = does
+    window, soft_cap, has_sinks = features
     sinks = torch.linspace(-1, 2, kv_heads * repeat, device=device).to(dtype)
     style = Style(50 if window else None, 2.0 if soft_cap else None, sinks if has_sinks else None)
     exact, usual = (
@@ -126,8 +127,8 @@ def check_decode(
 
 
 def _plain_decode(tensors: list[Tensor], visible: Tensor, lengths: Tensor, style: Style) -> Tensor:
-    """What `decode_step` computes of its first seven arguments, each branch's own tokens in its
-    place, with all scores in memory and a scale of 0.2."""
+    """Compute `decode_step` of its first seven arguments, each branch's own tokens in its place,
+    with all scores in memory and a scale of 0.2."""
     q, k, v, doc_k, doc_v, own_k, own_v = tensors
     documents, kv_heads, branches, budget, head = own_k.shape
     repeat = q.shape[1] // kv_heads
@@ -179,15 +180,15 @@ def self_check(
     dtype: torch.dtype,
     head: int,
     repeat: int,
-    does: tuple[bool, ...] = (False, False, False),
+    features: tuple[bool, ...] = (False, False, False),
 ) -> None:
     """Compare an implementation with the oracle on a small layout, once a process and kind of head.
 
-    does: whether layers have a window, a soft cap, sinks. Raises RuntimeError if they differ.
+    features: whether layers have a window, a soft cap, sinks. Raises RuntimeError if they differ.
     """
     from rntp_kernels.tree_attention.tree import prepare
 
-    # Longer than a block of keys; teeth that end and hang inside of blocks; a root of its own.
+    # Longer than a block of keys; branches that end and hang inside of blocks; a root of its own.
     layout = TreeLayout((150, 40, 17, 1, 70, 33), (-1, 0, 1, 1, 0, -1), (0, 61, 40, 20, 150, 0))
     if name == "flash":
         layout = TreeLayout((150, 1, 33), (-1, -1, -1), (0, 0, 0))
@@ -195,7 +196,7 @@ def self_check(
     sizes = [(1, heads, layout.num_tokens, head) for heads in (2 * repeat, 2, 2, 2 * repeat)]
     values = [torch.randn(size, generator=generator).to(device, dtype) for size in sizes]
 
-    window, soft_cap, has_sinks = does
+    window, soft_cap, has_sinks = features
     sinks = torch.linspace(-1, 2, 2 * repeat, device=device).to(dtype)
 
     def outcome(chosen: Implementation, kind: torch.dtype) -> list[Tensor]:
@@ -237,15 +238,13 @@ def _warn(reason: str) -> None:
 
 
 def _obstacle(name: str, q: Tensor, *, plain: bool = False, style: Style = PLAIN) -> str:
-    """Why an implementation cannot take these tensors; empty if it can."""
-    if name in ("flex", "flash") and style.kind != PLAIN.kind:
+    """Say why an implementation cannot take these tensors; empty if it can."""
+    if name == "flash" and style.kind != PLAIN.kind:
         return "has no windows, soft caps or sinks here"
     if name == "flash":
         return _flash_obstacle(q, plain)
-    if name in ("triton", "flex") and q.dtype == torch.float64:
+    if name == "triton" and q.dtype == torch.float64:
         return "has no float64"
-    if name == "flex" and not q.is_cuda and torch.is_grad_enabled() and q.requires_grad:
-        return "has no gradients on the CPU"
     if name != "triton":
         return ""
     if not has_triton():

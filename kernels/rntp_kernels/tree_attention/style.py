@@ -32,7 +32,7 @@ class Style:
         return self.soft_cap is None and self.sinks is None
 
     def within(self, longest: int) -> "Style":
-        """The same, without a window that sequences of so many positions do not reach."""
+        """Drop a window that sequences of so many positions do not reach."""
         if self.window is None or self.window < longest:
             return self
         return Style(None, self.soft_cap, self.sinks)
@@ -44,7 +44,9 @@ PLAIN = Style()
 def masked_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, style: Style = PLAIN
 ) -> Tensor:
-    """q [B, Hq, M, D], k [B, Hkv, N, D], v [B, Hkv, N, E], mask bool [.., M, N] -> [B, Hq, M, E].
+    """Attend under a mask, bool [.., M, N].
+
+    q [B, Hq, M, D], k [B, Hkv, N, D], v [B, Hkv, N, E] -> [B, Hq, M, E].
 
     The mask has the window in it. Every row has to see a key. Differentiable, in the sinks as well.
     """

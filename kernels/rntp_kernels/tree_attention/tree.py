@@ -24,8 +24,8 @@ class TreeAttention:
 
     q [1, Hq, N, D], k [1, Hkv, N, D], v [1, Hkv, N, E] -> [1, Hq, N, E], differentiable.
 
-    asking: the first segment whose tokens ask. With it q and the result have the rows of the
-    segments from there on, and k and v still those of all.
+    queries_from: the first segment whose tokens are queries. With it q and the result have the rows
+    of the segments from there on, and k and v still those of all.
 
     implementation: see `rntp_kernels.tree_attention.selection`; what `auto` means depends on the
     first layer's tensors, and is in `implementation` after it; for layers of another style it is
@@ -39,13 +39,13 @@ class TreeAttention:
         device: torch.device | str = "cpu",
         implementation: Implementation = "auto",
         *,
-        asking: int = 0,
+        queries_from: int = 0,
     ) -> None:
         self.layout = layout
         self.device = torch.device(device)
         self.implementation = implementation
         self._asked = implementation
-        self._asking = asking
+        self._queries_from = queries_from
         longest = zip(layout.starts, layout.lengths, strict=True)
         self._longest = max(start + length for start, length in longest)
         self._attend: dict[object, Attend] = {}  # by style and width
@@ -57,10 +57,12 @@ class TreeAttention:
         q, k, v, width = even_widths(q, k, v)
         kind = (*style.kind, q.shape[3])
         if kind not in self._attend:
-            plain = is_plain(self.layout) and not self._asking
+            plain = is_plain(self.layout) and not self._queries_from
             chosen = choose(self._asked, q, k, plain=plain, style=style)
             self.implementation = self.implementation if self._attend else chosen
-            self._attend[kind] = prepare(chosen, self.layout, q, asking=self._asking, style=style)
+            self._attend[kind] = prepare(
+                chosen, self.layout, q, queries_from=self._queries_from, style=style
+            )
         return self._attend[kind](q, k, v, scale, style)[..., :width]
 
 
@@ -83,7 +85,7 @@ class TwoPasses:
         implementation: Implementation = "auto",
     ) -> None:
         self._lead = TreeAttention(layout.until(trailing_from), device, implementation)
-        self._trail = TreeAttention(layout, device, implementation, asking=trailing_from)
+        self._trail = TreeAttention(layout, device, implementation, queries_from=trailing_from)
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
         self._keeps = True
 
@@ -108,47 +110,42 @@ def prepare(
     layout: TreeLayout,
     q: Tensor,
     *,
-    asking: int = 0,
+    queries_from: int = 0,
     style: Style = PLAIN,
 ) -> Attend:
-    """One implementation with its plan on the device of the queries, [1, Hq, N, D].
+    """Make one implementation's plan, on the device of the queries, [1, Hq, N, D].
 
-    asking: see `TreeAttention`. style: of the layers that it is for; calls take theirs, of the same
-    kind.
+    queries_from: see `TreeAttention`. style: of the layers that it is for; calls take theirs, of
+    the same kind.
     """
     if name == "segmented":
-        plan = _to(make_plan(layout, asking, style.window), q.device)
+        plan = _to(make_plan(layout, queries_from, style.window), q.device)
         return lambda q, k, v, scale, style: segmented_attention(q, k, v, plan, scale, style)
-    if asking:
+    if queries_from:
         # Attention over all tokens costs less than a kernel of its own would be worth.
-        silent, everyone = layout.offsets[asking], prepare(name, layout, q, style=style)
-        return lambda q, k, v, scale, style: everyone(
-            F.pad(q, (0, 0, silent, 0)), k, v, scale, style
-        )[:, :, silent:]
+        skipped, attend = layout.offsets[queries_from], prepare(name, layout, q, style=style)
+        return lambda q, k, v, scale, style: attend(
+            F.pad(q, (0, 0, skipped, 0)), k, v, scale, style
+        )[:, :, skipped:]
     if name == "dense":
         mask = dense_mask(layout, style.window).to(q.device)
         return lambda q, k, v, scale, style: dense_attention(q, k, v, mask, scale, style)
-    if name in ("flex", "flash"):
-        plain = _flex(layout, q) if name == "flex" else FlashSequences(layout, q.device)
-        return lambda q, k, v, scale, style: plain(q, k, v, scale)
+    if name == "flash":
+        sequences = FlashSequences(layout, q.device)
+        return lambda q, k, v, scale, style: sequences(q, k, v, scale)
     from rntp_kernels.tree_attention.triton_tree import attend_by_triton, tables_for
 
     tables = tables_for(layout, q, style.window).to(q.device)
     return lambda q, k, v, scale, style: attend_by_triton(q, k, v, tables, scale, style)
 
 
-def _flex(layout: TreeLayout, q: Tensor) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
-    from rntp_kernels.tree_attention.flex import FlexTree
-
-    return FlexTree(layout, q.device)
-
-
 def _to(plan: Plan, device: torch.device | str) -> Plan:
+    """Copy a plan to a device."""
     return replace(
         plan,
         keys=plan.keys.to(device),
         queries=plan.queries.to(device),
-        teeth=tuple(replace(tooth, mask=tooth.mask.to(device)) for tooth in plan.teeth),
+        groups=tuple(replace(group, mask=group.mask.to(device)) for group in plan.groups),
         order=None if plan.order is None else plan.order.to(device),
-        bands=tuple(None if band is None else band.to(device) for band in plan.bands),
+        window_masks=tuple(None if mask is None else mask.to(device) for mask in plan.window_masks),
     )

@@ -48,7 +48,7 @@ def prefix_kernel(
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
 ):
-    """Softmax statistics and weighted values of ROWS queries over one piece of their page.
+    """Compute softmax statistics and weighted values of ROWS queries over a piece of their page.
 
     Rows are branch-major: row r is branch r // repeat with its head r % repeat of the group.
     highest, total: [D · Hkv, pieces, rows]; part: [D · Hkv, pieces, rows, HEAD], float32.
@@ -101,10 +101,28 @@ def prefix_kernel(
 
 @triton.jit
 def capped(s, soft_cap, CAPPED: tl.constexpr):
-    """Scores of base 2."""
+    """Cap scores of base 2."""
     if CAPPED:
         s = soft_cap * (2.0 / (1.0 + tl.exp(-2.0 * s / soft_cap)) - 1.0)
     return s
+
+
+@triton.jit
+def add_own(s, v, highest, total, out):
+    """Add scores [OWN] (base 2, −inf where hidden) and values to a branch's sums so far."""
+    risen = tl.maximum(highest, tl.max(s, axis=0))
+    p = tl.exp2(s - risen)
+    drop = tl.exp2(highest - risen)
+    return risen, total * drop + tl.sum(p, axis=0), out * drop + tl.sum(p[:, None] * v, axis=0)
+
+
+@triton.jit
+def add_piece(top, weights, values, highest, total, out):
+    """Add a piece of the page, its highest score, sum of weights and of values, to a branch's."""
+    risen = tl.maximum(highest, top)
+    drop = tl.exp2(highest - risen)
+    share = tl.exp2(top - risen)
+    return risen, total * drop + weights * share, out * drop + values * share
 
 
 @triton.jit
@@ -143,15 +161,14 @@ def branch_kernel(
     CAPPED: tl.constexpr,
     SINKS: tl.constexpr,
 ):
-    """A branch and a head: its own tokens, the new one, and what the pieces of the page gave.
+    """Attend with a branch's head: to its own tokens, the new one, and the pieces of the page.
 
     places: of each document, that storage has for own tokens.
     """
     row = tl.program_id(0).to(tl.int64)  # document · branches + branch
     head = tl.program_id(1).to(tl.int64)
     kv_heads = tl.num_programs(1) // repeat
-    document, branch = row // branches, row % branches
-    kv_head = head // repeat
+    document, branch, kv_head = row // branches, row % branches, head // repeat
     group = document * kv_heads + kv_head
     d = tl.arange(0, HEAD)
     q = tl.load(q_ptr + head * q_head_stride + row * q_row_stride + d).to(tl.float32) * scale
@@ -174,31 +191,18 @@ def branch_kernel(
         k = tl.load(own_k_ptr + where, mask=inside[:, None], other=0.0).to(tl.float32)
         v = tl.load(own_v_ptr + where, mask=inside[:, None], other=0.0).to(tl.float32)
         s = capped(tl.sum(k * q[None, :], axis=1), soft_cap, CAPPED)
-        s = tl.where(inside, s, float("-inf"))
-        risen = tl.maximum(highest, tl.max(s, axis=0))
-        p = tl.exp2(s - risen)
-        drop = tl.exp2(highest - risen)
-        total = total * drop + tl.sum(p, axis=0)
-        out = out * drop + tl.sum(p[:, None] * v, axis=0)
-        highest = risen
+        highest, total, out = add_own(tl.where(inside, s, float("-inf")), v, highest, total, out)
     slot = group * pieces * branches * repeat + branch * repeat + head % repeat
     for _ in range(0, pieces):
-        top = tl.load(highest_ptr + slot)
-        risen = tl.maximum(highest, top)
-        drop = tl.exp2(highest - risen)
-        share = tl.exp2(top - risen)
-        total = total * drop + tl.load(total_ptr + slot) * share
-        out = out * drop + tl.load(part_ptr + slot * HEAD + d) * share
-        highest = risen
+        values = tl.load(part_ptr + slot * HEAD + d)
+        top, weights = tl.load(highest_ptr + slot), tl.load(total_ptr + slot)
+        highest, total, out = add_piece(top, weights, values, highest, total, out)
         slot += branches * repeat
     if SINKS:
         sink = tl.load(sinks_ptr + head).to(tl.float32) * 1.4426950408889634
-        risen = tl.maximum(highest, sink)
-        drop = tl.exp2(highest - risen)
-        total = total * drop + tl.exp2(sink - risen)
-        out = out * drop
-    place = out_ptr + head * out_head_stride + row * out_row_stride + d
-    tl.store(place, (out / total).to(out_ptr.dtype.element_ty))
+        highest, total, out = add_piece(sink, 1.0, 0.0, highest, total, out)
+    out = (out / total).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + head * out_head_stride + row * out_row_stride + d, out)
     if head % repeat == 0:  # nobody reads this place now
         where = storage + length * HEAD + d
         tl.store(own_k_ptr + where, new_k)
@@ -219,7 +223,9 @@ def decode_step(
     scale: float,
     style: Style = PLAIN,
 ) -> Tensor:
-    """q [1, Hq, D·B, head], k and v [1, Hkv, D·B, head] of the new tokens -> [1, Hq, D·B, head].
+    """Attend from one new token a branch, and store its key and value.
+
+    q [1, Hq, D·B, head], k and v [1, Hkv, D·B, head] of the new tokens -> [1, Hq, D·B, head].
 
     doc_k, doc_v: [D, Hkv, slots, head]. own_k, own_v: [D, Hkv, places, budget, head], to which the
     new token is added at `lengths`. visible, places, lengths: int64 [D, B]; places: where each
@@ -228,42 +234,7 @@ def decode_step(
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     documents, kv_heads, stored, budget, head = own_k.shape
     branches = visible.shape[1]
-    does = style.window or 0, (style.soft_cap or 1.0) * LOG2_E
-    flags = {"WINDOWED": style.window is not None, "CAPPED": style.soft_cap is not None}
-    repeat = q.shape[1] // kv_heads
-    slots, num_rows = doc_k.shape[2], branches * repeat
-    row_tiles = triton.cdiv(num_rows, ROWS)
-    pieces = _pieces(q.device, documents * kv_heads * row_tiles, slots)
-    keys_per_piece = triton.cdiv(triton.cdiv(slots, pieces), KEYS) * KEYS
-    size = documents * kv_heads, pieces, num_rows
-    highest, total = torch.empty(2, *size, dtype=torch.float32, device=q.device)
-    part = torch.empty(*size, head, dtype=torch.float32, device=q.device)
-    prefix_kernel[(documents * kv_heads, row_tiles, pieces)](
-        q,
-        doc_k,
-        doc_v,
-        visible,
-        lengths,
-        highest,
-        total,
-        part,
-        branches,
-        kv_heads,
-        repeat,
-        slots,
-        keys_per_piece,
-        q.stride(1),
-        q.stride(2),
-        scale * LOG2_E,
-        *does,
-        **flags,
-        HEAD=head,
-        ROWS=ROWS,
-        KEYS=KEYS,
-        WIDEN=not q.is_cuda and q.dtype == torch.bfloat16,
-        num_warps=_WARPS,
-        num_stages=_STAGES if q.element_size() == 2 else 1,  # what fits into shared memory
-    )
+    highest, total, part = _attend_prefix(q, doc_k, doc_v, visible, lengths, scale, style)
     out = q.new_empty(1, documents * branches, q.shape[1], head).transpose(1, 2)
     branch_kernel[(documents * branches, q.shape[1])](
         q,
@@ -280,13 +251,13 @@ def decode_step(
         out,
         branches,
         stored,
-        repeat,
+        q.shape[1] // kv_heads,
         budget,
-        pieces,
+        highest.shape[1],
         *(x.stride(dim) for x in (q, k, v, out) for dim in (1, 2)),
         scale * LOG2_E,
-        *does,
-        **flags,
+        *_window_and_cap(style),
+        **_flags(style),
         SINKS=style.sinks is not None,
         HEAD=head,
         OWN=OWN,
@@ -295,8 +266,66 @@ def decode_step(
     return out
 
 
+def _attend_prefix(
+    q: Tensor,
+    doc_k: Tensor,
+    doc_v: Tensor,
+    visible: Tensor,
+    lengths: Tensor,
+    scale: float,
+    style: Style,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute each piece's maximum and total [D · Hkv, pieces, rows], and values [.., head]."""
+    documents, kv_heads, slots, head = doc_k.shape
+    branches = visible.shape[1]
+    repeat = q.shape[1] // kv_heads
+    num_rows = branches * repeat
+    row_tiles = triton.cdiv(num_rows, ROWS)
+    pieces = _pieces(q.device, documents * kv_heads * row_tiles, slots)
+    size = documents * kv_heads, pieces, num_rows
+    highest, total = torch.empty(2, *size, dtype=torch.float32, device=q.device)
+    part = torch.empty(*size, head, dtype=torch.float32, device=q.device)
+    prefix_kernel[(documents * kv_heads, row_tiles, pieces)](
+        q,
+        doc_k,
+        doc_v,
+        visible,
+        lengths,
+        highest,
+        total,
+        part,
+        branches,
+        kv_heads,
+        repeat,
+        slots,
+        triton.cdiv(triton.cdiv(slots, pieces), KEYS) * KEYS,
+        q.stride(1),
+        q.stride(2),
+        scale * LOG2_E,
+        *_window_and_cap(style),
+        **_flags(style),
+        HEAD=head,
+        ROWS=ROWS,
+        KEYS=KEYS,
+        WIDEN=not q.is_cuda and q.dtype == torch.bfloat16,
+        num_warps=_WARPS,
+        num_stages=_STAGES if q.element_size() == 2 else 1,  # what fits into shared memory
+    )
+    return highest, total, part
+
+
+def _window_and_cap(style: Style) -> tuple[int, float]:
+    """Write window and soft cap (of base 2) as the kernels take them."""
+    return style.window or 0, (style.soft_cap or 1.0) * LOG2_E
+
+
+def _flags(style: Style) -> dict[str, bool]:
+    """Say what the kernels are compiled for."""
+    return {"WINDOWED": style.window is not None, "CAPPED": style.soft_cap is not None}
+
+
 def _pieces(device: torch.device, programs: int, slots: int) -> int:
-    """Pieces of a page that keep the device busy: two programs a multiprocessor."""
+    """Count the pieces of a page that keep the device busy: two programs a multiprocessor."""
     wanted = 4
     if device.type == "cuda":
         wanted = 2 * torch.cuda.get_device_properties(device).multi_processor_count

@@ -41,7 +41,8 @@ class Tiles:
     key_gradient: Launch
 
     def forward_of(self, styled: bool) -> Launch:
-        """styled: with a window and a soft cap, whose registers do not suffice for longer steps."""
+        """Pick the forward's launch; styled: with a window and a soft cap, whose registers do not
+        suffice for longer steps."""
         return replace(self.forward, step=min(64, self.forward.step)) if styled else self.forward
 
 
@@ -50,18 +51,18 @@ TILES = {
     128: Tiles(64, 128, Launch(64, 4, 3), Launch(32, 4, 3), Launch(32, 8, 3)),
 }
 # Three products of TF32 each, for checks: what fits into shared memory, at any speed.
-WIDE = Tiles(64, 64, Launch(64, 4, 1), Launch(32, 4, 1), Launch(32, 4, 1))
+FLOAT32_TILES = Tiles(64, 64, Launch(64, 4, 1), Launch(32, 4, 1), Launch(32, 4, 1))
 
 
 def tiles_for(x: Tensor) -> Tiles:
-    """For queries or keys [1, heads, N, D]: by their type and D."""
+    """Pick the tiles for queries or keys [1, heads, N, D], by their type and D."""
     if x.dtype == torch.float32:
-        return WIDE
+        return FLOAT32_TILES
     return TILES[128] if x.shape[3] > 64 else TILES[64]
 
 
 def tables_for(layout: TreeLayout, q: Tensor, window: int | None = None) -> Tables:
-    """The layout's tables for queries like these, on the CPU."""
+    """Make the layout's tables for queries like these, on the CPU."""
     tiles = tiles_for(q)
     return make_tables(
         layout, queries_per_block=tiles.queries, keys_per_block=tiles.keys, window=window
@@ -71,7 +72,7 @@ def tables_for(layout: TreeLayout, q: Tensor, window: int | None = None) -> Tabl
 def attend_by_triton(
     q: Tensor, k: Tensor, v: Tensor, tables: Tables, scale: float, style: Style = PLAIN
 ) -> Tensor:
-    """As `dense_attention`, for heads of any width up to that of the widest kernel.
+    """Compute what `dense_attention` does, for heads as wide as the widest kernel's, or narrower.
 
     The style's window is that of the tables.
     """
@@ -110,14 +111,14 @@ class TritonTree(torch.autograd.Function):
         out = q.new_empty(1, rows, heads, head).transpose(1, 2)
         lse = torch.empty(heads, rows, dtype=torch.float32, device=q.device)
         launch = tiles.forward_of(tables.window is not None and soft_cap is not None)
-        kernels.forward_kernel[(heads, len(tables.queries))](
+        kernels.forward_kernel[(heads, len(tables.query_blocks))](
             q,
             k,
             v,
             out,
             lse,
-            tables.queries,
-            tables.seen,
+            tables.query_blocks,
+            tables.key_runs,
             rows,
             heads // k.shape[1],
             *_strides(q, k, v, out),
@@ -142,80 +143,10 @@ class TritonTree(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, sinks = ctx.saved_tensors
-        tables, scale = ctx.tables, ctx.scale
-        style = _style(tables, ctx.soft_cap)
         d_out = _rows_in_order(d_out)
-        tiles, flags = tiles_for(q), _flags(q, tables, ctx.soft_cap)
-        heads, rows, head = q.shape[1:]
-        kv_heads = k.shape[1]
-        delta = torch.empty_like(lse)
-        d_q, d_k, d_v = (torch.empty_like(x) for x in (q, k, v))
-        launch = tiles.query_gradient
-        kernels.query_gradient_kernel[(heads, len(tables.queries))](
-            q,
-            k,
-            v,
-            out,
-            d_out,
-            lse,
-            delta,
-            d_q,
-            tables.queries,
-            tables.seen,
-            rows,
-            heads // kv_heads,
-            *_strides(q, k, v, out, d_out, d_q),
-            scale * LOG2_E,
-            scale,
-            *style,
-            HEAD=head,
-            QUERIES=tiles.queries,
-            KEYS=launch.step,
-            **flags,
-            num_warps=launch.warps,
-            num_stages=launch.stages,
-        )
-        size = max(tables.num_slots, 1), 2, kv_heads, tiles.keys, head
-        shares = torch.empty(size, dtype=torch.float32, device=q.device)
-        launch = tiles.key_gradient
-        kernels.key_gradient_kernel[(kv_heads, len(tables.keys))](
-            q,
-            k,
-            v,
-            d_out,
-            lse,
-            delta,
-            d_k,
-            d_v,
-            shares,
-            tables.keys,
-            tables.seers,
-            rows,
-            heads // kv_heads,
-            *_strides(q, k, v, d_out, d_k, d_v),
-            scale * LOG2_E,
-            scale,
-            *style,
-            HEAD=head,
-            QUERIES=launch.step,
-            KEYS=tiles.keys,
-            **flags,
-            num_warps=launch.warps,
-            num_stages=launch.stages,
-        )
-        if len(tables.shared):
-            part = min(16, tiles.keys)
-            kernels.key_sum_kernel[(kv_heads, len(tables.shared), tiles.keys // part)](
-                shares,
-                d_k,
-                d_v,
-                tables.shared,
-                *_strides(d_k, d_v),
-                HEAD=head,
-                KEYS=tiles.keys,
-                PART=part,
-                num_warps=4,
-            )
+        call = ctx.tables, ctx.scale, ctx.soft_cap
+        d_q, delta = _query_gradient(q, k, v, out, d_out, lse, *call)
+        d_k, d_v = _key_gradient(q, k, v, d_out, lse, delta, *call)
         d_sinks = None
         if sinks is not None:
             share = torch.exp2((sinks.float() * LOG2_E)[:, None] - lse)
@@ -223,22 +154,123 @@ class TritonTree(torch.autograd.Function):
         return d_q, d_k, d_v, None, None, None, d_sinks
 
 
+def _query_gradient(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    d_out: Tensor,
+    lse: Tensor,
+    tables: Tables,
+    scale: float,
+    soft_cap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Compute dQ, and delta = Σ dO · O of each row, float32 [Hq, N]."""
+    tiles = tiles_for(q)
+    launch = tiles.query_gradient
+    d_q, delta = torch.empty_like(q), torch.empty_like(lse)
+    kernels.query_gradient_kernel[(q.shape[1], len(tables.query_blocks))](
+        q,
+        k,
+        v,
+        out,
+        d_out,
+        lse,
+        delta,
+        d_q,
+        tables.query_blocks,
+        tables.key_runs,
+        q.shape[2],
+        q.shape[1] // k.shape[1],
+        *_strides(q, k, v, out, d_out, d_q),
+        scale * LOG2_E,
+        scale,
+        *_style(tables, soft_cap),
+        HEAD=q.shape[3],
+        QUERIES=tiles.queries,
+        KEYS=launch.step,
+        **_flags(q, tables, soft_cap),
+        num_warps=launch.warps,
+        num_stages=launch.stages,
+    )
+    return d_q, delta
+
+
+def _key_gradient(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    d_out: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    tables: Tables,
+    scale: float,
+    soft_cap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Compute dK and dV: blocks of keys in pieces, and then the sums over the pieces."""
+    tiles, (_, kv_heads, _, head) = tiles_for(q), k.shape
+    launch = tiles.key_gradient
+    d_k, d_v = torch.empty_like(k), torch.empty_like(v)
+    size = max(tables.num_slots, 1), 2, kv_heads, tiles.keys, head
+    shares = torch.empty(size, dtype=torch.float32, device=q.device)
+    kernels.key_gradient_kernel[(kv_heads, len(tables.key_pieces))](
+        q,
+        k,
+        v,
+        d_out,
+        lse,
+        delta,
+        d_k,
+        d_v,
+        shares,
+        tables.key_pieces,
+        tables.query_runs,
+        q.shape[2],
+        q.shape[1] // kv_heads,
+        *_strides(q, k, v, d_out, d_k, d_v),
+        scale * LOG2_E,
+        scale,
+        *_style(tables, soft_cap),
+        HEAD=head,
+        QUERIES=launch.step,
+        KEYS=tiles.keys,
+        **_flags(q, tables, soft_cap),
+        num_warps=launch.warps,
+        num_stages=launch.stages,
+    )
+    if len(tables.shared_keys):
+        part = min(16, tiles.keys)
+        kernels.key_sum_kernel[(kv_heads, len(tables.shared_keys), tiles.keys // part)](
+            shares,
+            d_k,
+            d_v,
+            tables.shared_keys,
+            *_strides(d_k, d_v),
+            HEAD=head,
+            KEYS=tiles.keys,
+            PART=part,
+            num_warps=4,
+        )
+    return d_k, d_v
+
+
 def _style(tables: Tables, soft_cap: float | None) -> tuple[Tensor, int, float]:
-    """positions, window and soft cap (of base 2) as the kernels take them."""
+    """Write positions, window and soft cap (of base 2) as the kernels take them."""
     return tables.positions, tables.window or 0, (soft_cap or 1.0) * LOG2_E
 
 
 def _rows_in_order(x: Tensor) -> Tensor:
-    """The kernels take any strides of heads and rows, but whole rows of a head."""
+    """Copy where rows of a head are not whole: kernels take any other strides."""
     return x if x.stride(3) == 1 else x.contiguous()
 
 
 def _strides(*tensors: Tensor) -> list[int]:
+    """List the strides of heads and rows."""
     return [x.stride(dim) for x in tensors for dim in (1, 2)]
 
 
 def _flags(x: Tensor, tables: Tables, soft_cap: float | None) -> dict[str, bool]:
-    """What the kernels are compiled for."""
+    """Say what the kernels are compiled for."""
     return {
         # The interpreter's products of bfloat16 are wrong (triton-lang/triton#4972).
         "WIDEN": not x.is_cuda and x.dtype == torch.bfloat16,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def even_widths(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-    """q, k [.., D] and v [.., E], all padded to the wider of the two, and E."""
+    """Pad q, k [.., D] and v [.., E] to the wider of the two; E comes back with them."""
     own, width = q.shape[-1], v.shape[-1]
     if own < width:
         q, k = (F.pad(x, (0, width - own)) for x in (q, k))

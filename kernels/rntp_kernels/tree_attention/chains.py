@@ -1,4 +1,4 @@
-"""A layout as strands: pieces of the stream that are causal inside and see fixed rows outside."""
+"""A layout as chains: pieces of the stream that are causal inside and see fixed rows outside."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ Rows = tuple[int, int]  # [start, stop) of the stream
 
 
 @dataclass(frozen=True)
-class Strand:
-    """Rows [start, stop): each sees the strand's rows up to itself, and all rows of `seen`.
+class Chain:
+    """Rows [start, stop): each sees the chain's rows up to itself, and all rows of `seen`.
 
     seen: rows of ancestors, in the order of the stream, not empty, apart from each other; all of
     them before `start`.
@@ -20,20 +20,20 @@ class Strand:
     seen: tuple[Rows, ...]
 
 
-def strands(layout: TreeLayout) -> tuple[Strand, ...]:
-    """Cut the stream into strands.
+def chains(layout: TreeLayout) -> tuple[Chain, ...]:
+    """Cut the stream into chains.
 
     A segment that goes on where the one before it ends (a continuation behind its thought) belongs
-    to the same strand: who sees whom is that of one longer segment.
+    to the same chain: who sees whom is that of one longer segment.
     """
-    found: list[Strand] = []
+    found: list[Chain] = []
     for segment, (parent, attach) in enumerate(zip(layout.parents, layout.attach, strict=True)):
         start, stop = layout.offsets[segment], layout.offsets[segment + 1]
         goes_on = parent != ROOT and parent == segment - 1 and attach == layout.lengths[parent]
         if goes_on:
-            found[-1] = Strand(found[-1].start, stop, found[-1].seen)
+            found[-1] = Chain(found[-1].start, stop, found[-1].seen)
         else:
-            found.append(Strand(start, stop, _seen(layout, segment)))
+            found.append(Chain(start, stop, _seen(layout, segment)))
     return tuple(found)
 
 

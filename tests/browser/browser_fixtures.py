@@ -1,7 +1,4 @@
-"""A real browser for the pages: Debian's Chromium, led by Playwright. Both may be missing.
-
-Tests import the fixtures from here: a conftest.py would stand in the way of the one above.
-"""
+"""A real browser for the pages: Debian's Chromium, led by Playwright. Both may be missing."""
 
 import os
 import shutil
@@ -18,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "report"))  # fake_run
 NAMES = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
 
 
-def find_chromium() -> str | None:
+def chromium() -> str | None:
     """RNTP_CHROMIUM, or what is installed."""
     return os.environ.get("RNTP_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
@@ -37,7 +34,7 @@ def browser() -> Iterator[Any]:
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: `make browser-test`"
     )
-    path = find_chromium()
+    path = chromium()
     if path is None:
         pytest.skip("there is no Chromium: apt-get install chromium, or set RNTP_CHROMIUM")
     with playwright.sync_playwright() as started:

@@ -1,0 +1,84 @@
+"""The table of metrics is complete: it has every key that runs write, and no other."""
+
+from pathlib import Path
+
+import pytest
+from conftest import tiny_run, write_corpus
+from plain_models import save_plain
+
+from rntp.config import Config
+from rntp.run.log import read_metrics
+from rntp.run.metric_keys import METRICS, Metric, find
+from rntp.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def written(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """All keys of three runs that between them have every option that makes one."""
+    here = tmp_path_factory.mktemp("metrics")
+    labelled = write_corpus(here / "shards", labelled=True)
+    llama = model_folders["llama"]
+    options: list[tuple[Path, dict]] = [
+        (
+            llama,
+            {
+                "thought": {"answer_tokens": 3},
+                "objective": {
+                    "algorithm": {"clipped_ratio": {"importance_cap": 2.0}},
+                    "epochs_per_rollout": 2,
+                    "kl": {"k3": {"weight": 0.1}},
+                    "entropy_weight": 0.1,
+                    "drop_groups_below": 0,
+                },
+            },
+        ),
+        (
+            llama,
+            {
+                "thought": {"thoughts_per_position": 0},
+                "objective": {"pg_weight": 0, "continuation_weight": 0},
+            },
+        ),
+        (Path(save_plain("mixtral", here / "moe")), {"objective": {"router_weight": 0.01}}),
+    ]
+    found: set[str] = set()
+    for n, (model, changes) in enumerate(options):
+        raw = tiny_run(model, labelled, here / f"run{n}")
+        raw["run"]["steps"] = 1
+        raw["evaluation"] = {"enabled": False}
+        for section, fields in changes.items():
+            raw[section] = {**raw.get(section, {}), **fields}
+        Trainer(Config.parse(raw)).fit()
+        found |= set(read_metrics(here / f"run{n}")[0])
+    return found
+
+
+def test_every_key_of_a_run_is_explained(written: set[str]) -> None:
+    assert {key for key in written if find(key) is None} == set()
+    assert {"group/dead_frac", "moe/load_max", "loss/kl", "answer/ended_frac"} <= written
+
+
+def test_every_explained_key_is_written(written: set[str]) -> None:
+    unused = [m.key for m in METRICS if not any(find(key) == m for key in written)]
+    assert unused == []
+
+
+def test_an_unknown_key_is_not_explained() -> None:
+    for key in ("group/dead", "reward", "reward/a/b", "class/easy", "moe/load_max/1", ""):
+        assert find(key) is None
+
+
+def test_patterns_stand_behind_exact_keys() -> None:
+    mean, scheme = find("reward/mean"), find("reward/worst_token")
+    assert mean is not None
+    assert scheme is not None
+    assert (mean.key, scheme.key) == ("reward/mean", "reward/<scheme>")
+    assert find("class/left_to_think/gain") == find("class/<class>/gain")
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.key)
+def test_an_entry_says_unit_and_meaning(metric: Metric) -> None:
+    assert metric.unit
+    assert metric.meaning.endswith(".")
+    for text in (metric.reading, metric.bad):
+        assert not text or text.endswith((".", "?"))
