@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from torch import Tensor
@@ -17,7 +17,6 @@ from torch import Tensor
 from rntp.config import Config
 from rntp.data import data_digest
 from rntp.data.corpus import open_corpus, open_data
-from rntp.data.live import Live
 from rntp.errors import Preempted
 from rntp.evaluation.during import Evaluations
 from rntp.evaluation.third import check_third
@@ -25,12 +24,11 @@ from rntp.model.opening import open_model
 from rntp.model.packed_weights import packed_weights, packing_pays
 from rntp.objective.loss import loss
 from rntp.objective.passes import Passes
-from rntp.placement.placer import placer
+from rntp.placement.placer import training_placer
 from rntp.rollout import no_check
 from rntp.rollout.interleaved import open_training_engine
 from rntp.run import folder as run_folder
 from rntp.run.log import NoLog, RunLog
-from rntp.run.mirrors import check_installed
 from rntp.runtime import faults
 from rntp.runtime.faults import fault_point
 from rntp.runtime.ranks import SINGLE_RANK, Ranks
@@ -38,18 +36,16 @@ from rntp.runtime.signals import StopRequest
 from rntp.runtime.watchdog import Watchdog
 from rntp.training.estimate import Shape, step_flop
 from rntp.training.followers import Followers
-from rntp.training.greeting import greeting
+from rntp.training.greeting import greeting, pages_read
 from rntp.training.guards import Guards
 from rntp.training.optimizer import Update, open_optimizer
 from rntp.training.phases import Phases
-from rntp.training.preflight import check_disk, check_names, check_placement, recomputes
+from rntp.training.preflight import check_disk, check_placement, check_start, recomputes
 from rntp.training.replay import step_contexts
 from rntp.training.run_state import RunState
 from rntp.training.step_stats import StepStats, context_metrics, update_metrics
 from rntp.training.whole_step import count, rewards_ahead
 from rntp.types import Rollout
-
-Resume = Literal["auto", "never", "must"]
 
 
 class Trainer:
@@ -70,7 +66,7 @@ class Trainer:
         self,
         config: Config,
         *,
-        resume: Resume = "auto",
+        resume: run_folder.Resume = "auto",
         console: Console | None = None,
         stop: StopRequest | None = None,
         ranks: Ranks = SINGLE_RANK,
@@ -80,7 +76,7 @@ class Trainer:
         self.stop = stop or StopRequest()
         self.faults = faults.arm(os.environ)
         fault_point("start")
-        self.changed = self._check_folder(resume)
+        self.changed = check_start(config, resume, ranks)
         manifest = open_data(config, tolerant=True)
         self.model = open_model(config)
         self.corpus = open_corpus(config, manifest, self.model.tokenizer)
@@ -95,13 +91,7 @@ class Trainer:
         self.optimizer = open_optimizer(self.model, config, ranks, recompute=self.recomputes)
         self.packs = self.model.shares and packing_pays(self.model.hf, config.budget_tokens)
         self.engine = open_training_engine(self.model, config)
-        self.place = placer(
-            config,
-            config.placement.policy,
-            "placement",
-            record=self.followers.record,
-            tokenizer=self.model.tokenizer,
-        )
+        self.place = training_placer(config, self.followers.record, self.model.tokenizer)
         check_placement(self.place, self.corpus)
         self.guards = Guards(config, ranks)
         self.state = RunState(
@@ -247,14 +237,6 @@ class Trainer:
         asked = self.passes.ask.num_tokens(stats.rollouts)
         return step_flop(self.config, self.shape, replace(stats.tokens(), asked=asked))
 
-    def _check_folder(self, resume: Resume) -> dict[str, Any]:
-        """Check names and run folder; what is set otherwise than at the last start."""
-        config = self.config
-        check_names(config)
-        check_installed(config)
-        self.ranks.decide(lambda: run_folder.check(config, resume), "start")
-        return self.ranks.decide(lambda: run_folder.changes(config), "start")
-
     def _open_run(self, open_: ExitStack) -> None:
         """Claim the run folder, and open what watches and records."""
         config, ranks = self.config, self.ranks
@@ -288,11 +270,8 @@ class Trainer:
         self.log.begin(done, self.config.run.steps)
 
     def _tell_pages(self) -> None:
-        """Say what became of the pages that were read as they came."""
-        if isinstance(self.corpus.manifest, Live):
-            counts = self.corpus.funnel
-            told = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
-            self.log.message(f"pages read so far: {told}")
+        for line in pages_read(self.corpus):
+            self.log.message(line)
 
     def _evaluate_if_due(self, step: int) -> None:
         self.evaluations.run_if_due(step, self.log, self.phases.poll, self.phases.tell)

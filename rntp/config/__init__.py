@@ -5,7 +5,7 @@ error that names the nearest field. The resolved config is written into every ru
 """
 
 from rntp.config.schema import Config as Config
-from rntp.config.schema import Optim as Optim
-from rntp.config.schema import Pages as Pages
-from rntp.config.schema import Section as Section
-from rntp.config.schema import scheme_label as scheme_label
+from rntp.config.sections import Optim as Optim
+from rntp.config.sections import Pages as Pages
+from rntp.config.sections import Section as Section
+from rntp.config.sections import scheme_label as scheme_label

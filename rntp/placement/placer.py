@@ -61,3 +61,11 @@ def placer(
         )
 
     return place
+
+
+def training_placer(
+    config: Config, record: Record | None, tokenizer: PreTrainedTokenizerBase
+) -> Place:
+    """Positions to train at, by `placement.policy`."""
+    policy = config.placement.policy
+    return placer(config, policy, "placement", record=record, tokenizer=tokenizer)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rntp.config import Config
 from rntp.config import files as config_file
@@ -14,11 +14,12 @@ from rntp.errors import CheckpointError, ConfigError
 from rntp.run.checkpoint import committed
 from rntp.runtime.files import write_text_atomic
 
+Resume = Literal["auto", "never", "must"]
 CONFIG = "config.yaml"
 LOCK = ".lock"
 
 
-def check(config: Config, resume: str, *, same_measures: bool = False) -> None:
+def check(config: Config, resume: Resume, *, same_measures: bool = False) -> None:
     """Refuse a folder that this config cannot start or go on in; creates nothing.
 
     same_measures: refuse it, too, where the run there measures something else (evaluation, shadow

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from rntp.config import Config
 from rntp.data.corpus import Corpus
+from rntp.data.live import Live
 from rntp.model import LanguageModel
 from rntp.run.log import Level
 from rntp.runtime.ranks import Ranks
@@ -56,3 +57,10 @@ def greeting(
     if guards.aside:
         where = config.run.dir / "quarantine"
         yield f"{len(guards.aside)} ordinals are set aside, see {where}", "info"
+
+
+def pages_read(corpus: Corpus) -> Iterator[str]:
+    """Tell what became of the pages of a source that is read as it comes; else nothing."""
+    if isinstance(corpus.manifest, Live):
+        told = ", ".join(f"{name} {count}" for name, count in corpus.funnel.items() if count)
+        yield f"pages read so far: {told}"

@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+from typing import Any
 
 import torch
 
@@ -14,10 +15,23 @@ from rntp.model import LanguageModel
 from rntp.model.routing import balancing_biases
 from rntp.placement import Place
 from rntp.placement.records import RECORDS
+from rntp.run import folder as run_folder
+from rntp.run.mirrors import check_installed
 from rntp.runtime.memory import size, total_bytes
 from rntp.runtime.ranks import SINGLE_RANK, Ranks
 from rntp.training.estimate import Shape, Tokens, checkpoint_bytes, peak_memory
 from rntp.types import Known
+
+
+def check_start(config: Config, resume: run_folder.Resume, ranks: Ranks) -> dict[str, Any]:
+    """Check names, packages and run folder; what is set otherwise than at the last start.
+
+    Raises ConfigError and CheckpointError, each with the remedy; creates nothing.
+    """
+    check_names(config)
+    check_installed(config)
+    ranks.decide(lambda: run_folder.check(config, resume), "start")
+    return ranks.decide(lambda: run_folder.changes(config), "start")
 
 
 def check_names(config: Config) -> None:

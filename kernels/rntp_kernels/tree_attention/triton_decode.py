@@ -167,7 +167,6 @@ def branch_kernel(
     new_k = tl.load(k_ptr + kv_head * k_head_stride + row * k_row_stride + d)
     new_v = tl.load(v_ptr + kv_head * v_head_stride + row * v_row_stride + d)
     length = tl.load(lengths_ptr + row).to(tl.int32)
-
     # The new token sees itself, so that the maximum is finite from here on.
     highest = capped(tl.sum(new_k.to(tl.float32) * q, axis=0), soft_cap, CAPPED)
     total = 1.0
