@@ -40,7 +40,7 @@ class Labels:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class EarlierThought:
     """A thought that stands in a context, before the token at a position of the page.
 
     token_ids: int64 [n], with both markers.
@@ -71,7 +71,7 @@ class Context:
     visit: int = 0
     labels: Labels | None = None
     replay_of: int | None = None
-    seen: tuple[Seen, ...] = ()
+    seen: tuple[EarlierThought, ...] = ()
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]

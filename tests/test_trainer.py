@@ -324,11 +324,14 @@ def test_labels_are_measured_and_placed_by(raw: dict, tmp_path: Path) -> None:
 
 
 def test_an_old_run_folder_goes_on(raw: dict) -> None:
-    """Its config has none of the newer fields; their defaults are what it did."""
+    """Its config has none of the newer fields, whose defaults are what it did, and old names."""
     raw["evaluation"] = {"enabled": False}
     folder = fit(raw, "run.steps=2").config.run.dir
     written = yaml.safe_load((folder / "config.yaml").read_text())
-    del written["baseline"]["decay"]
+    del written["baseline"]["weights"], written["optim"]["betas"], written["objective"]["kl"]
+    written["baseline"] |= {"weights": "current", "decay": 0.99}
+    written["optim"] |= {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "max_skipped_steps": 5}
+    written["objective"] |= {"kl_weight": 0.0, "kl_estimator": "k3", "clip_low": 0.2}
     (folder / "config.yaml").write_text(yaml.safe_dump(written))
     assert len(read_metrics(fit(raw).config.run.dir)) == 4
 

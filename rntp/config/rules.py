@@ -1,8 +1,8 @@
 """What fields of a config have to be to each other: a table, one rule a row.
 
 A broken rule of RULES stops the config with its message, which says what to set; one of WARNINGS is
-told at start. Ranges of single fields stand with the fields (`rntp.config.sections`); what needs more
-than the config to be known is checked at start (`rntp.training.preflight`).
+told at start. Ranges of single fields stand with the fields (`rntp.config.sections`); what needs
+more than the config to be known is checked at start (`rntp.training.preflight`).
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from typing import Self
 
 import numpy as np
 
+from rntp.data.id_set import IdSet
 from rntp.data.manifest import Manifest
-from rntp.data.seen import Seen
 from rntp.data.shard_format import (
     FORMAT,
     ID_PATTERN,
@@ -71,7 +71,7 @@ class ShardWriter:
         self._content: Content = content
         self._with_ids = with_ids
         self._shards: list[ShardFacts] = []
-        self._ids = Seen()
+        self._ids = IdSet()
         self._rows: list[tuple[bytes | int, ...]] = []
         self._tar: tarfile.TarFile | None = None
         if _in_use(self.folder) and not (self.folder / MANIFEST_NAME).is_file():

@@ -8,10 +8,10 @@ import numpy as np
 from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.model.microbatches import microbatches
-from rntp.model.thought_tree import Reads
+from rntp.model.thought_tree import LossReads
 from rntp.objective.forward import build_tree, forward
 from rntp.rollout import Check
-from rntp.rollout.engine import unthought
+from rntp.rollout.engine import without_thoughts
 from rntp.runtime.ranks import SINGLE_RANK, Ranks
 from rntp.types import Context
 
@@ -54,11 +54,13 @@ def _losses(
     model: LanguageModel, contexts: Sequence[Context], config: Config, check: Check
 ) -> Iterator[tuple[str, float]]:
     """Class and loss (nats) of every token but the first of each context."""
-    plain = [unthought(context) for context in contexts]
+    plain = [without_thoughts(context) for context in contexts]
     most = config.parallel.tokens_per_microbatch
     for piece in microbatches(plain, tokens=most, horizon=1, shares=model.shares):
         check()
-        scores = forward(model, build_tree(model, piece, 1, Reads(context=True)), temperature=1.0)
+        scores = forward(
+            model, build_tree(model, piece, 1, LossReads(context=True)), temperature=1.0
+        )
         assert scores.context_logp is not None
         nll = iter((-scores.context_logp).tolist())
         for rollout in piece:

@@ -32,7 +32,7 @@ Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Ingredient:
+class Source:
     """A committed checkpoint, the config of its run, and its facts (`checkpoint.load_state`)."""
 
     path: Path
@@ -59,9 +59,9 @@ def soup(targets: Sequence[Path], out: Path, *, greedy: bool, say: Say) -> dict[
     """
     if out.exists():
         raise ConfigError(f"{out} exists; choose another folder or remove it")
-    ingredients = [open_ingredient(target, say) for target in targets]
+    ingredients = [open_source(target, say) for target in targets]
     check_alike(ingredients, say)
-    kitchen = _Kitchen(ingredients[0].config)
+    kitchen = _Evaluator(ingredients[0].config)
     held_out = kitchen.contexts
     if greedy and len(held_out) < 2:
         raise ConfigError("a greedy soup needs two held-out documents; raise evaluation.docs")
@@ -111,7 +111,7 @@ def average(ingredients: Iterable[Weights]) -> Weights:
     return {name: (tensor / count).to(types[name]) for name, tensor in total.items()}
 
 
-def open_ingredient(target: Path, say: Say) -> Ingredient:
+def open_source(target: Path, say: Say) -> Source:
     """A run folder's newest whole checkpoint, or the checkpoint itself; its hashes are checked."""
     if (target / checkpoint.COMMIT).is_file():
         folder, path = target.resolve().parent.parent, target
@@ -124,10 +124,10 @@ def open_ingredient(target: Path, say: Say) -> Ingredient:
             f"{target} is neither a run folder nor a checkpoint; name RUN_DIR or "
             "RUN_DIR/checkpoints/step_00000010"
         )
-    return Ingredient(path, run_folder.load_config(folder), checkpoint.load_state(path))
+    return Source(path, run_folder.load_config(folder), checkpoint.load_state(path))
 
 
-def check_alike(ingredients: Sequence[Ingredient], say: Say) -> None:
+def check_alike(ingredients: Sequence[Source], say: Say) -> None:
     """Refuse what cannot be averaged, or not be measured on the same held-out pages."""
     if len(ingredients) < 2:
         raise ConfigError("a soup takes two checkpoints or more; name another run or checkpoint")
@@ -165,7 +165,7 @@ def check_alike(ingredients: Sequence[Ingredient], say: Say) -> None:
             )
 
 
-class _Kitchen:
+class _Evaluator:
     """One model in the compute type, whose weights are exchanged to measure each."""
 
     def __init__(self, config: Config) -> None:
@@ -190,7 +190,7 @@ class _Kitchen:
 
 
 def _choose(
-    ingredients: Sequence[Ingredient], kitchen: _Kitchen, contexts: Sequence[Context], say: Say
+    ingredients: Sequence[Source], kitchen: _Evaluator, contexts: Sequence[Context], say: Say
 ) -> list[int]:
     """Numbers of the ingredients that a greedy soup keeps, in order of their own loss."""
 

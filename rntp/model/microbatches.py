@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rntp.model.thought_tree import BRANCHES, Reads, plain_tokens, tree_tokens
+from rntp.model.thought_tree import BRANCHES, LossReads, plain_tokens, tree_tokens
 from rntp.types import Rollout
 
 Batch = tuple[Rollout, ...]
@@ -13,7 +13,7 @@ def microbatches(
     *,
     tokens: int,
     horizon: int,
-    reads: Reads = BRANCHES,
+    reads: LossReads = BRANCHES,
     shares: bool = True,
 ) -> list[Batch]:
     """Consecutive rollouts, `tokens` tokens at most; one too large for that goes alone.

@@ -101,7 +101,7 @@ class TokenTree:
 
 
 @dataclass(frozen=True)
-class Reads:
+class LossReads:
     """What a loss reads besides the sampled tokens.
 
     context: plain next-token prediction on the pages. continuation: continuations with thoughts;
@@ -112,7 +112,7 @@ class Reads:
     continuation: bool = True
 
 
-BRANCHES = Reads()
+BRANCHES = LossReads()
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class ThoughtTree:
     """
 
     tree: TokenTree
-    reads: Reads
+    reads: LossReads
     thought_rows: Tensor
     thought_targets: Tensor
     thought_index: Tensor
@@ -147,7 +147,7 @@ class ThoughtTree:
         think_open_id: int,
         think_close_id: int,
         horizon: int,
-        reads: Reads = BRANCHES,
+        reads: LossReads = BRANCHES,
     ) -> Self:
         """Lay out documents and branches: context ─ thought ─ continuation and answer.
 
@@ -239,7 +239,7 @@ class _Plan:
 
 
 def _list_segments(
-    rollouts: Sequence[Rollout], markers: tuple[int, int], horizon: int, reads: Reads
+    rollouts: Sequence[Rollout], markers: tuple[int, int], horizon: int, reads: LossReads
 ) -> _Plan:
     """List what hangs where. markers: ids of the open and of the close one."""
     plan = _Plan()
@@ -293,7 +293,7 @@ def thought_branch(
     return torch.cat(pieces)
 
 
-def live(rollouts: Sequence[Rollout], live_P: Tensor, reads: Reads) -> list[Rollout]:
+def live(rollouts: Sequence[Rollout], live_P: Tensor, reads: LossReads) -> list[Rollout]:
     """What a loss reads that reads the positions of live_P, bool [P], alone. The first of all where
     it names none, since a backward has to have something."""
     if not live_P.any():
@@ -316,14 +316,14 @@ def live(rollouts: Sequence[Rollout], live_P: Tensor, reads: Reads) -> list[Roll
     return found
 
 
-def tree_tokens(rollout: Rollout, horizon: int, reads: Reads = BRANCHES) -> int:
+def tree_tokens(rollout: Rollout, horizon: int, reads: LossReads = BRANCHES) -> int:
     """Tokens of a rollout's tree: its context once, and every branch."""
     _, page = _page_tokens(rollout, horizon, reads)
     ends = (horizon - 1 + _answer_tokens(t) for group in rollout.thoughts for t in group)
     return page + sum(_thought_lengths(rollout)) + sum(ends)
 
 
-def learning_tokens(rollout: Rollout, horizon: int, reads: Reads) -> int:
+def learning_tokens(rollout: Rollout, horizon: int, reads: LossReads) -> int:
     """Those of them that have gradients."""
     if reads.continuation:
         return tree_tokens(rollout, horizon, reads)
@@ -332,7 +332,7 @@ def learning_tokens(rollout: Rollout, horizon: int, reads: Reads) -> int:
     return page + sum(_branch_tokens(t, reads) + _answer_tokens(t) for t in thoughts)
 
 
-def plain_tokens(rollout: Rollout, horizon: int, reads: Reads = BRANCHES) -> tuple[int, int]:
+def plain_tokens(rollout: Rollout, horizon: int, reads: LossReads = BRANCHES) -> tuple[int, int]:
     """Tokens that a model which shares nothing computes of a rollout's tree, and those of them that
     have gradients: the page, and every branch behind its prefix; see `rntp.model.unshared`."""
     learns, page = _page_tokens(rollout, horizon, reads)
@@ -382,12 +382,12 @@ def unshared_tokens(rollout: Rollout, horizon: int) -> int:
     )
 
 
-def _reads_page(rollout: Rollout, reads: Reads) -> bool:
+def _reads_page(rollout: Rollout, reads: LossReads) -> bool:
     """Whether all tokens of the page are predicted: one with thoughts in it is some bare page."""
     return reads.context and not rollout.context.seen
 
 
-def _page_tokens(rollout: Rollout, horizon: int, reads: Reads) -> tuple[int, int]:
+def _page_tokens(rollout: Rollout, horizon: int, reads: LossReads) -> tuple[int, int]:
     """Tokens of a page that learn, and all those that predict something."""
     if _reads_page(rollout, reads) or not rollout.positions:
         stop = max(len(rollout.context) - 1, 1)
@@ -397,7 +397,7 @@ def _page_tokens(rollout: Rollout, horizon: int, reads: Reads) -> tuple[int, int
     return (stop if reads.continuation else last), stop
 
 
-def _branch_tokens(thought: Thought, reads: Reads) -> int:
+def _branch_tokens(thought: Thought, reads: LossReads) -> int:
     """Tokens of a thought with its markers that learn: without its last where only a continuation
     comes after them."""
     drawn = len(thought.sampled_ids)

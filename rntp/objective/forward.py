@@ -13,13 +13,13 @@ from torch import Tensor
 
 from rntp.model import LanguageModel
 from rntp.model.moe import Routing
-from rntp.model.thought_tree import BRANCHES, Reads, ThoughtTree, Trunk, live
+from rntp.model.thought_tree import BRANCHES, LossReads, ThoughtTree, Trunk, live
 from rntp.objective.quantities import ForwardOutputs
 from rntp.types import Rollout
 
 
 def build_tree(
-    model: LanguageModel, rollouts: Sequence[Rollout], horizon: int, reads: Reads = BRANCHES
+    model: LanguageModel, rollouts: Sequence[Rollout], horizon: int, reads: LossReads = BRANCHES
 ) -> ThoughtTree:
     """The token tree of a microbatch."""
     return ThoughtTree.build(
@@ -92,7 +92,7 @@ def forward_with_gradients(
     known: ForwardOutputs,
     live_P: Tensor,
     horizon: int,
-    reads: Reads,
+    reads: LossReads,
     *,
     temperature: float,
     watch: bool = False,

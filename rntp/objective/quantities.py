@@ -9,15 +9,15 @@ from torch import Tensor
 
 from rntp.config import Config
 from rntp.model.moe import Routing
-from rntp.model.thought_tree import Reads
+from rntp.model.thought_tree import LossReads
 from rntp.objective.rounding import Rounding
 from rntp.types import Rollout
 
 
-def loss_reads(config: Config) -> Reads:
+def loss_reads(config: Config) -> LossReads:
     """What the loss of a run reads."""
     objective = config.objective
-    return Reads(objective.ntp_weight > 0, objective.continuation_weight > 0)
+    return LossReads(objective.ntp_weight > 0, objective.continuation_weight > 0)
 
 
 @dataclass(frozen=True)

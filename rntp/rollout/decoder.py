@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rntp.model import LanguageModel
 from rntp.rollout import Check
-from rntp.rollout.growing import GrowingLoop
-from rntp.rollout.lockstep import Branches, Chance, LockStep
+from rntp.rollout.compacting_batch import CompactingBatch
+from rntp.rollout.static_batch import Branches, StaticBatch, TokenSampler
 from rntp.types import Thought
 
 
@@ -27,7 +27,7 @@ class Decoder:
         model: LanguageModel,
         branches: Branches,
         prefix: PrefixRecorder,
-        chance: Chance,
+        chance: TokenSampler,
         *,
         budget: int,
         answer_tokens: int,
@@ -36,7 +36,7 @@ class Decoder:
         self._model = model
         self._branches = branches
         self._chance = chance
-        self._answer_chance = Chance(
+        self._answer_chance = TokenSampler(
             chance.seed, f"{chance.purpose} answer", chance.temperature, chance.draw
         )
         self._budget = budget
@@ -100,15 +100,15 @@ class Decoder:
         self,
         token_id: int,
         start: Tensor,
-        chance: Chance,
+        chance: TokenSampler,
         budget: int,
         stop_id: int | None,
         check: Check,
     ) -> tuple[Tensor, Tensor]:
-        loop = GrowingLoop(self._model, self._branches, self._attention, chance, stop_id)
+        loop = CompactingBatch(self._model, self._branches, self._attention, chance, stop_id)
         return loop.run(token_id, start, budget, check)
 
-    def _lock_step(self, chance: Chance, budget: int, stop_id: int | None) -> LockStep:
-        return LockStep(
+    def _lock_step(self, chance: TokenSampler, budget: int, stop_id: int | None) -> StaticBatch:
+        return StaticBatch(
             self._model, self._branches, self._attention, chance, budget=budget, stop_id=stop_id
         )

@@ -20,9 +20,9 @@ from rntp.placement import Place
 from rntp.rollout import Check, no_check
 from rntp.rollout.decoder import Decoder
 from rntp.rollout.finish import answered, finish
-from rntp.rollout.lockstep import Branches, Chance
-from rntp.rollout.next_token_stats import LazyOutlook
+from rntp.rollout.next_token_stats import LazyNextTokenStats
 from rntp.rollout.sampling import Draw, always, draw
+from rntp.rollout.static_batch import Branches, TokenSampler
 from rntp.rollout.unshared import UnsharedEngine
 from rntp.types import Context, Rollout, Thought
 
@@ -37,7 +37,7 @@ class InProcessEngine:
     slots: longest context, tokens; storage is always this wide, so that a thought does not depend
     on the contexts beside it. docs_per_batch: contexts decoded together. purpose names the stream
     of random numbers, so that evaluation and training draw apart. fixed_shapes: see
-    `rntp.rollout.lockstep`; by default on CUDA, unless the weights are sharded. pack: see
+    `rntp.rollout.static_batch`; by default on CUDA, unless the weights are sharded. pack: see
     `rntp.model.packed_weights`; by default where it pays.
     """
 
@@ -112,7 +112,9 @@ class InProcessEngine:
                 )
         return rollouts
 
-    def _prefill(self, contexts: Sequence[Context]) -> tuple[PrefixRecorder, list[LazyOutlook]]:
+    def _prefill(
+        self, contexts: Sequence[Context]
+    ) -> tuple[PrefixRecorder, list[LazyNextTokenStats]]:
         """Keys and values of the contexts, and what the model expects of each."""
         device, lengths = self.model.device, tuple(len(c) for c in contexts)
         ids = torch.cat([c.token_ids for c in contexts]).to(device)
@@ -120,7 +122,7 @@ class InProcessEngine:
         position_ids = torch.cat([torch.arange(n) for n in lengths]).to(device)
         hidden = self.model.hidden(ids, position_ids, recorder)
         of_contexts = zip(ids.split(lengths), hidden.split(lengths), strict=True)
-        return recorder, [LazyOutlook(self.model, *of_context) for of_context in of_contexts]
+        return recorder, [LazyNextTokenStats(self.model, *of_context) for of_context in of_contexts]
 
     def _think(
         self,
@@ -187,7 +189,7 @@ class InProcessEngine:
             self.model,
             branches,
             prefix,
-            Chance(self.seed, self.purpose, self.temperature, self.draw),
+            TokenSampler(self.seed, self.purpose, self.temperature, self.draw),
             budget=self.budget,
             answer_tokens=self.answer_tokens,
             fixed=self.fixed_shapes,
@@ -207,10 +209,10 @@ class ReadingEngine:
         policy_version: int = 0,
     ) -> list[Rollout]:
         """One rollout without positions for each context; see `Engine`."""
-        return [unthought(context, policy_version) for context in contexts]
+        return [without_thoughts(context, policy_version) for context in contexts]
 
 
-def unthought(context: Context, policy_version: int = 0) -> Rollout:
+def without_thoughts(context: Context, policy_version: int = 0) -> Rollout:
     """A context without positions."""
     nothing = torch.zeros(0)
     return Rollout(context, (), (), nothing, nothing, policy_version)

@@ -25,7 +25,7 @@ from rntp.placement import Place
 from rntp.rng import uniform
 from rntp.rollout import Check, Engine, no_check
 from rntp.rollout.engine import open_engine
-from rntp.types import Context, NextTokenStats, Rollout, Seen
+from rntp.types import Context, EarlierThought, NextTokenStats, Rollout
 
 
 class InterleavedEngine:
@@ -104,7 +104,7 @@ def splice(context: Context, position: int, branch: Tensor) -> Context:
         context,
         token_ids=torch.cat([ids[:at], branch, ids[at:]]),
         labels=None,
-        seen=(*context.seen, Seen(position, branch)),
+        seen=(*context.seen, EarlierThought(position, branch)),
     )
 
 

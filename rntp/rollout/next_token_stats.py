@@ -9,7 +9,7 @@ from torch import Tensor
 from rntp.model import LanguageModel
 
 
-class LazyOutlook:
+class LazyNextTokenStats:
     """The `NextTokenStats` of one context, computed when somebody looks: the head over a whole
     page costs more than a placement at random is worth.
 

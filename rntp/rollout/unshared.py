@@ -18,9 +18,9 @@ from rntp.model.unshared import FILLING, Ran, grouped, run_plain
 from rntp.placement import Place
 from rntp.rollout import Check, no_check
 from rntp.rollout.finish import answered, finish
-from rntp.rollout.lockstep import Branches, Chance
-from rntp.rollout.next_token_stats import LazyOutlook
+from rntp.rollout.next_token_stats import LazyNextTokenStats
 from rntp.rollout.sampling import Draw, draw
+from rntp.rollout.static_batch import Branches, TokenSampler
 from rntp.types import Context, Rollout, Thought
 
 
@@ -88,8 +88,8 @@ class UnsharedEngine:
         self.budget = budget
         self.answer_tokens = answer_tokens
         self.docs_per_batch = docs_per_batch
-        self._chance = Chance(seed, purpose, temperature, draw)
-        self._answer_chance = Chance(seed, f"{purpose} answer", temperature, draw)
+        self._chance = TokenSampler(seed, purpose, temperature, draw)
+        self._answer_chance = TokenSampler(seed, f"{purpose} answer", temperature, draw)
 
     @torch.no_grad()
     def sample(
@@ -106,7 +106,7 @@ class UnsharedEngine:
             check()
             for context, hidden in zip(batch, self._read(batch), strict=True):
                 ids = context.token_ids.to(self.model.device)
-                next_token = LazyOutlook(self.model, ids, hidden)
+                next_token = LazyNextTokenStats(self.model, ids, hidden)
                 at = place(context, next_token)
                 thoughts = tuple(self._group(context, position, check) for position in at)
                 rollouts.append(
@@ -194,7 +194,7 @@ class UnsharedEngine:
 def _draw(
     decoder: PlainDecoder,
     branches: Branches,
-    chance: Chance,
+    chance: TokenSampler,
     budget: int,
     stop_id: int | None,
     check: Check,

@@ -114,15 +114,15 @@ def test_a_greedy_soup_leaves_out_what_spoils_it(
 
 def test_a_checkpoint_is_an_ingredient_and_twice_is_none(runs: list[Path]) -> None:
     step = runs[0] / "checkpoints" / "step_00000002"
-    found = soup.open_ingredient(step, silent)
+    found = soup.open_source(step, silent)
     assert found.state["step"] == 2
     assert found.config.run.dir.resolve() == runs[0].resolve()
     with pytest.raises(ConfigError, match="named twice"):
-        soup.check_alike([found, soup.open_ingredient(runs[0], silent)], silent)
+        soup.check_alike([found, soup.open_source(runs[0], silent)], silent)
     with pytest.raises(ConfigError, match="two checkpoints or more"):
         soup.check_alike([found], silent)
     with pytest.raises(ConfigError, match="neither a run folder nor a checkpoint"):
-        soup.open_ingredient(runs[0] / "eval", silent)
+        soup.open_source(runs[0] / "eval", silent)
 
 
 @pytest.mark.parametrize(
@@ -154,15 +154,15 @@ def test_what_does_not_go_together_is_refused(
 
 
 def test_another_start_is_warned_about_and_damage_refused(runs: list[Path], tmp_path: Path) -> None:
-    one, two = (soup.open_ingredient(run, silent) for run in runs)
+    one, two = (soup.open_source(run, silent) for run in runs)
     said: list[str] = []
     soup.check_alike([one, two], said.append)
     assert said == []
     raw = yaml.safe_load((runs[1] / "config.yaml").read_text())
-    other = soup.Ingredient(two.path, Config.parse(raw, ["model.spec=elsewhere"]), two.state)
+    other = soup.Source(two.path, Config.parse(raw, ["model.spec=elsewhere"]), two.state)
     soup.check_alike([one, other], said.append)
     assert "seldom average to anything" in said[0]
     broken = shutil.copytree(two.path, tmp_path / "checkpoints" / "step_00000002")
     (broken / "state.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"damaged: state\.json"):
-        soup.open_ingredient(broken, silent)
+        soup.open_source(broken, silent)

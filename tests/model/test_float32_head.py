@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_lockstep import context, engine, place, thoughts_of
+from test_static_batch import context, engine, place, thoughts_of
 
 from rntp.model import LanguageModel, cast_parameters, load_model
 from rntp.rollout.sampling import draw

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ARCHITECTURES
-from test_lockstep import context, engine, place, thoughts_of
+from test_static_batch import context, engine, place, thoughts_of
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -14,7 +14,7 @@ from rntp.model import LanguageModel, cast_parameters, load_model
 from rntp.model.head import WEIGHT_FLOAT32
 from rntp.model.packed_weights import MIN_STEPS, packed_weights, packing_pays
 from rntp.model.sharding import checkpoint_activations
-from rntp.model.thought_tree import Reads
+from rntp.model.thought_tree import LossReads
 from rntp.objective.forward import build_tree, forward
 
 pytestmark = pytest.mark.skipif(
@@ -72,7 +72,7 @@ def test_gradients_are_equal_to_the_bit(model: LanguageModel, recompute: bool) -
     for pack in (False, True):
         model.hf.zero_grad()
         with packed_weights(model.hf) if pack else nullcontext(), Products() as counted:
-            tree = build_tree(model, rollouts, 3, Reads(context=True, continuation=False))
+            tree = build_tree(model, rollouts, 3, LossReads(context=True, continuation=False))
             scores = forward(model, tree, temperature=1.0)
             total = scores.thought_logp_M.sum() + scores.context_logp.square().sum()
             total.backward()

@@ -15,7 +15,7 @@ from test_forward import HORIZON, config_of, uneven
 from rntp.model import LanguageModel, load_model, unshared
 from rntp.model.microbatches import microbatches
 from rntp.model.sharding import checkpoint_activations
-from rntp.model.thought_tree import Reads, TokenTree, plain_tokens
+from rntp.model.thought_tree import LossReads, TokenTree, plain_tokens
 from rntp.model.unshared import grouped, sequences
 from rntp.objective.forward import build_tree, forward, forward_with_gradients
 from rntp.objective.loss import loss
@@ -247,7 +247,7 @@ def test_tokens_are_counted_as_they_are_computed(
 
     monkeypatch.setattr(unshared, "run_plain", counted)
     alone = replace(plain, plain=replace(plain.plain, together=False))
-    reads = Reads(context, continuation)
+    reads = LossReads(context, continuation)
     for some in ([rollouts[0]], rollouts):
         computed.update({True: 0, False: 0})
         build_tree(alone, some, HORIZON, reads).tree.hidden(alone)

@@ -11,7 +11,7 @@ from rntp_kernels.tree_attention import dense_mask
 from rntp.model import LanguageModel, load_model
 from rntp.model.thought_tree import (
     BRANCHES,
-    Reads,
+    LossReads,
     ThoughtTree,
     TokenTree,
     learning_tokens,
@@ -59,7 +59,9 @@ CASES = {
 }
 
 
-def build(rollouts: list[Rollout], reads: Reads = BRANCHES, horizon: int = HORIZON) -> ThoughtTree:
+def build(
+    rollouts: list[Rollout], reads: LossReads = BRANCHES, horizon: int = HORIZON
+) -> ThoughtTree:
     return ThoughtTree.build(
         rollouts, think_open_id=OPEN, think_close_id=CLOSE, horizon=horizon, reads=reads
     )
@@ -228,10 +230,10 @@ def test_token_counts() -> None:
     # Open + sampled: the last of them, or a close marker, predicts the continuation alone.
     learning = (1 + 4) + (1 + 1) + 1 + (1 + 6)
     for reads, page, page_learning in (
-        (Reads(), 11 + HORIZON - 1, None),
-        (Reads(context=True), 19, None),
-        (Reads(continuation=False), 11 + HORIZON - 1, 11),
-        (Reads(context=True, continuation=False), 19, 19),
+        (LossReads(), 11 + HORIZON - 1, None),
+        (LossReads(context=True), 19, None),
+        (LossReads(continuation=False), 11 + HORIZON - 1, 11),
+        (LossReads(context=True, continuation=False), 19, 19),
     ):
         tree = build([rollout], reads).tree
         assert tree_tokens(rollout, HORIZON, reads) == page + branches == tree.layout.num_tokens
@@ -268,7 +270,7 @@ def test_what_does_not_learn_is_computed_the_same_and_has_no_graph(
     rollouts = rollouts[: 2 if len(CASES[case].thoughts[0]) == 2 else 1]
     model = load(model_folders["llama"])
     outcomes = []
-    for reads in (Reads(context), Reads(context, continuation=False)):
+    for reads in (LossReads(context), LossReads(context, continuation=False)):
         tree = build(rollouts, reads, horizon)
         monkeypatch.setenv(
             "RNTP_TREE_ATTENTION", implementation if not reads.continuation else "dense"

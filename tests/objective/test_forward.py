@@ -13,7 +13,7 @@ from rntp import rewards
 from rntp.config import Config
 from rntp.model import LanguageModel, load_model
 from rntp.model.microbatches import microbatches
-from rntp.model.thought_tree import Reads, ThoughtTree, TokenTree, Trunk, learning_tokens, live
+from rntp.model.thought_tree import LossReads, ThoughtTree, TokenTree, Trunk, learning_tokens, live
 from rntp.objective.forward import build_tree, forward, forward_with_gradients
 from rntp.objective.loss import loss
 from rntp.objective.quantities import (
@@ -461,7 +461,7 @@ def test_scores_of_shorter_contexts_use_their_own_rows(
     model: LanguageModel, rollouts: list[Rollout]
 ) -> None:
     with_context = forward(
-        model, build_tree(model, rollouts, HORIZON, Reads(context=True)), temperature=1.0
+        model, build_tree(model, rollouts, HORIZON, LossReads(context=True)), temperature=1.0
     )
     without = forward(model, build_tree(model, rollouts, HORIZON), temperature=1.0)
     torch.testing.assert_close(

@@ -11,7 +11,7 @@ from rntp_kernels.tree_attention import dense_mask
 
 from rntp.model import LanguageModel, load_model
 from rntp.model.thought_tree import (
-    Reads,
+    LossReads,
     learning_tokens,
     thought_branch,
     tree_tokens,
@@ -224,7 +224,7 @@ def test_answers_learn_where_continuations_do_not(model_folders: dict[str, Path]
     model = exact(model_folders["llama"])
     rollouts = engine(model, draw=uneven(model)).sample([context(0), context(1, 17)], place)
     outcomes = []
-    for reads in (Reads(context=True), Reads(context=True, continuation=False)):
+    for reads in (LossReads(context=True), LossReads(context=True, continuation=False)):
         model.hf.zero_grad()
         tree = build_tree(model, rollouts, HORIZON, reads)
         assert tree.tree.num_learning == sum(learning_tokens(r, HORIZON, reads) for r in rollouts)

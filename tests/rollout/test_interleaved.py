@@ -11,7 +11,7 @@ from test_config import minimal
 from rntp.config import Config
 from rntp.errors import ConfigError
 from rntp.model import LanguageModel, load_model
-from rntp.model.thought_tree import Reads, thought_branch
+from rntp.model.thought_tree import LossReads, thought_branch
 from rntp.objective.forward import build_tree, forward
 from rntp.objective.quantities import Counts
 from rntp.rollout.engine import InProcessEngine
@@ -19,7 +19,7 @@ from rntp.rollout.interleaved import InterleavedEngine, on_pages, splice
 from rntp.run.log import read_metrics, read_rollouts
 from rntp.trainer import Trainer
 from rntp.training.estimate import Tokens
-from rntp.types import Context, NextTokenStats, Rollout, Seen
+from rntp.types import Context, EarlierThought, NextTokenStats, Rollout
 
 BUDGET, HORIZON, POSITIONS = 6, 3, (4, 5, 12)
 
@@ -87,7 +87,7 @@ def test_log_probs_are_those_of_one_plain_sequence(model: LanguageModel) -> None
     """x[:p1] thought x[p1:p2] thought x[p2:p2+H], by the model's own attention."""
     rollouts = sampled(model, [context(0), context(1, 19)])
     scores = forward(
-        model, build_tree(model, rollouts, HORIZON, Reads(context=True)), temperature=1.0
+        model, build_tree(model, rollouts, HORIZON, LossReads(context=True)), temperature=1.0
     )
     sampler = torch.cat([t.sampled_logprobs for r in rollouts for t in r.thoughts[0]])
     model.hf.set_attn_implementation("sdpa")
@@ -133,7 +133,7 @@ def test_the_page_is_read_once_for_the_next_token_loss(model: LanguageModel) -> 
     rollouts = sampled(model, pages)
     scores, plain = (
         forward(
-            model, build_tree(model, r, HORIZON, Reads(context=True)), temperature=1.0
+            model, build_tree(model, r, HORIZON, LossReads(context=True)), temperature=1.0
         ).context_logp
         for r in (rollouts, alone)
     )
@@ -143,7 +143,9 @@ def test_the_page_is_read_once_for_the_next_token_loss(model: LanguageModel) -> 
     torch.testing.assert_close(scores, plain, rtol=1e-12, atol=0)
     # In a microbatch that holds later rounds alone there is nothing to count.
     later = [r for r in rollouts if r.context.seen]
-    found = forward(model, build_tree(model, later, HORIZON, Reads(context=True)), temperature=1.0)
+    found = forward(
+        model, build_tree(model, later, HORIZON, LossReads(context=True)), temperature=1.0
+    )
     assert found.context_logp is not None
     assert found.context_logp.shape == (0,)
     assert Counts.of(later, HORIZON).context == 0
@@ -155,7 +157,7 @@ def test_seen_thoughts_where_continuations_do_not_learn(model: LanguageModel) ->
     """Pages with thoughts in them end at their position; the bare ones learn all of it."""
     rollouts = sampled(model, [context(0), context(1, 19)])
     outcomes = []
-    for reads in (Reads(context=True), Reads(context=True, continuation=False)):
+    for reads in (LossReads(context=True), LossReads(context=True, continuation=False)):
         model.hf.zero_grad()
         scores = forward(model, build_tree(model, rollouts, HORIZON, reads), temperature=1.0)
         (scores.thought_logp_M.square().sum() + scores.context_logp.sum()).backward()
@@ -169,7 +171,7 @@ def test_seen_thoughts_where_continuations_do_not_learn(model: LanguageModel) ->
 
 
 def test_the_first_position_is_thought_at_as_ever(model: LanguageModel) -> None:
-    """Chance goes by positions of the page; so one position is the isolated mode."""
+    """TokenSampler goes by positions of the page; so one position is the isolated mode."""
     pages = [context(0), context(1, 19)]
 
     def ids(rollout: Rollout, k: int) -> list[list[int]]:
@@ -288,6 +290,6 @@ def test_later_contexts_never_hold_a_continuation_too_early(model: LanguageModel
         for x, y in zip(a.thoughts[0], b.thoughts[0], strict=True):
             assert torch.equal(x.sampled_ids, y.sampled_ids)
     assert all(
-        isinstance(s, Seen) and torch.equal(s.token_ids, t.token_ids)
+        isinstance(s, EarlierThought) and torch.equal(s.token_ids, t.token_ids)
         for s, t in zip(one[2].context.seen, other[2].context.seen, strict=True)
     )

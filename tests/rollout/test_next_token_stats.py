@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_config import minimal
-from test_lockstep import context, engine, thoughts_of
+from test_static_batch import context, engine, thoughts_of
 
 from rntp.config import Config
 from rntp.model import LanguageModel, load_model

@@ -24,7 +24,7 @@ from rntp.config import Config
 from rntp.errors import ConfigError, DataError, RanksLost
 from rntp.model import load_model
 from rntp.model.sharding import checkpoint_activations, layers
-from rntp.model.thought_tree import Reads
+from rntp.model.thought_tree import LossReads
 from rntp.objective.forward import build_tree, forward
 from rntp.objective.quantities import Counts
 from rntp.run import checkpoint
@@ -518,12 +518,14 @@ def test_forgotten_activations_give_the_same_gradient(
         context = Context(0, "d", (torch.arange(30) * 7) % 300)
         rollout = Rollout(context, (9,), ((thought,) * 2,), torch.zeros(1), torch.zeros(1))
         scores = forward(
-            model, build_tree(model, [rollout], 4, Reads(context=True)), temperature=1.0
+            model, build_tree(model, [rollout], 4, LossReads(context=True)), temperature=1.0
         )
         (scores.think_logp_PGH.sum() + scores.context_logp.square().sum()).backward()
         gradients.append({name: p.grad for name, p in model.hf.named_parameters()})
         with torch.no_grad():
-            forward(model, build_tree(model, [rollout], 4, Reads(context=True)), temperature=1.0)
+            forward(
+                model, build_tree(model, [rollout], 4, LossReads(context=True)), temperature=1.0
+            )
     assert len(calls) == 2 + 3  # the second time a layer runs again in the backward, and only there
     for name, wanted in gradients[0].items():
         assert torch.equal(gradients[1][name], wanted), name

@@ -1,8 +1,8 @@
 """Decoding over storage that grows, for branches that get fewer.
 
-It draws what `rntp.rollout.lockstep` draws with less work: the width of a product costs on a CPU,
-and the start of a kernel does not. Branches that have ended go along until enough of them have;
-then the others are gathered, and products, attention and draws are as much smaller.
+It draws what `rntp.rollout.static_batch` draws with less work: the width of a product costs on a
+CPU, and the start of a kernel does not. Branches that have ended go along until enough of them
+have; then the others are gathered, and products, attention and draws are as much smaller.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rntp.model import LanguageModel
 from rntp.rollout import Check
-from rntp.rollout.lockstep import Branches, Chance, flat_rows, still_going
+from rntp.rollout.static_batch import Branches, TokenSampler, flat_rows, still_going
 
 # Branches are gathered in eights: with fewer than four rows a thread, the library adds up the terms
 # of a product in another order, and what is drawn would depend on which branches have ended.
@@ -20,7 +20,7 @@ ROWS = 8
 LEFT = 0.75
 
 
-class GrowingLoop:
+class CompactingBatch:
     """See the module. stop_id: the token behind which a branch's draws do not count, or None."""
 
     def __init__(
@@ -28,7 +28,7 @@ class GrowingLoop:
         model: LanguageModel,
         branches: Branches,
         attention: DecodeAttention,
-        chance: Chance,
+        chance: TokenSampler,
         stop_id: int | None,
     ) -> None:
         self._model = model

@@ -74,7 +74,7 @@ def flat_rows(kept: Tensor, branches: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Chance:
+class TokenSampler:
     """What a draw depends on besides the branch and the step; see `rntp.rng`."""
 
     seed: int
@@ -97,7 +97,7 @@ class Chance:
         return self.draw(logits, noise, self.temperature)
 
 
-class LockStep:
+class StaticBatch:
     """At most `budget` steps for all branches at once.
 
     stop_id: the token behind which a branch's draws do not count, or None.
@@ -108,7 +108,7 @@ class LockStep:
         model: LanguageModel,
         branches: Branches,
         attention: DecodeAttention,
-        chance: Chance,
+        chance: TokenSampler,
         *,
         budget: int,
         stop_id: int | None,
@@ -117,13 +117,13 @@ class LockStep:
         wide = torch.float64 if model.head.dtype == torch.float64 else torch.float32
         self._budget = budget
         self._stop_id = stop_id
-        self._notes = Notes(
+        self._notes = DrawnTokens(
             step=torch.zeros(1, dtype=torch.int64, device=position.device),
             drawn=position.new_zeros(budget, len(position)),
             logprobs=torch.zeros(budget, len(position), dtype=wide, device=position.device),
         )
         row = torch.arange(len(position), device=position.device)
-        widest = Lane(model, branches, attention, chance, stop_id, self._notes, row)
+        widest = BatchSlots(model, branches, attention, chance, stop_id, self._notes, row)
         self._lanes = {widest.width: widest}  # by branches of a document, widest first
 
     def run(self, token_id: int, start: Tensor, check: Check) -> tuple[Tensor, Tensor]:
@@ -149,10 +149,10 @@ class LockStep:
         return self._notes.drawn[:done].T.cpu(), self._notes.logprobs[:done].T.cpu()
 
     @property
-    def _widest(self) -> "Lane":
+    def _widest(self) -> "BatchSlots":
         return next(iter(self._lanes.values()))
 
-    def _that_holds(self, going: int, lane: "Lane") -> "Lane":
+    def _that_holds(self, going: int, lane: "BatchSlots") -> "BatchSlots":
         """The lane to go on in with so many branches of a document: this one, or a narrower one,
         which takes over."""
         width = lane.width
@@ -169,7 +169,7 @@ class LockStep:
 
 
 @dataclass(frozen=True)
-class Notes:
+class DrawnTokens:
     """What lanes have in common, on the device: step, int64 [1], the number of the next one; drawn
     and logprobs, [budget, N], what came of those before it."""
 
@@ -185,7 +185,7 @@ class Notes:
         self.step.add_(1)
 
 
-class Lane:
+class BatchSlots:
     """Branches that decode together, as many of each document, and the graph of their step.
 
     row: int64 [N'], which of the N branches they are.
@@ -196,9 +196,9 @@ class Lane:
         model: LanguageModel,
         branches: Branches,
         attention: DecodeAttention,
-        chance: Chance,
+        chance: TokenSampler,
         stop_id: int | None,
-        notes: Notes,
+        notes: DrawnTokens,
         row: Tensor,
     ) -> None:
         self._model = model
@@ -253,9 +253,9 @@ class Lane:
         self._token.copy_(token)
         self._next_position += 1
 
-    def narrowed(self, kept: Tensor) -> "Lane":
+    def narrowed(self, kept: Tensor) -> "BatchSlots":
         """A lane for some of the branches, int64 [D, B'']; `follow` tells it where they are."""
-        return Lane(
+        return BatchSlots(
             self._model,
             self._branches.some(kept),
             self._attention.narrowed(kept),
@@ -265,7 +265,7 @@ class Lane:
             self._row[flat_rows(kept, self.width)],
         )
 
-    def follow(self, wide: "Lane", kept: Tensor) -> None:
+    def follow(self, wide: "BatchSlots", kept: Tensor) -> None:
         """Take over these branches of another lane, int64 [D, B'']: as many as this one has."""
         rows = flat_rows(kept, wide.width)
         self._branches.become(wide._branches.some(kept))

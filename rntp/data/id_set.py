@@ -8,7 +8,7 @@ _FIRST_SLOTS = 1 << 12
 _FULLEST = 0.7
 
 
-class Seen:
+class IdSet:
     """Names that were added, known by 128 bits of their hash: a table with linear probing.
 
     Two of n names collide with a probability of n² / 2¹²⁹: 1e-19 for ten billion.

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ARCHITECTURES
-from test_lockstep import assert_same_thoughts, context, engine, place, thoughts_of
+from test_static_batch import assert_same_thoughts, context, engine, place, thoughts_of
 
 from rntp.model import LanguageModel, load_model
-from rntp.rollout import growing, lockstep
+from rntp.rollout import compacting_batch, static_batch
+from rntp.rollout.compacting_batch import going_on
 from rntp.rollout.engine import InProcessEngine
-from rntp.rollout.growing import going_on
 from rntp.rollout.sampling import Draw, draw
 from rntp.types import Context, Thought
 
@@ -72,7 +72,7 @@ def test_fewer_rows_and_the_same_bits(
 ) -> None:
     model = load_model(str(model_folders[architecture]))
     own, rows = sampled(model, documents, answer_tokens)
-    monkeypatch.setattr(growing, "LEFT", 0.0)
+    monkeypatch.setattr(compacting_batch, "LEFT", 0.0)
     other, all_rows = sampled(model, documents, answer_tokens)
     for mine, theirs in zip(own, other, strict=True):
         assert torch.equal(mine.sampled_ids, theirs.sampled_ids)
@@ -109,9 +109,9 @@ def test_fixed_shapes_have_lanes_for_fewer(
     answer_tokens: int,
     graphs: bool,
 ) -> None:
-    monkeypatch.setattr(lockstep, "STEPS_BETWEEN_LOOKS", 2)
-    monkeypatch.setattr(lockstep, "has_graphs", lambda device: graphs)
-    monkeypatch.setattr(lockstep, "as_graph", on_trial)
+    monkeypatch.setattr(static_batch, "STEPS_BETWEEN_LOOKS", 2)
+    monkeypatch.setattr(static_batch, "has_graphs", lambda device: graphs)
+    monkeypatch.setattr(static_batch, "as_graph", on_trial)
     model = load_model(str(model_folders[architecture]))
     fixed = sampler(model, answer_tokens=answer_tokens, fixed_shapes=True)
     batches = [pages(documents), [context(7 + d, 20 + d) for d in range(documents)]]

@@ -1,10 +1,10 @@
 """A set of names without the names."""
 
-from rntp.data.seen import Seen
+from rntp.data.id_set import IdSet
 
 
 def test_it_is_a_set_and_stays_small() -> None:
-    names, known = Seen(), set()
+    names, known = IdSet(), set()
     for n in range(30_000):
         name = f"name-{n * n % 20_011}"
         assert (name in names) == (name in known)
@@ -22,7 +22,7 @@ def test_names_that_share_their_first_place_are_told_apart(monkeypatch) -> None:
 
     # One place for all: every look-up goes along the whole table, and around its end.
     monkeypatch.setattr(seen, "_key", lambda name: b"\xff" * 8 + name.encode().rjust(8, b"x"))
-    names = Seen()
+    names = IdSet()
     for n in range(300):
         names.add(f"a{n}")
     assert len(names) == 300
