@@ -10,15 +10,18 @@
 # make docs         the documentation into build/docs, every warning an error
 # make install      only the environment, in .venv
 # make browser-test the pages in a real browser (needs Debian's chromium, or RNTP_CHROMIUM=/path/to/one)
-# make test         the same environment with the test extras; lint, types, tests
+# make test         the same environment with the test extras; lint, types, tests but the slow ones
+# make test-all     these, too: programs that are started and killed, compiled kernels
 #
 # PYTHON       the interpreter that makes .venv (3.11 or newer)
+# WORKERS      tests at a time (default: cores, 8 at most)
 # TORCH_INDEX  URL of a package index with PyTorch's CPU wheels. Without a GPU it saves the download
 #              of the CUDA libraries where the default index has no CPU build.
 
 PYTHON ?= python3
 TORCH_CPU := 2.13.0
 VENV := .venv
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
@@ -26,6 +29,7 @@ WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/pl
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.enabled=false
 
 .PHONY: bench-data docs install quickstart planted ablations ablations-text methods models faults save-stall gpu-check test \
+	test-slow test-all \
 	browser-test lint \
 	types clean
 .DELETE_ON_ERROR:
@@ -89,8 +93,17 @@ models: $(VENV)/.installed-dev
 faults: $(VENV)/.installed-dev
 	$(VENV)/bin/python tests/faults/matrix.py
 
+# The slow ones start programs, kill them, compile kernels: a second command, so that the first is
+# over in minutes. WORKERS: tests at a time; each takes a core and up to 2 GB.
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+
 test: lint types
-	$(VENV)/bin/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow
+
+test-all: test test-slow
 
 # Made parts first: a stale figure or reference is as wrong as a broken link.
 docs: $(VENV)/.installed-dev

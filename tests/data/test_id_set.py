@@ -18,10 +18,10 @@ def test_it_is_a_set_and_stays_small() -> None:
 
 
 def test_names_that_share_their_first_place_are_told_apart(monkeypatch) -> None:
-    from rntp.data import seen
+    from rntp.data import id_set
 
     # One place for all: every look-up goes along the whole table, and around its end.
-    monkeypatch.setattr(seen, "_key", lambda name: b"\xff" * 8 + name.encode().rjust(8, b"x"))
+    monkeypatch.setattr(id_set, "_key", lambda name: b"\xff" * 8 + name.encode().rjust(8, b"x"))
     names = IdSet()
     for n in range(300):
         names.add(f"a{n}")
