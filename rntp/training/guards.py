@@ -93,12 +93,8 @@ class Guards:
         found = self._ranks.decide(lambda: load_rollbacks(self._config.run.dir), "start")
         self.aside, self.no_replay = found
 
-    def state(self) -> dict[str, object]:
-        """JSON facts for a checkpoint."""
-        return {"set_aside": sorted(self.aside), "skipped_in_a_row": self.skipped_in_a_row}
-
     def restore(self, state: Mapping[str, object]) -> None:
-        """Take back what `state` gave, beside what the run folder says."""
+        """Take over what a checkpoint says, beside what the run folder does."""
         aside, skipped = state.get("set_aside", []), state["skipped_in_a_row"]
         assert isinstance(aside, list)
         assert isinstance(skipped, int)

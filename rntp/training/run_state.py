@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from rntp.errors import CheckpointError
 from rntp.model import LanguageModel
 from rntp.model.tokenizer import tokenizer_digest
 from rntp.run import checkpoint
+from rntp.run.facts import CheckpointState, RunFacts, StartFacts
 from rntp.run.log import NoLog, RunLog
 from rntp.runtime.provenance import device_name
 from rntp.runtime.ranks import Ranks
@@ -74,10 +76,11 @@ class RunState:
     def save(self, step: int, saver: Saver, check: Callable[[], None], *, wait: bool) -> None:
         """Save the state after a step; see `Saver.save`. check: called often; raises to stop."""
         aside = self._guards.aside
-        state = {
+        state: CheckpointState = {
             # Between two steps nothing is in flight: all ordinals before this one are done.
             "next_ordinal": next_ordinal(self._config, step, aside),
-            **self._guards.state(),
+            "set_aside": sorted(aside),
+            "skipped_in_a_row": self._guards.skipped_in_a_row,
             "config_digest": self._config.digest(),
             "data_digest": self._corpus.manifest.digest,
             "tokenizer_digest": tokenizer_digest(self._model.tokenizer),
@@ -135,7 +138,7 @@ class RunState:
         self._damage_told = len(damaged)
         return self._damage_told
 
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> RunFacts:
         """Collect the facts of the run for its manifest."""
         config, corpus = self._config, self._corpus
         return {
@@ -150,15 +153,17 @@ class RunState:
             "num_parameters": self._model.num_parameters,
         }
 
-    def start_facts(self, changed: Mapping[str, object]) -> dict[str, object]:
+    def start_facts(self, changed: dict[str, Any]) -> StartFacts:
         """Collect the facts of this start, which the next may change."""
         devices = self._ranks.gather(lambda: device_name(self._config.model.device), "start")
-        facts: dict[str, object] = {
+        facts: StartFacts = {
             "world_size": self._ranks.size,
             "devices": devices,
             "sharing": "tree" if self._model.shares else "none",
         }
-        return {**facts, "changed": changed} if changed else facts
+        if changed:
+            facts["changed"] = changed
+        return facts
 
     def _load_tensors(self, path: Path, log: RunLog | NoLog) -> None:
         self._optimizer.restore(
