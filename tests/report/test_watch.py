@@ -198,7 +198,15 @@ def test_ctrl_c_leaves_with_130_and_touches_nothing(tmp_path: Path) -> None:
     screen, inside = pty.openpty()
     command = [sys.executable, "-m", "rntp", "watch", str(run), "--every", "0.1"]
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
-    child = subprocess.Popen(command, stdin=inside, stdout=inside, stderr=inside, env=env)
+    # A shell lets what runs behind it ignore Ctrl-C, and that is inherited.
+    child = subprocess.Popen(
+        command,
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        env=env,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     os.close(inside)
     seen = b""
     end = time.monotonic() + 60
