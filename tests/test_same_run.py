@@ -22,6 +22,8 @@ from rntp.placement import REGISTRY as POLICIES
 from rntp.run.log import read_manifest, read_metrics, starts_of
 from rntp.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 LAST = f"step_{STEPS:08d}"
 EVALUATED = ["evaluation.enabled=true", "evaluation.docs=3"]

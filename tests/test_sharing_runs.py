@@ -30,6 +30,8 @@ from rntp.run.log import read_metrics, read_rollouts
 from rntp.trainer import Trainer
 from rntp.training.estimate import Shape, Tokens, peak_memory, step_flop
 
+pytestmark = pytest.mark.slow
+
 FLOAT64 = ["model.dtype=float64", "run.steps=2"]
 # What depends on how the numbers come about: rounding between sampler and trainer, and costs.
 OF_THE_WAY = ("time/", "memory/", "compute/", "kl/sampler", "reward/noise_floor", "data/digest")

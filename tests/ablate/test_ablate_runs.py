@@ -13,6 +13,8 @@ from conftest import tiny_run
 
 from rntp.cli import main
 
+pytestmark = pytest.mark.slow
+
 SLOW = 120
 
 

@@ -19,6 +19,8 @@ from rntp.config import Config  # noqa: E402
 from rntp.run import checkpoint  # noqa: E402
 from rntp.trainer import Trainer  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20
 # Windows of 24 positions on pages of 96; padded vocabularies; weights that decide little at first.
 KINDS = {

@@ -16,6 +16,8 @@ from rntp.config.files import method_fields
 from rntp.placement.sentences import SentenceStarts
 from rntp.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 METHODS = Path(__file__).parents[2] / "experiments" / "methods"
 FILES = sorted(path for path in METHODS.glob("*.yaml") if path.stem != "planted")
 CONTROLS = {"cpt", "mixed_sft", "random_reward", "format_only", "pause"}

@@ -17,6 +17,8 @@ from rntp.config import Config  # noqa: E402
 from rntp.run.log import read_metrics  # noqa: E402
 from rntp.trainer import Trainer  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20
 
 

@@ -13,6 +13,8 @@ from faults.rank_cases import RANK_MATRIX, RANKS
 
 from rntp.runtime.faults import POINTS
 
+pytestmark = pytest.mark.slow
+
 FAST = [
     "rollouts.before#3=kill",
     "save.commit.after#2=kill",

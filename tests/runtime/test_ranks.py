@@ -33,6 +33,8 @@ from rntp.runtime.ranks import SINGLE_RANK, SLOW_DISK, check_size, on_device, op
 from rntp.trainer import Trainer
 from rntp.types import Context, Rollout, Thought
 
+pytestmark = pytest.mark.slow
+
 SIZES = ["data.docs_per_step=5", "evaluation.enabled=false"]
 # Everything that looks beyond one microbatch, or runs along with training.
 OPTIONS = [

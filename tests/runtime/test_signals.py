@@ -10,6 +10,8 @@ import pytest
 from rntp.errors import Preempted
 from rntp.runtime.signals import SAME_REQUEST_S, StopRequest
 
+pytestmark = pytest.mark.slow
+
 
 def test_signals_of_one_request_stop_once() -> None:
     """As from a scheduler that signals the whole job, whose torchrun then hands it on."""
