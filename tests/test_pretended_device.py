@@ -78,7 +78,7 @@ def test_a_run_puts_everything_where_it_belongs(
 
     monkeypatch.setattr(InProcessEngine, "__init__", fixed)
     with Pretended():
-        comparison = Trainer(Config.model_validate(raw)).fit()
+        comparison = Trainer(Config.parse(raw)).fit()
     assert comparison is not None
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(metrics) == 2

@@ -214,7 +214,7 @@ def test_pretrain_zero_learns_where_to_ask(ran: Cache) -> None:
     run = ran["pretrain_zero"]
     squares = run.trainer.followers.record.tensors()["squares"]
     assert (squares > 0).any()
-    assert run.config.objective.drop_dead_groups
+    assert run.config.objective.drop_groups_below == 0
 
 
 def test_vr_cli_pays_in_steps_against_the_frozen_start(ran: Cache) -> None:
