@@ -24,8 +24,7 @@ FLOOR = 0.02
 
 @register("selector")
 def selector(inputs: PlacementInputs) -> Tensor:
-    """A weighted sample, weight = max(0, predicted yield) + floor, [L]; see
-    `rntp.placement.selector`."""
+    """A weighted sample, weight = max(0, predicted yield) + floor, [L]; see `Selector`."""
     predicted = inputs.learned_L.double().clamp_min(0)
     weight = predicted + FLOOR * predicted.max().clamp_min(1e-30)
     return weighted_sample(weight, inputs.noise_L)
