@@ -276,7 +276,7 @@ def test_other_baseline_weights_reach_the_reward_and_nothing_else(
 def test_a_frozen_judge_parts_from_the_policy(raw: dict, tmp_path: Path) -> None:
     """On the same answers; the judge only logs, so that the runs are the same otherwise."""
     raw["evaluation"] = {"enabled": False}
-    raw["optim"] = {"lr": 1e-2}
+    raw["optim"] = {"lr": 5e-2}
     options = ["reward.shadows=[judge_gold]", "thought.answer_tokens=2", "run.steps=2"]
     one, other = (
         comparable(
@@ -506,7 +506,7 @@ def test_groups_closer_than_usual_are_dropped_and_resumed(raw: dict, tmp_path: P
     expected = rows[0]["group/reward_std"]
     for row in rows[1:]:
         expected = 0.9 * expected + 0.1 * row["group/reward_std"]
-    assert whole.group_spread.mean == pytest.approx(expected, rel=1e-5)
+    assert whole.followers.group_spread.mean == pytest.approx(expected, rel=1e-5)
 
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
