@@ -33,7 +33,7 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def simulation_table(facts: Mapping[str, Any]) -> str:
-    """What each rank reads, a line a context, and what is damaged."""
+    """Return what each rank reads, a line a context, and what is damaged."""
     names = ("step", "rank", "ordinal", "document", "start", "tokens", "visit")
     rows = [[str(row[name]) for name in names] for row in facts["contexts"]]
     lines = [

@@ -185,8 +185,8 @@ class Trainer:
 
     def _sample(self, step: int) -> list[Rollout]:
         """Sample the thoughts of this rank's share of the step's ordinals."""
-        aside, replay = self.guards.aside, self.followers.replay
-        contexts = step_contexts(self.config, self.corpus, replay, step, aside, self.ranks)
+        excluded, replay = self.guards.excluded, self.followers.replay
+        contexts = step_contexts(self.config, self.corpus, replay, step, excluded, self.ranks)
         self.phases.reads(step, contexts[0].ordinal)
         return self.engine.sample(contexts, self.place, self.phases.poll, step - 1)
 

@@ -154,7 +154,7 @@ class Rollout:
 
 
 def no_text(ids: Tensor) -> str:
-    """In place of a tokenizer, where nobody compares texts."""
+    """Stand in place of a tokenizer, where nobody compares texts."""
     raise RuntimeError("a reward that compares texts needs a tokenizer's decode")
 
 

@@ -173,6 +173,7 @@ def test_a_write_that_the_system_refuses_is_told_without_a_traceback(
     assert "check the path, its permissions and the free space" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_ends_a_command_quietly(config: Path) -> None:
     """`rntp … | head`: no traceback, whether it prints once or trains on."""
     prints = [sys.executable, "-m", "rntp", "config", "schema"]

@@ -215,7 +215,7 @@ def test_the_update_raises_the_reward_on_the_same_thoughts(raw: dict) -> None:
     from rntp.objective.forward import build_tree, forward
     from rntp.objective.rewards_and_advantages import compute_rewards
 
-    contexts = trainer.corpus.step_contexts(1, 3)
+    contexts = trainer.corpus.train.take(range(3))
     rollouts = trainer.engine.sample(contexts, trainer.place)
 
     def outputs() -> ForwardOutputs:
@@ -520,6 +520,7 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_a_signal_saves_and_the_same_command_resumes(
     raw: dict, tmp_path: Path, number: signal.Signals
 ) -> None:

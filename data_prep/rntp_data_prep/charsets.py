@@ -77,7 +77,7 @@ def decode(body: bytes, declared: str = "", *, markup: bool, tld: str = "") -> D
 
 
 def is_unreadable(text: str) -> bool:
-    """Whether more than MAX_UNREADABLE of the characters are no characters of a text."""
+    """Tell whether more than MAX_UNREADABLE of the characters are no characters of a text."""
     most = int(MAX_UNREADABLE * len(text))
     return next(islice(_UNREADABLE.finditer(text), most, None), None) is not None
 
@@ -95,7 +95,7 @@ def codec(label: str) -> str | None:
 
 
 def own_label(body: bytes) -> str:
-    """What a page itself says that its charset is: an XML declaration, or `<meta>`."""
+    """Return what a page itself says that its charset is: an XML declaration, or `<meta>`."""
     head = body[:_PRESCAN_BYTES]
     if declared := _XML.match(head):
         return declared[1].decode("latin-1")
@@ -167,7 +167,7 @@ class _Bytes:
         self.is_latin = 2 * self.high <= len(body) and 2 * long_runs <= max(self.high, 40)
 
     def fit(self, found: Decoded) -> bool:
-        """Whether the bytes may be of the charset that they were decoded with."""
+        """Tell whether the bytes may be of the charset that they were decoded with."""
         right, wrong = self.utf8_right, self.utf8_wrong
         if self.is_escaped != (found.codec in _ESCAPED):
             return found.codec == "hz"

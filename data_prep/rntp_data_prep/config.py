@@ -125,7 +125,7 @@ class PrepConfig(BaseModel):
         return files
 
     def options(self, source: str) -> Options:
-        """How one of `source_files` is read."""
+        """Tell how one of `source_files` is read."""
         return Options(
             _for_source(self.text_field, source),
             _for_source(self.html_field, source),
@@ -156,7 +156,7 @@ def _matches(key: str, source: str) -> bool:
 
 
 def is_hub(source: str) -> bool:
-    """Whether a source is what `datasets` streams, rather than a file or URL."""
+    """Tell whether a source is what `datasets` streams, rather than a file or URL."""
     return source.startswith(HF) and not source.startswith(f"{HF}//")
 
 

@@ -53,7 +53,8 @@ class Benchmarks:
         return None
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """By benchmark: items, those too short to be found, items found, documents dropped."""
+        """Count by benchmark: items, those too short to be found, items found, documents
+        dropped."""
         return {
             name: {
                 "sha256": self.digests[name],

@@ -84,7 +84,7 @@ def extract(html: str, *, main_content: bool = True) -> tuple[str, str]:
 
 
 def extract_best(html: str) -> tuple[str, str]:
-    """As `extract`, by trafilatura: cleaner, and some twenty times slower.
+    """Extract as `extract` does, by trafilatura: cleaner, and some twenty times slower.
 
     Some pages take it hours: see `rntp_data_prep.child` for a limit.
     """

@@ -62,7 +62,7 @@ def parse_response(block: bytes) -> Response | None:
 
 
 def looks_like_markup(body: bytes) -> bool:
-    """Whether a body has tags of HTML near its start."""
+    """Tell whether a body has tags of HTML near its start."""
     return _MARKUP.search(body, 0, _LOOKED_AT) is not None
 
 

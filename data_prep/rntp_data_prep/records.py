@@ -63,7 +63,7 @@ class _Head:
 
 
 def is_records(head: bytes) -> bool:
-    """Whether a file that begins like this holds records."""
+    """Tell whether a file that begins like this holds records."""
     return _WARC.match(head) is not None or _ARC.match(head) is not None
 
 

@@ -246,7 +246,8 @@ def pipeline(
     folders: list[Path],
     keys: list[str],
 ) -> list[Any]:
-    """What every page goes through on its own; task n prepares sources[n] into folders[n]."""
+    """Return what every page goes through on its own; task n prepares sources[n] into
+    folders[n]."""
     books = Books(Path())
     between = page_steps(config, encode, books)
     return [ReadPages(books, sources, options), *between, WritePart(books, folders, keys)]

@@ -28,7 +28,7 @@ Members = dict[str, list[tarfile.TarInfo]]
 
 
 def is_tar(head: bytes) -> bool:
-    """Whether a file that begins like this is a tar archive."""
+    """Tell whether a file that begins like this is a tar archive."""
     try:
         tarfile.TarInfo.frombuf(head[:_BLOCK], "utf-8", "surrogateescape")
     except tarfile.HeaderError:

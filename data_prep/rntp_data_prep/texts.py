@@ -35,7 +35,7 @@ def text_id(text: str) -> str:
 
 
 def page_text(page: Page, clean: Cleaner) -> PageText:
-    """What a preparation with default settings makes of a page.
+    """Return what a preparation with default settings makes of a page.
 
     Raises Unextractable with the reason, for a page that it leaves out. The number of tokens
     (MIN_TOKENS) is left to the caller, who has the tokenizer.

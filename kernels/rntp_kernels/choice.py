@@ -33,7 +33,7 @@ def has_flash() -> bool:
 
 
 def interpreted() -> bool:
-    """Whether Triton kernels run in its interpreter, on the CPU."""
+    """Tell whether Triton kernels run in its interpreter, on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

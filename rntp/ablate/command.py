@@ -85,7 +85,7 @@ def tabulate(experiment: Experiment) -> Results:
 
 
 def dry_run(experiment: Experiment, only: Sequence[str] = ()) -> dict[str, Any]:
-    """What would run, as facts; the same checks of the configs, nothing written."""
+    """Return what would run, as facts; the same checks of the configs, nothing written."""
     planned = plan(experiment)
     runs = select(experiment, planned, only)
     _check_plot(experiment)

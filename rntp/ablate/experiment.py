@@ -231,7 +231,7 @@ class Experiment(Section):
         return self.results / self.name
 
     def overrides(self, arm: str) -> Overrides:
-        """What is set for an arm, `set` included."""
+        """Return what is set for an arm, `set` included."""
         return {**self.set, **self.arms[arm]}
 
 

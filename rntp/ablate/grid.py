@@ -143,7 +143,8 @@ def steps_done(run: Run) -> int:
 
 
 def matching(experiment: Experiment, runs: Iterable[Run]) -> dict[str, Any] | None:
-    """What the arms will spend, if they are matched; see `match_facts`. runs: those of `plan`."""
+    """Return what the arms will spend, if they are matched; see `match_facts`. runs: those of
+    `plan`."""
     if not experiment.match:
         return None
     assert experiment.reference is not None

@@ -25,7 +25,7 @@ SPENT: dict[Match, tuple[str, dict[str, Any]]] = {
 
 
 def step_cost(match: Match, config: Config) -> float:
-    """What a step spends at full thought length: tokens read and sampled, or TFLOP.
+    """Return what a step spends at full thought length: tokens read and sampled, or TFLOP.
 
     Raises ConfigError where TFLOP are asked for and the model's shape cannot be read.
     """
@@ -40,7 +40,8 @@ def matched_steps(cost: float, reference_cost: float, reference_steps: int) -> i
 
 
 def match_facts(match: Match, reference: str, configs: Mapping[str, Config]) -> dict[str, Any]:
-    """What is matched, and what every arm will spend, by the estimate. configs: one an arm."""
+    """Return what is matched, and what every arm will spend, by the estimate. configs: one an
+    arm."""
     spent = {arm: step_cost(match, c) * c.run.steps for arm, c in configs.items()}
     return {
         "by": match,

@@ -35,7 +35,7 @@ class Record:
 
 
 def read_records(runs: Iterable[Run]) -> list[Record]:
-    """Of the finished ones. Raises ConfigError that names a damaged file."""
+    """Read the records of the finished runs. Raises ConfigError that names a damaged file."""
     return [_read(run) for run in runs if state(run) == "finished"]
 
 

@@ -41,7 +41,7 @@ def results_table(results: Results) -> str:
 
 
 def grid_table(facts: Mapping[str, Any]) -> str:
-    """What a dry run tells: the runs, and where the table will be."""
+    """Return what a dry run tells: the runs, and where the table will be."""
     runs = facts["runs"]
     finished = sum(run["state"] == "finished" for run in runs)
     steps = sum(run["steps"] for run in runs if run["state"] != "finished")
@@ -130,7 +130,7 @@ def _difference(difference: Mapping[str, Any] | None, digits: int) -> str:
 
 
 def notes(results: Results) -> str:
-    """How to read the rows, plain text."""
+    """Say how to read the rows, plain text."""
     sentences = []
     if len(results["seeds"]) > 1:
         sentences.append("Mean over seeds [lowest, highest].")
@@ -180,7 +180,7 @@ def _sets(overrides: Mapping[str, object]) -> str:
 
 
 def provenance_facts(results: Results) -> list[tuple[str, str]]:
-    """Where the numbers come from, plain text. Several values stand beside one another."""
+    """Say where the numbers come from, plain text. Several values stand beside one another."""
     source = results["provenance"]
     commits = [
         f"{git['commit'][:12]}{' + changes' if git['dirty'] else ''}" for git in source["git"]

@@ -64,7 +64,7 @@ def interleaved(
 
 
 def load_average() -> float | None:
-    """Of the last minute, or None where the system does not say."""
+    """Return the load of the last minute, or None where the system does not say."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 

@@ -76,12 +76,12 @@ def check(sizes: Sizes, repeats: int) -> None:
 
 
 def command_line(argv: list[str]) -> str:
-    """As a user would type it, without the folder of the program."""
+    """Return the command as a user would type it, without the folder of the program."""
     return " ".join(["rntp", *argv[1:]])
 
 
 def table(result: dict[str, Any]) -> str:
-    """For people: providers, what was checked, the machine."""
+    """Lay out for people: providers, what was checked, the machine."""
     rows = [["provider", "median", "spread", "times rntp", "differs by", "rounding"]]
     for name, found in result["providers"].items():
         rows.append(

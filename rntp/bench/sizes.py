@@ -34,5 +34,5 @@ class Sizes:
         return self.docs * self.positions * self.thoughts
 
     def as_dict(self) -> dict[str, int]:
-        """By name, for the record."""
+        """Return the fields by name, for JSON."""
         return asdict(self)

@@ -37,12 +37,6 @@ class Corpus:
     heldout: Stream | None
     heldout_digest: str | None
 
-    def step_contexts(self, step: int, docs_per_step: int) -> list[Context]:
-        """The contexts of step 1, 2, …: the next `docs_per_step` ordinals of the stream."""
-        first = (step - 1) * docs_per_step
-        wanted = range(first, first + docs_per_step)
-        return self.train.take(wanted, ahead=[n + docs_per_step for n in wanted])
-
     @property
     def guarantee(self) -> str:
         """What is promised of the data, for the run's metadata and report."""
@@ -62,7 +56,7 @@ class Corpus:
         )
 
     def warnings(self, spec: str) -> list[str]:
-        """What is allowed and weaker than it could be. spec: of the run's tokenizer."""
+        """Return what is allowed and weaker than it could be. spec: of the run's tokenizer."""
         if not isinstance(self.manifest, Live):
             return []
         source = self.manifest.source
@@ -89,12 +83,13 @@ class Corpus:
         return dict(self.manifest.funnel) if isinstance(self.manifest, Manifest) else {}
 
     def place(self, frontier: int, check: Callable[[], None]) -> dict[str, Any] | None:
-        """What a checkpoint has to keep of a live source; None of a corpus. As `catch_up`."""
+        """Return what a checkpoint has to keep of a live source; None of a corpus. As
+        `catch_up`."""
         live = self.train.stream
         return live.place(frontier, check) if isinstance(live, LiveStream) else None
 
     def catch_up(self, state: dict[str, Any], check: Callable[[], None]) -> list[str]:
-        """Where a checkpoint's state has a place in a live source, read on from there.
+        """Read on from where a checkpoint's state has a place in a live source.
 
         check: called now and then. Returns what is not as it was, one line each.
         """
@@ -107,7 +102,8 @@ class Corpus:
     def state(
         self, tokenizer: str, seed: int, frontier: int, place: dict[str, Any] | None = None
     ) -> DataState:
-        """Where a run stands that has trained all ordinals below `frontier`. place: see `place`."""
+        """Describe where a run stands that has trained all ordinals below `frontier`. place: see
+        `place`."""
         return DataState(
             corpus=self.manifest.digest,
             documents=self.manifest.num_docs,
@@ -126,7 +122,7 @@ class Corpus:
 
 
 def open_data(config: Config, *, tolerant: bool = False) -> Data:
-    """What `data.source` names. tolerant, and errors, as of `Manifest.load`."""
+    """Return what `data.source` names. tolerant, and errors, as of `Manifest.load`."""
     load = partial(Manifest.load, tolerant=tolerant)
     source = config.data.source
     if is_live(source):

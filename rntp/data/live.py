@@ -51,7 +51,8 @@ class Mark:
 
 
 def is_live(source: object) -> bool:
-    """Whether `data.source` names pages rather than a corpus: `hf:…`, or files of their kinds."""
+    """Tell whether `data.source` names pages rather than a corpus: `hf:…`, or files of their
+    kinds."""
     if isinstance(source, dict):
         return False
     from rntp_data_prep.config import SUFFIXES, is_hub
@@ -170,7 +171,7 @@ class Reading:
         self._before = Counter(counts)
 
     def documents(self) -> Iterator[LiveDocument]:
-        """What becomes of the pages from here on; those that a preparation leaves out are not
+        """Follow the pages from here on; those that a preparation leaves out are not
         among them, but in `counts`."""
         from rntp_data_prep.extract import Unextractable
         from rntp_data_prep.texts import MIN_TOKENS, page_text

@@ -146,7 +146,7 @@ class _Undamaged:
 
     num_too_short = 0  # they are not counted
 
-    def set_aside(self, read: Read) -> None:
+    def exclude(self, read: Read) -> None:
         """Nothing ever is."""
 
     def know(self, damaged: Iterable[tuple[str, Damage]]) -> None:
@@ -218,8 +218,8 @@ class LiveStream(_Undamaged):
         return Read(self._cut(ordinal, document, visit, piece))
 
     def place(self, frontier: int, check: Callable[[], None]) -> dict[str, Any] | None:
-        """What a checkpoint needs so that `go_to` can go on with ordinal `frontier`: how far the
-        source was read before and after the block of the ordinal before it; None at the start.
+        """Return what a checkpoint needs so that `go_to` can go on with ordinal `frontier`: how far
+        the source was read before and after the block of the ordinal before it; None at the start.
         check: called now and then."""
         if frontier == 0:
             return None

@@ -96,21 +96,21 @@ class MixedStream:
 
     def __getitem__(self, ordinal: int) -> Context:
         read = self.read(ordinal)
-        self.set_aside(read)
+        self.exclude(read)
         return read.context
 
     def read(self, ordinal: int) -> Read:
-        """As `ContextStream.read`; the context has the ordinal of the mixture."""
+        """Read as `ContextStream.read` does; the context has the ordinal of the mixture."""
         corpus, inner = self._deal[ordinal]
         found = self._streams[corpus].read(inner)
         return replace(found, context=replace(found.context, ordinal=ordinal), corpus=corpus)
 
-    def set_aside(self, read: Read) -> None:
-        """As `ContextStream.set_aside`; every corpus has its own budget."""
-        self._streams[read.corpus].set_aside(read)
+    def exclude(self, read: Read) -> None:
+        """Exclude as `ContextStream.exclude` does; every corpus has its own budget."""
+        self._streams[read.corpus].exclude(read)
 
     def know(self, damaged: Iterable[tuple[str, Damage]]) -> None:
-        """As `ContextStream.know`."""
+        """Take note as `ContextStream.know` does."""
         for stream in self._streams:
             stream.know(damaged)
 

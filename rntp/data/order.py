@@ -64,15 +64,15 @@ def _keys(seed: int, visit: int) -> tuple[int, ...]:
     return tuple(key + number * 0x9E3779B97F4A7C15 for number in range(_ROUNDS))
 
 
-def ordinals_without(aside: Collection[int], start: int, count: int) -> list[int]:
+def ordinals_without(excluded: Collection[int], start: int, count: int) -> list[int]:
     """`count` ordinals of 0, 1, 2, … without those set aside, from the `start`-th of them on."""
     here = start
-    for ordinal in sorted(aside):
+    for ordinal in sorted(excluded):
         if ordinal <= here:
             here += 1
     found: list[int] = []
     while len(found) < count:
-        if here not in aside:
+        if here not in excluded:
             found.append(here)
         here += 1
     return found

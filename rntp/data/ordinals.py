@@ -9,7 +9,7 @@ FIRST_REPLAY = 1 << 40  # ordinals of contexts that come back: no fresh one gets
 
 
 def fresh_contexts(config: Config, steps: int) -> int:
-    """How many fresh ordinals so many steps have taken."""
+    """Count the fresh ordinals that so many steps have taken."""
     per_step = config.data.docs_per_step
     return steps * per_step - max(0, steps - 1) * config.data.replay_docs
 
@@ -24,12 +24,12 @@ def progress(config: Config, ordinal: int) -> float:
     return min(ordinal / fresh_contexts(config, steps), 1.0)
 
 
-def next_ordinal(config: Config, steps: int, aside: Collection[int] = ()) -> int:
+def next_ordinal(config: Config, steps: int, excluded: Collection[int] = ()) -> int:
     """The first fresh ordinal that so many steps have not come to."""
-    return ordinals_without(aside, fresh_contexts(config, steps), 1)[0]
+    return ordinals_without(excluded, fresh_contexts(config, steps), 1)[0]
 
 
-def step_ordinals(config: Config, step: int, aside: Collection[int] = ()) -> list[int]:
+def step_ordinals(config: Config, step: int, excluded: Collection[int] = ()) -> list[int]:
     """The fresh ordinals of step 1, 2, …"""
     first, end = fresh_contexts(config, step - 1), fresh_contexts(config, step)
-    return ordinals_without(aside, first, end - first)
+    return ordinals_without(excluded, first, end - first)

@@ -77,7 +77,7 @@ class Reader:
         contexts = []
         for n in ordinals:
             read = self._result(n)
-            self.stream.set_aside(read)
+            self.stream.exclude(read)
             contexts.append(read.context)
         return contexts
 

@@ -35,7 +35,8 @@ def retrying(
     clock: Callable[[], float] = time.monotonic,
     draw: Callable[[float, float], float] = random.uniform,
 ) -> T:
-    """What `attempt` gives, tried again while it raises Transient and `deadline_s` seconds last.
+    """Return what `attempt` gives, tried again while it raises Transient and `deadline_s` seconds
+    last.
 
     what: names it in the message. Raises DataError with the number of tries and the last reason.
     """

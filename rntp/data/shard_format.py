@@ -119,7 +119,8 @@ def to_npy(token_ids: Sequence[int] | np.ndarray) -> bytes:
 
 
 def from_npy(payload: bytes, count: int) -> np.ndarray:
-    """What `to_npy` wrote, of `count` ids; np.load would take three times as long as the read."""
+    """Return what `to_npy` wrote, of `count` ids; np.load would take three times as long as the
+    read."""
     begin = 10 + int.from_bytes(payload[8:10], "little")
     kind = "<u2" if len(payload) - begin == 2 * count else "<u4"
     return np.frombuffer(payload, dtype=kind, count=count, offset=begin)

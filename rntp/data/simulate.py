@@ -12,7 +12,7 @@ from rntp.runtime.ranks import rank_share
 
 
 def simulate(config: Config, steps: Sequence[int], world: int) -> dict[str, Any]:
-    """What `world` ranks read in `steps`: facts of the corpus, and a row a context.
+    """Return what `world` ranks read in `steps`: facts of the corpus, and a row a context.
 
     Replayed contexts are left out: which come back depends on the training. Raises DataError and
     ConfigError as opening the corpus does, and for live pages.

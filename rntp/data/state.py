@@ -4,7 +4,7 @@ Contexts are functions of their ordinals, so the state is only which ordinals we
 makes an ordinal mean what it does: the same file serves any number of ranks and workers.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,49 +12,14 @@ from rntp.data.damage import Damage
 from rntp.errors import CheckpointError
 
 
-class Frontier:
-    """Which ordinals are trained: all below `first`, and those in `beyond`.
-
-    Ordinals are committed with the update that used them, in any order. What was handed out and not
-    committed is handed out again by `next` after a resume, so none is lost and none comes twice.
-    """
-
-    def __init__(self, first: int = 0, beyond: Iterable[int] = ()) -> None:
-        self.first = first
-        self.beyond = set(beyond)
-        self._in_flight: set[int] = set()
-
-    def next(self, count: int) -> list[int]:
-        """The `count` lowest ordinals that are neither trained nor handed out."""
-        found: list[int] = []
-        ordinal = self.first
-        while len(found) < count:
-            if ordinal not in self.beyond and ordinal not in self._in_flight:
-                found.append(ordinal)
-            ordinal += 1
-        self._in_flight |= set(found)
-        return found
-
-    def commit(self, ordinals: Iterable[int]) -> None:
-        """Count as trained. Raises ValueError for one that was not handed out, or twice."""
-        for ordinal in ordinals:
-            if ordinal not in self._in_flight:
-                raise ValueError(f"ordinal {ordinal} is not in flight")
-            self._in_flight.remove(ordinal)
-            self.beyond.add(ordinal)
-        while self.first in self.beyond:
-            self.beyond.remove(self.first)
-            self.first += 1
-
-
 @dataclass(frozen=True)
 class DataState:
     """What a checkpoint keeps of the data.
 
     corpus, tokenizer: digests. documents, tokens: of the corpus, for people. order: version of the
-    rule from ordinal to document. frontier: lowest ordinal that is not trained. beyond: trained
-    ones above it. damaged: (corpus digest, document) of what was set aside. place: how far a live
-    source was read (see `rntp.data.live_stream`); None for corpora.
+    rule from ordinal to document. frontier: the first ordinal that is not trained. damaged:
+    (corpus digest, document) of what was excluded. place: how far a live source was read (see
+    `rntp.data.live_stream`); None for corpora.
     """
 
     corpus: str
@@ -64,12 +29,11 @@ class DataState:
     order: int
     seed: int
     frontier: int
-    beyond: tuple[int, ...] = ()
     damaged: tuple[tuple[str, Damage], ...] = ()
     place: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the fields by name, for JSON."""
         found = {name: getattr(self, name) for name in self.__dataclass_fields__}
         found["damaged"] = [[digest, damage.as_dict()] for digest, damage in self.damaged]
         if self.place is None:
@@ -78,12 +42,14 @@ class DataState:
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> "DataState":
-        """What `as_dict` gave."""
+        """Return what `as_dict` gave."""
         damaged = tuple((digest, Damage(**damage)) for digest, damage in facts["damaged"])
-        return cls(**{**facts, "beyond": tuple(facts["beyond"]), "damaged": damaged})
+        known = {name: facts[name] for name in cls.__dataclass_fields__ if name in facts}
+        return cls(**{**known, "damaged": damaged})
 
     def differences(self, now: "DataState") -> list[str]:
-        """What makes ordinals mean something else than when this was saved, one line each."""
+        """Return what makes ordinals mean something else than when this was saved, one line
+        each."""
         names = {
             "corpus": "corpus",
             "documents": "documents",

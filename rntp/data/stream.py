@@ -57,7 +57,7 @@ class Stream(Protocol):
 
     def read(self, ordinal: int) -> Read: ...
 
-    def set_aside(self, read: Read) -> None: ...
+    def exclude(self, read: Read) -> None: ...
 
     def know(self, damaged: Iterable[tuple[str, Damage]]) -> None: ...
 
@@ -153,10 +153,10 @@ class ContextStream:
         and as `read`.
         """
         read = self.read(ordinal)
-        self.set_aside(read)
+        self.exclude(read)
         return read.context
 
-    def set_aside(self, read: Read) -> None:
+    def exclude(self, read: Read) -> None:
         """Count the damage that a read met. Raises DataError with the list past the budget."""
         self._aside.add(read.damaged)
 
@@ -276,7 +276,7 @@ def window_start(seed: int, ordinal: int, num_tokens: int, window: int) -> int:
 
 
 def is_heldout(document_id: str, fraction: float) -> bool:
-    """Whether a document is of the split "heldout": by a hash of its id, in any corpus."""
+    """Tell whether a document is of the split "heldout": by a hash of its id, in any corpus."""
     return rng.fraction(document_id, "heldout") < fraction
 
 

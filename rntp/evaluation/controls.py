@@ -47,7 +47,7 @@ def shuffled(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def pause(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) -> list[Rollout]:
-    """As many full stops as the thought has tokens (2404.15758)."""
+    """Give as many full stops as the thought has tokens (2404.15758)."""
     dot = torch.tensor([pause_id(tokenizer)])
     return _each(rollouts, lambda ids: dot.expand(len(ids)))
 

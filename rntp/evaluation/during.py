@@ -112,7 +112,7 @@ class Evaluations:
 def memorised(
     reused: dict[str, Any], fresh: dict[str, Any], before: dict[str, Any] | None
 ) -> float:
-    """How much more the no-think loss of reused pages has fallen than that of fresh ones.
+    """Measure how much more the no-think loss of reused pages has fallen than that of fresh ones.
 
     Nats per token of whole pages, since the evaluation before training; 0 there. The pages are
     others, so only the changes can be compared.

@@ -26,7 +26,7 @@ Prediction = dict[str, Any]
 def predictions(
     model: LanguageModel, hidden: Tensor, tree: ThoughtTree
 ) -> tuple[list[Prediction], list[list[Prediction]]]:
-    """Of the token at each position, without and with each thought: [P] and [P][G].
+    """Predict the token at each position, without and with each thought: [P] and [P][G].
 
     hidden: last hidden states of the tree, [N, H]. match: the token is the arg-max. confidence:
     probability of the arg-max. brier: Σ_v (p_v − 1[v = token])², in [0, 2].
@@ -73,7 +73,7 @@ def accuracy(
 
 
 def accuracies(positions: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each position, in [0, 1]: without a thought, and with one (mean over thoughts); [P]."""
+    """Score each position, in [0, 1]: without a thought, and with one (mean over thoughts); [P]."""
     no_think = [at["first_empty"]["match"] for at in positions]
     think = [np.mean([t["first"]["match"] for t in at["thoughts"]]) for at in positions]
     return np.array(no_think, dtype=float), np.array(think)

@@ -190,7 +190,7 @@ def note_layers(hf: PreTrainedModel, ids: Tensor, span: int) -> Notes:
 
 
 def own_attention(hf: PreTrainedModel) -> str:
-    """What a class computes attention with where nobody says anything."""
+    """Return what a class computes attention with where nobody says anything."""
     return "sdpa" if hf._supports_sdpa else "eager"
 
 

@@ -44,7 +44,7 @@ class NotTreesError(ConfigError):
 def check_head(
     hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: str, *, at_head: bool = False
 ) -> Head:
-    """What lies between the last hidden states and the logits, found in the config's numbers and
+    """Find what lies between the last hidden states and the logits, in the config's numbers and
     compared with what the model computes.
 
     tokenizer: with the think markers. at_head: hidden states are what the output embedding is
@@ -146,7 +146,7 @@ def _no_function_of_the_past(
 
 
 def depends_on_length(first: int, whole: int) -> str:
-    """Of a model that changes with the length of a sequence, in words."""
+    """Say in words how a model changes with the length of a sequence."""
     return (
         "what it makes of a token depends on the length of the sequence: the first "
         f"{first} tokens alone have other logits than with {whole - first} behind them; its "
@@ -155,7 +155,7 @@ def depends_on_length(first: int, whole: int) -> str:
 
 
 def sees_later_tokens(hf: PreTrainedModel) -> str:
-    """Of a model that is not causal, in words; and the usual trap."""
+    """Say in words that a model is not causal; and name the usual trap."""
     said = (
         "a token sees tokens that come after it (another later token changes earlier logits): it "
         "reads both ways, and is no causal language model"

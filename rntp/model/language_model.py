@@ -184,7 +184,7 @@ def adopt_model(
     span: int | None = None,
     sharing: Sharing = "auto",
 ) -> LanguageModel:
-    """What `load_model` does with a model once it is in memory, in place.
+    """Return what `load_model` does with a model once it is in memory, in place.
 
     spec: what messages call it. sharing: tree wants branches that share their prefix, none runs one
     plain sequence a branch, auto does that where a model cannot run trees. Raises ConfigError if it

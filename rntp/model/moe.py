@@ -40,7 +40,7 @@ class Routing:
 
     @classmethod
     def of(cls, routed: Sequence[Routed]) -> "Routing | None":
-        """Of what the routers said, or None where there are none."""
+        """Sum up what the routers said, or None where there are none."""
         if not routed:
             return None
         most = max(layer.logits.shape[-1] for layer in routed)
@@ -73,7 +73,7 @@ class Routing:
 
     @classmethod
     def total(cls, parts: "Iterable[Routing | None]") -> "Routing | None":
-        """Of the microbatches of a step, those of the step; None where there are none."""
+        """Sum up the microbatches of a step; None where there are none."""
         known = [part for part in parts if part is not None]
         if not known:
             return None

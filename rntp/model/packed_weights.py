@@ -28,7 +28,8 @@ MIN_STEPS = 8
 
 
 def packing_pays(hf: nn.Module, steps: int) -> bool:
-    """For so many decoding steps: the model multiplies in bfloat16, and so does the processor."""
+    """Tell whether packing pays for so many decoding steps: model and processor multiply in
+    bfloat16."""
     return (
         steps >= MIN_STEPS
         and torch.backends.mkldnn.is_available()

@@ -34,7 +34,7 @@ class Head(Protocol):
     def logprob(
         self, hidden: Tensor, targets: Tensor, temperature: float | Tensor = 1.0
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the targets, [N], entropies and arg-maxes."""
+        """Compute log-probs of the targets, [N], entropies and arg-maxes."""
         ...
 
 
@@ -63,7 +63,7 @@ def check_ends(hf: PreTrainedModel, spec: str) -> None:
 def check_runs_plain(
     hf: PreTrainedModel, head: Head, spec: str, plain: Plain, span: int | None = None
 ) -> tuple[Plain, int]:
-    """How the model runs plain sequences, and the longest one that it may see, in positions.
+    """Find how the model runs plain sequences, and the longest one that it may see, in positions.
 
     plain: why, and where its hidden states are. span: the longest sequence that will be used;
     None: as far as the check goes. Raises ConfigError, with class, cause and remedy, for models
@@ -209,7 +209,7 @@ class _Probe:
                 raise ConfigError(f"{depends_on_length(length, number)}; choose another model")
 
     def may_share(self, number: int) -> bool:
-        """Whether a sequence beside it and filling behind it leave a sequence as it is."""
+        """Tell whether a sequence beside it and filling behind it leave a sequence as it is."""
         short = max(number * 2 // 3, 1)
         ids, beside = _ids(self._hf, number), _ids(self._hf, short, seed=2)
         batch = torch.full((2, number), FILLING, device=ids.device)
@@ -223,7 +223,7 @@ class _Probe:
         )
 
     def decodes(self, number: int) -> bool:
-        """Whether its cache, one row of it made two, gives what whole sequences give."""
+        """Tell whether its cache, one row of it made two, gives what whole sequences give."""
         prefix = number - DRAWN
         if prefix < 1:
             return False

@@ -19,16 +19,16 @@ class Routed:
     chosen: Tensor
 
     def at(self, rows: Tensor) -> "Routed":
-        """Of some tokens, int64 [N']."""
+        """Pick some tokens, int64 [N']."""
         return Routed(self.logits.index_select(0, rows), self.chosen.index_select(0, rows))
 
     def until(self, number: int) -> "Routed":
-        """Of so many tokens, the first ones."""
+        """Keep the first so many tokens."""
         return Routed(self.logits[:number], self.chosen[:number])
 
     @classmethod
     def joined(cls, parts: Sequence["Routed"], order: Tensor | None = None) -> "Routed":
-        """Of parts one after the other, and then in this order, int64 [N]."""
+        """Join parts one after the other, then put them in this order, int64 [N]."""
         whole = cls(torch.cat([p.logits for p in parts]), torch.cat([p.chosen for p in parts]))
         return whole if order is None else whole.at(order)
 

@@ -40,7 +40,7 @@ class TokenTree:
     def build(
         cls, segments: Sequence[tuple[Tensor, int, int]], learning: int | None = None
     ) -> Self:
-        """From (token ids, parent segment or -1, how many of the parent's tokens it sees).
+        """Build from (token ids, parent segment or -1, how many of the parent's tokens it sees).
 
         Raises ValueError if the segments are no forest; see TreeLayout.
         """
@@ -294,8 +294,8 @@ def thought_branch(
 
 
 def live(rollouts: Sequence[Rollout], live_P: Tensor, reads: LossReads) -> list[Rollout]:
-    """What a loss reads that reads the positions of live_P, bool [P], alone. The first of all where
-    it names none, since a backward has to have something."""
+    """Keep what a loss reads that reads the positions of live_P, bool [P], alone. The first of all
+    where it names none, since a backward has to have something."""
     if not live_P.any():
         live_P = torch.arange(len(live_P)) == 0
     sizes = [len(r.positions) for r in rollouts]
@@ -324,7 +324,7 @@ def tree_tokens(rollout: Rollout, horizon: int, reads: LossReads = BRANCHES) -> 
 
 
 def learning_tokens(rollout: Rollout, horizon: int, reads: LossReads) -> int:
-    """Those of them that have gradients."""
+    """Count the tokens of a rollout's tree that have gradients."""
     if reads.continuation:
         return tree_tokens(rollout, horizon, reads)
     page, _ = _page_tokens(rollout, horizon, reads)

@@ -78,7 +78,8 @@ def _ids_without(
 
 
 def prefix_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """What the tokenizer itself puts before a text: a BOS token for some models, else nothing."""
+    """Return what the tokenizer itself puts before a text: a BOS token for some models, else
+    nothing."""
     bos = tokenizer.bos_token_id
     with_special = tokenizer("a", split_special_tokens=True)["input_ids"]
     return (bos,) if bos is not None and with_special[:1] == [bos] else ()

@@ -46,7 +46,7 @@ class Plain:
     most_tokens: int = 1 << 20
 
     def describe(self) -> str:
-        """What it does, for people."""
+        """Say what the engine does, for people."""
         one = "" if self.together else ", one by one"
         drawn = "its own cache" if self.cached else "the whole sequence again for every token"
         return f"one plain sequence a branch{one}, decoding with {drawn}"
@@ -179,7 +179,8 @@ def sequences(layout: TreeLayout, start: int = 0) -> tuple[list[int], Tensor]:
 def grouped(
     lengths: Sequence[int], *, together: bool, most: int = 1 << 30, whole: bool = False
 ) -> list[list[int]]:
-    """Which sequences share a forward, by number: of like length, so that little is filled up.
+    """Choose which sequences share a forward, by number: of like length, so that little is filled
+    up.
 
     together: several may. most: tokens of them, with the filling. whole: all of them do, whatever
     it takes.

@@ -32,7 +32,7 @@ class GroupSpread:
         self._steps += 1
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {"mean": self._mean, "steps": self._steps}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ from rntp.types import Rollout
 
 
 def loss_reads(config: Config) -> LossReads:
-    """What the loss of a run reads."""
+    """Return what the loss of a run reads."""
     objective = config.objective
     return LossReads(objective.ntp_weight > 0, objective.continuation_weight > 0)
 
@@ -67,7 +67,7 @@ class Counts:
 
     @classmethod
     def total(cls, parts: Sequence["Counts"]) -> "Counts":
-        """Of the shares of a step that ranks have, those of the step."""
+        """Add up the ranks' counts of a step."""
 
         def add(numbers: tuple[Any, ...]) -> Any:
             if isinstance(numbers[0], tuple):
@@ -82,7 +82,7 @@ class Counts:
         return self.thought + self.continuation + self._document_rows(config)
 
     def learning_rows(self, config: Config) -> int:
-        """Those of them that have gradients, where all groups have."""
+        """Count the sampled rows that have gradients, where all groups have."""
         reads = loss_reads(config)
         learning = self.thought + self.continuation * reads.continuation
         return learning + self._document_rows(config) * reads.context

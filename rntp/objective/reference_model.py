@@ -81,7 +81,7 @@ class Reference:
         self._refresh()
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return self._kept
 
     @torch.no_grad()

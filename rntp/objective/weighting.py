@@ -24,7 +24,7 @@ def token_weights(kind: Normalize, thought_index_M: Tensor, dtype: torch.dtype) 
 
 
 def denominator(kind: Normalize, *, tokens: int, thoughts: int, budget: int) -> int:
-    """What the weighted sum over a step's sampled tokens is divided by.
+    """Return what the weighted sum over a step's sampled tokens is divided by.
 
     tokens: every token alike (DAPO, 2503.14476). thoughts: the mean of each thought, then over
     thoughts (GRPO, 2402.03300; the 1 / len(c) of RLP, 2510.01265), which favours short thoughts

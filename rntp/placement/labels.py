@@ -34,7 +34,7 @@ def oracle_gains(labels: Labels) -> Tensor:
 def placement_metrics(
     rollouts: Sequence[Rollout], *, min_prefix: int, horizon: int
 ) -> dict[str, float]:
-    """How well a step's positions hit those that a thought can help with.
+    """Measure how well a step's positions hit those that a thought can help with.
 
     precision: share of the picked that are such positions. recall: share of such positions, among
     all min_prefix <= p <= L − horizon, that were picked. Each is left out where it would be 0 / 0,

@@ -69,7 +69,7 @@ class Learnability:
             self._groups[kind] += 1
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {"std": self._std, "groups": self._groups}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:

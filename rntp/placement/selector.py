@@ -70,7 +70,7 @@ class Selector:
             self._weight[feature, kind] -= RATE * error / root / FEATURES
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {"weight": self._weight, "squares": self._squares}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:

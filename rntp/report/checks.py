@@ -28,7 +28,7 @@ class Checks:
 
 
 def checks_of(run: RunData) -> list[Checks]:
-    """Of the evaluations before and after training; what was not measured then is left out."""
+    """Collect the checks of both evaluations; what was not measured then is left out."""
     known = [("before training", run.before), ("after training", run.after)]
     return [
         _checks(when, evaluation)

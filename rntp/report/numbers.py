@@ -28,7 +28,7 @@ def interval(bounds: Sequence[float | None] | None, digits: int = 3) -> str:
 
 
 def includes_zero(bounds: Sequence[float | None] | None) -> bool | None:
-    """Whether 0 lies in the interval; None when there is no interval."""
+    """Tell whether 0 lies in the interval; None when there is no interval."""
     if bounds is None:
         return None
     low, high = bounds

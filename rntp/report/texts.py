@@ -101,7 +101,7 @@ class _Measured:
 
 
 def scale_bound(gains: Iterable[float | None]) -> float:
-    """Where the colours are full, nats: above 95 % of the absolute gains, a round number."""
+    """Find where the colours are full, nats: above 95 % of the absolute gains, a round number."""
     sizes = sorted(abs(gain) for gain in gains if gain is not None)
     if not sizes or sizes[-1] == 0:
         return 1.0

@@ -84,7 +84,7 @@ class CompactingBatch:
 
 
 def going_on(ended: Tensor) -> Tensor | None:
-    """Which branches to go on with, int64 [D, B'] in rising order, or None for all.
+    """Choose which branches to go on with, int64 [D, B'] in rising order, or None for all.
 
     ended: bool [D, B]. As many of each document, a multiple of `ROWS`: some that have ended may be
     among them.

@@ -50,7 +50,7 @@ class Decoder:
             self._answer = self._lock_step(self._answer_chance, answer_tokens, model.eos_id)
 
     def restart(self, branches: Branches, prefix: PrefixRecorder) -> None:
-        """As many other branches, of other documents, in the same storage."""
+        """Begin again with as many other branches, of other documents, in the same storage."""
         self._branches.become(branches)
         self._attention.restart(prefix, branches.visible)
 

@@ -44,7 +44,7 @@ class Branches:
     visible: Tensor
 
     def some(self, kept: Tensor) -> "Branches":
-        """As many of each document: int64 [D, B'], which of its branches."""
+        """Pick as many branches of each document: int64 [D, B'], which of them."""
         rows = flat_rows(kept, self.visible.shape[1])
         return Branches(
             ordinal=self.ordinal[rows],
@@ -61,7 +61,7 @@ class Branches:
 
 
 def still_going(ended: Tensor, number: int) -> Tensor:
-    """So many branches of each document, those first that have not ended: bool [D, B] -> int64
+    """Pick so many branches of each document, those first that have not ended: bool [D, B] -> int64
     [D, number], rising."""
     first = ended.byte().argsort(dim=1, stable=True)[:, :number]
     return first.sort(dim=1).values
@@ -274,7 +274,7 @@ class BatchSlots:
             getattr(self, name).copy_(getattr(wide, name)[rows])
 
     def make_ready(self) -> None:
-        """Where there are graphs, capture a step, once. What was drawn is left as it was, and so
+        """Capture a step where there are graphs, once. What was drawn is left as it was, and so
         are branches, attention and storage, but for places that the next step writes anyhow; token
         and position are not."""
         if self._replay is not None or not has_graphs(self._row.device):
@@ -293,13 +293,13 @@ class BatchSlots:
 
 
 def has_graphs(device: torch.device) -> bool:
-    """Whether work on this device can be captured and replayed."""
+    """Tell whether work on this device can be captured and replayed."""
     return device.type == "cuda"
 
 
 def as_graph(work: Callable[[], None], stand: Callable[[], None]) -> Callable[[], None]:
-    """What does `work` again, as a CUDA graph. stand: brings about the state that work begins in;
-    work is done three times in all."""
+    """Capture `work` as a CUDA graph that does it again. stand: brings about the state that work
+    begins in; work is done three times in all."""
     # Libraries choose kernels and take their memory at the first call, which may not be part of a
     # graph; PyTorch wants them on another stream.
     side = torch.cuda.Stream()

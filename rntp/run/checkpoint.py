@@ -197,7 +197,7 @@ def committed(folder: Path) -> list[tuple[int, Path]]:
 
 
 def problems(checkpoint: Path) -> list[str]:
-    """What is wrong with a checkpoint, by file; an empty list if every hash fits."""
+    """Return what is wrong with a checkpoint, by file; an empty list if every hash fits."""
     if found := glance(checkpoint):
         return found
     return _changed(checkpoint, list(_commit_of(checkpoint)["files"]), lambda: None)
@@ -214,7 +214,8 @@ def _changed(checkpoint: Path, names: Sequence[str], check: Callable[[], None]) 
 
 
 def glance(checkpoint: Path) -> list[str]:
-    """What is wrong at first sight: the commit itself, files too few, too many, too short."""
+    """Return what is wrong at first sight: the commit itself, files too few, too many, too
+    short."""
     if not (checkpoint / COMMIT).exists():
         return [f"{COMMIT}: missing"]
     try:
@@ -345,7 +346,7 @@ def load_into(checkpoint: Path, stem: str, tensors: Mapping[str, Tensor]) -> Non
 
 
 def shapes(checkpoint: Path, stem: str) -> dict[str, list[int]]:
-    """By name of the tensor; from the files' headers, nothing is loaded."""
+    """Return shapes by name of the tensor, from the headers alone: nothing is loaded."""
     if _old_file(checkpoint, stem).is_file():
         return {name: list(tensor.shape) for name, tensor in load(checkpoint, stem).items()}
     return shards.shapes(checkpoint / stem)

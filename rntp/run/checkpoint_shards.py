@@ -83,7 +83,7 @@ def read_into(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def shapes(folder: Path) -> dict[str, list[int]]:
-    """By name, from the headers alone."""
+    """Return shapes by name of the tensor, from the headers alone: nothing is loaded."""
     return {name: list(facts.size) for name, facts in _facts(folder)}
 
 

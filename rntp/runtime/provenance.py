@@ -57,7 +57,7 @@ def _redact(obj: object, secrets: Sequence[str]) -> object:
 
 
 def environment(device: str) -> dict[str, object]:
-    """What this process runs in. device: `model.device` of the config."""
+    """Return what this process runs in. device: `model.device` of the config."""
     return {
         "versions": _versions(),
         "git": _git(Path(rntp.__file__).resolve().parent.parent),
@@ -101,7 +101,7 @@ def _run_git(checkout: Path, *arguments: str) -> str | None:
 
 
 def device_name(device: str) -> str:
-    """What computes for this process."""
+    """Return what computes for this process."""
     if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"cpu ({_processor()}, {os.cpu_count()} cores)"

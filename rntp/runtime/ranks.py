@@ -71,7 +71,8 @@ class Ranks:
         return rank_share(items, self.rank, self.size)
 
     def gather(self, work: Callable[[], T], phase: str, num_bytes: int = 0) -> list[T]:
-        """What `work` gives on every rank, in order; tensors on the CPU where there are many.
+        """Return what `work` gives on every rank, in order; tensors on the CPU where there are
+        many.
 
         phase: what goes on, for the message. num_bytes: what one rank reads from disks or writes to
         them meanwhile. Raises on every rank what it raised on one, and RanksLost if one does not
@@ -80,11 +81,12 @@ class Ranks:
         return [work()]
 
     def agree(self, work: Callable[[], T], phase: str, num_bytes: int = 0) -> T:
-        """What `work` gives on this rank, once it has gone well on every one; as `gather`."""
+        """Return what `work` gives on this rank, once it has gone well on every one; as
+        `gather`."""
         return work()
 
     def decide(self, work: Callable[[], T], phase: str, num_bytes: int = 0) -> T:
-        """What `work` gives on rank 0, which alone does it; as `gather`."""
+        """Return what `work` gives on rank 0, which alone does it; as `gather`."""
         return work()
 
     def join(self, work: Callable[[], Sequence[T]], phase: str) -> list[T]:

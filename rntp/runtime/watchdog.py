@@ -61,7 +61,7 @@ class Watchdog:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
-        self.beat("start")
+        self.heartbeat("start")
         return self
 
     def __exit__(
@@ -88,7 +88,7 @@ class Watchdog:
         with contextlib.suppress(OSError):  # that of another rank is there, or it was quicker
             path.parent.rmdir()
 
-    def beat(
+    def heartbeat(
         self, phase: str | None = None, step: int | None = None, ordinal: int | None = None
     ) -> None:
         """A sign of life; what is given has changed. Cheap: it may be called for every token."""

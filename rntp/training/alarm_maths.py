@@ -20,7 +20,7 @@ def spread(values: Sequence[float]) -> float:
 
 
 def above(value: float, values: Sequence[float]) -> float:
-    """How far `value` lies above the median of `values`, in spreads.
+    """Measure how far `value` lies above the median of `values`, in spreads.
 
     The spread is at least LEAST_SPREAD of the median's size. Infinite where all values are 0 and
     `value` is above.

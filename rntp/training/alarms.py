@@ -64,7 +64,7 @@ class Alarms:
         return list(now.values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {
             f"{kind}.{name}": tensor
             for kind, group in self._groups().items()

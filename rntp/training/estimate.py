@@ -58,7 +58,7 @@ class Shape:
 
     @classmethod
     def of_spec(cls, spec: str, sharing: Sharing = "auto") -> "Shape":
-        """From the model's config alone: no weights are read. sharing: with auto it is a guess
+        """Read the model's config alone: no weights are read. sharing: with auto it is a guess
         whether the model runs trees, which the check at load decides."""
         hf_config = AutoConfig.from_pretrained(localize(spec))
         with torch.device("meta"):
@@ -196,9 +196,9 @@ def peak_memory(config: Config, shape: Shape, ranks: int = 1, *, recompute: bool
 
 
 def decoding_bytes(config: Config, shape: Shape) -> int:
-    """What the sampler keeps while training goes on: on CUDA the storage that its graph works on
-    (keys and values of pages and branches, and the logits of a step, twice: narrower graphs, for
-    branches that have not ended, have half of them, a quarter, …); elsewhere nothing.
+    """Return what the sampler keeps while training goes on: on CUDA the storage that its graph
+    works on (keys and values of pages and branches, and the logits of a step, twice: narrower
+    graphs, for branches that have not ended, have half of them, a quarter, …); elsewhere nothing.
     """
     thoughts, rollout = config.thought, config.rollout
     if not thoughts.thoughts_per_position or pick_device(config.model.device).type != "cuda":

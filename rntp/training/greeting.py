@@ -54,9 +54,9 @@ def greeting(
             " auto), since a step would not fit into memory otherwise; it takes longer for it",
             "info",
         )
-    if guards.aside:
+    if guards.excluded:
         where = config.run.dir / "quarantine"
-        yield f"{len(guards.aside)} ordinals are set aside, see {where}", "info"
+        yield f"{len(guards.excluded)} ordinals are set aside, see {where}", "info"
 
 
 def pages_read(corpus: Corpus) -> Iterator[str]:

@@ -13,20 +13,20 @@ from rntp.runtime.ranks import Ranks
 from rntp.training import quarantine
 from rntp.training.alarms import Alarms
 from rntp.training.optimizer import Update
-from rntp.training.rollback import load_rollbacks, set_aside_streak
+from rntp.training.rollback import exclude_streak, load_rollbacks
 from rntp.types import Context
 
 
 class Guards:
     """The guards of one run. alarms: kept in the checkpoint beside the weights.
 
-    aside: ordinals that are not trained any more. no_replay: those of the first visits of contexts
+    excluded: ordinals not trained any more. no_replay: those of the first visits of contexts
     that do not come back any more.
     """
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         self.alarms = Alarms()
-        self.aside: set[int] = set()
+        self.excluded: set[int] = set()
         self.no_replay: set[int] = set()
         self.skipped_in_a_row = 0
         self._config, self._ranks = config, ranks
@@ -82,7 +82,7 @@ class Guards:
         Raises Diverged if that is not to be.
         """
         self._ranks.decide(
-            lambda: set_aside_streak(
+            lambda: exclude_streak(
                 self._config, step, self.streak, lambda text: log.message(text, "warning")
             ),
             "rollback",
@@ -91,14 +91,14 @@ class Guards:
     def load_rollbacks(self) -> None:
         """Take over what the run folder says of earlier rollbacks."""
         found = self._ranks.decide(lambda: load_rollbacks(self._config.run.dir), "start")
-        self.aside, self.no_replay = found
+        self.excluded, self.no_replay = found
 
     def restore(self, state: Mapping[str, object]) -> None:
         """Take over what a checkpoint says, beside what the run folder does."""
-        aside, skipped = state.get("set_aside", []), state["skipped_in_a_row"]
-        assert isinstance(aside, list)
+        excluded, skipped = state.get("set_aside", []), state["skipped_in_a_row"]
+        assert isinstance(excluded, list)
         assert isinstance(skipped, int)
-        self.aside |= set(aside)
+        self.excluded |= set(excluded)
         self.skipped_in_a_row = skipped
 
     def _note_skip(self, step: int, updates: Sequence[Update], contexts: Sequence[Context]) -> None:

@@ -90,17 +90,17 @@ class Phases:
 
     def tell(self, name: str, done: int = 0, total: int = 1) -> None:
         """Say that a phase begins, or how far it is."""
-        self._watchdog.beat(name)
+        self._watchdog.heartbeat(name)
         self._log.phase(name, done, total)
 
     def reads(self, step: int, ordinal: int) -> None:
         """Say which contexts a step has."""
-        self._watchdog.beat(step=step, ordinal=ordinal)
+        self._watchdog.heartbeat(step=step, ordinal=ordinal)
 
     def poll(self) -> None:
         """Give a sign of life, and end where the run is asked to: whatever lasts calls it often.
 
         Only inside of what ranks agree on. Raises Preempted.
         """
-        self._watchdog.beat()
+        self._watchdog.heartbeat()
         self._check()

@@ -167,8 +167,8 @@ def _memory(model: LanguageModel, ranks: Ranks) -> int:
 
 
 def sharing_notes(config: Config, model: LanguageModel) -> list[str]:
-    """Of a model that shares nothing: that it does, why, how and what that costs; and of a mixture
-    of experts, what training leaves as it is."""
+    """Tell of a model that shares nothing: that it does, why, how and what that costs; and of a
+    mixture of experts, what training leaves as it is."""
     notes = []
     if model.plain is not None:
         tokens = Tokens.of(config)

@@ -45,7 +45,8 @@ class Replay:
         self._visits = torch.zeros(CAPACITY, dtype=torch.int64)
 
     def contexts(self, corpus: Corpus, step: int) -> list[Context]:
-        """Those of the step, all different: `data.replay_docs` of them, where so many are known.
+        """Return the step's contexts, all different: `data.replay_docs` of them, where so many are
+        known.
 
         A function of the seed, the step and what was observed before.
         """
@@ -82,7 +83,7 @@ class Replay:
         self._ordinals[torch.isin(self._ordinals, torch.tensor(sorted(ordinals)))] = -1
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {"ordinals": self._ordinals, "useful": self._useful, "visits": self._visits}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -109,18 +110,18 @@ def step_contexts(
     corpus: Corpus,
     replay: Replay | None,
     step: int,
-    aside: Collection[int] = (),
+    excluded: Collection[int] = (),
     ranks: Ranks = SINGLE_RANK,
 ) -> list[Context]:
     """The contexts of step 1, 2, …: the next fresh ordinals, and those that come back; of many
     ranks, this one's share of them.
 
-    aside: ordinals that the run has set aside; the stream is then the one without them.
+    excluded: ordinals that the run has set aside; the stream is then the one without them.
     """
     again = replay.contexts(corpus, step) if replay else []
 
     def share(step: int) -> Sequence[int | Context]:
-        return ranks.share([*step_ordinals(config, step, aside), *again])
+        return ranks.share([*step_ordinals(config, step, excluded), *again])
 
     # Only the fresh ones of the share are read, and those of the next step begun.
     mine = share(step)

@@ -15,7 +15,7 @@ from rntp.training import quarantine
 from rntp.training.quarantine import Rollback
 
 
-def set_aside_streak(config: Config, step: int, streak: int, say: Callable[[str], None]) -> None:
+def exclude_streak(config: Config, step: int, streak: int, say: Callable[[str], None]) -> None:
     """Write down that the `streak` steps up to `step` are set aside; a restore then goes back.
 
     Raises Diverged if no whole checkpoint lies before the

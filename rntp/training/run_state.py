@@ -75,16 +75,16 @@ class RunState:
 
     def save(self, step: int, saver: Saver, check: Callable[[], None], *, wait: bool) -> None:
         """Save the state after a step; see `Saver.save`. check: called often; raises to stop."""
-        aside = self._guards.aside
+        excluded = self._guards.excluded
         state: CheckpointState = {
             # Between two steps nothing is in flight: all ordinals before this one are done.
-            "next_ordinal": next_ordinal(self._config, step, aside),
-            "set_aside": sorted(aside),
+            "next_ordinal": next_ordinal(self._config, step, excluded),
+            "set_aside": sorted(excluded),
             "skipped_in_a_row": self._guards.skipped_in_a_row,
             "config_digest": self._config.digest(),
             "data_digest": self._corpus.manifest.digest,
             "tokenizer_digest": tokenizer_digest(self._model.tokenizer),
-            "data": self._data_state(step, aside, check=check).as_dict(),
+            "data": self._data_state(step, excluded, check=check).as_dict(),
             "segments": self.segments,
             "reference": self._config.reference_weights,
             "torch": torch.__version__,
@@ -110,13 +110,13 @@ class RunState:
             self.segments = segments({}, self._data_state(0, ()), 0, newest, accept=True)
             return 0
         state = checkpoint.load_state(newest)
-        step, aside = int(state["step"]), state.get("set_aside", [])
+        step, excluded = int(state["step"]), state.get("set_aside", [])
         # A source that is read as it comes is read again up to here.
         other = ranks.agree(lambda: self._corpus.catch_up(state, check), "start")
-        now = self._data_state(step, aside)
+        now = self._data_state(step, excluded)
         self.segments = segments(state, now, step, newest, accept=self._accept, more=other)
         self._corpus.train.stream.know(known_damage(state))
-        if state["next_ordinal"] != next_ordinal(config, step, aside):
+        if state["next_ordinal"] != next_ordinal(config, step, excluded):
             raise CheckpointError(
                 f"{newest} was trained with another data.docs_per_step or data.replay_docs"
             )
@@ -180,10 +180,10 @@ class RunState:
             part.restore(checkpoint.load(path, stem))
 
     def _data_state(
-        self, step: int, aside: Collection[int], check: Callable[[], None] | None = None
+        self, step: int, excluded: Collection[int], check: Callable[[], None] | None = None
     ) -> DataState:
         """The state of the data after a step; with `check`, also what a resume needs to find it."""
-        frontier, corpus = next_ordinal(self._config, step, aside), self._corpus
+        frontier, corpus = next_ordinal(self._config, step, excluded), self._corpus
         place = None
         if check is not None:
             place = self._ranks.decide(lambda: corpus.place(frontier, check), "save")

@@ -150,7 +150,7 @@ class StepStats:
         return (self._of_thoughts() if self.counts.thought else {}) | losses | sizes | experts
 
     def tokens(self) -> Tokens:
-        """What the step has computed, without a judge."""
+        """Return what the step has computed, without a judge."""
         config, horizon, reads = self.config, self.config.reward.horizon, loss_reads(self.config)
         learned = self.rollouts
         if config.objective.skips_groups:
@@ -291,7 +291,7 @@ class StepStats:
 
 
 def update_metrics(step: int, updates: Sequence[Update]) -> dict[str, float]:
-    """What the updates of a step were; norm and rate are the last one's."""
+    """Measure the updates of a step; norm and rate are the last one's."""
     return {
         "step": step,
         "grad_norm": updates[-1].grad_norm,
@@ -301,7 +301,7 @@ def update_metrics(step: int, updates: Sequence[Update]) -> dict[str, float]:
 
 
 def context_metrics(contexts: Sequence[Context]) -> dict[str, float]:
-    """Where the contexts of a step stand in the order."""
+    """Tell where the contexts of a step stand in the order."""
     return {
         "data/ordinal_first": contexts[0].ordinal,
         "data/visits_max": max(context.visit for context in contexts),

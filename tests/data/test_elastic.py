@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from rntp.data.manifest import Manifest
 from rntp.data.reader import Reader
-from rntp.data.state import Frontier
 from rntp.data.stream import ContextStream
 from rntp.errors import DataError
 from rntp.runtime.ranks import rank_share
@@ -61,7 +60,7 @@ phases = st.lists(
         st.sampled_from(WORLDS),
         st.sampled_from((0, 1, 4)),
         st.integers(1, 6),  # steps
-        st.sampled_from((0.0, 0.4, 1.0)),  # of a last step, what was trained before the kill
+        st.booleans(),  # a last step was read, and the run killed before its update
     ),
     min_size=1,
     max_size=6,
@@ -69,43 +68,36 @@ phases = st.lists(
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-@given(phases=phases, docs_per_step=st.integers(1, 19), data=st.data())
+@given(phases=phases, docs_per_step=st.integers(1, 19))
 def test_any_schedule_trains_every_ordinal_once(
-    manifest: Manifest, phases: list[tuple[int, int, int, float]], docs_per_step: int, data
+    manifest: Manifest, phases: list[tuple[int, int, int, bool]], docs_per_step: int
 ) -> None:
     oracle = stream(manifest)
     trained: Counter[int] = Counter()
-    first, beyond = 0, set[int]()
-    for world, workers, steps, share in [*phases, (1, 0, 40, 1.0)]:
-        frontier = Frontier(first, beyond)  # what a checkpoint kept, and nothing else
-        for _ in range(steps):
-            ordinals = frontier.next(docs_per_step)
+    first = 0
+    for world, workers, steps, killed in [*phases, (1, 0, 40, False)]:
+        for step in range(steps + killed):
+            ordinals = range(first, first + docs_per_step)
             ahead = [n + docs_per_step for n in ordinals]
             batch = global_batch(manifest, ordinals, world, workers, ahead)
             assert batch == [facts(oracle[n]) for n in ordinals]
-            frontier.commit(ordinals)
-            trained.update(ordinals)
-        cut = frontier.next(docs_per_step)  # killed: some of a step is trained, in any order
-        done = data.draw(st.permutations(cut))[: int(share * len(cut))]
-        frontier.commit(done)
-        trained.update(done)
-        first, beyond = frontier.first, set(frontier.beyond)
+            if step < steps:  # what a checkpoint keeps is the first ordinal of the next step
+                trained.update(ordinals)
+                first += docs_per_step
     assert set(trained.values()) == {1}
-    assert set(trained) == set(range(first)) | beyond
+    assert set(trained) == set(range(first))
 
 
 def test_two_passes_over_the_worlds_of_the_specification(manifest: Manifest) -> None:
     oracle = stream(manifest)
-    frontier, visits = Frontier(), Counter[tuple[str, int]]()
+    visits: Counter[tuple[str, int]] = Counter()
     steps = -(-2 * manifest.num_docs // 13)
     for step in range(steps):
         world = WORLDS[step * len(WORLDS) // steps]
-        ordinals = frontier.next(13)
+        ordinals = range(13 * step, 13 * step + 13)
         batch = global_batch(manifest, ordinals, world, (0, 1, 4)[step % 3], [])
         assert batch == [facts(oracle[n]) for n in ordinals]
         visits.update((oracle[n].document_id, oracle[n].visit) for n in ordinals)
-        frontier.commit(ordinals)
-    assert frontier.first == steps * 13
     two_passes = Counter(v for _, v in visits)
     assert (two_passes[0], two_passes[1]) == (manifest.num_docs, manifest.num_docs)
     assert set(visits.values()) == {1}
@@ -163,18 +155,6 @@ def test_only_this_step_and_the_next_are_held(manifest: Manifest) -> None:
     reader.take([90])
     assert set(reader._pending) == set()
     reader.close()
-
-
-def test_a_frontier_refuses_what_was_not_handed_out() -> None:
-    frontier = Frontier(5, {7})
-    assert frontier.next(3) == [5, 6, 8]
-    assert frontier.next(1) == [9]
-    frontier.commit([6, 5])
-    assert (frontier.first, frontier.beyond) == (8, set())
-    with pytest.raises(ValueError, match="ordinal 5 is not in flight"):
-        frontier.commit([5])
-    with pytest.raises(ValueError, match="ordinal 100"):
-        frontier.commit([100])
 
 
 def test_damage_found_by_workers_reaches_the_budget(tmp_path: Path) -> None:

@@ -414,6 +414,7 @@ def train(raw: dict, sets: list[str]) -> None:
         Trainer(config, ranks=ranks).fit()
 
 
+@pytest.mark.slow
 def test_two_ranks_read_the_contexts_of_one_and_go_on_alone(raw: dict, tmp_path: Path) -> None:
     one = fit(raw, f"run.dir={tmp_path / 'one'}").config.run.dir
     sets = [f"run.dir={tmp_path / 'two'}"]

@@ -167,7 +167,7 @@ def test_training_without_thoughts_is_plain_next_token_training(raw: dict) -> No
     ]
     config = Config.parse(raw, sets)
     trainer = Trainer(config)
-    contexts = trainer.corpus.step_contexts(1, config.data.docs_per_step)
+    contexts = trainer.corpus.train.take(range(config.data.docs_per_step))
     trainer.model.hf.set_attn_implementation("sdpa")
     nll = []
     for context in contexts:

@@ -188,14 +188,14 @@ def test_rlpt_begins_at_sentences_and_asks_a_judge(ran: Cache) -> None:
     assert all(0 < row["reward"] < 1 for row in run.thoughts)
     starts = SentenceStarts(run.trainer.model.tokenizer)
     taken, wanted = 0, 0
-    for step in (1, 2):
-        for context in run.trainer.corpus.step_contexts(step, run.config.data.docs_per_step):
-            mine = {r["position"] for r in run.thoughts if r["ordinal"] == context.ordinal}
-            last = len(context) - run.config.reward.horizon
-            able = set(starts.of(context.token_ids).nonzero().flatten().tolist())
-            able = {p for p in able if 8 <= p <= last}
-            taken += len(mine & able)
-            wanted += min(len(mine), len(able))
+    two_steps = range(2 * run.config.data.docs_per_step)
+    for context in run.trainer.corpus.train.take(two_steps):
+        mine = {r["position"] for r in run.thoughts if r["ordinal"] == context.ordinal}
+        last = len(context) - run.config.reward.horizon
+        able = set(starts.of(context.token_ids).nonzero().flatten().tolist())
+        able = {p for p in able if 8 <= p <= last}
+        taken += len(mine & able)
+        wanted += min(len(mine), len(able))
     assert taken == wanted > 0
 
 

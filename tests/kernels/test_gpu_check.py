@@ -28,6 +28,7 @@ def check(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_whole_script_at_toy_sizes(tmp_path: Path) -> None:
     out = tmp_path / "check.json"
     done = check("--device", "cpu", "--tiny", "--out", str(out))

@@ -11,6 +11,8 @@ pytest.importorskip("triton", reason="triton has no wheel for this platform")
 from rntp_kernels import DecodeAttention
 from rntp_kernels.tree_attention import selection, triton_decode
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -21,7 +21,7 @@ def heartbeat(folder: Path, phase: str) -> dict:
 
 def test_it_writes_what_goes_on_and_leaves_no_stacks(tmp_path: Path) -> None:
     with Watchdog(tmp_path, 60, rank=3) as watchdog:
-        watchdog.beat("rollout", step=7, ordinal=21)
+        watchdog.heartbeat("rollout", step=7, ordinal=21)
         facts = heartbeat(tmp_path, "rollout")
         assert facts.pop("time") > 1.7e9
         assert facts == {
@@ -32,7 +32,7 @@ def test_it_writes_what_goes_on_and_leaves_no_stacks(tmp_path: Path) -> None:
             "waits": False,
             "pid": os.getpid(),
         }
-        watchdog.beat("save")
+        watchdog.heartbeat("save")
         assert heartbeat(tmp_path, "save")["step"] == 7
         process = watchdog._process
     assert process.returncode == 0
@@ -42,7 +42,7 @@ def test_it_writes_what_goes_on_and_leaves_no_stacks(tmp_path: Path) -> None:
 def test_life_keeps_it_calm_beyond_the_timeout(tmp_path: Path) -> None:
     with Watchdog(tmp_path, 4) as watchdog:
         for _ in range(60):
-            watchdog.beat()
+            watchdog.heartbeat()
             time.sleep(0.1)
     assert not (tmp_path / "stacks").exists()
 
@@ -64,9 +64,9 @@ def test_ranks_leave_in_any_order(tmp_path: Path) -> None:
 def test_silence_is_told_before_it_is_ended(tmp_path: Path, capfd) -> None:
     """After half of the time (45 s at most): stacks and a line, once a phase; life goes on."""
     with Watchdog(tmp_path, 4, rank=1) as watchdog:
-        watchdog.beat("rollout", step=7, ordinal=21)
+        watchdog.heartbeat("rollout", step=7, ordinal=21)
         time.sleep(3)
-        watchdog.beat("forward")
+        watchdog.heartbeat("forward")
     told = "rank 1 may hang in phase rollout of step 7 (ordinal 21): no sign of life for 2 s"
     stacks = (tmp_path / "stacks" / "rank_1.txt").read_text()
     assert stacks.count(told) == 1
@@ -76,7 +76,7 @@ def test_silence_is_told_before_it_is_ended(tmp_path: Path, capfd) -> None:
 
 def test_who_waits_for_others_is_not_silent(tmp_path: Path) -> None:
     with Watchdog(tmp_path, 2, rank=3) as watchdog:
-        watchdog.beat("rollout")
+        watchdog.heartbeat("rollout")
         with watchdog.waiting("rollout"):
             time.sleep(3)
             assert heartbeat(tmp_path, "rollout")["waits"]
@@ -85,7 +85,7 @@ def test_who_waits_for_others_is_not_silent(tmp_path: Path) -> None:
 
 def test_nobody_watches_with_a_timeout_of_0(tmp_path: Path) -> None:
     with Watchdog(tmp_path, 0) as watchdog:
-        watchdog.beat("rollout")
+        watchdog.heartbeat("rollout")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -93,8 +93,8 @@ def test_the_run_outlives_its_watchdog(tmp_path: Path, capfd) -> None:
     with Watchdog(tmp_path, 60) as watchdog:
         os.kill(watchdog._process.pid, signal.SIGKILL)
         watchdog._process.wait()
-        watchdog.beat("rollout")
-        watchdog.beat("forward")
+        watchdog.heartbeat("rollout")
+        watchdog.heartbeat("forward")
     assert capfd.readouterr().err.count("the watchdog is gone") == 1
 
 
@@ -102,5 +102,5 @@ def test_a_beat_is_cheap(tmp_path: Path) -> None:
     with Watchdog(tmp_path, 1800) as watchdog:
         start = time.process_time()
         for _ in range(10_000):
-            watchdog.beat()
+            watchdog.heartbeat()
         assert time.process_time() - start < 0.5  # 50 µs each; one comes with every token

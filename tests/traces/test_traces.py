@@ -207,7 +207,7 @@ def test_shards_have_real_markers_around_thoughts_and_none_from_pages(
     assert spelt > 0  # the pages' own, in letters
 
     # Plain next-token training on it is training on these ids.
-    contexts = trainer.corpus.step_contexts(1, config.data.docs_per_step)
+    contexts = trainer.corpus.train.take(range(config.data.docs_per_step))
     trainer.model.hf.set_attn_implementation("sdpa")
     nll = []
     for context in contexts:

@@ -32,5 +32,5 @@ class FlashSequences:
 
 
 def is_plain(layout: TreeLayout) -> bool:
-    """Whether no segment hangs at another."""
+    """Tell whether no segment hangs at another."""
     return all(parent == ROOT for parent in layout.parents)

@@ -37,7 +37,7 @@ class Writing:
 
     @classmethod
     def of(cls, wanted: Mapping[str, object]) -> "Writing":
-        """From a task's `generation_kwargs`. Raises ConfigError for what is not done here."""
+        """Read a task's `generation_kwargs`. Raises ConfigError for what is not done here."""
         wanted = dict(wanted)
         stops = wanted.pop("until", ())
         most = next(

@@ -23,7 +23,7 @@ def slots(longest: int) -> int:
 def thoughts_after(
     model: LanguageModel, config: Config, texts: Iterable[Ids], thoughts: int
 ) -> dict[Ids, tuple[Thought, ...]]:
-    """So many thoughts at the end of each text, once for a text that is given twice.
+    """Sample so many thoughts at the end of each text, once for a text that is given twice.
 
     texts: not empty, each so short that the model sees a thought behind it.
     """
