@@ -4,6 +4,7 @@
 # make ablations-text  the rewards on real text, SmolLM2-135M (two hours and a half)
 # make methods      every published method on it, with the controls (63 runs, half an hour)
 # make models       which models run, and how: every causal class of transformers (some ten minutes)
+# make pages        a corpus of real prose, 20 MB: Debian's documentation packages (for memory and tools)
 # make faults       every injected fault: kills, damage, hangs, signals → experiments/faults/RESULTS.md
 # make save-stall   how long training stands still for a checkpoint (two minutes)
 # make gpu-check    is everything right on this GPU, and how fast is it (ten minutes)
@@ -28,7 +29,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.enabled=false
 
-.PHONY: bench-data docs install quickstart planted ablations ablations-text methods models faults save-stall gpu-check test \
+.PHONY: pages bench-data docs install quickstart planted ablations ablations-text methods models faults save-stall gpu-check test \
 	test-slow test-all \
 	browser-test lint \
 	types clean
@@ -81,6 +82,13 @@ build/planted-thoughts/manifest.json: | build/planted/manifest.json
 build/planted-mixed/manifest.json: | build/planted-thoughts/manifest.json
 	$(WRITER)
 	$(VENV)/bin/rntp traces runs/planted-writer --out $(@D) --shards --mixed --min-gain 0.2
+
+# Needs apt-get of Debian 12, or the packages: experiments/pages/fetch.py --help.
+pages: build/pages/corpus/manifest.json
+
+build/pages/corpus/manifest.json: | $(VENV)/.installed-dev
+	$(VENV)/bin/python experiments/pages/fetch.py
+	$(VENV)/bin/rntp data prep experiments/pages/prep.yaml
 
 build/planted/manifest.json: | install
 	$(VENV)/bin/python experiments/planted/make_corpus.py --out build/planted
