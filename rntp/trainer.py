@@ -8,14 +8,14 @@
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
 from rntp.config import Config
-from rntp.data import data_digest
 from rntp.data.corpus import open_corpus, open_data
 from rntp.errors import Preempted
 from rntp.evaluation.during import Evaluations
@@ -43,8 +43,9 @@ from rntp.training.phases import Phases
 from rntp.training.preflight import check_disk, check_placement, check_start, recomputes
 from rntp.training.replay import step_contexts
 from rntp.training.run_state import RunState
-from rntp.training.step_stats import StepStats, context_metrics, update_metrics
-from rntp.training.whole_step import count, rewards_ahead
+from rntp.training.step_metrics import WholeStep
+from rntp.training.step_stats import StepStats, update_metrics
+from rntp.training.whole_step import recount, rewards_ahead, sample_and_count
 from rntp.types import Rollout
 
 
@@ -104,6 +105,7 @@ class Trainer:
             ranks,
             accept_data_change=accept_data_change,
         )
+        self.asked_to_stop = False
         ranks.agree(self.stop.check, "start")
 
     def fit(self) -> dict[str, Any] | None:
@@ -133,11 +135,13 @@ class Trainer:
             if self.packs:
                 unmoved.enter_context(packed_weights(self.model.hf))
             with phase("rollout"):
-                rollouts = self.ranks.agree(lambda: self._sample(step), "rollout")
+                sample = partial(self._sample, step)
+                rollouts, counts = sample_and_count(sample, config, self.ranks)
                 fault_point("rollout")
             batches = self.passes.microbatches(rollouts)
             ahead = rewards_ahead(self.passes, batches, self.ranks, phase, self.followers.usual_std)
-            counts = count(rollouts, ahead, config, self.ranks)
+            if ahead:
+                counts = recount(rollouts, ahead, config, self.ranks)
             stats = StepStats(config, rollouts, counts, ahead)
             for epoch in range(config.objective.epochs_per_rollout):
                 name = "another epoch" if epoch else "forward"
@@ -173,7 +177,8 @@ class Trainer:
                 else:
                     self._save_if_due(done)
                 self._evaluate_if_due(done)
-                self.ranks.agree(self.stop.check, "step")
+                if self.asked_to_stop or self.ranks.alone:  # all know since the step's record
+                    self.ranks.agree(self.stop.check, "step")
             self._tell_pages()
         except Preempted:
             self._tell_pages()
@@ -204,38 +209,33 @@ class Trainer:
 
     def _update(self, step: int, stats: StepStats) -> Update:
         """Move the weights by an epoch's gradients; leave them where something is not finite."""
-        finite = all(self.ranks.gather(stats.take_finite, "update"))
+        infinite = self.ranks.total(lambda: {"": torch.tensor(not stats.take_finite())}, "update")
         self.saver.let_change()
         fault_point("update.before")
-        update = self.optimizer.step(step, loss_is_finite=finite)
+        update = self.optimizer.step(step, loss_is_finite=not infinite[""])
         fault_point("update.after")
         return update
 
     def _record(self, step: int, updates: Sequence[Update], stats: StepStats) -> None:
         """Let what follows training see the step, and write down what it was."""
-        whole = StepStats.joined(self.ranks.gather(lambda: stats, "record"))
+        asked = self.passes.ask.num_tokens(stats.rollouts)
+        more = {"stop": self.stop.received is not None, "damaged": self.state.new_damage}
+        whole = WholeStep.exchange(stats, self.ranks, asked, more)
+        self.asked_to_stop = bool(whole.sums["stop"])
         if any(not update.skipped for update in updates):
             self.followers.follow(whole, self.optimizer.masters)
         self.phases.tell("record")
-        contexts = [page.context for page in whole.pages]
         metrics = {
             **whole.metrics(),
             **update_metrics(step, updates),
-            **context_metrics(contexts),
-            "data/damaged": self.state.share_damage(self.log),
-            "compute/tflop": self._flop(whole) / 1e12,
+            "data/damaged": self.state.share_damage(self.log, found=bool(whole.sums["damaged"])),
+            "compute/tflop": step_flop(self.config, self.shape, whole.tokens()) / 1e12,
             **self.phases.metrics(),
         }
-        digest = data_digest(contexts, [page.positions for page in whole.pages])
-        self.log.step({**metrics, "data/digest": digest})
-        self.log.rollouts(step, whole.rows(self.model))
+        self.log.step({**metrics, "data/digest": whole.digest})
+        self.log.rollouts(step, stats.rows(self.model))
         fault_point("step.end")
-        self.guards.watch(updates, contexts, metrics, self.log)
-
-    def _flop(self, stats: StepStats) -> float:
-        """Matrix products of the step, from the tokens that it had."""
-        asked = self.passes.ask.num_tokens(stats.rollouts)
-        return step_flop(self.config, self.shape, replace(stats.tokens(), asked=asked))
+        self.guards.watch(updates, whole.pages, metrics, self.log)
 
     def _open_run(self, open_: ExitStack) -> None:
         """Claim the run folder, and open what watches and records."""

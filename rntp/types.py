@@ -153,6 +153,40 @@ class Rollout:
         return sum(t.num_drawn for group in self.thoughts for t in group)
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What the ranks tell each other of a page of a step; its text stays where it was read.
+
+    ordinal, visit, replay_of: as of its context. length: tokens of the context. positions: K
+    indices into the bare page. before_K2: int64, the token before each, and the one before that.
+    entropy_K, nll_K: nats, of the sampler's no-think prediction.
+    """
+
+    ordinal: int
+    visit: int
+    replay_of: int | None
+    length: int
+    positions: tuple[int, ...]
+    before_K2: Tensor
+    entropy_K: Tensor
+    nll_K: Tensor
+
+    @classmethod
+    def of(cls, rollout: Rollout) -> "Page":
+        """Of a rollout whose context is the bare page."""
+        context, at = rollout.context, torch.tensor(rollout.positions, dtype=torch.int64)
+        return cls(
+            context.ordinal,
+            context.visit,
+            context.replay_of,
+            len(context),
+            rollout.positions,
+            context.token_ids[torch.stack([at - 1, at - 2], dim=1)],
+            rollout.entropy,
+            rollout.nll,
+        )
+
+
 def no_text(ids: Tensor) -> str:
     """Stand in place of a tokenizer, where nobody compares texts."""
     raise RuntimeError("a reward that compares texts needs a tokenizer's decode")

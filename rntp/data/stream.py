@@ -324,14 +324,22 @@ def check_tokenizer(manifest: Manifest, digest: str, spec: str) -> None:
 
 
 def data_digest(contexts: Sequence[Context], positions: Sequence[Sequence[int]]) -> str:
+    """Digest of what a step saw, from its contexts and the positions of each; see `digest_of`."""
+    return digest_of(
+        (context.ordinal, context.token_ids, places)
+        for context, places in zip(contexts, positions, strict=True)
+    )
+
+
+def digest_of(pages: Iterable[tuple[int, Tensor, Sequence[int]]]) -> str:
     """16 hexadecimal digits over what a step saw: ordinals, token ids and positions, in order.
 
-    positions: those of each context. Two runs that log the same digest saw the same data.
+    Two runs that log the same digest saw the same data.
     """
     digest = hashlib.blake2b(digest_size=8)
-    for context, places in zip(contexts, positions, strict=True):
-        ids = context.token_ids.tolist()
-        digest.update(np.array([context.ordinal, len(ids), *ids], dtype="<i8").tobytes())
+    for ordinal, ids, places in pages:
+        digest.update(np.array([ordinal, len(ids)], dtype="<i8").tobytes())
+        digest.update(ids.numpy().astype("<i8").tobytes())
         digest.update(np.array([len(places), *places], dtype="<i8").tobytes())
     return digest.hexdigest()
 

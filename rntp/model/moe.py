@@ -14,8 +14,8 @@ DeepSeek-V3, 2412.19437) say what they chose, and f is of that. Such biases (buf
 stay as they are here.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -83,6 +83,23 @@ class Routing:
             torch.stack([p.entropy_L for p in known]).sum(dim=0),
             known[0].experts_L,
             sum(p.tokens for p in known),
+        )
+
+    def sums(self) -> dict[str, Tensor]:
+        """What adds up over the shares of a step, by name; see `of_sums`."""
+        return {
+            "routing/choices": self.choices_LE,
+            "routing/entropy": self.entropy_L,
+            "routing/tokens": torch.tensor([self.tokens]),
+        }
+
+    def of_sums(self, sums: Mapping[str, Tensor]) -> "Routing":
+        """The same layers with the sums of all shares, probabilities aside."""
+        return replace(
+            self,
+            choices_LE=sums["routing/choices"].long(),
+            entropy_L=sums["routing/entropy"],
+            tokens=int(sums["routing/tokens"]),
         )
 
     def metrics(self) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """What one step is made of: its denominators, its log-probs, its rewards and advantages."""
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -65,17 +65,15 @@ class Counts:
             routed=routing.tokens * len(routing.choices_LE) if routing else 0,
         )
 
+    def sums(self) -> dict[str, Tensor]:
+        """Numbers that add up over the shares of a step, by field."""
+        return {name: torch.tensor(value) for name, value in asdict(self).items()}
+
     @classmethod
-    def total(cls, parts: Sequence["Counts"]) -> "Counts":
-        """Add up the ranks' counts of a step."""
-
-        def add(numbers: tuple[Any, ...]) -> Any:
-            if isinstance(numbers[0], tuple):
-                # A share without a microbatch has no routers that it could count.
-                return tuple(map(sum, zip(*filter(None, numbers), strict=True)))
-            return sum(numbers)
-
-        return cls(*(add(numbers) for numbers in zip(*map(astuple, parts), strict=True)))
+    def of_sums(cls, sums: Mapping[str, Tensor]) -> "Counts":
+        """Of the shares of a step that ranks have, those of the step."""
+        found: dict[str, Any] = {name: part.long().tolist() for name, part in sums.items()}
+        return cls(**{**found, "expert_choices": tuple(found["expert_choices"])})
 
     def head_rows(self, config: Config) -> int:
         """Rows of the step that go through the output embedding."""

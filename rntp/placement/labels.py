@@ -3,7 +3,7 @@
 A class is a name up to its comma: "thinkable, 2 hops" is of class "thinkable".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,11 +34,13 @@ def oracle_gains(labels: Labels) -> Tensor:
 def placement_metrics(
     rollouts: Sequence[Rollout], *, min_prefix: int, horizon: int
 ) -> dict[str, float]:
-    """Measure how well a step's positions hit those that a thought can help with.
+    """How well a step's positions hit those that a thought can help with; see `hit_rates`."""
+    return hit_rates(count_hits(rollouts, min_prefix=min_prefix, horizon=horizon))
 
-    precision: share of the picked that are such positions. recall: share of such positions, among
-    all min_prefix <= p <= L − horizon, that were picked. Each is left out where it would be 0 / 0,
-    and both where no label knows of such a position.
+
+def count_hits(rollouts: Sequence[Rollout], *, min_prefix: int, horizon: int) -> Tensor:
+    """float64 [4], over the labelled pages: positions that were picked, those of them that a
+    thought can help with, all such positions with min_prefix <= p <= L − horizon, and all of them.
     """
     picked, hits, helpful, known = 0, 0, 0, 0
     for rollout in rollouts:
@@ -50,6 +52,15 @@ def placement_metrics(
         picked += len(rollout.positions)
         hits += int(helps_L[list(rollout.positions)].sum())
         helpful += int(helps_L[min_prefix : len(rollout.context) - horizon + 1].sum())
+    return torch.tensor([picked, hits, helpful, known], dtype=torch.float64)
+
+
+def hit_rates(counts: Tensor) -> dict[str, float]:
+    """Precision: share of the picked that a thought can help with; recall: share of such positions
+    that were picked. Each is left out where it would be 0 / 0, and both where no label knows of
+    such a position. counts: of `count_hits`, which add up.
+    """
+    picked, hits, helpful, known = counts.tolist()
     found = {"placement/precision": hits / picked} if picked and known else {}
     return found | ({"placement/recall": hits / helpful} if helpful else {})
 
@@ -59,6 +70,11 @@ def class_gains(rollouts: Sequence[Rollout], gain_PGH: Tensor) -> dict[str, floa
 
     gain_PGH: log-prob with the thought less without, of the positions of the rollouts in order.
     """
+    return class_means([class_sums(rollouts, gain_PGH)])
+
+
+def class_sums(rollouts: Sequence[Rollout], gain_PGH: Tensor) -> dict[str, tuple[float, int]]:
+    """Sum of the gains of each class, nats, and number of its continuation tokens."""
     gains: dict[str, list[float]] = {}
     rows = iter(gain_PGH.mean(dim=1).tolist())
     for rollout in rollouts:
@@ -67,8 +83,17 @@ def class_gains(rollouts: Sequence[Rollout], gain_PGH: Tensor) -> dict[str, floa
         for position in rollout.positions:
             for name, gain in zip(names[position:], next(rows), strict=False):
                 gains.setdefault(name, []).append(gain)
+    return {name: (sum(values), len(values)) for name, values in gains.items() if name}
+
+
+def class_means(parts: Sequence[Mapping[str, tuple[float, int]]]) -> dict[str, float]:
+    """Of what `class_sums` found in the parts of a step, mean gain of each class."""
+    sums: dict[str, tuple[float, int]] = {}
+    for part in parts:
+        for name, (total, count) in part.items():
+            before = sums.get(name, (0.0, 0))
+            sums[name] = before[0] + total, before[1] + count
     return {
-        f"class/{name.replace(' ', '_')}/gain": sum(values) / len(values)
-        for name, values in sorted(gains.items())
-        if name
+        f"class/{name.replace(' ', '_')}/gain": total / count
+        for name, (total, count) in sorted(sums.items())
     }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rntp.placement import register, weighted_sample
-from rntp.types import Context, PlacementInputs, Rollout
+from rntp.types import Context, Page, PlacementInputs
 
 # Least weight of a position, as a share of the context's largest: a bucket that taught nothing is
 # visited again some day, because the policy changes.
@@ -56,11 +56,10 @@ class Learnability:
         kinds = _buckets(context.token_ids.roll(1), entropy_L)
         return torch.where(seen, self._std, unseen)[kinds].float()
 
-    def observe(self, rollouts: Sequence[Rollout], reward_PG: Tensor, gain_PG: Tensor) -> None:
+    def observe(self, pages: Sequence[Page], reward_PG: Tensor, gain_PG: Tensor) -> None:
         """Take in the groups of a step, in order. reward_PG: of the scheme that drives."""
-        before = [int(r.context.token_ids[p - 1]) for r in rollouts for p in r.positions]
-        entropy = torch.cat([r.entropy for r in rollouts])
-        kinds = _buckets(torch.tensor(before, dtype=torch.int64), entropy)
+        before = torch.cat([page.before_K2[:, 0] for page in pages])
+        kinds = _buckets(before, torch.cat([page.entropy_K for page in pages]))
         spread_P = reward_PG.cpu().double().std(dim=1, correction=0)
         for kind, spread in zip(kinds.tolist(), spread_P.tolist(), strict=True):
             old = float(self._std[kind])

@@ -5,23 +5,23 @@ from collections.abc import Sequence
 import torch
 
 from rntp.placement import Bands
-from rntp.types import Rollout
+from rntp.types import Page
 
 HARD = 1.5  # nats of entropy (RPT, 2506.08007)
 
 
-def picked(rollouts: Sequence[Rollout], bands: Bands) -> dict[str, float]:
+def picked(pages: Sequence[Page], bands: Bands) -> dict[str, float]:
     """Means over a step's positions; empty without any.
 
     placement/entropy, placement/nll: nats, of the no-think prediction at the position.
     placement/hard_frac: share with an entropy above 1.5 nats. placement/in_band_frac: share inside
     the config's bands. placement/depth: p / L.
     """
-    entropy = torch.cat([torch.zeros(0), *(r.entropy for r in rollouts)])
-    nll = torch.cat([torch.zeros(0), *(r.nll for r in rollouts)])
+    entropy = torch.cat([torch.zeros(0), *(page.entropy_K for page in pages)])
+    nll = torch.cat([torch.zeros(0), *(page.nll_K for page in pages)])
     if not len(entropy):
         return {}
-    depth = torch.tensor([p / len(r.context) for r in rollouts for p in r.positions])
+    depth = torch.tensor([p / page.length for page in pages for p in page.positions])
     means = {
         "entropy": entropy,
         "nll": nll,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rntp.placement.learnability import Learnability
 from rntp.placement.selector import Selector
-from rntp.types import Context, Rollout
+from rntp.types import Context, Page
 
 
 class Record(Protocol):
@@ -17,8 +17,8 @@ class Record(Protocol):
         """float32 [L], from the no-think prediction of each token (nats)."""
         ...
 
-    def observe(self, rollouts: Sequence[Rollout], reward_PG: Tensor, gain_PG: Tensor) -> None:
-        """Take in a step. Rewards are of the scheme that drives, gains nats a token."""
+    def observe(self, pages: Sequence[Page], reward_PG: Tensor, gain_PG: Tensor) -> None:
+        """Take in a step of all ranks. Rewards are of the scheme that drives, gains nats a token."""
         ...
 
     def tensors(self) -> dict[str, Tensor]: ...

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rntp.placement import register, weighted_sample
-from rntp.types import Context, PlacementInputs, Rollout
+from rntp.types import Context, Page, PlacementInputs
 
 # Least weight, as a share of the context's largest: what earned nothing is tried again some day.
 FLOOR = 0.02
@@ -54,13 +54,11 @@ class Selector:
         kinds = _kinds(ids.roll(1), ids.roll(2), entropy_L, nll_L)
         return self._predict(kinds).float()
 
-    def observe(self, rollouts: Sequence[Rollout], reward_PG: Tensor, gain_PG: Tensor) -> None:
+    def observe(self, pages: Sequence[Page], reward_PG: Tensor, gain_PG: Tensor) -> None:
         """Take in the groups of a step, in order. gain_PG: nats per continuation token."""
-        at = [(r.context.token_ids, p) for r in rollouts for p in r.positions]
-        before = torch.tensor([int(ids[p - 1]) for ids, p in at], dtype=torch.int64)
-        second = torch.tensor([int(ids[p - 2]) for ids, p in at], dtype=torch.int64)
-        entropy = torch.cat([r.entropy for r in rollouts])
-        nll = torch.cat([r.nll for r in rollouts])
+        before, second = torch.cat([page.before_K2 for page in pages]).unbind(dim=1)
+        entropy = torch.cat([page.entropy_K for page in pages])
+        nll = torch.cat([page.nll_K for page in pages])
         kinds = _kinds(before, second, entropy, nll)
         feature = torch.arange(FEATURES)
         for kind, target in zip(kinds, yields(gain_PG.cpu().double()).tolist(), strict=True):

@@ -3,11 +3,15 @@
 `torchrun` starts a process a device and calls them ranks. Between two agreements a rank works
 alone; what one of them cannot do, because it was asked to stop or because it failed, all of them
 learn at the next agreement, and all raise it. So they save together, and none waits for ever.
+
+What a step exchanges are numbers: `agree` a few of them, `total` a vector of one length, whatever
+the number of ranks, `gather_rows` the rows that only all of them together say something about.
+Objects (`gather`, `decide`, `join`) are for starts, saves and failures.
 """
 
 import os
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
@@ -20,11 +24,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from rntp.config import Config
 from rntp.errors import ConfigError, Preempted, RanksLost, RntpError
+from rntp.runtime.packing import flat_sums, from_bytes, named_sums, padded, to_bytes
 
 T = TypeVar("T")
 
 
 SLOW_DISK = 20e6  # bytes a second that a shared file system gives a rank at the least
+ROLL_CALL_S = 10.0  # seconds in which ranks that are there answer, once one was missed
 
 
 def rank_share(items: Sequence[T], rank: int, size: int) -> Sequence[T]:
@@ -93,8 +99,37 @@ class Ranks:
         """The lists of all ranks as one, in order; as `gather`."""
         return [item for part in self.gather(work, phase) for item in part]
 
+    def total(self, work: Callable[[], Mapping[str, Tensor]], phase: str) -> dict[str, Tensor]:
+        """Add up what `work` gives on every rank, by name, in float64; as `gather`.
+
+        Names and shapes are the same on all ranks. What is sent does not grow with their number.
+        """
+        mine = work()
+        return named_sums(flat_sums(mine), mine)
+
+    def gather_rows(
+        self, work: Callable[[], Mapping[str, Tensor]], phase: str
+    ) -> list[dict[str, Tensor]]:
+        """What `work` gives on every rank, in order, on the CPU; as `gather`.
+
+        Tensors have the same names, types and shapes on all ranks but for their numbers of rows,
+        which come first.
+        """
+        return [{name: part.detach().cpu() for name, part in work().items()}]
+
+    def to_first(self, flat: Tensor, longest: int) -> list[Tensor]:
+        """What each rank has, in order, on rank 0; [] on the others. No agreement: call it where
+        all ranks do.
+
+        flat: [n], of one type. longest: the largest n, for which each of these is filled up.
+        """
+        return [padded(flat, longest)]
+
 
 SINGLE_RANK = Ranks()
+
+
+_ANY = 1 << 62  # more than any length
 
 
 @dataclass(frozen=True)
@@ -121,6 +156,8 @@ class Group(Ranks):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._timeout = timedelta(seconds=timeout_s)
         self.talk = dist.new_group(backend="gloo", timeout=self._timeout)
+        # A group in which something failed says nothing any more.
+        self._roll_call = dist.new_group(backend="gloo", timeout=self._timeout)
 
     def apart(self) -> Ranks:
         assert self.mesh is not None
@@ -135,8 +172,47 @@ class Group(Ranks):
 
     def agree(self, work: Callable[[], T], phase: str, num_bytes: int = 0) -> T:
         kept: list[T] = []
-        self.gather(lambda: kept.append(work()), phase, num_bytes)
-        return kept[0]
+        if num_bytes:  # this takes longer than a group's own patience
+            self.gather(lambda: kept.append(work()), phase, num_bytes)
+            return kept[0]
+        found = self._try(work, phase)
+        self._meet(found, phase)
+        assert not isinstance(found, _Failure)
+        return found
+
+    def total(self, work: Callable[[], Mapping[str, Tensor]], phase: str) -> dict[str, Tensor]:
+        mine = self._try(work, phase)
+        flat = torch.zeros(0) if isinstance(mine, _Failure) else flat_sums(mine)
+        shortest, longest = self._meet(mine, phase, len(flat))
+        assert not isinstance(mine, _Failure)
+        if shortest != longest:
+            raise RanksLost(
+                f"ranks have between {shortest} and {longest} numbers to add up in phase "
+                f"{phase!r}; they must run the same config and the same version of rntp"
+            )
+        with self._lost(phase, self._timeout):
+            dist.all_reduce(flat, group=self.talk)
+        return named_sums(flat, mine)
+
+    def gather_rows(
+        self, work: Callable[[], Mapping[str, Tensor]], phase: str
+    ) -> list[dict[str, Tensor]]:
+        mine = self._try(work, phase)
+        flat = torch.zeros(0) if isinstance(mine, _Failure) else to_bytes(mine)
+        _, longest = self._meet(mine, phase, len(flat))
+        assert not isinstance(mine, _Failure)
+        flat = padded(flat, longest)
+        found = [torch.empty_like(flat) for _ in range(self.size)]
+        with self._lost(phase, self._timeout):
+            dist.all_gather(found, flat, group=self.talk)
+        return [from_bytes(data, mine) for data in found]
+
+    def to_first(self, flat: Tensor, longest: int) -> list[Tensor]:
+        flat = padded(flat, longest)
+        found = [torch.empty_like(flat) for _ in range(self.size)] if self.is_first else None
+        with self._lost("record", self._timeout):
+            dist.gather(flat, found, dst=0, group=self.talk)
+        return found or []
 
     def decide(self, work: Callable[[], T], phase: str, num_bytes: int = 0) -> T:
         found: list[Any] = [self._try(work, phase) if self.is_first else None]
@@ -164,19 +240,52 @@ class Group(Ranks):
             raise error
         return found
 
+    def _meet(self, found: object, phase: str, length: int = 0) -> tuple[int, int]:
+        """Learn that all is well on every rank, and the least and the largest length.
+
+        Raises on every rank what one of them could not do.
+        """
+        failed = isinstance(found, _Failure)
+        # Who failed has no length of its own: it agrees with any.
+        told = torch.tensor([failed, 0 if failed else length, -_ANY if failed else -length])
+        with self.waiting(phase), self._lost(phase, self._timeout):
+            dist.all_reduce(told, dist.ReduceOp.MAX, group=self.talk)
+            if told[0]:
+                errors: list[Any] = [None] * self.size
+                dist.all_gather_object(errors, found if failed else None, group=self.talk)
+        if told[0]:
+            self._raise_first(errors)
+        return -int(told[2]), int(told[1])
+
     @contextmanager
     def _patience(self, phase: str, num_bytes: int) -> Iterator[None]:
         """Wait until all are there, and say who is missing; then whatever is to be exchanged."""
         patience = self._timeout + timedelta(seconds=num_bytes / SLOW_DISK)
+        with self.waiting(phase), self._lost(phase, patience, call=False):
+            # Only this kind of barrier names the ranks that did not come.
+            dist.monitored_barrier(self.talk, patience, wait_all_ranks=True)
+            yield
+
+    @contextmanager
+    def _lost(self, phase: str, patience: timedelta, *, call: bool = True) -> Iterator[None]:
+        """Say who did not come, where an exchange fails. call: whether it does not say so itself.
+
+        A barrier before every exchange would name them, too, at a cost that grows with the ranks:
+        so those that are left call the roll once one was missed.
+        """
         try:
-            with self.waiting(phase):
-                # Only this kind of barrier names the ranks that did not come.
-                dist.monitored_barrier(self.talk, patience, wait_all_ranks=True)
-                yield
+            yield
         except RuntimeError as error:
+            missing: RuntimeError = error
+            try:
+                if call:
+                    roll = timedelta(seconds=min(ROLL_CALL_S, patience.total_seconds()))
+                    dist.monitored_barrier(self._roll_call, roll, wait_all_ranks=True)
+            except RuntimeError as named:
+                missing = named
             raise RanksLost(
                 f"rank {self.rank} of {self.size} waited in phase {phase!r} for ranks that did not "
-                f"come within {patience.total_seconds():g} s or went away: {error}. Look at "
+                f"come within {patience.total_seconds():g} s or went away: {missing}. Look at "
                 "their output; if they were only slow, raise parallel.timeout_s"
             ) from error
 

@@ -15,7 +15,7 @@ from rntp.objective.reference_model import Reference, open_reference
 from rntp.placement.records import Record, open_record
 from rntp.training.alarms import Alarms
 from rntp.training.replay import Replay
-from rntp.training.step_stats import StepStats
+from rntp.training.step_metrics import WholeStep
 
 
 class Kept(Protocol):
@@ -54,16 +54,16 @@ class Followers:
         """Running standard deviation of a group's rewards; 0 where nobody asks."""
         return self.group_spread.mean if self.group_spread else 0.0
 
-    def follow(self, stats: StepStats, masters: Mapping[str, Tensor]) -> None:
+    def follow(self, step: WholeStep, masters: Mapping[str, Tensor]) -> None:
         """Take in a step that has moved the weights. masters: these, by name."""
         if self.reference:
             self.reference.update(masters)
         if self.record:
-            self.record.observe(stats.pages, stats.reward_PG, stats.gain_PG)
+            self.record.observe(step.pages, step.table.reward_PG, step.table.gain_PG)
         if self.replay:
-            self.replay.observe(stats.pages, stats.gain_PG)
+            self.replay.observe(step.pages, step.table.gain_PG)
         if self.group_spread:
-            self.group_spread.observe(stats.compared_PG)
+            self.group_spread.observe(step.compared_PG)
 
     def kept(self, alarms: Alarms) -> dict[str, Kept]:
         """List what a checkpoint holds besides weights and moments, by the stem of its files."""

@@ -14,7 +14,7 @@ from rntp.training import quarantine
 from rntp.training.alarms import Alarms
 from rntp.training.optimizer import Update
 from rntp.training.rollback import exclude_streak, load_rollbacks
-from rntp.types import Context
+from rntp.types import Page
 
 
 class Guards:
@@ -34,7 +34,7 @@ class Guards:
     def watch(
         self,
         updates: Sequence[Update],
-        contexts: Sequence[Context],
+        pages: Sequence[Page],
         metrics: Mapping[str, float],
         log: RunLog | NoLog,
     ) -> None:
@@ -47,9 +47,9 @@ class Guards:
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if dropped else 0
         if dropped:
             self._ranks.decide(
-                lambda: self._note_skip(int(metrics["step"]), updates, contexts), "record"
+                lambda: self._note_skip(int(metrics["step"]), updates, pages), "record"
             )
-            fresh = [c.ordinal for c in contexts if c.replay_of is None]
+            fresh = [c.ordinal for c in pages if c.replay_of is None]
             these = f"ordinals {fresh[0]} … {fresh[-1]}" if fresh else "the contexts of this step"
             outcome = f"weights and moments are unchanged, {these} were not trained"
             if len(dropped) < len(updates):
@@ -101,7 +101,7 @@ class Guards:
         self.excluded |= set(excluded)
         self.skipped_in_a_row = skipped
 
-    def _note_skip(self, step: int, updates: Sequence[Update], contexts: Sequence[Context]) -> None:
+    def _note_skip(self, step: int, updates: Sequence[Update], pages: Sequence[Page]) -> None:
         first = next(update for update in updates if update.skipped)
         facts = {
             "grad_norm": first.grad_norm,
@@ -110,4 +110,4 @@ class Guards:
             "dropped_updates": [n for n, update in enumerate(updates, 1) if update.skipped],
             "moved": any(not update.skipped for update in updates),
         }
-        quarantine.note_skip(self._config.run.dir, step, contexts, facts)
+        quarantine.note_skip(self._config.run.dir, step, pages, facts)

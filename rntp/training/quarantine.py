@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rntp.errors import CheckpointError
 from rntp.runtime.files import write_json
-from rntp.types import Context
+from rntp.types import Page
 
 FOLDER = "quarantine"
 
@@ -36,9 +36,7 @@ class Rollback:
     why: str
 
 
-def note_skip(
-    run_dir: Path, step: int, contexts: Sequence[Context], facts: Mapping[str, object]
-) -> None:
+def note_skip(run_dir: Path, step: int, pages: Sequence[Page], facts: Mapping[str, object]) -> None:
     """Write down which contexts a step read whose updates were dropped, all or some of them.
 
     facts: of its updates; `moved` says whether any of them changed the weights.
@@ -49,8 +47,8 @@ def note_skip(
         path,
         {
             "step": step,
-            "ordinals": [c.ordinal for c in contexts if c.replay_of is None],
-            "replayed": [c.replay_of for c in contexts if c.replay_of is not None],
+            "ordinals": [page.ordinal for page in pages if page.replay_of is None],
+            "replayed": [page.replay_of for page in pages if page.replay_of is not None],
             "why": "loss or gradient was not finite",
             **facts,
         },

@@ -24,7 +24,7 @@ from rntp.data.ordinals import FIRST_REPLAY, step_ordinals
 from rntp.placement import weighted_sample
 from rntp.rng import uniform
 from rntp.runtime.ranks import SINGLE_RANK, Ranks
-from rntp.types import Context, Rollout
+from rntp.types import Context, Page
 
 CAPACITY = 4096  # contexts; the least useful one makes room
 NEWEST = 0.5  # share of the newest measurement in a running usefulness
@@ -70,13 +70,13 @@ class Replay:
             for n, place in enumerate(drawn.tolist())
         ]
 
-    def observe(self, rollouts: Sequence[Rollout], gain_PG: Tensor) -> None:
-        """Take in a step, rollout by rollout. gain_PG: nats per continuation token."""
+    def observe(self, pages: Sequence[Page], gain_PG: Tensor) -> None:
+        """Take in a step, page by page. gain_PG: nats per continuation token."""
         spread_P = gain_PG.cpu().double().std(dim=1, correction=0)
-        for rollout, spread_K in zip(
-            rollouts, spread_P.split([len(r.positions) for r in rollouts]), strict=True
+        for page, spread_K in zip(
+            pages, spread_P.split([len(page.positions) for page in pages]), strict=True
         ):
-            self._take_in(rollout.context, float(spread_K.mean()))
+            self._take_in(page, float(spread_K.mean()))
 
     def forget(self, ordinals: Collection[int]) -> None:
         """Contexts that are not to come back, by the ordinals of their first visits."""
@@ -91,8 +91,8 @@ class Replay:
         for name, kept in self.tensors().items():
             kept.copy_(tensors[name])
 
-    def _take_in(self, context: Context, useful: float) -> None:
-        ordinal = context.ordinal if context.replay_of is None else context.replay_of
+    def _take_in(self, page: Page, useful: float) -> None:
+        ordinal = page.ordinal if page.replay_of is None else page.replay_of
         places = (self._ordinals == ordinal).nonzero()
         if len(places):
             place = int(places[0])
@@ -102,7 +102,7 @@ class Replay:
             place = int(free.argmin())
             self._ordinals[place] = ordinal
         self._useful[place] = useful
-        self._visits[place] = context.visit + 1
+        self._visits[place] = page.visit + 1
 
 
 def step_contexts(

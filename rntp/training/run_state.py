@@ -128,10 +128,19 @@ class RunState:
         log.message(f"resuming from {newest}: {step} of {config.run.steps} steps done")
         return step
 
-    def share_damage(self, log: RunLog | NoLog) -> int:
-        """Count the documents set aside so far, by whichever rank; every rank then knows them."""
+    @property
+    def new_damage(self) -> int:
+        """Documents that this rank has set aside since the ranks told each other."""
+        return len(self._corpus.train.damaged) - self._damage_told
+
+    def share_damage(self, log: RunLog | NoLog, *, found: bool) -> int:
+        """Count the documents set aside so far, by whichever rank; every rank then knows them.
+
+        found: whether any rank has `new_damage`; without, nobody has to ask.
+        """
         train = self._corpus.train
-        train.stream.know(self._ranks.join(lambda: train.damaged, "record"))
+        if found:
+            train.stream.know(self._ranks.join(lambda: train.damaged, "record"))
         damaged = train.damaged
         for _, damage in damaged[self._damage_told :]:
             log.message(f"set aside and replaced: {damage}", "warning")

@@ -1,6 +1,8 @@
-"""From what a step computed to what it reports: the metrics line and the rollout rows."""
+"""What a rank collects of its share of a step: the sums and rows that the whole step's metrics are
+made of (`rntp.training.whole_step`), and the record of its thoughts.
+"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,8 +23,6 @@ from rntp.model.thought_tree import (
 )
 from rntp.model.tokenizer import decode, token_strings
 from rntp.objective import losses
-from rntp.objective.advantages import dead_groups
-from rntp.objective.baselines import members
 from rntp.objective.loss import Loss
 from rntp.objective.quantities import (
     Counts,
@@ -32,18 +32,27 @@ from rntp.objective.quantities import (
     RewardsAndAdvantages,
     loss_reads,
 )
-from rntp.objective.rounding import Rounding, tolerance
-from rntp.placement import Bands, labels
-from rntp.placement.picked import picked
+from rntp.objective.rounding import Rounding
+from rntp.placement import labels
 from rntp.rollout.interleaved import on_pages
-from rntp.training.estimate import Tokens
 from rntp.training.optimizer import Update
-from rntp.types import Context, Rollout, Thought
+from rntp.training.step_table import StepTable
+from rntp.types import Context, Page, Rollout, Thought
+
+Kept = Callable[[int, int], bool]
+
+SIZES = ("tokens/context", "tokens/thought", "tokens/spent")
+TOKENS = ("tree", "learning", "unshared", "read", "plain", "plain_learning", "plain_read")
+"""Fields of `rntp.training.estimate.Tokens`; behind them the sampled tokens of the groups that
+learn, and a judge's tokens."""
 
 
 @dataclass
 class StepStats:
-    """Collects the outcomes of a step's microbatches, detached."""
+    """Collects the outcomes of a rank's microbatches of a step, detached.
+
+    counts: of the whole step.
+    """
 
     config: Config
     rollouts: Sequence[Rollout]
@@ -56,18 +65,6 @@ class StepStats:
     # Of the epochs over old thoughts, where the policy has moved away from them.
     clipped_tokens: float = 0.0
     finite: bool = True
-
-    @classmethod
-    def joined(cls, parts: Sequence["StepStats"]) -> "StepStats":
-        """The tallies of all ranks, in the order of the ordinals, as that of the whole step."""
-        whole = cls(parts[0].config, [r for part in parts for r in part.rollouts], parts[0].counts)
-        for part in parts:
-            whole.outputs += part.outputs
-            whole.rewarded_parts += part.rewarded_parts
-            whole.others += part.others
-            whole.losses += part.losses
-            whole.clipped_tokens += part.clipped_tokens
-        return whole
 
     def add(self, epoch: int, found: Known, loss: Loss) -> None:
         """Take in the outcome of one microbatch; the first epoch's is the step's."""
@@ -103,154 +100,169 @@ class StepStats:
         return on_pages(self.rollouts)
 
     @property
-    def reward_PG(self) -> Tensor:
-        """Of the scheme that drives, all positions of the step in order."""
-        return _cat(j.reward_PG for j in self.rewarded_parts)
-
-    @property
-    def gain_PG(self) -> Tensor:
-        """Of every thought, nats per continuation token."""
-        think = _cat(s.think_logp_PGH for s in self.outputs)
-        return (think - _cat(s.no_think_logp_PH for s in self.outputs)[:, None]).mean(dim=2)
-
-    @property
     def thoughts(self) -> list[Thought]:
         return [t for r in self.rollouts for group in r.thoughts for t in group]
 
-    @property
-    def compared_PG(self) -> Tensor:
-        """All that thoughts are compared with, as `rntp.objective.credit` sees it."""
-        return members(_cat(j.driving_PG for j in self.rewarded_parts), self.config.baseline.use)
+    def sums(self, asked: int) -> dict[str, Tensor]:
+        """Numbers of this share of which the step's are the sum, by name; shapes go by the config.
 
-    def metrics(self) -> dict[str, float]:
-        """Means over the whole step; units in the names' documentation (README, Metrics).
-
-        A step without thoughts has losses and sizes only.
+        asked: tokens of a judge's tree.
         """
-        tokens = self.tokens()
-        sizes = {
-            "tokens/context": sum(len(r.context) for r in self.rollouts),
-            "tokens/thought": sum(len(t.sampled_ids) for t in self.thoughts),
-            "tokens/spent": sum(len(r.context) + r.num_sampled for r in self.rollouts),
-            "tokens/tree": tokens.tree,
-            "tokens/learning": tokens.learning,
-            "tokens/unshared": tokens.unshared,
+        found = {
+            "sizes": self._sizes(),
+            "tokens": self._tokens(asked),
+            "losses": _numbers(
+                sum(float(getattr(part, term)) for part in self.losses)
+                for term in loss_terms(self.config)
+            ),
+            "clipped": _numbers([self.clipped_tokens]),
+            "hits": labels.count_hits(
+                self.pages,
+                min_prefix=self.config.placement.min_prefix_tokens,
+                horizon=self.config.reward.horizon,
+            ),
+            "labelled": _numbers([sum(r.context.labels is not None for r in self.rollouts)]),
         }
-        objective = self.config.objective
-        terms = ["total", "pg", "continuation", "ntp"]
-        terms += ["kl"] if objective.kl_weight > 0 and objective.kl.get("in") == "loss" else []
-        terms += ["entropy"] if objective.entropy_weight > 0 else []
-        terms += ["router"] if objective.router_weight > 0 else []
-        losses = {
-            f"loss/{term}": float(sum(getattr(part, term) for part in self.losses))
-            for term in terms
-        }
-        routing = Routing.total(s.routing for s in self.outputs)
-        experts = routing.metrics() if routing else {}
-        return (self._of_thoughts() if self.counts.thought else {}) | losses | sizes | experts
+        if routing := Routing.total(s.routing for s in self.outputs):
+            found |= routing.sums()
+        return found | (self._sums_of_thoughts() if self.counts.thought else {})
 
-    def tokens(self) -> Tokens:
-        """Return what the step has computed, without a judge."""
+    def table(self) -> StepTable:
+        """Rows of this share: what the step's other shares are to be looked at together with."""
+        pages = [Page.of(page) for page in self.pages]
+        tokens = [sum(page.length for page in pages)]
+        if not self.counts.thought:
+            none = torch.zeros(sum(len(page.positions) for page in pages), 0, dtype=torch.float64)
+            return StepTable(pages, none, none, none, none.new_zeros(len(none)), 0.0, tokens)
+        mismatch = self._mismatch_M().abs()
+        return StepTable(
+            pages,
+            _cat(j.reward_PG for j in self.rewarded_parts),
+            _cat(j.driving_PG for j in self.rewarded_parts),
+            self._gain_PGH().mean(dim=2),
+            _cat(j.sensitivity_P for j in self.rewarded_parts),
+            float(mismatch.max()) if len(mismatch) else 0.0,
+            tokens,
+        )
+
+    def class_sums(self) -> dict[str, tuple[float, int]]:
+        """Gains by the classes of a made corpus; see `rntp.placement.labels`."""
+        return labels.class_sums(self.pages, self._gain_PGH()) if self.counts.thought else {}
+
+    def _sizes(self) -> Tensor:
+        """Of `SIZES`, in order."""
+        return _numbers(
+            [
+                sum(len(r.context) for r in self.rollouts),
+                sum(len(t.sampled_ids) for t in self.thoughts),
+                sum(len(r.context) + r.num_sampled for r in self.rollouts),
+            ]
+        )
+
+    def _tokens(self, asked: int) -> Tensor:
+        """What the share has computed: of `TOKENS`, in order."""
         config, horizon, reads = self.config, self.config.reward.horizon, loss_reads(self.config)
         learned = self.rollouts
         if config.objective.skips_groups:
-            learned = live(
-                learned, _cat(j.live_P(config) for j in self.rewarded_parts).cpu(), reads
-            )
-        counts = replace(self.counts, thought=sum(r.num_sampled for r in learned))
+            live_P = torch.cat([j.live_P(config).cpu() for j in self.rewarded_parts])
+            learned = live(learned, live_P, reads)
         plain = [plain_tokens(r, horizon, reads) for r in self.rollouts]
-        return Tokens(
-            tree=sum(tree_tokens(r, horizon, reads) for r in self.rollouts),
-            learning=sum(learning_tokens(r, horizon, reads) for r in learned),
-            unshared=sum(unshared_tokens(r, horizon) for r in self.rollouts),
-            read=sum(len(r.context) for r in self.rollouts),
-            sampled=self.counts.thought,
-            head_rows=self.counts.head_rows(config),
-            learning_rows=counts.learning_rows(config),
-            plain=sum(every for every, _ in plain),
-            plain_learning=sum(plain_tokens(r, horizon, reads)[1] for r in learned),
-            plain_read=sum(plain_read(r) for r in self.rollouts),
+        return _numbers(
+            [
+                sum(tree_tokens(r, horizon, reads) for r in self.rollouts),
+                sum(learning_tokens(r, horizon, reads) for r in learned),
+                sum(unshared_tokens(r, horizon) for r in self.rollouts),
+                sum(len(r.context) for r in self.rollouts),
+                sum(every for every, _ in plain),
+                sum(plain_tokens(r, horizon, reads)[1] for r in learned),
+                sum(plain_read(r) for r in self.rollouts),
+                sum(r.num_sampled for r in learned),
+                asked,
+            ]
         )
 
-    def _of_thoughts(self) -> dict[str, float]:
+    def _sums_of_thoughts(self) -> dict[str, Tensor]:
+        """A sum and how many it is of, where the number is not in `Counts`."""
         think = _cat(s.think_logp_PGH for s in self.outputs)
         empty = _cat(s.no_think_logp_PH for s in self.outputs)
-        logp_M = _cat(s.thought_logp_M for s in self.outputs)
-        reward = self.reward_PG
+        entropy_M = _cat(s.thought_entropy_M for s in self.outputs)
         thoughts = self.thoughts
-        lengths = torch.tensor([float(t.num_tokens) for t in thoughts])
         drawn = [torch.tensor([len(t.sampled_ids), len(t.answer_ids)]) for t in thoughts]
         of_thought_M = torch.cat([torch.tensor([True, False]).repeat_interleave(n) for n in drawn])
+        logp_M = self._logp_M()
         sampler_M = _cat(e.sampler_logp_M for e in self.others)
-        mismatch = logp_M - sampler_M
         rounding = Rounding.total([j.rounding for j in self.rewarded_parts])
-        sensitivity_P = _cat(j.sensitivity_P for j in self.rewarded_parts)
-        dead_P = dead_groups(self.compared_PG, tolerance(sensitivity_P, rounding))
+        names = self.rewarded_parts[0].rewards
         found = {
-            "reward/mean": reward.mean(),
-            "reward/std": reward.std(correction=0),
-            "group/reward_std": reward.std(dim=1, correction=0).mean(),
-            "reward/noise_floor": rounding.nats * sensitivity_P.square().mean().sqrt(),
-            "gain/mean": (think - empty[:, None]).mean(),
-            "nll/no_think": -empty.mean(),
-            "nll/think": -think.mean(),
-            "thought/tokens_mean": lengths.mean(),
-            "thought/closed_frac": torch.tensor([float(t.closed) for t in thoughts]).mean(),
-            "group/dead_frac": dead_P.float().mean(),
-            "kl/sampler": losses.kl_estimate(logp_M, sampler_M) / len(logp_M),
-            "kl/sampler_max_abs": mismatch.abs().max(),
-            "entropy/thought": _cat(s.thought_entropy_M for s in self.outputs)[of_thought_M].mean(),
+            "think": _numbers([think.sum(), think.numel()]),
+            "empty": _numbers([empty.sum(), empty.numel()]),
+            "gain": (think - empty[:, None]).sum(),
+            "thoughts": _numbers(
+                [
+                    sum(t.num_tokens for t in thoughts),
+                    sum(t.closed for t in thoughts),
+                    sum(t.answer.shape[0] for t in thoughts),
+                    sum(t.answer_ended for t in thoughts),
+                    len(thoughts),
+                ]
+            ),
+            "kl_sampler": losses.kl_estimate(logp_M, sampler_M),
+            "entropy": _numbers([entropy_M[of_thought_M].sum(), of_thought_M.sum()]),
+            "rounding": _numbers([rounding.squares, rounding.tokens]),
+            "rewards": _numbers(
+                _cat(j.rewards[name] for j in self.rewarded_parts).sum() for name in names
+            ),
         }
-        if len(self.pages) > 1:
-            found["reward/sem"] = standard_error(reward, [len(p.positions) for p in self.pages])
-        for name in self.rewarded_parts[0].rewards:
-            found[f"reward/{name}"] = _cat(j.rewards[name] for j in self.rewarded_parts).mean()
-        if self.config.thought.answer_tokens:
-            answers = torch.tensor([float(t.answer.shape[0]) for t in thoughts])
-            found["answer/tokens_mean"] = answers.mean()
-            found["answer/ended_frac"] = torch.tensor(
-                [float(t.answer_ended) for t in thoughts]
-            ).mean()
-        found["policy/clip_frac"] = torch.tensor(self.clipped_tokens / self.counts.thought)
-        found |= self._of_options(logp_M, mismatch)
-        of_labels = labels.placement_metrics(
-            self.pages,
-            min_prefix=self.config.placement.min_prefix_tokens,
-            horizon=self.config.reward.horizon,
-        ) | labels.class_gains(self.pages, think - empty[:, None])
-        section = self.config.placement
-        where = picked(self.pages, Bands(section.band.entropy, section.band.surprise))
-        return {key: float(value) for key, value in found.items()} | where | of_labels
+        return found | self._sums_of_options(logp_M)
 
-    def _of_options(self, logp_M: Tensor, mismatch_M: Tensor) -> dict[str, Tensor]:
-        """What only some objectives have. mismatch_M: log π − log π_sampler, nats."""
+    def _sums_of_options(self, logp_M: Tensor) -> dict[str, Tensor]:
+        """What only some objectives have."""
         objective = self.config.objective
         found = {}
         if (cap := objective.algorithm.get("importance_cap")) > 0:
-            cut = mismatch_M.exp() > cap
-            found["policy/truncated_frac"] = cut.float().mean()
+            found["truncated"] = (self._mismatch_M().exp() > cap).sum()
         if objective.drops_groups:
-            counted_P = _cat(j.counted_P for j in self.rewarded_parts)
-            found["group/dropped_frac"] = (~counted_P).float().mean()
+            counted_P = torch.cat([j.counted_P.cpu() for j in self.rewarded_parts])
+            found["dropped"] = (~counted_P).sum()
         if objective.kl_weight > 0:
             references = (e.reference_logp_M for e in self.others)
             reference_M = _cat(r for r in references if r is not None)
-            found["kl/reference"] = losses.kl_per_token(logp_M, reference_M, "k3").mean()
+            found["kl_reference"] = losses.kl_per_token(logp_M, reference_M, "k3").sum()
         return found
 
-    def rows(self, model: LanguageModel) -> Iterator[dict[str, object]]:
-        """One row a thought, for rollouts/step_N.jsonl."""
+    def _logp_M(self) -> Tensor:
+        return _cat(s.thought_logp_M for s in self.outputs)
+
+    def _mismatch_M(self) -> Tensor:
+        """log π − log π_sampler of each sampled token, nats."""
+        return self._logp_M() - _cat(e.sampler_logp_M for e in self.others)
+
+    def _gain_PGH(self) -> Tensor:
+        """Of every continuation token, nats."""
         think = _cat(s.think_logp_PGH for s in self.outputs)
-        gain = think - _cat(s.no_think_logp_PH for s in self.outputs)[:, None]
-        advantage = _cat(j.advantage_PG for j in self.rewarded_parts)
-        reward = self.reward_PG
+        return think - _cat(s.no_think_logp_PH for s in self.outputs)[:, None]
+
+    def rows(
+        self, model: LanguageModel, kept: Kept = lambda ordinal, position: True
+    ) -> Iterator[dict[str, object]]:
+        """One row a thought, for rollouts/step_N.jsonl.
+
+        kept: tells by the ordinal of a page and a position in it whether a group is written down.
+        """
+        gain = _as_found(s.think_logp_PGH for s in self.outputs)
+        gain = gain - _as_found(s.no_think_logp_PH for s in self.outputs)[:, None]
+        advantage = _as_found(j.advantage_PG for j in self.rewarded_parts)
+        reward = _as_found(j.reward_PG for j in self.rewarded_parts)
         names = self.rewarded_parts[0].rewards
-        rewards = {name: _cat(j.rewards[name] for j in self.rewarded_parts) for name in names}
+        rewards = {name: _as_found(j.rewards[name] for j in self.rewarded_parts) for name in names}
         horizon, tokenizer = self.config.reward.horizon, model.tokenizer
-        place = 0
+        place = -1
         for rollout in self.rollouts:
             context, ids = rollout.context, rollout.context.token_ids
             for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
+                place += 1
+                if not kept(context.ordinal, position - context.inserted):
+                    continue
                 continuation = ids[position : position + horizon]
                 shared = {
                     "ordinal": context.ordinal,
@@ -287,7 +299,6 @@ class StepStats:
                         "closed": thought.closed,
                         "sampler_logprob": float(thought.sampled_logprobs.sum()),
                     }
-                place += 1
 
 
 def update_metrics(step: int, updates: Sequence[Update]) -> dict[str, float]:
@@ -298,26 +309,6 @@ def update_metrics(step: int, updates: Sequence[Update]) -> dict[str, float]:
         "lr": updates[-1].lr,
         "skipped": sum(update.skipped for update in updates),
     }
-
-
-def context_metrics(contexts: Sequence[Context]) -> dict[str, float]:
-    """Tell where the contexts of a step stand in the order."""
-    return {
-        "data/ordinal_first": contexts[0].ordinal,
-        "data/visits_max": max(context.visit for context in contexts),
-    }
-
-
-def standard_error(reward_PG: Tensor, positions: Sequence[int]) -> Tensor:
-    """Compute the standard error of the mean reward, with pages as the unit drawn independently.
-
-    Thoughts of one page are alike, so their number is not that of observations. positions: of each
-    page, which must be two at least. The cluster-robust estimate: residuals add up within a page.
-    """
-    residual_PG = reward_PG.double() - reward_PG.double().mean()
-    sums = torch.stack([part.sum() for part in residual_PG.split(list(positions))])
-    pages = len(sums)
-    return (pages / (pages - 1) * sums.square().sum()).sqrt() / reward_PG.numel()
 
 
 def _seen(context: Context, tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
@@ -336,5 +327,25 @@ def _seen(context: Context, tokenizer: PreTrainedTokenizerBase) -> dict[str, obj
     }
 
 
+def loss_terms(config: Config) -> list[str]:
+    """The terms of the loss that a run reports."""
+    objective = config.objective
+    terms = ["total", "pg", "continuation", "ntp"]
+    terms += ["kl"] if objective.kl_weight > 0 and objective.kl.get("in") == "loss" else []
+    terms += ["entropy"] if objective.entropy_weight > 0 else []
+    terms += ["router"] if objective.router_weight > 0 else []
+    return terms
+
+
 def _cat(tensors: Iterator[Tensor]) -> Tensor:
+    """In float64: sums of these do not depend on how a step is cut."""
+    return torch.cat([t.detach().cpu().double() for t in tensors])
+
+
+def _as_found(tensors: Iterator[Tensor]) -> Tensor:
+    """As they were computed, for the record."""
     return torch.cat([t.cpu() for t in tensors])
+
+
+def _numbers(values: Iterable[float | Tensor]) -> Tensor:
+    return torch.tensor([float(value) for value in values], dtype=torch.float64)

@@ -8,7 +8,7 @@ import torch
 from rntp import rewards
 from rntp.objective.advantages import dead_groups
 from rntp.objective.rounding import LEAST, RANGE, Rounding, sensitivity, tolerance
-from rntp.training.step_stats import standard_error
+from rntp.training.step_metrics import standard_error
 from rntp.types import RewardInputs
 
 

@@ -32,7 +32,7 @@ from rntp.placement.selector import Selector, yields
 from rntp.placement.sentences import SentenceStarts
 from rntp.placement.tiers import shares
 from rntp.rng import uniform
-from rntp.types import Context, Known, Labels, Oracle, PlacementInputs, Rollout
+from rntp.types import Context, Known, Labels, Oracle, Page, PlacementInputs, Rollout
 
 HELPFUL = 7  # the token after which, in the stream below, thoughts earn unequal rewards
 
@@ -125,7 +125,10 @@ def test_the_record_is_a_running_mean_of_the_groups_spread() -> None:
     assert record.of(context, entropy, entropy).tolist() == [1] * 6  # nobody knows better yet
     # Spreads 2 and 1 of one kind (token 5, entropy below 0.5), and 3 of another tier.
     record.observe(
-        [rollout([5, 5, 5], (1,), [0.2]), rollout([5, 5, 5], (1, 2), [0.3, 1.0])],
+        [
+            Page.of(rollout([5, 5, 5], (1,), [0.2])),
+            Page.of(rollout([5, 5, 5], (1, 2), [0.3, 1.0])),
+        ],
         torch.tensor([[0.0, 4.0], [1.0, 3.0], [0.0, 6.0]]),
         torch.zeros(3, 2),
     )
@@ -158,7 +161,7 @@ def test_positions_that_teach_are_found(policy: str, low: float, high: float) ->
         rewards = torch.where(torch.tensor(helpful)[:, None], rewards, 0.5)
         if record:
             found = Rollout(context, chosen, ((),) * 4, flat[:4], flat[:4])
-            record.observe([found], rewards, rewards)
+            record.observe([Page.of(found)], rewards, rewards)
         if ordinal >= 20:  # the first steps look at each of the ten once
             hits += helpful
             eligible += (ids[3 : 100 - config.reward.horizon] == HELPFUL).tolist()
@@ -262,7 +265,7 @@ def test_the_selector_learns_the_yield_of_a_kind_of_position() -> None:
     seen = Rollout(context, at, ((),) * 2, flat[:2], flat[:2])
     gains = torch.tensor([[4.0, 0, 0, 0], [0.0, 0, 0, 0]])  # yields 3 and 0
     for _ in range(300):
-        record.observe([seen], gains * 100, gains)  # not of the reward
+        record.observe([Page.of(seen)], gains * 100, gains)  # not of the reward
     found = record.of(context, flat, flat)
     assert found[[2, 4]].tolist() == pytest.approx([3, 0], abs=0.05)
     again = Selector()
@@ -306,7 +309,8 @@ def test_sentences_begin_after_a_stop_and_a_space_or_a_line_break(
 def test_what_was_picked() -> None:
     context = Context(0, "d", torch.arange(10))
     entropy, nll = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 3.0])
-    found = picked([Rollout(context, (2, 6), ((),) * 2, entropy, nll)], Bands(surprise=(0.1, 9)))
+    page = Page.of(Rollout(context, (2, 6), ((),) * 2, entropy, nll))
+    found = picked([page], Bands(surprise=(0.1, 9)))
     expected = {"entropy": 1.5, "nll": 1.5, "hard_frac": 0.5, "in_band_frac": 0.5, "depth": 0.4}
     assert found == {f"placement/{k}": pytest.approx(v) for k, v in expected.items()}
     assert picked([], Bands()) == {}

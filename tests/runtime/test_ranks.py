@@ -500,9 +500,12 @@ def test_everything_moves() -> None:
 
 
 def test_counts_of_a_step_are_those_of_its_shares() -> None:
-    parts = [Counts(1, 2, 3, 4, 5, 6), Counts(10, 20, 30, 40, 50, 60)]
-    assert Counts.total(parts) == Counts(11, 22, 33, 44, 55, 66)
-    assert Counts.total(parts[:1]) == parts[0]
+    one, two = Counts(1, 2, 3, 4, 5, 6, (7, 8), 9), Counts(10, 20, 30, 40, 50, 60, (70, 80), 90)
+    sums = {name: part + two.sums()[name] for name, part in one.sums().items()}
+    assert Counts.of_sums(sums) == Counts(11, 22, 33, 44, 55, 66, (77, 88), 99)
+    assert Counts.of_sums(SINGLE_RANK.total(one.sums, "count")) == one
+    none = Counts(1, 2, 3, 4, 5, 6)
+    assert Counts.of_sums(SINGLE_RANK.total(none.sums, "count")) == none
 
 
 @pytest.mark.parametrize("architecture", ["llama", "olmo2", "smollm3"])

@@ -16,7 +16,7 @@ from rntp.run.log import read_metrics, read_rollouts
 from rntp.trainer import Trainer
 from rntp.training import replay as module
 from rntp.training.replay import Replay
-from rntp.types import Context, Rollout
+from rntp.types import Context, Page
 
 ONE = "data.replay_docs=1"
 
@@ -36,8 +36,13 @@ def config(*overrides: str) -> Config:
     return Config.parse(minimal(), ["data.docs_per_step=4", *overrides])
 
 
-def rollout(context: Context) -> Rollout:
-    return Rollout(context, (3, 5), ((), ()), torch.zeros(2), torch.zeros(2))
+def page(context: Context) -> Page:
+    zeros = torch.zeros(2)
+    before = torch.zeros(2, 2, dtype=torch.int64)
+    length = len(context)
+    return Page(
+        context.ordinal, context.visit, context.replay_of, length, (3, 5), before, zeros, zeros
+    )
 
 
 def observed(useful: dict[int, float]) -> Replay:
@@ -45,7 +50,7 @@ def observed(useful: dict[int, float]) -> Replay:
     found = Replay(config(ONE))
     for ordinal, spread in useful.items():
         gain_PG = torch.tensor([[1 - spread, 1 + spread]] * 2)
-        found.observe([rollout(CORPUS.train[ordinal])], gain_PG)
+        found.observe([page(CORPUS.train[ordinal])], gain_PG)
     return found
 
 
@@ -85,7 +90,7 @@ def test_a_visit_has_its_own_ordinal_and_counts() -> None:
     assert (first.ordinal, first.replay_of, first.visit) == (FIRST_REPLAY + 1, 4, 2)
     assert first.document_id == "doc1"
     assert first.token_ids.tolist() == [4]
-    found.observe([rollout(first)], torch.tensor([[0.0, 6.0], [0.0, 2.0]]))
+    found.observe([page(first)], torch.tensor([[0.0, 6.0], [0.0, 2.0]]))
     [second] = found.contexts(CORPUS, 3)
     assert (second.ordinal, second.replay_of, second.visit) == (FIRST_REPLAY + 2, 4, 3)
     # Half of 1, and half of the mean of 3 and 1.
@@ -96,14 +101,14 @@ def test_a_visit_has_its_own_ordinal_and_counts() -> None:
 def test_contexts_of_a_step_differ_and_are_no_more_than_are_known() -> None:
     found = Replay(config("data.replay_docs=3"))
     gain_PG = torch.tensor([[0.0, 1.0]] * 8)
-    found.observe([rollout(CORPUS.train[n]) for n in range(4)], gain_PG)
+    found.observe([page(CORPUS.train[n]) for n in range(4)], gain_PG)
     for step in range(2, 50):
         drawn = found.contexts(CORPUS, step)
         assert len({c.replay_of for c in drawn}) == 3
         first = FIRST_REPLAY + 3 * (step - 1)
         assert [c.ordinal for c in drawn] == [first, first + 1, first + 2]
     few = Replay(config("data.replay_docs=3"))
-    few.observe([rollout(CORPUS.train[0])], gain_PG[:2])
+    few.observe([page(CORPUS.train[0])], gain_PG[:2])
     assert len(few.contexts(CORPUS, 2)) == 1
 
 
@@ -123,7 +128,7 @@ def test_groups_that_agree_are_seldom_seen_again() -> None:
     """What all thoughts solve and what none does: the same gain for all of a group."""
     found = Replay(config(ONE))
     gain_PG = torch.tensor([[2.0, 2.0]] * 2 + [[-1.0, -1.0]] * 2 + [[0.0, 1.0]] * 2)
-    found.observe([rollout(CORPUS.train[n]) for n in range(3)], gain_PG)
+    found.observe([page(CORPUS.train[n]) for n in range(3)], gain_PG)
     drawn = [found.contexts(CORPUS, step)[0].replay_of for step in range(2, 1002)]
     assert drawn.count(2) > 920  # 0.51 of 0.53
     assert {0, 1} <= set(drawn)
