@@ -28,7 +28,7 @@ from rntp.placement.placer import training_placer
 from rntp.rollout import no_check
 from rntp.rollout.interleaved import open_training_engine
 from rntp.run import folder as run_folder
-from rntp.run.log import NoLog, RunLog
+from rntp.run.log import open_log
 from rntp.runtime import faults
 from rntp.runtime.faults import fault_point
 from rntp.runtime.ranks import SINGLE_RANK, Ranks
@@ -41,10 +41,12 @@ from rntp.training.guards import Guards
 from rntp.training.optimizer import Update, open_optimizer
 from rntp.training.phases import Phases
 from rntp.training.preflight import check_disk, check_placement, check_start, recomputes
+from rntp.training.recorded import recorded
 from rntp.training.replay import step_contexts
 from rntp.training.run_state import RunState
 from rntp.training.step_metrics import WholeStep
 from rntp.training.step_stats import StepStats, update_metrics
+from rntp.training.thought_rows import thought_rows
 from rntp.training.whole_step import recount, rewards_ahead, sample_and_count
 from rntp.types import Rollout
 
@@ -218,7 +220,7 @@ class Trainer:
 
     def _record(self, step: int, updates: Sequence[Update], stats: StepStats) -> None:
         """Let what follows training see the step, and write down what it was."""
-        asked = self.passes.ask.num_tokens(stats.rollouts)
+        config, asked = self.config, self.passes.ask.num_tokens(stats.rollouts)
         more = {"stop": self.stop.received is not None, "damaged": self.state.new_damage}
         whole = WholeStep.exchange(stats, self.ranks, asked, more)
         self.asked_to_stop = bool(whole.sums["stop"])
@@ -229,11 +231,11 @@ class Trainer:
             **whole.metrics(),
             **update_metrics(step, updates),
             "data/damaged": self.state.share_damage(self.log, found=bool(whole.sums["damaged"])),
-            "compute/tflop": step_flop(self.config, self.shape, whole.tokens()) / 1e12,
+            "compute/tflop": step_flop(config, self.shape, whole.tokens()) / 1e12,
             **self.phases.metrics(),
         }
         self.log.step({**metrics, "data/digest": whole.digest})
-        self.log.rollouts(step, stats.rows(self.model))
+        self.log.rollouts(step, thought_rows(stats, self.model, recorded(config, whole.pages)))
         fault_point("step.end")
         self.guards.watch(updates, whole.pages, metrics, self.log)
 
@@ -242,9 +244,8 @@ class Trainer:
         config, ranks = self.config, self.ranks
         open_.callback(self.corpus.close)
         folder = ranks.decide(lambda: open_.enter_context(run_folder.claim(config)), "start")
-        self.log: RunLog | NoLog = NoLog()
-        if ranks.is_first:
-            self.log = open_.enter_context(RunLog(folder, config, console=self.console))
+        self.log = open_log(folder, config, ranks.rank, ranks.size, self.console)
+        open_.enter_context(self.log)
         watchdog = Watchdog(folder, config.run.hang_timeout_s, ranks.rank)
         open_.enter_context(watchdog)
         ranks.waiting = watchdog.waiting
@@ -291,6 +292,7 @@ class Trainer:
     def _go_back(self, step: int) -> int:
         """Steps done once the streak that ends with `step` is set aside. Raises Diverged."""
         self.saver.wait()
+        self.ranks.agree(self.log.sync, "rollback")  # its thoughts are kept
         self.guards.give_up_streak(step, self.log)
         done = self.saver.saved = self.state.restore(self.log, self.phases.poll)
         return done

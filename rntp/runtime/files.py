@@ -4,9 +4,11 @@ A file appears under its name only once its bytes are on the disk: written besid
 renamed over it. OSError (disk full, no permission) passes through to the caller.
 """
 
+import gzip
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -67,7 +69,7 @@ def complete_lines(path: Path) -> list[bytes]:
 
     Only b"\\n" ends a line: str.splitlines would also cut at U+2028, which texts may hold.
     """
-    lines = path.read_bytes().split(b"\n")[:-1]
+    lines = _content(path).split(b"\n")[:-1]
     return [line + b"\n" for line in lines]
 
 
@@ -88,6 +90,17 @@ def parse_line(path: Path, number: int, line: bytes) -> dict:
     if not isinstance(obj, dict):
         raise ValueError(f"{path}, line {number}: expected a JSON object")
     return obj
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file, unpacked where its name ends in .gz; ValueError where they are cut."""
+    data = path.read_bytes()
+    if path.suffix != ".gz":
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be unpacked ({error})") from error
 
 
 def _finite(obj: object) -> object:

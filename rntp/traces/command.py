@@ -14,7 +14,8 @@ from rntp.data.corpus import open_corpus, open_data
 from rntp.errors import ConfigError, DataError
 from rntp.model.tokenizer import add_marker, load_tokenizer, token_strings
 from rntp.run import folder as run_folder
-from rntp.run.log import numbered_files, read_manifest, read_rollouts
+from rntp.run.log import read_manifest, read_rollouts
+from rntp.run.rollout_files import rollout_files
 from rntp.runtime.files import json_lines, write_bytes_atomic, write_json
 from rntp.traces.parquet import check_parquet, write_parquet
 from rntp.traces.select import FIELDS, OVERLAP_NGRAM, Row, Wanted, select
@@ -86,7 +87,7 @@ def _rows(
     def strings(ids: Sequence[int]) -> list[str]:
         return token_strings(tokenizer, torch.tensor(ids, dtype=torch.int64))
 
-    for step, _ in numbered_files(run_dir / "rollouts", "jsonl"):
+    for step in rollout_files(run_dir):
         for row in select(read_rollouts(run_dir, step), wanted, strings, funnel):
             yield {"step": step, **row}
 

@@ -14,6 +14,8 @@ from rntp.model import Sharing, pick_device
 from rntp.model.sources import localize
 from rntp.model.unshared import cannot_branch
 from rntp.objective.quantities import loss_reads
+from rntp.run.rollout_files import PACKED
+from rntp.run.rollout_writer import PACK_EVERY, PLAIN_STEPS
 
 # Tokens of a judge's question without answer and continuation, about.
 QUESTION = 50
@@ -219,6 +221,23 @@ def checkpoint_bytes(config: Config, parameters: int) -> int:
     return parameters * (3 * _widths(config)[0] + _reference_bytes(config)[1])
 
 
+def record_bytes(config: Config) -> int:
+    """What rollouts/ takes by the end of a run whose thoughts are all as long as they may be.
+
+    The newest steps as they are, older ones packed. Bytes of a row: fitted to runs on English text,
+    from above.
+    """
+    thoughts = config.thought
+    groups = config.data.docs_per_step * config.placement.positions_per_doc
+    rows = groups * thoughts.thoughts_per_position
+    if config.log.rollouts_per_step is not None:
+        rows = min(rows, max(config.log.rollouts_per_step, thoughts.thoughts_per_position))
+    sampled = thoughts.thought_tokens + thoughts.answer_tokens
+    row = 700 + 14 * sampled + 40 * config.reward.horizon + 60 * len(config.reward.names)
+    plain = min(config.run.steps, PLAIN_STEPS + PACK_EVERY)
+    return round(rows * row * (plain + (config.run.steps - plain) / PACKED))
+
+
 def estimate(config: Config, shape: Shape) -> dict[str, float]:
     """Sizes of a step (tokens, FLOP) and peak memory (bytes), at full lengths."""
     tokens, docs = Tokens.of(config), config.data.docs_per_step
@@ -236,6 +255,7 @@ def estimate(config: Config, shape: Shape) -> dict[str, float]:
         "TFLOP per step": flop / 1e12,
         "peak memory, GB": peak_memory(config, shape, recompute=checkpointing is True) / 1e9,
         "checkpoint, GB": checkpoint_bytes(config, shape.parameters) / 1e9,
+        "thoughts on the disk by the end, GB": record_bytes(config) / 1e9,
     }
 
 

@@ -19,7 +19,7 @@ from rntp.run import folder as run_folder
 from rntp.run.mirrors import check_installed
 from rntp.runtime.memory import size, total_bytes
 from rntp.runtime.ranks import SINGLE_RANK, Ranks
-from rntp.training.estimate import Shape, Tokens, checkpoint_bytes, peak_memory
+from rntp.training.estimate import Shape, Tokens, checkpoint_bytes, peak_memory, record_bytes
 from rntp.types import Known
 
 
@@ -114,16 +114,20 @@ def check_placement(place: Place, corpus: Corpus) -> None:
 
 
 def check_disk(config: Config, num_parameters: int) -> None:
-    """One checkpoint more than is kept must fit."""
-    needed = checkpoint_bytes(config, num_parameters) * (config.checkpoint.keep + 1)
+    """Raise CheckpointError unless one checkpoint more than is kept fits, and all thoughts."""
+    checkpoints = checkpoint_bytes(config, num_parameters) * (config.checkpoint.keep + 1)
+    there = sum(path.stat().st_size for path in (config.run.dir / "rollouts").glob("step_*"))
+    thoughts = max(0, record_bytes(config) - there)
+    needed = checkpoints + thoughts
     here = config.run.dir
     while not here.exists():
         here = here.parent
     free = shutil.disk_usage(here).free
     if free < needed:
         raise CheckpointError(
-            f"checkpoints need {size(needed)} at {config.run.dir} and {size(free)} are free; lower "
-            "checkpoint.keep or choose another folder with --run-dir"
+            f"checkpoints need {size(checkpoints)} at {config.run.dir}, and the thoughts of all "
+            f"steps up to {size(thoughts)}; {size(free)} are free. Lower checkpoint.keep, set "
+            "log.rollouts_per_step to a few hundred, or choose another folder with --run-dir"
         )
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rntp.errors import CheckpointError
+from rntp.run.rollout_files import rollout_files_of
 from rntp.runtime.files import write_json
 from rntp.types import Page
 
@@ -68,8 +69,7 @@ def note_rollback(run_dir: Path, rollback: Rollback, metrics: Sequence[dict]) ->
     thoughts = folder / f"rollback_{number}"
     thoughts.mkdir(parents=True, exist_ok=True)
     for step in range(rollback.first_step, rollback.last_step + 1):
-        source = run_dir / "rollouts" / f"step_{step:08d}.jsonl"
-        if source.is_file():
+        for source in rollout_files_of(run_dir, step):
             shutil.copyfile(source, thoughts / source.name)
     path = folder / f"rollback_{number}.json"
     write_json(path, {**asdict(rollback), "metrics": list(metrics)})

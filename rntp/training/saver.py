@@ -82,7 +82,7 @@ class Saver:
             raise self._failed[-1]
         behind = self._asynchronous and not wait
         try:
-            self._count(lambda: self._ranks.decide(lambda: self._write_record(step), "save"))
+            self._count(lambda: self._ranks.agree(lambda: self._write_record(step), "save"))
             if not behind:
                 path = self._write(step, tensors, state)
         except CheckpointError as error:

@@ -1,27 +1,23 @@
 """What a rank collects of its share of a step: the sums and rows that the whole step's metrics are
-made of (`rntp.training.whole_step`), and the record of its thoughts.
+made of; see `rntp.training.step_metrics`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from rntp.config import Config
-from rntp.model import LanguageModel
 from rntp.model.moe import Routing
 from rntp.model.thought_tree import (
     learning_tokens,
     live,
     plain_read,
     plain_tokens,
-    thought_branch,
     tree_tokens,
     unshared_tokens,
 )
-from rntp.model.tokenizer import decode, token_strings
 from rntp.objective import losses
 from rntp.objective.loss import Loss
 from rntp.objective.quantities import (
@@ -37,9 +33,7 @@ from rntp.placement import labels
 from rntp.rollout.interleaved import on_pages
 from rntp.training.optimizer import Update
 from rntp.training.step_table import StepTable
-from rntp.types import Context, Page, Rollout, Thought
-
-Kept = Callable[[int, int], bool]
+from rntp.types import Page, Rollout, Thought
 
 SIZES = ("tokens/context", "tokens/thought", "tokens/spent")
 TOKENS = ("tree", "learning", "unshared", "read", "plain", "plain_learning", "plain_read")
@@ -242,64 +236,6 @@ class StepStats:
         think = _cat(s.think_logp_PGH for s in self.outputs)
         return think - _cat(s.no_think_logp_PH for s in self.outputs)[:, None]
 
-    def rows(
-        self, model: LanguageModel, kept: Kept = lambda ordinal, position: True
-    ) -> Iterator[dict[str, object]]:
-        """One row a thought, for rollouts/step_N.jsonl.
-
-        kept: tells by the ordinal of a page and a position in it whether a group is written down.
-        """
-        gain = _as_found(s.think_logp_PGH for s in self.outputs)
-        gain = gain - _as_found(s.no_think_logp_PH for s in self.outputs)[:, None]
-        advantage = _as_found(j.advantage_PG for j in self.rewarded_parts)
-        reward = _as_found(j.reward_PG for j in self.rewarded_parts)
-        names = self.rewarded_parts[0].rewards
-        rewards = {name: _as_found(j.rewards[name] for j in self.rewarded_parts) for name in names}
-        horizon, tokenizer = self.config.reward.horizon, model.tokenizer
-        place = -1
-        for rollout in self.rollouts:
-            context, ids = rollout.context, rollout.context.token_ids
-            for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
-                place += 1
-                if not kept(context.ordinal, position - context.inserted):
-                    continue
-                continuation = ids[position : position + horizon]
-                shared = {
-                    "ordinal": context.ordinal,
-                    **({} if context.replay_of is None else {"replay_of": context.replay_of}),
-                    "document_id": context.document_id,
-                    "title": context.title,
-                    "position": position - context.inserted,
-                    **_seen(context, tokenizer),
-                    "prefix_tail": decode(tokenizer, ids[max(0, position - 48) : position]),
-                    "continuation": decode(tokenizer, continuation),
-                    "continuation_tokens": token_strings(tokenizer, continuation),
-                    "policy_version": rollout.policy_version,
-                }
-                for g, thought in enumerate(group):
-                    content = thought.sampled_ids[: thought.num_tokens]
-                    branch = thought_branch(
-                        thought.sampled_ids,
-                        thought.closed,
-                        model.think_open_id,
-                        model.think_close_id,
-                    )
-                    yield {
-                        **shared,
-                        "thought_index": g,
-                        "thought": decode(tokenizer, content),
-                        "thought_ids": branch.tolist(),
-                        "answer": decode(tokenizer, thought.answer),
-                        "rewards": {name: float(r[place, g]) for name, r in rewards.items()},
-                        "reward": float(reward[place, g]),
-                        "advantage": float(advantage[place, g]),
-                        "gain": float(gain[place, g].mean()),
-                        "gain_per_token": gain[place, g].tolist(),
-                        "num_tokens": thought.num_tokens,
-                        "closed": thought.closed,
-                        "sampler_logprob": float(thought.sampled_logprobs.sum()),
-                    }
-
 
 def update_metrics(step: int, updates: Sequence[Update]) -> dict[str, float]:
     """Measure the updates of a step; norm and rate are the last one's."""
@@ -308,22 +244,6 @@ def update_metrics(step: int, updates: Sequence[Update]) -> dict[str, float]:
         "grad_norm": updates[-1].grad_norm,
         "lr": updates[-1].lr,
         "skipped": sum(update.skipped for update in updates),
-    }
-
-
-def _seen(context: Context, tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
-    """The earlier thoughts in the context, where there are any; markers are shown."""
-    if not context.seen:
-        return {}
-    return {
-        "seen": [
-            {
-                "position": seen.position,
-                "thought": decode(tokenizer, seen.token_ids),
-                "thought_ids": seen.token_ids.tolist(),
-            }
-            for seen in context.seen
-        ]
     }
 
 
@@ -340,11 +260,6 @@ def loss_terms(config: Config) -> list[str]:
 def _cat(tensors: Iterator[Tensor]) -> Tensor:
     """In float64: sums of these do not depend on how a step is cut."""
     return torch.cat([t.detach().cpu().double() for t in tensors])
-
-
-def _as_found(tensors: Iterator[Tensor]) -> Tensor:
-    """As they were computed, for the record."""
-    return torch.cat([t.cpu() for t in tensors])
 
 
 def _numbers(values: Iterable[float | Tensor]) -> Tensor:

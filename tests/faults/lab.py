@@ -18,7 +18,8 @@ from conftest import tiny_model, tiny_run, tiny_tokenizer, write_corpus
 from faults.program import Ended, run
 
 from rntp.run import checkpoint
-from rntp.run.log import numbered_files, read_metrics
+from rntp.run.log import read_metrics
+from rntp.run.rollout_files import read_rollouts, rollout_files
 
 STEPS, EVERY, DOCS = 6, 2, 3
 ANYWHERE = -1  # in place of the step of a resume, where a thread decides it
@@ -238,8 +239,8 @@ def comparable(run_dir: Path) -> list[dict]:
 def ordinals(run_dir: Path) -> Counter:
     """How often each ordinal was trained, by the rollouts."""
     found: Counter = Counter()
-    for _, path in numbered_files(run_dir / "rollouts", "jsonl"):
-        found.update({json.loads(line)["ordinal"] for line in path.read_text().splitlines()})
+    for step in rollout_files(run_dir):
+        found.update({row["ordinal"] for row in read_rollouts(run_dir, step)})
     return found
 
 

@@ -16,12 +16,12 @@ from rntp.errors import ConfigError
 from rntp.run.log import (
     RunLog,
     duration,
-    numbered_files,
     read_metrics,
     read_rollouts,
     starts_of,
     step_line,
 )
+from rntp.run.rollout_files import rollout_files
 from rntp.runtime.provenance import redact, secret_values
 
 CANARY = "canary-4f1b9c77e0d2"
@@ -147,6 +147,7 @@ def test_rollouts_are_whole_files(tmp_path: Path) -> None:
     rows = [{"thought": "a\u2028b\ud83d", "gain": math.nan}, {"thought": "</script>", "gain": 0.5}]
     with open_log(tmp_path) as log:
         log.rollouts(1, iter(rows))
+        log.sync()
     assert [p.name for p in (tmp_path / "rollouts").iterdir()] == ["step_00000001.jsonl"]
     assert read_rollouts(tmp_path, 1) == [{**rows[0], "gain": None}, rows[1]]
     assert read_rollouts(tmp_path, 2) == []
@@ -158,6 +159,7 @@ def test_rewind_is_exact(tmp_path: Path) -> None:
         for step in (1, 2, 3, 4):
             log.step({"step": step, "x": step / 3})
             log.rollouts(step, [{"step": step}])
+        log.sync()
         before = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
         with (tmp_path / "metrics.jsonl").open("ab") as file:
             file.write(b'{"step": 5, "x": 1.66')
@@ -165,7 +167,7 @@ def test_rewind_is_exact(tmp_path: Path) -> None:
             (tmp_path / "eval" / name).write_text("{}")
         log.rewind(2)
         assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(before[:2])
-        assert [step for step, _ in numbered_files(tmp_path / "rollouts", "jsonl")] == [1, 2]
+        assert list(rollout_files(tmp_path)) == [1, 2]
         assert sorted(p.name for p in (tmp_path / "eval").iterdir()) == [
             "note.json",
             "step_00000000.json",
@@ -290,10 +292,10 @@ def test_a_full_disk_is_told_and_what_it_missed_follows(tmp_path: Path, monkeypa
         monkeypatch.setattr(os, "fsync", full)
         log.step({"step": 1})
         log.rollouts(1, [{"a": 1}])
-        assert list((tmp_path / "rollouts").iterdir()) == []
-        assert "No space left on device); 9 bytes wait in memory" in printed(console)
         with pytest.raises(OSError, match="No space left"):
             log.sync()
+        assert list((tmp_path / "rollouts").iterdir()) == []
+        assert "No space left on device); 9 bytes wait in memory" in printed(console)
         monkeypatch.undo()
         log.rollouts(2, [{"a": 2}])
         log.sync()
@@ -324,17 +326,18 @@ def test_half_a_line_is_finished_when_there_is_room(tmp_path: Path, monkeypatch)
 
 
 def test_not_everything_waits_for_a_disk(tmp_path: Path, monkeypatch) -> None:
+    """Of the metrics; of thoughts see tests/run/test_rollout_writer.py."""
+
+    class Full(FileIO):
+        def write(self, data: bytes) -> int:
+            raise OSError(30, "read-only")
+
     monkeypatch.setattr("rntp.run.log._MOST_WAITING", 100)
-    with open_log(tmp_path) as log:
-        monkeypatch.setattr("rntp.run.log.write_bytes_atomic", _refused)
-        log.rollouts(1, [{"a": "x" * 60}])
-        with pytest.raises(OSError, match="read-only"):
-            log.rollouts(2, [{"a": "x" * 60}])
-        monkeypatch.undo()
-
-
-def _refused(path: Path, data: bytes) -> None:
-    raise OSError(30, "read-only")
+    monkeypatch.setattr("rntp.run.log.FileIO", Full)
+    log = open_log(tmp_path)
+    log.step({"step": 1, "note": "x" * 60})
+    with pytest.raises(OSError, match="read-only"):
+        log.step({"step": 2, "note": "x" * 60})
 
 
 def test_the_line_of_a_made_corpus_tells_the_gain_of_each_class() -> None:

@@ -1,0 +1,118 @@
+"""The record of a step's thoughts, an object each: what rollouts/step_N.jsonl holds."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rntp.model import LanguageModel
+from rntp.model.thought_tree import thought_branch
+from rntp.model.tokenizer import decode, token_strings
+from rntp.training.recorded import Kept
+from rntp.training.step_stats import StepStats
+from rntp.types import Context, Rollout, Thought
+
+_TAIL = 48  # tokens before a position that a row shows
+
+
+@dataclass(frozen=True)
+class _Worth:
+    """What thoughts were found to be worth, [P, G] and gain [P, G, H], on the CPU."""
+
+    rewards: dict[str, Tensor]
+    reward: Tensor
+    advantage: Tensor
+    gain: Tensor
+
+    def of(self, place: int, g: int) -> dict[str, object]:
+        """The fields of one thought."""
+        return {
+            "rewards": {name: float(r[place, g]) for name, r in self.rewards.items()},
+            "reward": float(self.reward[place, g]),
+            "advantage": float(self.advantage[place, g]),
+            "gain": float(self.gain[place, g].mean()),
+            "gain_per_token": self.gain[place, g].tolist(),
+        }
+
+
+def thought_rows(stats: StepStats, model: LanguageModel, kept: Kept) -> Iterator[dict[str, object]]:
+    """Write down the thoughts of a rank's share of a step, a row each.
+
+    kept: tells by the ordinal of a page and a position in it whether a group is written down. Rows
+    are made as they are asked for, which may be in another thread and later: numbers are taken off
+    the device now.
+    """
+    parts = stats.rewarded_parts
+    think = _cat(outputs.think_logp_PGH for outputs in stats.outputs)
+    worth = _Worth(
+        {name: _cat(part.rewards[name] for part in parts) for name in parts[0].rewards},
+        _cat(part.reward_PG for part in parts),
+        _cat(part.advantage_PG for part in parts),
+        think - _cat(outputs.no_think_logp_PH for outputs in stats.outputs)[:, None],
+    )
+    groups = [(rollout, k) for rollout in stats.rollouts for k in range(len(rollout.positions))]
+    return (
+        row
+        for place, (rollout, k) in enumerate(groups)
+        if kept(rollout.context.ordinal, rollout.page_positions[k])
+        for row in _group(rollout, k, worth, place, model, stats.config.reward.horizon)
+    )
+
+
+def _group(
+    rollout: Rollout, k: int, worth: _Worth, place: int, model: LanguageModel, horizon: int
+) -> Iterator[dict[str, object]]:
+    """Rows of one position."""
+    context, ids, tokenizer = rollout.context, rollout.context.token_ids, model.tokenizer
+    position = rollout.positions[k]
+    continuation = ids[position : position + horizon]
+    shared = {
+        "ordinal": context.ordinal,
+        **({} if context.replay_of is None else {"replay_of": context.replay_of}),
+        "document_id": context.document_id,
+        "title": context.title,
+        "position": position - context.inserted,
+        **_seen(context, tokenizer),
+        "prefix_tail": decode(tokenizer, ids[max(0, position - _TAIL) : position]),
+        "continuation": decode(tokenizer, continuation),
+        "continuation_tokens": token_strings(tokenizer, continuation),
+        "policy_version": rollout.policy_version,
+    }
+    for g, thought in enumerate(rollout.thoughts[k]):
+        yield {**shared, "thought_index": g, **_said(thought, model), **worth.of(place, g)} | {
+            "num_tokens": thought.num_tokens,
+            "closed": thought.closed,
+            "sampler_logprob": float(thought.sampled_logprobs.sum()),
+        }
+
+
+def _said(thought: Thought, model: LanguageModel) -> dict[str, object]:
+    """What was thought and answered."""
+    markers = model.think_open_id, model.think_close_id
+    return {
+        "thought": decode(model.tokenizer, thought.sampled_ids[: thought.num_tokens]),
+        "thought_ids": thought_branch(thought.sampled_ids, thought.closed, *markers).tolist(),
+        "answer": decode(model.tokenizer, thought.answer),
+    }
+
+
+def _seen(context: Context, tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
+    """The earlier thoughts in the context, where there are any; markers are shown."""
+    if not context.seen:
+        return {}
+    return {
+        "seen": [
+            {
+                "position": seen.position,
+                "thought": decode(tokenizer, seen.token_ids),
+                "thought_ids": seen.token_ids.tolist(),
+            }
+            for seen in context.seen
+        ]
+    }
+
+
+def _cat(tensors: Iterator[Tensor]) -> Tensor:
+    return torch.cat([part.detach().cpu() for part in tensors])
