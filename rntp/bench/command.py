@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rntp.bench.run import run
-from rntp.bench.sizes import CURVE, NAMES, Sizes
+from rntp.bench.sizes import CURVE, NAMES, Sizes, command_line
 from rntp.errors import ConfigError
 from rntp.model import load_model, pick_device
 from rntp.runtime.files import write_json
@@ -73,11 +73,6 @@ def check(sizes: Sizes, repeats: int) -> None:
             f"--context {sizes.context} has no room for {sizes.positions} positions with "
             f"{sizes.horizon} tokens after each; raise it or lower --horizon"
         )
-
-
-def command_line(argv: list[str]) -> str:
-    """Return the command as a user would type it, without the folder of the program."""
-    return " ".join(["rntp", *argv[1:]])
 
 
 def table(result: dict[str, Any]) -> str:

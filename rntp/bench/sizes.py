@@ -13,6 +13,11 @@ CURVE = {
 }
 
 
+def command_line(argv: list[str]) -> str:
+    """As a user would type it, without the folder of the program."""
+    return " ".join(["rntp", *argv[1:]])
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Sizes of a step, in the symbols of the token tree.

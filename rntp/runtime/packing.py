@@ -1,6 +1,7 @@
 """Named tensors as one flat tensor and back: what ranks send each other. Pure functions."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -39,19 +40,11 @@ def from_bytes(data: Tensor, like: Named) -> dict[str, Tensor]:
     found = {}
     for (name, part), count in zip(like.items(), counts, strict=True):
         shape = (count, *part.shape[1:])
-        end = begin + shape_numel(shape) * part.element_size()
+        end = begin + math.prod(shape) * part.element_size()
         # Copied, because a number has to begin where its size says.
         found[name] = data[begin:end].clone().view(part.dtype).view(shape)
         begin = end
     return found
-
-
-def shape_numel(shape: Sequence[int]) -> int:
-    """Multiply the sizes of a tensor."""
-    product = 1
-    for size in shape:
-        product *= size
-    return product
 
 
 def padded(flat: Tensor, length: int) -> Tensor:

@@ -181,10 +181,11 @@ class Group(Ranks):
         return found
 
     def total(self, work: Callable[[], Mapping[str, Tensor]], phase: str) -> dict[str, Tensor]:
-        mine = self._try(work, phase)
-        flat = torch.zeros(0) if isinstance(mine, _Failure) else flat_sums(mine)
-        shortest, longest = self._meet(mine, phase, len(flat))
-        assert not isinstance(mine, _Failure)
+        found = self._try(lambda: (mine := work(), flat_sums(mine)), phase)
+        length = 0 if isinstance(found, _Failure) else len(found[1])
+        shortest, longest = self._meet(found, phase, length)
+        assert not isinstance(found, _Failure)
+        mine, flat = found
         if shortest != longest:
             raise RanksLost(
                 f"ranks have between {shortest} and {longest} numbers to add up in phase "
@@ -197,15 +198,15 @@ class Group(Ranks):
     def gather_rows(
         self, work: Callable[[], Mapping[str, Tensor]], phase: str
     ) -> list[dict[str, Tensor]]:
-        mine = self._try(work, phase)
-        flat = torch.zeros(0) if isinstance(mine, _Failure) else to_bytes(mine)
-        _, longest = self._meet(mine, phase, len(flat))
-        assert not isinstance(mine, _Failure)
-        flat = padded(flat, longest)
-        found = [torch.empty_like(flat) for _ in range(self.size)]
+        found = self._try(lambda: (mine := work(), to_bytes(mine)), phase)
+        length = 0 if isinstance(found, _Failure) else len(found[1])
+        _, longest = self._meet(found, phase, length)
+        assert not isinstance(found, _Failure)
+        mine, flat = found[0], padded(found[1], longest)
+        parts = [torch.empty_like(flat) for _ in range(self.size)]
         with self._lost(phase, self._timeout):
-            dist.all_gather(found, flat, group=self.talk)
-        return [from_bytes(data, mine) for data in found]
+            dist.all_gather(parts, flat, group=self.talk)
+        return [from_bytes(data, mine) for data in parts]
 
     def to_first(self, flat: Tensor, longest: int) -> list[Tensor]:
         flat = padded(flat, longest)

@@ -141,6 +141,31 @@ def test_one_two_and_four_ranks_train_the_same_run(
     assert all(1e-3 < norm < 1e3 for norm in moved)
 
 
+def test_a_rate_keeps_the_same_thoughts_and_each_rank_writes_its_own(
+    raw: dict, tmp_path: Path
+) -> None:
+    """Four groups of ten, of three thoughts each."""
+    rate = ["model.dtype=float64", "log.rollouts_per_step=13"]
+    fit(raw, tmp_path / "all", ["model.dtype=float64"])
+    fit(raw, tmp_path / "one", rate)
+    values(fit(raw, tmp_path / "two", rate, size=2))
+    same_metrics(tmp_path / "all", tmp_path / "two", 1e-9)
+    some_ranks = set()
+    for step in range(1, 4):
+        every, one, two = (read_rollouts(tmp_path / name, step) for name in ("all", "one", "two"))
+        assert len(one) == len(two) == 4 * 3
+        assert [row for row in every if row in one] == one
+        for row, other in zip(one, two, strict=True):
+            for key in ("ordinal", "position", "thought_index", "thought_ids", "thought"):
+                assert row[key] == other[key], key
+        files = sorted(
+            p.name for p in (tmp_path / "two" / "rollouts").glob(f"step_0000000{step}.*")
+        )
+        assert files == [f"step_0000000{step}.rank_{rank}.jsonl" for rank in (0, 1)]
+        some_ranks |= {row["ordinal"] % 5 >= 2 for row in two}  # rank 0 has the first two of five
+    assert some_ranks == {False, True}
+
+
 @pytest.mark.parametrize(
     ("name", "fields"),
     [

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rntp.bench.clock import load_average
+from rntp.bench.sizes import command_line
 from rntp.errors import ConfigError, RanksLost
 from rntp.runtime.files import write_json, write_text_atomic
 from rntp.runtime.memory import size as bytes_text
@@ -32,12 +33,12 @@ def exchange(arguments: argparse.Namespace) -> None:
     before = load_average()
     points = run(ranks, thoughts, arguments.repeats)
     result = {
+        **environment("cpu"),
         "bench": "exchange",
-        "command": " ".join(["rntp", *sys.argv[1:]]),
+        "command": command_line(sys.argv),
         "points": points,
         "repeats": arguments.repeats,
         "load_average": {"before": before, "after": load_average()},
-        **environment("cpu"),
     }
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
