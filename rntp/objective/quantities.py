@@ -66,12 +66,12 @@ class Counts:
         )
 
     def sums(self) -> dict[str, Tensor]:
-        """Numbers that add up over the shares of a step, by field."""
+        """Give the numbers as tensors that add up over the shares of a step, by field."""
         return {name: torch.tensor(value) for name, value in asdict(self).items()}
 
     @classmethod
     def of_sums(cls, sums: Mapping[str, Tensor]) -> "Counts":
-        """Of the shares of a step that ranks have, those of the step."""
+        """Read the counts of a step from the sum over its shares."""
         found: dict[str, Any] = {name: part.long().tolist() for name, part in sums.items()}
         return cls(**{**found, "expert_choices": tuple(found["expert_choices"])})
 

@@ -31,15 +31,8 @@ def oracle_gains(labels: Labels) -> Tensor:
     return gain_L
 
 
-def placement_metrics(
-    rollouts: Sequence[Rollout], *, min_prefix: int, horizon: int
-) -> dict[str, float]:
-    """How well a step's positions hit those that a thought can help with; see `hit_rates`."""
-    return hit_rates(count_hits(rollouts, min_prefix=min_prefix, horizon=horizon))
-
-
 def count_hits(rollouts: Sequence[Rollout], *, min_prefix: int, horizon: int) -> Tensor:
-    """float64 [4], over the labelled pages: positions that were picked, those of them that a
+    """Count over the labelled pages, float64 [4]: positions that were picked, those of them that a
     thought can help with, all such positions with min_prefix <= p <= L − horizon, and all of them.
     """
     picked, hits, helpful, known = 0, 0, 0, 0
@@ -56,8 +49,8 @@ def count_hits(rollouts: Sequence[Rollout], *, min_prefix: int, horizon: int) ->
 
 
 def hit_rates(counts: Tensor) -> dict[str, float]:
-    """Precision: share of the picked that a thought can help with; recall: share of such positions
-    that were picked. Each is left out where it would be 0 / 0, and both where no label knows of
+    """Give precision (share of the picked that a thought can help with) and recall (share of such
+    positions that were picked). Each is left out where it would be 0 / 0, and both where no label knows of
     such a position. counts: of `count_hits`, which add up.
     """
     picked, hits, helpful, known = counts.tolist()
@@ -65,16 +58,11 @@ def hit_rates(counts: Tensor) -> dict[str, float]:
     return found | ({"placement/recall": hits / helpful} if helpful else {})
 
 
-def class_gains(rollouts: Sequence[Rollout], gain_PGH: Tensor) -> dict[str, float]:
-    """Mean gain of the continuation tokens of each class, nats; empty without labels.
+def class_sums(rollouts: Sequence[Rollout], gain_PGH: Tensor) -> dict[str, tuple[float, int]]:
+    """Sum the gains of each class, nats, beside the number of its continuation tokens.
 
     gain_PGH: log-prob with the thought less without, of the positions of the rollouts in order.
     """
-    return class_means([class_sums(rollouts, gain_PGH)])
-
-
-def class_sums(rollouts: Sequence[Rollout], gain_PGH: Tensor) -> dict[str, tuple[float, int]]:
-    """Sum of the gains of each class, nats, and number of its continuation tokens."""
     gains: dict[str, list[float]] = {}
     rows = iter(gain_PGH.mean(dim=1).tolist())
     for rollout in rollouts:
@@ -87,7 +75,7 @@ def class_sums(rollouts: Sequence[Rollout], gain_PGH: Tensor) -> dict[str, tuple
 
 
 def class_means(parts: Sequence[Mapping[str, tuple[float, int]]]) -> dict[str, float]:
-    """Of what `class_sums` found in the parts of a step, mean gain of each class."""
+    """Take the mean gain of each class, from what `class_sums` found in the parts of a step."""
     sums: dict[str, tuple[float, int]] = {}
     for part in parts:
         for name, (total, count) in part.items():

@@ -20,13 +20,13 @@ PACKED = 4.0  # times as large once it is unpacked, at least about
 
 
 def rollout_path(run_dir: Path, step: int, rank: int = 0, size: int = 1) -> Path:
-    """The file that a rank of so many writes the thoughts of a step to."""
+    """Name the file that a rank of so many writes the thoughts of a step to."""
     share = f".rank_{rank}" if size > 1 else ""
     return run_dir / FOLDER / f"step_{step:08d}{share}.jsonl"
 
 
 def rollout_files(run_dir: Path) -> dict[int, list[Path]]:
-    """Files of each step, by step and rank; {} without a folder."""
+    """List the files of each step, by step and rank; {} without a folder."""
     found: dict[tuple[int, int], Path] = {}
     for path in sorted((run_dir / FOLDER).glob("step_*.jsonl*")):
         if match := _NAME.fullmatch(path.name):
@@ -39,7 +39,7 @@ def rollout_files(run_dir: Path) -> dict[int, list[Path]]:
 
 
 def read_rollouts(run_dir: Path, step: int) -> list[dict]:
-    """The thoughts of one step; [] where the step wrote none. Raises ConfigError when damaged."""
+    """Read the thoughts of one step; [] where it wrote none. Raises ConfigError when damaged."""
     try:
         files = rollout_files_of(run_dir, step)
         return [row for path in files for row in read_json_lines(path)]
@@ -48,12 +48,12 @@ def read_rollouts(run_dir: Path, step: int) -> list[dict]:
 
 
 def rollout_files_of(run_dir: Path, step: int) -> list[Path]:
-    """Files of one step, by rank; [] where the step wrote none."""
+    """List the files of one step, by rank; [] where the step wrote none."""
     return rollout_files(run_dir).get(step, [])
 
 
 def unpacked_bytes(path: Path) -> float:
-    """How many bytes reading a file takes, about."""
+    """Tell how many bytes a file has once it is unpacked, about."""
     return path.stat().st_size * (PACKED if path.suffix == ".gz" else 1.0)
 
 
@@ -71,7 +71,7 @@ def pack(path: Path) -> None:
 
 
 def old_files(run_dir: Path, before: int, rank: int, size: int) -> list[Path]:
-    """Files of steps before this one that are not packed yet and that this rank is to pack."""
+    """List the files of earlier steps that are not packed yet and that this rank is to pack."""
     found = []
     for path in sorted((run_dir / FOLDER).glob("step_*.jsonl")):
         match = _NAME.fullmatch(path.name)

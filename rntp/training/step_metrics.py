@@ -79,7 +79,7 @@ class WholeStep:
         return members(self.table.driving_PG, self.config.baseline.use)
 
     def metrics(self) -> dict[str, float]:
-        """Means over the whole step; units in the names' documentation (README, Metrics).
+        """Give means over the whole step; units in the names' documentation (README, Metrics).
 
         A step without thoughts has losses and sizes only.
         """
@@ -102,7 +102,7 @@ class WholeStep:
         )
 
     def tokens(self) -> Tokens:
-        """What the step has computed."""
+        """Count what the step has computed."""
         *numbers, learned, asked = map(int, self.sums["tokens"].tolist())
         rows = replace(self.counts, thought=learned).learning_rows(self.config)
         return Tokens(
@@ -172,7 +172,7 @@ def _mean(sum_and_count: Tensor) -> Tensor:
 
 
 def _digest(stats: StepStats, table: StepTable, ranks: Ranks) -> str:
-    """Digest of what the step saw, on rank 0.
+    """Take the digest of what the step saw, on rank 0.
 
     It is one hash over the token ids in order, so that it is the same for any number of ranks; rank
     0 is sent all of them for its sake, four bytes each.

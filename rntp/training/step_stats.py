@@ -98,7 +98,7 @@ class StepStats:
         return [t for r in self.rollouts for group in r.thoughts for t in group]
 
     def sums(self, asked: int) -> dict[str, Tensor]:
-        """Numbers of this share of which the step's are the sum, by name; shapes go by the config.
+        """Sum what adds up to the step's numbers, by name; shapes go by the config.
 
         asked: tokens of a judge's tree.
         """
@@ -122,7 +122,7 @@ class StepStats:
         return found | (self._sums_of_thoughts() if self.counts.thought else {})
 
     def table(self) -> StepTable:
-        """Rows of this share: what the step's other shares are to be looked at together with."""
+        """Collect the rows that only make sense beside those of the other shares."""
         pages = [Page.of(page) for page in self.pages]
         tokens = [sum(page.length for page in pages)]
         if not self.counts.thought:
@@ -140,7 +140,7 @@ class StepStats:
         )
 
     def class_sums(self) -> dict[str, tuple[float, int]]:
-        """Gains by the classes of a made corpus; see `rntp.placement.labels`."""
+        """Sum the gains of each class of a made corpus; see `rntp.placement.labels`."""
         return labels.class_sums(self.pages, self._gain_PGH()) if self.counts.thought else {}
 
     def _sizes(self) -> Tensor:
@@ -248,7 +248,7 @@ def update_metrics(step: int, updates: Sequence[Update]) -> dict[str, float]:
 
 
 def loss_terms(config: Config) -> list[str]:
-    """The terms of the loss that a run reports."""
+    """List the terms of the loss that a run reports."""
     objective = config.objective
     terms = ["total", "pg", "continuation", "ntp"]
     terms += ["kl"] if objective.kl_weight > 0 and objective.kl.get("in") == "loss" else []

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +17,13 @@ from rntp.errors import ConfigError, DataError
 from rntp.model.tokenizer import encode, token_strings
 from rntp.placement import Bands, place
 from rntp.placement.labels import (
-    class_gains,
+    class_means,
     class_names,
     class_numbers,
+    class_sums,
+    count_hits,
+    hit_rates,
     oracle_gains,
-    placement_metrics,
 )
 from rntp.placement.learnability import DECAY, Learnability
 from rntp.placement.picked import picked
@@ -337,7 +338,9 @@ def test_labels_by_token() -> None:
 
 
 def test_precision_and_recall() -> None:
-    measure: Callable[..., dict[str, float]] = placement_metrics
+    def measure(rollouts: list[Rollout], **bounds: int) -> dict[str, float]:
+        return hit_rates(count_hits(rollouts, **bounds))
+
     bounds = {"min_prefix": 2, "horizon": 2}
     # Of two helpful positions a context, one is picked in the first and none in the second.
     found = measure([labelled((4, 5)), labelled((3,)), labelled((3,), None)], **bounds)
@@ -362,9 +365,15 @@ def test_gain_by_class() -> None:
         ]
     )
     rollouts = [labelled((4, 6)), labelled((4,), None), labelled((1,))]
-    assert class_gains(rollouts, gain) == {
-        "class/easy/gain": (3 + 0.5) / 2,
-        "class/lost/gain": 5,
-        "class/to_think/gain": (2 - 0.5) / 2,
-    }
-    assert class_gains([labelled((4,), None)], gain[2:3]) == {}
+    # Of shares as of the whole.
+    parts = [class_sums(rollouts[:2], gain[:3]), class_sums(rollouts[2:], gain[3:])]
+    assert (
+        class_means(parts)
+        == class_means([class_sums(rollouts, gain)])
+        == {
+            "class/easy/gain": (3 + 0.5) / 2,
+            "class/lost/gain": 5,
+            "class/to_think/gain": (2 - 0.5) / 2,
+        }
+    )
+    assert class_means([class_sums([labelled((4,), None)], gain[2:3])]) == {}

@@ -72,7 +72,7 @@ def run(ranks: Sequence[int], thoughts: Sequence[int], repeats: int) -> list[dic
 
 
 def table(result: dict[str, Any]) -> str:
-    """For people: a row a point."""
+    """Lay the points out for people, a row each."""
     rows = [["ranks", "thoughts", "objects", "packed", "rank 0", "share", "objects", "packed"]]
     for point in result["points"]:
         old, new = point["objects"], point["packed"]

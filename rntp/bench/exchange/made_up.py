@@ -24,7 +24,7 @@ _TERMS = ("total", "pg", "continuation", "ntp", "kl", "entropy", "router", "clip
 
 
 def config(pages: int) -> Config:
-    """The config of a run with so many pages a step."""
+    """Make the config of a run with so many pages a step."""
     return Config.parse(
         {
             "run": {"name": "exchange", "steps": 1, "dir": "unused"},
@@ -38,7 +38,7 @@ def config(pages: int) -> Config:
 
 
 def rollouts(ordinals: Sequence[int]) -> list[Rollout]:
-    """Sampled pages, a function of their ordinals."""
+    """Make up sampled pages, a function of their ordinals."""
     found = []
     for ordinal in ordinals:
         drawn = torch.Generator().manual_seed(ordinal)
@@ -62,7 +62,7 @@ def rollouts(ordinals: Sequence[int]) -> list[Rollout]:
 
 
 def step_stats(settings: Config, sampled: Sequence[Rollout], counts: Counts) -> StepStats:
-    """What a rank collects of these pages, a microbatch each, as after a forward."""
+    """Collect these pages, a microbatch each, as after a forward."""
     stats = StepStats(settings, sampled, counts)
     for rollout in sampled:
         drawn = torch.Generator().manual_seed(rollout.context.ordinal)

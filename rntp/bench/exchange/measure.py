@@ -89,7 +89,7 @@ _COUNTED: dict[str, Callable[[Sequence[Any], int, int], float]] = {
 
 
 def packed(ranks: Ranks, stats: StepStats) -> None:
-    """What the trainer has ranks exchange in a step of one epoch."""
+    """Exchange what the trainer has ranks exchange in a step of one epoch."""
     settings = stats.config
     sample_and_count(lambda: list(stats.rollouts), settings, ranks)
     ranks.agree(lambda: None, "backward")
@@ -99,7 +99,7 @@ def packed(ranks: Ranks, stats: StepStats) -> None:
 
 
 def objects(ranks: Ranks, stats: StepStats) -> None:
-    """The same as objects, each rank's to all: as one writes it first."""
+    """Exchange the same as objects, each rank's to all: as one writes it first."""
     settings = stats.config
     ranks.gather(lambda: None, "rollout")
     ranks.gather(lambda: Counts.of(stats.rollouts, settings.reward.horizon), "count")
