@@ -49,9 +49,11 @@ def count_hits(rollouts: Sequence[Rollout], *, min_prefix: int, horizon: int) ->
 
 
 def hit_rates(counts: Tensor) -> dict[str, float]:
-    """Give precision (share of the picked that a thought can help with) and recall (share of such
-    positions that were picked). Each is left out where it would be 0 / 0, and both where no label knows of
-    such a position. counts: of `count_hits`, which add up.
+    """Give precision and recall, from counts of `count_hits`, which add up.
+
+    precision: share of the picked that a thought can help with. recall: share of such positions
+    that were picked. Each is left out where it would be 0 / 0, and both where no label knows of
+    such a position.
     """
     picked, hits, helpful, known = counts.tolist()
     found = {"placement/precision": hits / picked} if picked and known else {}

@@ -58,7 +58,9 @@ def unpacked_bytes(path: Path) -> float:
 
 
 def forget_after(run_dir: Path, step: int) -> None:
-    """Remove the thoughts of later steps, packed or not."""
+    """Remove the thoughts of later steps, packed or not, and what a kill left half-written."""
+    for path in (run_dir / FOLDER).glob(".step_*.tmp"):
+        path.unlink()
     for path in (run_dir / FOLDER).glob("step_*.jsonl*"):
         if (match := _NAME.fullmatch(path.name)) and int(match[1]) > step:
             path.unlink()

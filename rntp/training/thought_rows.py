@@ -52,12 +52,13 @@ def thought_rows(stats: StepStats, model: LanguageModel, kept: Kept) -> Iterator
         _cat(part.advantage_PG for part in parts),
         think - _cat(outputs.no_think_logp_PH for outputs in stats.outputs)[:, None],
     )
+    horizon = stats.config.reward.horizon  # the rows must not hold on to the stats
     groups = [(rollout, k) for rollout in stats.rollouts for k in range(len(rollout.positions))]
     return (
         row
         for place, (rollout, k) in enumerate(groups)
         if kept(rollout.context.ordinal, rollout.page_positions[k])
-        for row in _group(rollout, k, worth, place, model, stats.config.reward.horizon)
+        for row in _group(rollout, k, worth, place, model, horizon)
     )
 
 

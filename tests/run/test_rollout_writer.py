@@ -36,6 +36,7 @@ def test_ranks_write_their_own_and_readers_see_one_step(tmp_path: Path) -> None:
     forget_after(tmp_path, 3)
     assert list(rollout_files(tmp_path)) == [3]
     assert read_rollouts(tmp_path, 4) == []
+    (tmp_path / "rollouts" / ".step_00000002.jsonl.7.tmp").write_text("{")  # a kill left it
     forget_after(tmp_path, 2)
     assert names(tmp_path) == []
 
