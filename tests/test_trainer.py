@@ -755,8 +755,23 @@ def test_too_little_disk_is_noticed_at_the_start(
         free = 1000
 
     monkeypatch.setattr("rntp.training.preflight.shutil.disk_usage", lambda path: Usage)
-    with pytest.raises(CheckpointError, match=r"lower checkpoint\.keep"):
+    with pytest.raises(CheckpointError, match=r"checkpoints need .* Lower checkpoint\.keep"):
         Trainer(Config.parse(raw))
+
+
+def test_the_thoughts_of_a_long_run_have_to_fit_on_the_disk(
+    raw: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million steps, with all thoughts and with one group of three."""
+
+    class Usage:
+        free = 2_000_000_000
+
+    monkeypatch.setattr("rntp.training.preflight.shutil.disk_usage", lambda path: Usage)
+    long = ["run.steps=1000000"]
+    with pytest.raises(CheckpointError, match=r"thoughts of all steps up to 5\.0 GB; 2\.0 GB are"):
+        Trainer(Config.parse(raw, long))
+    Trainer(Config.parse(raw, [*long, "log.rollouts_per_step=3"]))
 
 
 def test_a_step_that_may_not_fit_is_told_and_tried(

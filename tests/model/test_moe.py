@@ -283,7 +283,19 @@ def assess_without(model: LanguageModel, rollouts: Sequence[Rollout]) -> dict[st
 
 def test_choices_of_ranks_add_up() -> None:
     one = Counts(1, 2, 3, 4, 5, 6, (1, 2, 3), 3)
-    none = Counts(1, 2, 3, 4, 5, 6)
-    assert Counts.total([one, one]) == Counts(2, 4, 6, 8, 10, 12, (2, 4, 6), 6)
-    assert Counts.total([none, one]).expert_choices == (1, 2, 3)
-    assert Counts.total([none, none]).expert_choices == ()
+    twice = {name: 2 * part for name, part in one.sums().items()}
+    assert Counts.of_sums(twice) == Counts(2, 4, 6, 8, 10, 12, (2, 4, 6), 6)
+
+
+def test_routing_of_ranks_adds_up() -> None:
+    """Metrics of the sum over two shares are those of both shares' tokens together."""
+    shares = []
+    for n in (1, 2):
+        choices = torch.tensor([[4 * n, 2], [1, 3 * n]])
+        entropy = torch.tensor([0.5 * n, 0.25])
+        shares.append(Routing(choices, choices.float(), entropy, torch.tensor([2, 2]), 6 * n))
+    whole = Routing.total(shares)
+    assert whole is not None
+    sums = {name: part + shares[1].sums()[name] for name, part in shares[0].sums().items()}
+    assert shares[0].of_sums(sums).metrics() == whole.metrics()
+    assert whole.metrics()["moe/load_max"] == pytest.approx((12 / 16 * 2 + 9 / 11 * 2) / 2)
