@@ -93,6 +93,8 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
             f"{span:<24}{row['num_tokens']:>8}{row['nll/no_think']:>10.3f}"
             f"{row['nll/think']:>8.3f}{row['gain']:>+8.3f}"
         )
+    if "memory" in result:
+        lines += ["", *memory_table(result["memory"])]
     lines += ["", *next_token_table(result), "", *value_table(result)]
     if result["classes"]:
         lines += ["", *classes_table(result["classes"], result["reading"])]
@@ -151,6 +153,39 @@ def soup_table(facts: Mapping[str, Any]) -> str:
         f"nats per token on {facts['num_docs']} held-out documents; soup − this: loss with thinking"
     )
     return "\n".join(lines)
+
+
+def memory_table(found: Mapping[str, Any]) -> list[str]:
+    """What memories bring back of what a reading window loses, beside the bound and the bar."""
+    window = found["window"]
+    names = (
+        ("gain", "the memory"),
+        ("longer", f"{found['longer_by']} tokens more of the page"),
+        ("over_longer", "memory over these"),
+        ("whole", "the whole context"),
+    )
+    lines = [f"{f'gain over {window} tokens':<34}{'nats a token':>12}  95 % interval"]
+    lines += [
+        f"{name:<34}{found[key]:>+12.3f}  {_interval(found[f'{key}_ci95'])}" for key, name in names
+    ]
+    if found["recovered"] is not None:
+        lines.append(
+            f"{'of the lost context recovered':<34}{found['recovered']:>12.1%}  "
+            f"{_shares(found['recovered_ci95'])}"
+        )
+    for key, name in (("by_lost_tokens", "tokens lost"), ("by_entropy", "entropy, nats")):
+        lines.append(
+            f"{name:<24}{'positions':>10}{'memory':>9}{'whole':>9}{'share':>9}  95 % of memory"
+        )
+        for row in found[key]:
+            digits = 0 if key == "by_lost_tokens" else 2
+            span = f"{row['low']:.{digits}f} … {row['high']:.{digits}f}"
+            share = "" if row["recovered"] is None else f"{row['recovered']:.0%}"
+            lines.append(
+                f"{span:<24}{row['num_positions']:>10}{row['gain']:>+9.3f}{row['whole']:>+9.3f}"
+                f"{share:>9}  {_interval(row['gain_ci95'])}"
+            )
+    return lines
 
 
 def next_token_table(result: Mapping[str, Any]) -> list[str]:

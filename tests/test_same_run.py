@@ -29,6 +29,7 @@ LAST = f"step_{STEPS:08d}"
 EVALUATED = ["evaluation.enabled=true", "evaluation.docs=3"]
 ANSWERS = "thought.answer_tokens=2"
 TWICE = "objective.epochs_per_rollout=2"
+ANOTHER = "objective.advantage=step"
 ALL_SCHEMES = f"reward.shadows=[{', '.join(sorted(rewards.REGISTRY))}]"
 
 PLACEMENTS = [
@@ -39,6 +40,9 @@ OPTIONS = [
     *PLACEMENTS,
     ["placement.entropy_band=[0.5, 9]", "placement.surprise_band=[0.1, 100]"],
     ["placement.interleaved=true", "placement.policy=learnability", "model.dtype=float32"],
+    ["reading.window=6", *EVALUATED, "evaluation.controls=[shuffled]"],
+    ["reading.window=0", "placement.interleaved=true", "objective.continuation_weight=0", ANOTHER],
+    ["reading.window=9", "baseline.weights=ema", "baseline.decay=0.9", "baseline.use=clip"],
     # Rewards, and what changes in them as a run goes on.
     ["reward.scheme=exact_prefix", "reward.shadows=[]"],
     ["reward.scheme=random", ALL_SCHEMES, "thought.answer_tokens=3", "reward.length_half_life=1"],

@@ -58,6 +58,9 @@ def hybrid(raw: dict, name: str, folder: Path) -> dict:
         ["objective.kl_weight=0.1", "baseline.weights=ema", "objective.kl_reference=ema"],
         ["baseline.weights=frozen", "baseline.use=clip", "placement.policy=entropy"],
         ["placement.interleaved=true", "objective.ntp_weight=0.3"],
+        ["reading.window=6", "objective.continuation_weight=0.5"],
+        ["reading.window=0", "objective.continuation_weight=0", "objective.drop_dead_groups=true"],
+        ["reading.window=5", "placement.interleaved=true", "baseline.weights=frozen"],
         ["objective.algorithm=gspo", "objective.epochs_per_rollout=2"],
         [
             "thought.thoughts_per_position=0",
@@ -358,10 +361,13 @@ def test_dry_runs_know_of_it(raw: dict, tmp_path: Path, capsys: pytest.CaptureFi
     assert not (tmp_path / "run").exists()
 
 
-def test_full_lengths_are_what_a_run_of_full_lengths_computes(raw: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["reading.window=6"]], ids=str)
+def test_full_lengths_are_what_a_run_of_full_lengths_computes(
+    raw: dict, options: list[str]
+) -> None:
     """The estimate's tokens, against those of a run whose thoughts never close."""
     raw["data"]["docs_per_step"] = 8
-    sets = ["run.steps=1", "evaluation.enabled=false", "thought.temperature=0.01"]
+    sets = ["run.steps=1", "evaluation.enabled=false", "thought.temperature=0.01", *options]
     trainer = Trainer(Config.parse(raw, [*sets, "model.sharing=none", "model.dtype=float32"]))
     trainer.fit()
     [row] = read_metrics(trainer.config.run.dir)

@@ -17,7 +17,7 @@ from rntp.bench.sizes import NAMES, Sizes
 from rntp.bench.unshared import Unshared
 from rntp.errors import ConfigError
 from rntp.model import Head, LanguageModel, cast_parameters
-from rntp.model.thought_tree import learning_tokens, tree_tokens, unshared_tokens
+from rntp.model.tree_sizes import learning_tokens, tree_tokens, unshared_tokens
 from rntp.objective.quantities import loss_reads
 from rntp.objective.rewards_and_advantages import sampler_logp
 from rntp.runtime.memory import keep_freed_memory
@@ -329,7 +329,7 @@ def _tokens(job: Job) -> dict[str, float]:
     shared = sum(tree_tokens(r, horizon, reads) for r in rollouts)
     drawn = sum(r.num_sampled for r in rollouts)
     predicted = job.sizes.branches * horizon if reads.continuation else 0
-    alone = sum(unshared_tokens(r, horizon) for r in rollouts)
+    alone = sum(unshared_tokens(r, horizon, reads.window) for r in rollouts)
     return {
         "tokens in the tree": shared,
         "tokens unshared": alone,

@@ -53,6 +53,8 @@ def trained(config: Config) -> dict[str, Any]:
 
 def _leave_out_unread(facts: dict[str, Any], config: Config) -> None:
     """Take away, in place, what nothing reads as the other fields are set."""
+    if config.reading.window is None:
+        del facts["reading"]
     objective = facts["objective"]
     if config.objective.router_weight == 0:
         del objective["router_weight"]
@@ -79,6 +81,8 @@ def measured(config: Config) -> dict[str, Any]:
     facts["evaluation"]["bits_per_thought_token"] = 0.01
     # As with the training corpus; a result names its digest.
     facts["evaluation"]["source"] = config.evaluation.source is not None
+    if config.reading.window is not None:
+        facts["evaluation"]["window"] = config.reading.window
     return {
         "evaluation": facts["evaluation"],
         "reward": {"shadows": facts["reward"]["shadows"]},

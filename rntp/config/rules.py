@@ -27,7 +27,8 @@ class Rule:
     def told(self, config: Config) -> str:
         """Fill in the values of a config."""
         sections = {name: getattr(config, name) for name in type(config).model_fields}
-        return self.message.format(slots=max(_slots(config), 0), **sections)
+        made = {"slots": max(_slots(config), 0), "earliest": config.earliest_position}
+        return self.message.format(**made, **sections)
 
 
 def broken_rules(config: Config, rules: tuple[Rule, ...]) -> Iterator[str]:
@@ -38,7 +39,7 @@ def broken_rules(config: Config, rules: tuple[Rule, ...]) -> Iterator[str]:
 def _slots(config: Config) -> int:
     """Positions that a context of full length has."""
     room = config.data.context_tokens - config.reward.horizon
-    return room - config.placement.min_prefix_tokens + 1
+    return room - config.earliest_position + 1
 
 
 def _trains_more_than_pages(config: Config) -> bool:
@@ -62,10 +63,11 @@ RULES = (
         ("data.context_tokens", "placement.positions_per_doc", "evaluation.positions_per_doc"),
         lambda c: _slots(c) < c.most_positions,
         "a context of {data.context_tokens} tokens has {slots} positions with "
-        "{placement.min_prefix_tokens} tokens before and {reward.horizon} after them, but "
+        "{earliest} tokens before and {reward.horizon} after them, but "
         "placement.positions_per_doc is {placement.positions_per_doc} and "
         "evaluation.positions_per_doc {evaluation.positions_per_doc}; raise data.context_tokens, "
-        "or lower placement.min_prefix_tokens, the positions_per_doc or reward.horizon",
+        "or lower placement.min_prefix_tokens, reading.window, the positions_per_doc or "
+        "reward.horizon",
     ),
     Rule(
         ("data.replay_docs", "data.docs_per_step"),
@@ -189,6 +191,12 @@ RULES = (
         ("model.think_open", "model.think_close"),
         lambda c: not c.model.think_open or not c.model.think_close,
         "the think markers must not be empty",
+    ),
+    Rule(
+        ("reading.window", "thought.answer_tokens"),
+        lambda c: c.reading.window is not None and c.thought.answer_tokens > 0,
+        "reading.window: an answer is written in sight of what the window loses, so that it says "
+        "nothing of a memory; set thought.answer_tokens to 0, or reading.window to null",
     ),
 )
 

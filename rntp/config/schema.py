@@ -23,6 +23,7 @@ from rntp.config.sections import (
     Optim,
     Parallel,
     Placement,
+    Reading,
     Reward,
     RolloutSection,
     Run,
@@ -39,6 +40,7 @@ class Config(Section):
     data: Data
     placement: Placement
     thought: Thought
+    reading: Reading = Reading()
     reward: Reward
     baseline: Baseline = Baseline()
     objective: Objective = Objective()
@@ -74,7 +76,10 @@ class Config(Section):
     @property
     def branch_tokens(self) -> int:
         """Most tokens of one branch in the tree: markers, thought, continuation, answer. The last
-        of a continuation and of an answer predict nothing."""
+        of a continuation and of an answer predict nothing. With a reading window the thought is
+        there twice: as it was drawn, without its last marker, and as it is read."""
+        if self.reading.window is not None:
+            return self.learning_branch_tokens + self.thought.thought_tokens + 2 + self.bare_tokens
         ends = self.reward.horizon - 1 + max(self.thought.answer_tokens - 1, 0)
         return self.thought.thought_tokens + 2 + ends
 
@@ -84,6 +89,21 @@ class Config(Section):
         if self.thought.answer_tokens:
             return self.branch_tokens - (self.reward.horizon - 1)
         return self.thought.thought_tokens
+
+    @property
+    def bare_tokens(self) -> int:
+        """Most tokens of a reading without a thought, where there is a reading window, else 0:
+        start token, window, continuation. Earlier thoughts that stand in the window come along."""
+        if self.reading.window is None:
+            return 0
+        inserted = self.longest_context - self.data.context_tokens
+        return 1 + self.reading.window + inserted + self.reward.horizon - 1
+
+    @property
+    def earliest_position(self) -> int:
+        """Tokens before a position at least: with a reading window one of them is lost."""
+        least = self.placement.min_prefix_tokens
+        return least if self.reading.window is None else max(least, self.reading.window + 1)
 
     @property
     def reference_weights(self) -> Literal["frozen", "ema"] | None:
@@ -122,7 +142,7 @@ class Config(Section):
     @property
     def min_document_tokens(self) -> int:
         """A shorter document cannot hold the positions of a context."""
-        return self.placement.min_prefix_tokens + self.reward.horizon + self.most_positions - 1
+        return self.earliest_position + self.reward.horizon + self.most_positions - 1
 
     @property
     def most_positions(self) -> int:

@@ -164,6 +164,15 @@ class Placement(Section):
     positions are in them."""
 
 
+class Reading(Section):
+    window: NonNegative | None = None
+    """Tokens of the page that are left where a continuation is read (w); a thought is then the
+    memory of what stood before them. It is drawn in sight of the whole context and read as: start
+    token, thought, last w tokens, continuation; the baseline is the same without the thought.
+    Both are learnt by objective.continuation_weight. Positions come after w tokens at least; with 0
+    the thought is all that is left. null: the whole context is read."""
+
+
 class Thought(Section):
     thoughts_per_position: NonNegative
     """Thoughts in one group (G). A group of one has no group advantage; 0 trains without thinking,

@@ -74,9 +74,12 @@ class Evaluations:
         }
         self._ranks.decide(lambda: _write(config, step, {**facts, **result}), "save")
         low, high = result["gain/ci95"]
+        recovered = result.get("memory", {}).get("recovered")
+        share = "" if recovered is None else f", {recovered:.0%} of the lost context"
         log.message(
             f"held-out: nll {result['nll/no_think']:.3f} → {result['nll/think']:.3f} with "
             f"thinking, gain {result['gain/mean']:+.3f} [{low:+.3f}, {high:+.3f}] nats per token"
+            f"{share}"
         )
 
     def comparison(self) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from rntp.config import Config
 from rntp.evaluation.classes import class_table, controls_table
 from rntp.evaluation.controls import CONTROLS
 from rntp.evaluation.deciles import deciles
+from rntp.evaluation.memory import longer_by, memory_table
 from rntp.evaluation.next_token import accuracy, calibration
 from rntp.evaluation.pages import Page, arrays, note_control, positions_of, score_pages
 from rntp.evaluation.perplexity import read_plainly
@@ -79,7 +80,7 @@ def evaluate(
 
     num_scored = 0
 
-    def scored(rollouts: Sequence[Rollout]) -> list[Page]:
+    def scored(rollouts: Sequence[Rollout], longer: int = 0) -> list[Page]:
         mine = ranks.share(rollouts)
 
         def told(count: int) -> None:
@@ -87,10 +88,12 @@ def evaluate(
             num_scored += count
             progress("score", num_scored, len(mine) * (1 + len(section.controls)))
 
-        return ranks.join(lambda: score_pages(model, mine, config, check, told), "evaluate")
+        return ranks.join(
+            lambda: score_pages(model, mine, config, check, told, longer=longer), "evaluate"
+        )
 
     rollouts = ranks.join(sample, "evaluate")
-    pages = scored(rollouts)
+    pages = scored(rollouts, longer_by(config.thought.thought_tokens))
     for name in section.controls:
         note_control(name, pages, scored(CONTROLS[name](rollouts, model.tokenizer)))
 
@@ -143,7 +146,17 @@ def _tables(
         raise ValueError("the reference evaluation is of other continuations")
     positions, documents_P = positions_of(pages)
     entropy_P, entropy_of = _entropy(pages, before)
+    memory = {}
+    if config.reading.window is not None:
+        memory["memory"] = memory_table(
+            pages,
+            entropy_P,
+            window=config.reading.window,
+            longer=longer_by(config.thought.thought_tokens),
+            seed=seed,
+        )
     return {
+        **memory,
         "controls": controls_table(pages, seed),
         "classes": class_table(pages, seed),
         "deciles": deciles(bins, no_think, think, documents, seed),

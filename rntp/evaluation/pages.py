@@ -11,7 +11,9 @@ import numpy as np
 from rntp.config import Config
 from rntp.evaluation.next_token import predictions
 from rntp.model import LanguageModel
+from rntp.model.forgetful import bare_logp
 from rntp.model.microbatches import microbatches
+from rntp.model.reading import LossReads
 from rntp.model.token_bytes import ByteCounter
 from rntp.model.tokenizer import decode, token_strings
 from rntp.objective.forward import build_tree, forward
@@ -27,22 +29,28 @@ def score_pages(
     config: Config,
     check: Check,
     scored: Callable[[int], None] = lambda count: None,
+    *,
+    longer: int = 0,
 ) -> list[Page]:
     """One page a rollout: log-probs of the continuation with and without each thought, and what
     the model says of its first token.
 
-    scored: is told how many more rollouts are done.
+    scored: is told how many more rollouts are done. longer: with a reading window, tokens by which
+    it is longer in one more cell; see `rntp.evaluation.memory`.
     """
     pages: list[Page] = []
     count_bytes, horizon = ByteCounter(model.tokenizer), config.reward.horizon
+    window = config.reading.window
+    reads = LossReads(window=window)
     for piece in microbatches(
         rollouts,
         tokens=config.parallel.tokens_per_microbatch,
         horizon=horizon,
+        reads=reads,
         shares=model.shares,
     ):
         check()
-        tree = build_tree(model, piece, horizon)
+        tree = build_tree(model, piece, horizon, reads)
         hidden = tree.tree.hidden(model)
         scores = forward(
             model,
@@ -52,12 +60,19 @@ def score_pages(
         )
         think, empty = scores.think_logp_PGH.tolist(), scores.no_think_logp_PH.tolist()
         first_empty, first_think = predictions(model, hidden, tree)
+        whole, behind_more = scores.whole_logp_PH.tolist(), list[list[float]]()
+        if window is not None and longer:
+            behind_more = bare_logp(model, piece, window + longer, horizon).tolist()
         number = 0
         for rollout in piece:
             page = _page(model, rollout)
             for k, at in enumerate(page["positions"]):
                 start = at["position"]
                 at["logp_empty"] = empty[number]
+                if window is not None:
+                    at["logp_whole"] = whole[number]
+                if behind_more:
+                    at["logp_longer"] = behind_more[number]
                 at["first_empty"] = first_empty[number]
                 at["num_bytes"] = count_bytes.span(
                     rollout.context.token_ids, start, start + horizon

@@ -8,7 +8,7 @@ import numpy as np
 from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.model.microbatches import microbatches
-from rntp.model.thought_tree import LossReads
+from rntp.model.reading import LossReads
 from rntp.objective.forward import build_tree, forward
 from rntp.rollout import Check
 from rntp.rollout.engine import without_thoughts

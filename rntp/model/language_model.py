@@ -20,7 +20,7 @@ from rntp.model.head import Head, bias_of, raw_logits, weight_of
 from rntp.model.markers import learn_marker
 from rntp.model.plain_check import check_ends, check_runs_plain
 from rntp.model.sources import localize
-from rntp.model.tokenizer import load_tokenizer
+from rntp.model.tokenizer import load_tokenizer, start_id
 from rntp.model.unshared import Plain
 
 _CHUNK_ROWS = 256
@@ -76,6 +76,11 @@ class LanguageModel:
         token = self.tokenizer.eos_token_id
         assert token is None or isinstance(token, int)
         return token
+
+    @property
+    def start_id(self) -> int:
+        """The token before a text that is read by itself. Raises ConfigError without one."""
+        return start_id(self.tokenizer)
 
     @property
     def num_parameters(self) -> int:

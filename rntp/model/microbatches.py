@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from rntp.model.thought_tree import BRANCHES, LossReads, plain_tokens, tree_tokens
+from rntp.model.reading import BRANCHES, LossReads
+from rntp.model.tree_sizes import plain_tokens, tree_tokens
 from rntp.types import Rollout
 
 Batch = tuple[Rollout, ...]

@@ -34,6 +34,8 @@ def open_model(config: Config) -> LanguageModel:
             f"objective.router_weight {config.objective.router_weight:g} balances experts, and "
             f"transformers records no router of {config.model.spec}; set it to 0"
         )
+    if config.reading.window is not None:
+        _ = model.start_id  # readings begin with it
     interleaved = config.placement.interleaved
     if config.span_tokens > model.max_span:
         with_ = "interleaved thoughts" if interleaved else "thought, continuation and answer"

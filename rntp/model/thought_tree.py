@@ -10,7 +10,9 @@ from rntp_kernels.tree_attention.layout import ROOT
 from torch import Tensor
 
 from rntp.model import LanguageModel
+from rntp.model.reading import BRANCHES, LossReads, bare_readings, read_behind
 from rntp.model.routing import Routed, watched_routers
+from rntp.model.tree_sizes import branch_tokens, page_tokens, reads_page
 from rntp.model.unshared import run_forest
 from rntp.types import Rollout, Thought
 
@@ -101,21 +103,6 @@ class TokenTree:
 
 
 @dataclass(frozen=True)
-class LossReads:
-    """What a loss reads besides the sampled tokens.
-
-    context: plain next-token prediction on the pages. continuation: continuations with thoughts;
-    where it does not, they are predicted all the same, for the rewards, without gradients.
-    """
-
-    context: bool = False
-    continuation: bool = True
-
-
-BRANCHES = LossReads()
-
-
-@dataclass(frozen=True)
 class ThoughtTree:
     """The tree of a microbatch of rollouts, and which row predicts what.
 
@@ -123,9 +110,11 @@ class ThoughtTree:
     and then of its answer. thought_rows, thought_targets: int64 [M], for the tokens that were
     sampled (forced markers are not). thought_index: int64 [M], the thought p·G + g of each.
     think_rows_PGH, no_think_rows_PH: rows that predict the continuation with and without the
-    thought. continuation_PH: its ids. context_rows, context_targets: int64, for plain next-token
-    prediction on the contexts, those left out that hold earlier thoughts: their pages are there, or
-    in another microbatch, without them; empty where `reads.context` is false.
+    thought. whole_rows_PH: those of the page, which see all of the context; they are the latter
+    where there is no reading window. continuation_PH: its ids. context_rows, context_targets:
+    int64, for plain next-token prediction on the contexts, those left out that hold earlier
+    thoughts: their pages are there, or in another microbatch, without them; empty where
+    `reads.context` is false.
     """
 
     tree: TokenTree
@@ -135,6 +124,7 @@ class ThoughtTree:
     thought_index: Tensor
     think_rows_PGH: Tensor
     no_think_rows_PH: Tensor
+    whole_rows_PH: Tensor
     continuation_PH: Tensor
     context_rows: Tensor
     context_targets: Tensor
@@ -148,6 +138,7 @@ class ThoughtTree:
         think_close_id: int,
         horizon: int,
         reads: LossReads = BRANCHES,
+        start_id: int | None = None,
     ) -> Self:
         """Lay out documents and branches: context ─ thought ─ continuation and answer.
 
@@ -169,9 +160,12 @@ class ThoughtTree:
         other. Tokens that predict nothing are left out: the last of a continuation, of an answer
         and of a page, and what a page has behind its last continuation. Where continuations do not
         learn, tokens that lead to nothing but them make the last segments, without gradients.
+
+        With a reading window no continuation hangs at a thought: each is read in a root of its own,
+        with the memory and without; see `rntp.model.reading`. start_id: of the token before both.
         """
         markers = (think_open_id, think_close_id)
-        plan = _list_segments(rollouts, markers, horizon, reads)
+        plan = _list_segments(rollouts, markers, horizon, reads, start_id)
         tree, rows = _lay_out(plan)
         # Row 0 of a thought is the open marker; it predicts the first sampled token. The end of
         # the thought's branch predicts the first token of the answer, and of the continuation.
@@ -181,18 +175,20 @@ class ThoughtTree:
             if len(thought.answer_ids):
                 sampled_rows.append(rows(answer)[-len(thought.answer_ids) :])
             think_rows.append(rows(continuation)[-horizon:])
-        no_think_rows, continuation_ids, context_rows, context_targets = [], [], [], []
+        whole_rows, continuation_ids, context_rows, context_targets = [], [], [], []
         for rollout, path in plan.pages:
             ids, page_rows = rollout.context.token_ids, rows(path)
             for p in rollout.positions:
-                no_think_rows.append(page_rows[p - 1 : p - 1 + horizon])
+                whole_rows.append(page_rows[p - 1 : p - 1 + horizon])
                 continuation_ids.append(ids[p : p + horizon])
-            if _reads_page(rollout, reads):
+            if reads_page(rollout, reads):
                 context_rows.append(page_rows[: len(ids) - 1])
                 context_targets.append(ids[1:])
         thoughts = [branch.thought for branch in plan.branches]
-        shape_PH = len(no_think_rows), horizon
-        groups = len(thoughts) // max(len(no_think_rows), 1)
+        shape_PH = len(whole_rows), horizon
+        groups = len(thoughts) // max(len(whole_rows), 1)
+        whole_rows_PH = _cat(whole_rows).view(shape_PH)
+        bare = [rows([segment])[-horizon:] for segment in plan.bare]
         return cls(
             tree=tree,
             reads=reads,
@@ -201,8 +197,9 @@ class ThoughtTree:
             thought_index=torch.repeat_interleave(
                 torch.arange(len(thoughts)), _ids([t.num_drawn for t in thoughts])
             ),
-            think_rows_PGH=_cat(think_rows).view(len(no_think_rows), groups, horizon),
-            no_think_rows_PH=_cat(no_think_rows).view(shape_PH),
+            think_rows_PGH=_cat(think_rows).view(len(whole_rows), groups, horizon),
+            no_think_rows_PH=_cat(bare).view(shape_PH) if bare else whole_rows_PH,
+            whole_rows_PH=whole_rows_PH,
             continuation_PH=_cat(continuation_ids).view(shape_PH),
             context_rows=_cat(context_rows),
             context_targets=_cat(context_targets),
@@ -214,7 +211,8 @@ class _Plan:
 
     segments: (token ids, number of the parent, tokens of the parent that it sees), parents first.
     silent: numbers of those without gradients. pages: rollouts, each with the segments that its
-    page is cut into. branches: thoughts, each with the ways behind it.
+    page is cut into. branches: thoughts, each with the ways behind it. bare: readings of a window
+    without a memory, one a position.
     """
 
     def __init__(self) -> None:
@@ -222,6 +220,7 @@ class _Plan:
         self.silent: set[int] = set()
         self.pages: list[tuple[Rollout, list[int]]] = []
         self.branches: list[_Branch] = []
+        self.bare: list[int] = []
 
     def add(self, ids: Tensor, parent: int, attach: int) -> int:
         """Hang a segment behind so many tokens of its parent; its number."""
@@ -237,26 +236,46 @@ class _Plan:
             self.silent.add(number)
         return [number]
 
+    def read(self, ids: Tensor, learns: bool) -> int:
+        """Add a sequence of its own; its number."""
+        number = self.add(ids, ROOT, 0)
+        if not learns:
+            self.silent.add(number)
+        return number
+
 
 def _list_segments(
-    rollouts: Sequence[Rollout], markers: tuple[int, int], horizon: int, reads: LossReads
+    rollouts: Sequence[Rollout],
+    markers: tuple[int, int],
+    horizon: int,
+    reads: LossReads,
+    start_id: int | None,
 ) -> _Plan:
     """List what hangs where. markers: ids of the open and of the close one."""
     plan = _Plan()
     for rollout in rollouts:
         ids = rollout.context.token_ids
-        kept, stop = _page_tokens(rollout, horizon, reads)
+        kept, stop = page_tokens(rollout, horizon, reads)
         root = plan.add(ids[:kept], ROOT, 0)
         plan.pages.append((rollout, [root, *plan.hang(ids[kept:stop], root, learns=False)]))
         for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
             for thought in group:
                 branch = thought_branch(thought.sampled_ids, thought.closed, *markers)
-                kept = _branch_tokens(thought, reads)
+                kept = branch_tokens(thought, reads)
                 top = plan.add(branch[:kept], root, position)
-                held_out = torch.cat([branch[kept:], ids[position : position + horizon - 1]])
-                continuation = [top, *plan.hang(held_out, top, reads.continuation)]
+                if reads.window is None:
+                    held_out = torch.cat([branch[kept:], ids[position : position + horizon - 1]])
+                    continuation = [top, *plan.hang(held_out, top, reads.continuation)]
+                else:
+                    behind = read_behind(rollout, position, reads.window, horizon)
+                    reading = torch.cat([ids.new_tensor([start_id]), branch, behind])
+                    continuation = [plan.read(reading, reads.continuation)]
                 answer = [top, *plan.hang(thought.answer_ids[:-1], top)]
                 plan.branches.append(_Branch(thought, continuation, answer))
+    if reads.window is not None:
+        assert start_id is not None
+        for reading in bare_readings(rollouts, reads.window, horizon, start_id):
+            plan.bare.append(plan.read(reading, reads.continuation))
     return plan
 
 
@@ -276,7 +295,8 @@ def _lay_out(plan: _Plan) -> tuple[TokenTree, Callable[[list[int]], Tensor]]:
 
 class _Branch(NamedTuple):
     """Where a thought lies, and what hangs at its end: numbers of segments, the thought's own
-    first. A way has no other where one token follows, which predicts nothing."""
+    first, unless the continuation is read behind a window. A way has no other where one token
+    follows, which predicts nothing."""
 
     thought: Thought
     continuation: list[int]
@@ -301,7 +321,7 @@ def live(rollouts: Sequence[Rollout], live_P: Tensor, reads: LossReads) -> list[
     sizes = [len(r.positions) for r in rollouts]
     found = []
     for rollout, kept in zip(rollouts, live_P.split(sizes), strict=True):
-        if kept.any() or _reads_page(rollout, reads):
+        if kept.any() or reads_page(rollout, reads):
             positions = zip(rollout.positions, rollout.thoughts, kept.tolist(), strict=True)
             pairs = [(position, group) for position, group, keep in positions if keep]
             found.append(
@@ -316,101 +336,6 @@ def live(rollouts: Sequence[Rollout], live_P: Tensor, reads: LossReads) -> list[
     return found
 
 
-def tree_tokens(rollout: Rollout, horizon: int, reads: LossReads = BRANCHES) -> int:
-    """Tokens of a rollout's tree: its context once, and every branch."""
-    _, page = _page_tokens(rollout, horizon, reads)
-    ends = (horizon - 1 + _answer_tokens(t) for group in rollout.thoughts for t in group)
-    return page + sum(_thought_lengths(rollout)) + sum(ends)
-
-
-def learning_tokens(rollout: Rollout, horizon: int, reads: LossReads) -> int:
-    """Count the tokens of a rollout's tree that have gradients."""
-    if reads.continuation:
-        return tree_tokens(rollout, horizon, reads)
-    page, _ = _page_tokens(rollout, horizon, reads)
-    thoughts = (t for group in rollout.thoughts for t in group)
-    return page + sum(_branch_tokens(t, reads) + _answer_tokens(t) for t in thoughts)
-
-
-def plain_tokens(rollout: Rollout, horizon: int, reads: LossReads = BRANCHES) -> tuple[int, int]:
-    """Tokens that a model which shares nothing computes of a rollout's tree, and those of them that
-    have gradients: the page, and every branch behind its prefix; see `rntp.model.unshared`."""
-    learns, page = _page_tokens(rollout, horizon, reads)
-    learning = 0 if learns in rollout.positions else learns  # else a thought goes on from there
-    silent = page if page > learns else 0
-    for p, group in zip(rollout.positions, rollout.thoughts, strict=True):
-        for thought in group:
-            kept, answer = _branch_tokens(thought, reads), _answer_tokens(thought)
-            ahead = 1 + len(thought.sampled_ids) + int(not thought.closed) + horizon - 1
-            judged = p + ahead if ahead > kept else 0
-            if reads.continuation:
-                learning += judged + (p + kept + answer if answer or not judged else 0)
-            else:
-                learning += p + kept + answer
-                silent += judged
-    return learning + silent, learning
-
-
-def plain_read(rollout: Rollout) -> int:
-    """Tokens that the sampler of such a model reads: the page, the prefix of every position, and
-    that of every thought with an answer."""
-    read = len(rollout.context)
-    for p, group in zip(rollout.positions, rollout.thoughts, strict=True):
-        read += p + 1
-        read += sum(
-            p + 1 + len(t.sampled_ids) + int(not t.closed) for t in group if len(t.answer_ids)
-        )
-    return read
-
-
-def unshared_tokens(rollout: Rollout, horizon: int) -> int:
-    """Tokens of the same computation with one sequence a thought and continuation, and one more a
-    thought and answer: the two may not see each other.
-    """
-    if not rollout.positions:
-        return max(len(rollout.context) - 1, 1)
-    thoughts = [
-        (p, t) for p, group in zip(rollout.positions, rollout.thoughts, strict=True) for t in group
-    ]
-    return sum(
-        prefix
-        + length
-        + horizon
-        - 1
-        + (prefix + length + _answer_tokens(t)) * bool(len(t.answer_ids))
-        for (prefix, t), length in zip(thoughts, _thought_lengths(rollout), strict=True)
-    )
-
-
-def _reads_page(rollout: Rollout, reads: LossReads) -> bool:
-    """Whether all tokens of the page are predicted: one with thoughts in it is some bare page."""
-    return reads.context and not rollout.context.seen
-
-
-def _page_tokens(rollout: Rollout, horizon: int, reads: LossReads) -> tuple[int, int]:
-    """Tokens of a page that learn, and all those that predict something."""
-    if _reads_page(rollout, reads) or not rollout.positions:
-        stop = max(len(rollout.context) - 1, 1)
-        return stop, stop
-    last = rollout.positions[-1]
-    stop = last + horizon - 1
-    return (stop if reads.continuation else last), stop
-
-
-def _branch_tokens(thought: Thought, reads: LossReads) -> int:
-    """Tokens of a thought with its markers that learn: without its last where only a continuation
-    comes after them."""
-    drawn = len(thought.sampled_ids)
-    if reads.continuation or len(thought.answer_ids) or not drawn:
-        return 1 + drawn + int(not thought.closed)
-    return drawn
-
-
-def _answer_tokens(thought: Thought) -> int:
-    """Tokens of an answer that predict something."""
-    return max(len(thought.answer_ids) - 1, 0)
-
-
 def _ids(numbers: list[int]) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int64)
 
@@ -418,10 +343,3 @@ def _ids(numbers: list[int]) -> Tensor:
 def _cat(parts: Sequence[Tensor]) -> Tensor:
     """Join, int64; nothing gives no ids."""
     return torch.cat([_ids([]), *parts])
-
-
-def _thought_lengths(rollout: Rollout) -> list[int]:
-    """Of every thought with its markers."""
-    return [
-        1 + t.sampled_ids.shape[0] + int(not t.closed) for group in rollout.thoughts for t in group
-    ]

@@ -85,6 +85,22 @@ def prefix_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return (bos,) if bos is not None and with_special[:1] == [bos] else ()
 
 
+def start_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that stands before a text which is read by itself: what the tokenizer puts there,
+    else its BOS, else its end token, behind which models have seen texts begin.
+
+    Raises ConfigError where the tokenizer has none of them.
+    """
+    for token in (*prefix_ids(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if isinstance(token, int):
+            return token
+    raise ConfigError(
+        "reading.window: a reading begins with the tokenizer's BOS or EOS token, and this one has "
+        "neither; set one in the tokenizer's folder (tokenizer_config.json: eos_token), or "
+        "reading.window to null"
+    )
+
+
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Identity of the mapping from text to ids, before think markers are added: 16 hex digits."""
     probe = "The  quick\n\tbrown fox, 3.14159" + "".join(chr(c) for c in range(32, 0x2000))

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from rntp.model import LanguageModel
 from rntp.model.moe import Routing
-from rntp.model.thought_tree import BRANCHES, LossReads, ThoughtTree, Trunk, live
+from rntp.model.reading import BRANCHES, LossReads
+from rntp.model.thought_tree import ThoughtTree, Trunk, live
 from rntp.objective.quantities import ForwardOutputs
 from rntp.types import Rollout
 
@@ -21,13 +22,15 @@ from rntp.types import Rollout
 def build_tree(
     model: LanguageModel, rollouts: Sequence[Rollout], horizon: int, reads: LossReads = BRANCHES
 ) -> ThoughtTree:
-    """The token tree of a microbatch."""
+    """The token tree of a microbatch. Raises ConfigError where a reading window wants a start token
+    and the tokenizer has none."""
     return ThoughtTree.build(
         rollouts,
         think_open_id=model.think_open_id,
         think_close_id=model.think_close_id,
         horizon=horizon,
         reads=reads,
+        start_id=None if reads.window is None else model.start_id,
     )
 
 
@@ -51,13 +54,13 @@ def forward(
     think_rows = tree.think_rows_PGH.flatten()
     think_targets = tree.continuation_PH[:, None].expand(shape).flatten()
     # Rows of pages, each once: a row may belong to many baselines, and to the page's own loss.
-    document_rows, where = torch.cat([tree.context_rows, tree.no_think_rows_PH.flatten()]).unique(
+    document_rows, where = torch.cat([tree.context_rows, tree.whole_rows_PH.flatten()]).unique(
         return_inverse=True
     )
     document_targets = torch.empty_like(document_rows)
     document_targets[where] = torch.cat([tree.context_targets, tree.continuation_PH.flatten()])
-    of_context, of_empty = where.to(device).split(
-        [len(tree.context_rows), tree.no_think_rows_PH.numel()]
+    of_context, of_whole = where.to(device).split(
+        [len(tree.context_rows), tree.whole_rows_PH.numel()]
     )
 
     asked = {
@@ -66,10 +69,15 @@ def forward(
         "document": _Query(document_rows, document_targets),
     }
     learning = {"thought": True, "think": tree.reads.continuation, "document": tree.reads.context}
+    if tree.reads.window is not None:
+        asked["bare"] = _Query(tree.no_think_rows_PH.flatten(), tree.continuation_PH.flatten())
+        learning["bare"] = tree.reads.continuation
     found = _logprobs(model, hidden, {k: v for k, v in asked.items() if learning[k]})
     with torch.no_grad():
         found |= _logprobs(model, hidden, {k: v for k, v in asked.items() if not learning[k]})
     thought, think, document = found["thought"], found["think"], found["document"]
+    whole_PH = document.logp.detach()[of_whole].view(tree.whole_rows_PH.shape)
+    bare_PH = found["bare"].logp.view(whole_PH.shape) if "bare" in found else whole_PH
     collision = None
     if with_collision:
         rows = hidden.detach().index_select(0, think_rows.to(device))
@@ -78,9 +86,11 @@ def forward(
         thought_logp_M=thought.logp,
         thought_entropy_M=thought.entropy,
         think_logp_PGH=think.logp.view(shape),
-        no_think_logp_PH=document.logp.detach()[of_empty].view(tree.no_think_rows_PH.shape),
+        no_think_logp_PH=bare_PH.detach(),
+        whole_logp_PH=whole_PH,
         match_PGH=(think.top1 == think_targets.to(device)).view(shape),
         context_logp=document.logp.index_select(0, of_context) if tree.reads.context else None,
+        bare_logp_PH=bare_PH if learning.get("bare") else None,
         collision_PGH=collision,
         routing=Routing.of(trunk.routed),
     )

@@ -68,6 +68,11 @@ def loss(
         outputs.think_logp_PGH, None if share_PG is None else share_PG[:, :, None]
     )
     continuation = continuation / max(counts.continuation, 1)
+    if outputs.bare_logp_PH is not None:
+        # A window without a memory is read and learnt, too: else the baseline would be of a model
+        # that has never seen such a text, and the gain too large.
+        bare = losses.negative_log_likelihood(outputs.bare_logp_PH)
+        continuation = continuation + bare / max(counts.empty(config), 1)
     total = objective.pg_weight * pg + objective.continuation_weight * continuation
     ntp, kl, entropy = torch.zeros_like(pg), torch.zeros_like(pg), torch.zeros_like(pg)
     if outputs.context_logp is not None:

@@ -99,7 +99,9 @@ class Passes:
             temperature = config.thought.temperature
             reference_PH, reference_M = self._reference.on_tree(tree, temperature)
         elif self._reference and config.baseline.rereads:
-            reference_PH = self._reference.no_think(batch, config.reward.horizon)
+            reference_PH = self._reference.no_think(
+                batch, config.reward.horizon, config.reading.window
+            )
         rewarded = compute_rewards(
             outputs,
             tree,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rntp.config import Config
 from rntp.model.moe import Routing
-from rntp.model.thought_tree import LossReads
+from rntp.model.reading import LossReads
 from rntp.objective.rounding import Rounding
 from rntp.types import Rollout
 
@@ -17,7 +17,8 @@ from rntp.types import Rollout
 def loss_reads(config: Config) -> LossReads:
     """Return what the loss of a run reads."""
     objective = config.objective
-    return LossReads(objective.ntp_weight > 0, objective.continuation_weight > 0)
+    window = config.reading.window
+    return LossReads(objective.ntp_weight > 0, objective.continuation_weight > 0, window)
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,24 @@ class Counts:
 
     def head_rows(self, config: Config) -> int:
         """Rows of the step that go through the output embedding."""
-        return self.thought + self.continuation + self._document_rows(config)
+        bare = self.empty(config) if config.reading.window is not None else 0
+        return self.thought + self.continuation + self._document_rows(config) + bare
 
     def learning_rows(self, config: Config) -> int:
         """Count the sampled rows that have gradients, where all groups have."""
         reads = loss_reads(config)
-        learning = self.thought + self.continuation * reads.continuation
+        read = self.continuation
+        if config.reading.window is not None:
+            read += self.empty(config)
+        learning = self.thought + read * reads.continuation
         return learning + self._document_rows(config) * reads.context
 
+    def empty(self, config: Config) -> int:
+        """Rows that predict continuations without a thought."""
+        return self.continuation // max(config.thought.thoughts_per_position, 1)
+
     def _document_rows(self, config: Config) -> int:
-        empty = self.continuation // max(config.thought.thoughts_per_position, 1)
-        document = empty
+        document = empty = self.empty(config)
         if config.objective.ntp_weight > 0:
             # Pages with thoughts in them have the rows of their baselines alone.
             per_page = config.placement.positions_per_doc
@@ -101,18 +109,23 @@ class ForwardOutputs:
     """What one forward says. Log-probs in nats, with gradients where the forward had them.
 
     thought_logp_M, thought_entropy_M: at the sampling temperature. think_logp_PGH,
-    no_think_logp_PH: the continuation with and without the thought. match_PGH: it is the arg-max,
-    with the thought. context_logp: plain next-token log-probs, [C], or None where no term needs
-    them. collision_PGH: Σ_v p_v² of each prediction with the thought, without gradients, or None if
-    no scheme wants it. routing: of the tokens that learn, in a mixture of experts that is watched.
+    no_think_logp_PH: the continuation with and without the thought. whole_logp_PH: without it and
+    behind the whole context, where a reading window loses some; else the latter. match_PGH: it is
+    the arg-max, with the thought. context_logp: plain next-token log-probs, [C], or None where no
+    term needs them. bare_logp_PH: no_think_logp_PH with gradients, where a window is read with a
+    memory and without one, and learnt; else None. collision_PGH: Σ_v p_v² of each prediction with
+    the thought, without gradients, or None if no scheme wants it. routing: of the tokens that
+    learn, in a mixture of experts that is watched.
     """
 
     thought_logp_M: Tensor
     thought_entropy_M: Tensor
     think_logp_PGH: Tensor
     no_think_logp_PH: Tensor
+    whole_logp_PH: Tensor
     match_PGH: Tensor
     context_logp: Tensor | None
+    bare_logp_PH: Tensor | None = None
     collision_PGH: Tensor | None = None
     routing: Routing | None = None
 
@@ -123,8 +136,10 @@ class ForwardOutputs:
             thought_entropy_M=self.thought_entropy_M.detach(),
             think_logp_PGH=self.think_logp_PGH.detach(),
             no_think_logp_PH=self.no_think_logp_PH,
+            whole_logp_PH=self.whole_logp_PH,
             match_PGH=self.match_PGH,
             context_logp=None if self.context_logp is None else self.context_logp.detach(),
+            bare_logp_PH=None if self.bare_logp_PH is None else self.bare_logp_PH.detach(),
             collision_PGH=self.collision_PGH,
             routing=self.routing.detached() if self.routing else None,
         )

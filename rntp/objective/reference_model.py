@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rntp.config import Config
 from rntp.model import LanguageModel
+from rntp.model.forgetful import bare_logp
 from rntp.model.sharding import whole
 from rntp.model.thought_tree import ThoughtTree, TokenTree
 from rntp.types import Rollout
@@ -44,9 +45,16 @@ class Reference:
         return self._model
 
     @torch.no_grad()
-    def no_think(self, rollouts: Sequence[Rollout], horizon: int) -> Tensor:
-        """log p(continuation token | context), nats, [P, H]: one forward of the contexts alone."""
+    def no_think(
+        self, rollouts: Sequence[Rollout], horizon: int, window: int | None = None
+    ) -> Tensor:
+        """log p(continuation token | context), nats, [P, H]: one forward of the contexts alone.
+
+        window: tokens of the page, where no more of the context is read.
+        """
         model, device = self._model, self._model.device
+        if window is not None:
+            return bare_logp(model, rollouts, window, horizon)
         contexts = TokenTree.build([(r.context.token_ids, -1, 0) for r in rollouts])
         starts = [
             first + position - 1

@@ -55,7 +55,7 @@ def placer(
                 oracle_gain_L=oracle_gains(context.labels) if context.labels else None,
                 class_L=class_numbers(context.labels) if context.labels else None,
             ),
-            min_prefix=section.min_prefix_tokens,
+            min_prefix=config.earliest_position,
             horizon=config.reward.horizon,
             bands=bands,
         )

@@ -59,6 +59,8 @@ def _checks(when: str, found: dict[str, Any]) -> Checks:
             _flipped(bits["saved_ci95"]),
         )
     )
+    if "memory" in found:
+        rows += _memory(found["memory"])
     rows += [_accuracy(row) for row in found["accuracy"]]
     rows += [
         CheckRow(
@@ -70,7 +72,36 @@ def _checks(when: str, found: dict[str, Any]) -> Checks:
         )
         for key, name in (("ece", "expected calibration error"), ("brier", "Brier score"))
     ]
-    return Checks(when, rows, [_net(found["net_gain"]), *_thoughts(found["thoughts"])])
+    notes = [_net(found["net_gain"]), *_thoughts(found["thoughts"])]
+    if "memory" in found and found["memory"]["recovered"] is not None:
+        share, (low, high) = found["memory"]["recovered"], found["memory"]["recovered_ci95"]
+        notes.insert(
+            0,
+            f"Memories bring back {100 * share:.0f} % of what a window of "
+            f"{found['memory']['window']} tokens loses "
+            f"(95 % interval [{100 * low:.0f}, {100 * high:.0f}]).",
+        )
+    return Checks(when, rows, notes)
+
+
+def _memory(found: dict[str, Any]) -> list[CheckRow]:
+    """Bar and bound of memories: other things that are read in their place."""
+    window, alone = f"behind {found['window']} tokens", found["nll/window"]
+    names = (
+        ("gain", f"loss {window}, and with the memory"),
+        ("longer", f"loss {window}, and behind {found['longer_by']} more"),
+        ("whole", f"loss {window}, and behind the whole context"),
+    )
+    return [
+        CheckRow(
+            f"{name}, nats per token",
+            number(alone),
+            number(alone - found[key]),
+            signed(_minus(found[key])),
+            _flipped(found[f"{key}_ci95"]),
+        )
+        for key, name in names
+    ]
 
 
 def _accuracy(row: dict[str, Any]) -> CheckRow:

@@ -135,6 +135,32 @@ METRICS = (
     ),
     Metric("nll/think", "nats a token", "Loss of the same tokens after the thought."),
     Metric(
+        "nll/whole",
+        "nats a token",
+        "Loss of the same tokens without a thought and behind the whole context.",
+        when="`reading.window`",
+    ),
+    Metric(
+        "gain/whole",
+        "nats a token",
+        "What the whole context would be worth over the reading window: `nll/no_think` less "
+        "`nll/whole`.",
+        "The bound of what a memory of these tokens can bring back.",
+        "Near 0: nothing is lost that these pages need. Lower `reading.window`, or raise "
+        "`placement.min_prefix_tokens`, so that more is lost.",
+        "`reading.window`",
+    ),
+    Metric(
+        "gain/recovered",
+        "share",
+        "Share of the lost context that memories bring back: `gain/mean` over `gain/whole`; 0 "
+        "where the latter is not above 0.",
+        "A ratio of two means of one step: read it over many steps, or in an evaluation, where it "
+        "has an interval.",
+        "Below 0: memories do harm.",
+        "`reading.window`",
+    ),
+    Metric(
         "class/<class>/gain",
         "nats a token",
         "Mean gain of the continuation tokens of a class.",

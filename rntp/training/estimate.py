@@ -91,7 +91,8 @@ class Tokens:
     sequence a thought. read: by the sampler. sampled: drawn; without any, nothing is read for
     sampling either. head_rows: that need log-probs. learning_rows: those of them with gradients.
     asked: in the trees of a judge. plain, plain_learning: what a model that shares nothing computes
-    in place of tree and learning; plain_read: its sampler, in place of read.
+    in place of tree and learning; plain_read: its sampler, in place of read. bare: of the readings
+    without a memory, where there is a reading window.
     """
 
     tree: int
@@ -105,6 +106,7 @@ class Tokens:
     plain: float = 0
     plain_learning: float = 0
     plain_read: float = 0
+    bare: int = 0
 
     @property
     def spent(self) -> int:
@@ -122,7 +124,7 @@ class Tokens:
         read = round(positions * (length + inserted)) if interleaved else length
         answer, horizon = config.thought.answer_tokens, config.reward.horizon
         drawn = config.thought.thought_tokens + answer
-        prefix = (config.placement.min_prefix_tokens + length - horizon) / 2
+        prefix = (config.earliest_position + length - horizon) / 2
         prefix += inserted if interleaved else 0
         # Continuation and answer of a thought would be two sequences.
         again = prefix + config.thought.thought_tokens + 2 if answer else 0
@@ -139,21 +141,36 @@ class Tokens:
             branch = prefix + config.learning_branch_tokens
             plain_learning = read + branches * branch
             plain = plain_learning + read + branches * (prefix + ahead)
+        bare = positions * config.bare_tokens
+        bare_rows = positions * horizon if bare else 0
+        if bare:
+            apart = branches * (config.branch_tokens - config.learning_branch_tokens)  # readings
+            plain_learning = read + branches * (prefix + config.learning_branch_tokens)
+            if reads.continuation:
+                plain = plain_learning = plain_learning + apart + bare
+            else:
+                plain = plain_learning + read + apart + bare
         learning, learning_rows = config.branch_tokens, drawn + horizon
         if not reads.continuation:
             learning, learning_rows = config.learning_branch_tokens, drawn
         return cls(
-            tree=docs * (read + branches * config.branch_tokens),
-            learning=docs * (read + branches * learning),
+            tree=docs * (read + branches * config.branch_tokens + bare),
+            learning=docs * (read + branches * learning + bare * reads.continuation),
             unshared=docs * branches * (prefix + config.branch_tokens + again),
             read=docs * read,
             sampled=docs * branches * drawn,
-            head_rows=docs * (branches * (drawn + horizon) + document_rows),
-            learning_rows=docs * (branches * learning_rows + document_rows * reads.context),
+            head_rows=docs * (branches * (drawn + horizon) + document_rows + bare_rows),
+            learning_rows=docs
+            * (
+                branches * learning_rows
+                + document_rows * reads.context
+                + bare_rows * reads.continuation
+            ),
             asked=docs * (length + branches * judges * question) if judges else 0,
             plain=docs * plain,
             plain_learning=docs * plain_learning,
             plain_read=docs * (read + positions * prefix + branches * again),
+            bare=docs * bare,
         )
 
 
@@ -180,7 +197,7 @@ def peak_memory(config: Config, shape: Shape, ranks: int = 1, *, recompute: bool
         whole = config.span_tokens
     elif config.placement.interleaved:
         branches = config.thought.thoughts_per_position * config.branch_tokens
-        whole = config.longest_context + branches
+        whole = config.longest_context + branches + config.bare_tokens
     microbatch = min(max(config.parallel.tokens_per_microbatch, whole), every)
     microbatch *= learning / every  # the others leave nothing for the backward
     # Saved for the backward, in units of a layer's widths: fitted to the measured peak of the
@@ -287,7 +304,7 @@ def step_flop(config: Config, shape: Shape, tokens: Tokens) -> float:
     if config.objective.kl_weight > 0 and tokens.sampled:
         second = token * every
     elif config.baseline.rereads and tokens.sampled:
-        second = token * tokens.read
+        second = token * (tokens.bare or tokens.read)
     return train + sample + second + token * tokens.asked
 
 

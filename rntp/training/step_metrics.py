@@ -136,6 +136,8 @@ class WholeStep:
             "entropy/thought": _mean(sums["entropy"]),
             "policy/clip_frac": sums["clipped"] / sampled,
         }
+        if "whole" in sums:
+            found |= self._of_window()
         if len(self.pages) > 1:
             found["reward/sem"] = standard_error(reward_PG, [len(p.positions) for p in self.pages])
         for name, total in zip(self.names, sums["rewards"], strict=True):
@@ -153,6 +155,17 @@ class WholeStep:
         bands = Bands(config.placement.band.entropy, config.placement.band.surprise)
         where = picked(self.pages, bands) | labels.hit_rates(sums["hits"])
         return {key: float(value) for key, value in found.items()} | where | dict(self.classes)
+
+    def _of_window(self) -> dict[str, Tensor]:
+        """Compare memories with the whole context that a reading window loses."""
+        whole = self.sums["whole"] / self.sums["empty"][1]
+        bound = whole - _mean(self.sums["empty"])
+        gain = self.sums["gain"] / self.sums["think"][1]
+        return {
+            "nll/whole": -whole,
+            "gain/whole": bound,
+            "gain/recovered": gain / bound if bound > 0 else bound * 0,
+        }
 
 
 def standard_error(reward_PG: Tensor, positions: Sequence[int]) -> Tensor:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from rntp.config import Config
 from rntp.model.moe import Routing
-from rntp.model.thought_tree import (
+from rntp.model.reading import bare_lengths
+from rntp.model.thought_tree import live
+from rntp.model.tree_sizes import (
     learning_tokens,
-    live,
     plain_read,
     plain_tokens,
     tree_tokens,
@@ -36,7 +37,7 @@ from rntp.training.step_table import StepTable
 from rntp.types import Page, Rollout, Thought
 
 SIZES = ("tokens/context", "tokens/thought", "tokens/spent")
-TOKENS = ("tree", "learning", "unshared", "read", "plain", "plain_learning", "plain_read")
+TOKENS = ("tree", "learning", "unshared", "read", "plain", "plain_learning", "plain_read", "bare")
 """Fields of `rntp.training.estimate.Tokens`; behind them the sampled tokens of the groups that
 learn, and a judge's tokens."""
 
@@ -112,7 +113,7 @@ class StepStats:
             "clipped": _numbers([self.clipped_tokens]),
             "hits": labels.count_hits(
                 self.pages,
-                min_prefix=self.config.placement.min_prefix_tokens,
+                min_prefix=self.config.earliest_position,
                 horizon=self.config.reward.horizon,
             ),
             "labelled": _numbers([sum(r.context.labels is not None for r in self.rollouts)]),
@@ -165,11 +166,14 @@ class StepStats:
             [
                 sum(tree_tokens(r, horizon, reads) for r in self.rollouts),
                 sum(learning_tokens(r, horizon, reads) for r in learned),
-                sum(unshared_tokens(r, horizon) for r in self.rollouts),
+                sum(unshared_tokens(r, horizon, reads.window) for r in self.rollouts),
                 sum(len(r.context) for r in self.rollouts),
                 sum(every for every, _ in plain),
                 sum(plain_tokens(r, horizon, reads)[1] for r in learned),
                 sum(plain_read(r) for r in self.rollouts),
+                0
+                if reads.window is None
+                else sum(sum(bare_lengths(r, reads.window, horizon)) for r in self.rollouts),
                 sum(r.num_sampled for r in learned),
                 asked,
             ]
@@ -207,6 +211,8 @@ class StepStats:
                 _cat(j.rewards[name] for j in self.rewarded_parts).sum() for name in names
             ),
         }
+        if self.config.reading.window is not None:
+            found["whole"] = _cat(s.whole_logp_PH for s in self.outputs).sum()
         return found | self._sums_of_options(logp_M)
 
     def _sums_of_options(self, logp_M: Tensor) -> dict[str, Tensor]:

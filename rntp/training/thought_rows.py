@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rntp.model import LanguageModel
+from rntp.model.reading import window_start
 from rntp.model.thought_tree import thought_branch
 from rntp.model.tokenizer import decode, token_strings
 from rntp.training.recorded import Kept
@@ -19,12 +20,14 @@ _TAIL = 48  # tokens before a position that a row shows
 
 @dataclass(frozen=True)
 class _Worth:
-    """What thoughts were found to be worth, [P, G] and gain [P, G, H], on the CPU."""
+    """What thoughts were found to be worth, [P, G] and gain [P, G, H], and what the whole context
+    is worth over a reading window, [P], where there is one; on the CPU."""
 
     rewards: dict[str, Tensor]
     reward: Tensor
     advantage: Tensor
     gain: Tensor
+    whole: Tensor | None = None
 
     def of(self, place: int, g: int) -> dict[str, object]:
         """The fields of one thought."""
@@ -34,6 +37,7 @@ class _Worth:
             "advantage": float(self.advantage[place, g]),
             "gain": float(self.gain[place, g].mean()),
             "gain_per_token": self.gain[place, g].tolist(),
+            **({} if self.whole is None else {"gain_whole": float(self.whole[place])}),
         }
 
 
@@ -46,24 +50,33 @@ def thought_rows(stats: StepStats, model: LanguageModel, kept: Kept) -> Iterator
     """
     parts = stats.rewarded_parts
     think = _cat(outputs.think_logp_PGH for outputs in stats.outputs)
+    empty = _cat(outputs.no_think_logp_PH for outputs in stats.outputs)
+    horizon, window = stats.config.reward.horizon, stats.config.reading.window
+    whole = None if window is None else _cat(outputs.whole_logp_PH for outputs in stats.outputs)
     worth = _Worth(
         {name: _cat(part.rewards[name] for part in parts) for name in parts[0].rewards},
         _cat(part.reward_PG for part in parts),
         _cat(part.advantage_PG for part in parts),
-        think - _cat(outputs.no_think_logp_PH for outputs in stats.outputs)[:, None],
-    )
-    horizon = stats.config.reward.horizon  # the rows must not hold on to the stats
+        think - empty[:, None],
+        None if whole is None else (whole - empty).mean(dim=1),
+    )  # and nothing else: the rows must not hold on to the stats
     groups = [(rollout, k) for rollout in stats.rollouts for k in range(len(rollout.positions))]
     return (
         row
         for place, (rollout, k) in enumerate(groups)
         if kept(rollout.context.ordinal, rollout.page_positions[k])
-        for row in _group(rollout, k, worth, place, model, horizon)
+        for row in _group(rollout, k, worth, place, model, horizon, window)
     )
 
 
 def _group(
-    rollout: Rollout, k: int, worth: _Worth, place: int, model: LanguageModel, horizon: int
+    rollout: Rollout,
+    k: int,
+    worth: _Worth,
+    place: int,
+    model: LanguageModel,
+    horizon: int,
+    window: int | None,
 ) -> Iterator[dict[str, object]]:
     """Rows of one position."""
     context, ids, tokenizer = rollout.context, rollout.context.token_ids, model.tokenizer
@@ -80,6 +93,7 @@ def _group(
         "continuation": decode(tokenizer, continuation),
         "continuation_tokens": token_strings(tokenizer, continuation),
         "policy_version": rollout.policy_version,
+        **_window(rollout, position, window, tokenizer),
     }
     for g, thought in enumerate(rollout.thoughts[k]):
         yield {**shared, "thought_index": g, **_said(thought, model), **worth.of(place, g)} | {
@@ -112,6 +126,19 @@ def _seen(context: Context, tokenizer: PreTrainedTokenizerBase) -> dict[str, obj
             }
             for seen in context.seen
         ]
+    }
+
+
+def _window(
+    rollout: Rollout, position: int, window: int | None, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, object]:
+    """What a continuation was read behind, besides a memory, and how many tokens were lost."""
+    if window is None:
+        return {}
+    first = window_start(rollout, position, window)
+    return {
+        "window": decode(tokenizer, rollout.context.token_ids[first:position]),
+        "lost_tokens": first,
     }
 
 

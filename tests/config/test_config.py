@@ -159,6 +159,7 @@ BREAKS = [
     ["baseline.use=group_member", "objective.advantage=none"],
     ["model.think_open=x", "model.think_close=x"],
     ["model.think_open=''"],
+    ["reading.window=8", "thought.answer_tokens=1"],
 ]
 
 
@@ -375,6 +376,32 @@ def test_answers_lengthen_branches_and_spans() -> None:
     assert (short.branch_tokens, long.branch_tokens) == (15, 21)
     # Where the continuation has room, four tokens of an answer have, too.
     assert (plain.span_tokens, short.span_tokens, long.span_tokens) == (138, 138, 143)
+
+
+def test_a_reading_window_moves_positions_and_doubles_thoughts() -> None:
+    plain, near, far = (Config.parse(minimal(), s) for s in ([], *WINDOWS))
+    # As drawn, without its last marker; as read: start, thought, window, continuation.
+    assert plain.branch_tokens == 8 + 2 + 3
+    assert near.branch_tokens == 8 + 1 + (8 + 2) + 5 + 3
+    assert near.learning_branch_tokens == 8
+    assert (plain.bare_tokens, near.bare_tokens, far.bare_tokens) == (0, 1 + 5 + 3, 1 + 40 + 3)
+    assert (plain.earliest_position, near.earliest_position, far.earliest_position) == (32, 32, 41)
+    assert far.min_document_tokens == plain.min_document_tokens + 9
+    assert near.span_tokens == plain.span_tokens  # a reading is shorter than its page
+    with pytest.raises(ConfigError, match=r"123 tokens before and 4 after.* reading\.window"):
+        Config.parse(minimal(), ["reading.window=122"])
+
+
+WINDOWS = ["reading.window=5"], ["reading.window=40"]
+
+
+def test_a_run_without_a_window_is_the_run_it_was_before_there_were_any() -> None:
+    """Runs of older versions go on, and their evaluations are compared."""
+    plain, near, far = (Config.parse(minimal(), s) for s in ([], *WINDOWS))
+    assert "reading" not in plain.identity()
+    assert "window" not in plain.measured()["evaluation"]
+    assert len({c.digest() for c in (plain, near, far)}) == 3
+    assert len({c.evaluation_digest() for c in (plain, near, far)}) == 3
 
 
 def test_every_config_of_the_repository_is_valid() -> None:

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rntp.model import LanguageModel, cast_parameters, load_model
 from rntp.model.head import WEIGHT_FLOAT32
 from rntp.model.packed_weights import MIN_STEPS, packed_weights, packing_pays
+from rntp.model.reading import LossReads
 from rntp.model.sharding import checkpoint_activations
-from rntp.model.thought_tree import LossReads
 from rntp.objective.forward import build_tree, forward
 
 pytestmark = pytest.mark.skipif(

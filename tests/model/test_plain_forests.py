@@ -14,8 +14,10 @@ from test_forward import HORIZON, config_of, uneven
 
 from rntp.model import LanguageModel, load_model, unshared
 from rntp.model.microbatches import microbatches
+from rntp.model.reading import LossReads
 from rntp.model.sharding import checkpoint_activations
-from rntp.model.thought_tree import LossReads, TokenTree, plain_tokens
+from rntp.model.thought_tree import TokenTree
+from rntp.model.tree_sizes import plain_tokens
 from rntp.model.unshared import grouped, sequences
 from rntp.objective.forward import build_tree, forward, forward_with_gradients
 from rntp.objective.loss import loss

@@ -9,16 +9,9 @@ from rntp_kernels import TreeAttention
 from rntp_kernels.tree_attention import dense_mask
 
 from rntp.model import LanguageModel, load_model
-from rntp.model.thought_tree import (
-    BRANCHES,
-    LossReads,
-    ThoughtTree,
-    TokenTree,
-    learning_tokens,
-    thought_branch,
-    tree_tokens,
-    unshared_tokens,
-)
+from rntp.model.reading import BRANCHES, LossReads
+from rntp.model.thought_tree import ThoughtTree, TokenTree, thought_branch
+from rntp.model.tree_sizes import learning_tokens, tree_tokens, unshared_tokens
 from rntp.types import Context, Rollout, Thought
 
 HORIZON = 3

@@ -13,7 +13,9 @@ from rntp import rewards
 from rntp.config import Config
 from rntp.model import LanguageModel, load_model
 from rntp.model.microbatches import microbatches
-from rntp.model.thought_tree import LossReads, ThoughtTree, TokenTree, Trunk, learning_tokens, live
+from rntp.model.reading import LossReads
+from rntp.model.thought_tree import ThoughtTree, TokenTree, Trunk, live
+from rntp.model.tree_sizes import learning_tokens
 from rntp.objective.forward import build_tree, forward, forward_with_gradients
 from rntp.objective.loss import loss
 from rntp.objective.quantities import (

@@ -10,13 +10,9 @@ from conftest import ARCHITECTURES, compute_norms_in_float64
 from rntp_kernels.tree_attention import dense_mask
 
 from rntp.model import LanguageModel, load_model
-from rntp.model.thought_tree import (
-    LossReads,
-    learning_tokens,
-    thought_branch,
-    tree_tokens,
-    unshared_tokens,
-)
+from rntp.model.reading import LossReads
+from rntp.model.thought_tree import thought_branch
+from rntp.model.tree_sizes import learning_tokens, tree_tokens, unshared_tokens
 from rntp.objective.forward import build_tree, forward
 from rntp.objective.quantities import Counts, ForwardOutputs
 from rntp.rollout.engine import InProcessEngine

@@ -11,7 +11,8 @@ from test_config import minimal
 from rntp.config import Config
 from rntp.errors import ConfigError
 from rntp.model import LanguageModel, load_model
-from rntp.model.thought_tree import LossReads, thought_branch
+from rntp.model.reading import LossReads
+from rntp.model.thought_tree import thought_branch
 from rntp.objective.forward import build_tree, forward
 from rntp.objective.quantities import Counts
 from rntp.rollout.engine import InProcessEngine

@@ -14,7 +14,7 @@ from rntp.trainer import Trainer
 
 @pytest.fixture(scope="module")
 def written(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """All keys of three runs that between them have every option that makes one."""
+    """All keys of four runs that between them have every option that makes one."""
     here = tmp_path_factory.mktemp("metrics")
     labelled = write_corpus(here / "shards", labelled=True)
     llama = model_folders["llama"]
@@ -39,6 +39,7 @@ def written(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFac
                 "objective": {"pg_weight": 0, "continuation_weight": 0},
             },
         ),
+        (llama, {"reading": {"window": 6}}),
         (Path(save_plain("mixtral", here / "moe")), {"objective": {"router_weight": 0.01}}),
     ]
     found: set[str] = set()

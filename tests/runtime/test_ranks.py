@@ -23,8 +23,8 @@ from rntp import cli
 from rntp.config import Config
 from rntp.errors import ConfigError, DataError, RanksLost
 from rntp.model import load_model
+from rntp.model.reading import LossReads
 from rntp.model.sharding import checkpoint_activations, layers
-from rntp.model.thought_tree import LossReads
 from rntp.objective.forward import build_tree, forward
 from rntp.objective.quantities import Counts
 from rntp.run import checkpoint
@@ -164,6 +164,30 @@ def test_a_rate_keeps_the_same_thoughts_and_each_rank_writes_its_own(
         assert files == [f"step_0000000{step}.rank_{rank}.jsonl" for rank in (0, 1)]
         some_ranks |= {row["ordinal"] % 5 >= 2 for row in two}  # rank 0 has the first two of five
     assert some_ranks == {False, True}
+
+
+def test_one_two_and_four_ranks_read_behind_the_same_window(raw: dict, tmp_path: Path) -> None:
+    window = ["model.dtype=float64", "reading.window=6", "objective.advantage=step"]
+    window += ["run.steps=2", "evaluation.enabled=true", "evaluation.docs=5"]
+    fit(raw, tmp_path / "one", window)
+    for size in (2, 4):
+        there = tmp_path / f"on {size}"
+        values(fit(raw, there, window, size))
+        same_metrics(tmp_path / "one", there, 1e-9)
+        same_thoughts(tmp_path / "one", there, range(1, 3))
+        same_tensors(tmp_path / "one", there, 1e-9)
+        ends = [
+            json.loads((tmp_path / n / EVALUATION).read_text())["memory"]
+            for n in ("one", there.name)
+        ]
+        assert ends[0]["gain"] == pytest.approx(ends[1]["gain"], abs=1e-9)
+        assert ends[0]["longer"] == pytest.approx(ends[1]["longer"], abs=1e-9)
+        assert ends[0]["by_entropy"][0]["whole"] == pytest.approx(
+            ends[1]["by_entropy"][0]["whole"], abs=1e-9
+        )
+
+
+EVALUATION = "eval/step_00000002.json"
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,35 @@ def test_tokens_of_answers() -> None:
     assert plain.asked == answering.asked == 0
 
 
+def test_tokens_of_a_reading_window() -> None:
+    plain, window = tokens_of(), tokens_of("reading.window=5")
+    thoughts, places = 2 * 4 * 4, 2 * 4
+    bare = 1 + 5 + 3  # start token, window, continuation
+    reading = 8 + 2 + bare
+    assert window.bare == places * bare
+    assert window.tree == 2 * 128 + thoughts * (8 + reading) + places * bare
+    assert window.learning == window.tree
+    assert window.head_rows == plain.head_rows + places * 4
+    assert window.learning_rows == plain.learning_rows + places * 4
+    assert window.read == plain.read
+    assert window.sampled == plain.sampled
+    prefix = (32 + 128 - 4) / 2
+    assert window.unshared == thoughts * (prefix + 8 + reading)
+    learning = 2 * 128 + thoughts * (prefix + 8 + reading) + places * bare
+    assert window.plain_learning == learning
+    assert window.plain == window.plain_learning
+    silent = tokens_of("reading.window=5", "objective.continuation_weight=0")
+    assert silent.tree == window.tree
+    assert silent.learning == 2 * 128 + thoughts * 8
+    assert silent.plain_learning == 2 * 128 + thoughts * (prefix + 8)
+    assert silent.plain == window.plain + 2 * 128  # the page's last part, a second time
+    # Other weights read the windows, not the pages.
+    frozen = Config.parse(minimal(), ["reading.window=5", "baseline.weights=frozen"])
+    current = Config.parse(minimal(), ["reading.window=5"])
+    work = work_of(read=50, sampled=10, bare=7)
+    assert step_flop(frozen, SHAPE, work) - step_flop(current, SHAPE, work) == 2 * 1000 * 7
+
+
 def test_tokens_of_judges() -> None:
     answers = "thought.answer_tokens=6"
     one = tokens_of(answers, "reward.scheme=judge_gold", "reward.shadows=[judge_gold, random]")
