@@ -173,6 +173,15 @@ def memory_table(found: Mapping[str, Any]) -> list[str]:
             f"{'of the lost context recovered':<34}{found['recovered']:>12.1%}  "
             f"{_shares(found['recovered_ci95'])}"
         )
+    lines += [
+        f"{name + ' in its place':<34}{row['gain']:>+12.3f}  {_interval(row['gain_ci95'])}"
+        for name, row in found["controls"].items()
+    ]
+    for name, row in found["by_class"].items():
+        share = "" if row["of_oracle"] is None else f", {row['of_oracle']:.1%} of the best memory's"
+        lines.append(
+            f"{name:<34}{row['gain']:>+12.3f}  {_interval(row['gain_ci95'])} a continuation{share}"
+        )
     for key, name in (("by_lost_tokens", "tokens lost"), ("by_entropy", "entropy, nats")):
         lines.append(
             f"{name:<24}{'positions':>10}{'memory':>9}{'whole':>9}{'share':>9}  95 % of memory"

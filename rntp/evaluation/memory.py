@@ -18,14 +18,15 @@ ENTROPIES = 10
 
 
 def longer_by(thought_tokens: int) -> int:
-    """Tokens of the window that is longer: a memory's at most, with its markers."""
+    """Count the tokens by which the bar's window is longer: those of the longest memory, with its
+    markers."""
     return thought_tokens + 2
 
 
 def memory_table(
     pages: Sequence[Page], entropy_P: np.ndarray, *, window: int, longer: int, seed: int
 ) -> dict[str, Any]:
-    """The cells of all continuation tokens, by how much was lost and by entropy.
+    """Tabulate the cells of all continuation tokens, by how much was lost and by entropy.
 
     entropy_P: nats, of the prediction at each position in sight of the whole context. recovered:
     gain of the memory over gain of the whole context, Σ over Σ, None where the latter is not above
@@ -40,7 +41,67 @@ def memory_table(
         **_cells(cells, documents_P, seed),
         "by_lost_tokens": _groups(cells, lost_P, documents_P, DISTANCES, seed),
         "by_entropy": _groups(cells, entropy_P, documents_P, ENTROPIES, seed),
+        "controls": _controls(positions, documents_P, seed),
+        "by_class": _classes(positions, documents_P, seed),
     }
+
+
+def _controls(
+    positions: Sequence[Mapping[str, Any]], documents_P: np.ndarray, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Gain of each control in the memory's place, where it was measured: nats a token."""
+    found = {}
+    for name in dict.fromkeys(name for at in positions for name in at.get("controls", {})):
+        members = [i for i, at in enumerate(positions) if name in at.get("controls", {})]
+        gain = np.array(
+            [
+                np.mean(positions[i]["controls"][name]) - np.mean(positions[i]["logp_empty"])
+                for i in members
+            ]
+        )
+        found[name] = {
+            "num_positions": len(members),
+            "gain": float(gain.mean()),
+            "gain_ci95": interval_of_some(gain, documents_P[members], seed),
+        }
+    return found
+
+
+def _classes(
+    positions: Sequence[Mapping[str, Any]], documents_P: np.ndarray, seed: int
+) -> dict[str, dict[str, Any]]:
+    """By class of the token at the position: nats of the whole continuation, of the memory and of
+    what stands in its place. of_oracle: gain over that of the best memory, as the reader reads it.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name in sorted({at.get("class", "") for at in positions} - {""}):
+        members = [i for i, at in enumerate(positions) if at.get("class") == name]
+        some = [positions[i] for i in members]
+        bare = np.array([np.sum(at["logp_empty"]) for at in some])
+        memory = np.array(
+            [np.mean([np.sum(t["logp_think"]) for t in at["thoughts"]]) for at in some]
+        )
+        whole = np.array([np.sum(at["logp_whole"]) for at in some])
+        known = [at["oracle_gain"] for at in some if at.get("oracle_gain") is not None]
+        gain = memory - bare
+        row: dict[str, Any] = {
+            "num_positions": len(some),
+            "nll/window": float(-bare.mean()),
+            "gain": float(gain.mean()),
+            "gain_ci95": interval_of_some(gain, documents_P[members], seed),
+            "whole": float((whole - bare).mean()),
+            "oracle_gain": float(np.mean(known)) if len(known) == len(some) else None,
+            "of_oracle": None,
+            "controls": {},
+        }
+        for control in some[0].get("controls", {}):
+            if all(control in at["controls"] for at in some):
+                values = np.array([np.sum(at["controls"][control]) for at in some]) - bare
+                row["controls"][control] = float(values.mean())
+        if row["controls"].get("oracle", 0) > 0:
+            row["of_oracle"] = row["gain"] / row["controls"]["oracle"]
+        found[name] = row
+    return found
 
 
 class _Cells:

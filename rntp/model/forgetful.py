@@ -16,7 +16,7 @@ from rntp.types import Rollout
 def bare_logp(
     model: LanguageModel, rollouts: Sequence[Rollout], window: int, horizon: int
 ) -> Tensor:
-    """log p(continuation token | start token, the last `window` tokens), nats, [P, H]."""
+    """Compute log p(continuation token | start token, the last `window` tokens), nats, [P, H]."""
     device = model.device
     readings = list(bare_readings(rollouts, window, horizon, model.start_id))
     if not readings:

@@ -40,16 +40,16 @@ BRANCHES = LossReads()
 
 
 def window_start(rollout: Rollout, position: int, window: int) -> int:
-    """Index of the first token of a context that is read at a position: `window` tokens of the page
-    before it, fewer where the page begins there, and the earlier thoughts that stand among them."""
+    """Find the first token of a context that is read at a position, its index: `window` tokens of
+    the page before it, fewer where the page begins there, with the earlier thoughts among them."""
     context = rollout.context
     first = max(position - context.inserted - window, 0)
     return first + sum(len(s.token_ids) for s in context.seen if s.position <= first)
 
 
 def read_behind(rollout: Rollout, position: int, window: int, horizon: int) -> Tensor:
-    """int64 [w + H - 1]: the window at a position, and the continuation without its last token,
-    which predicts nothing."""
+    """Cut out the window at a position and the continuation without its last token, which predicts
+    nothing: int64 [w + H - 1]."""
     first = window_start(rollout, position, window)
     return rollout.context.token_ids[first : position + horizon - 1]
 
@@ -57,8 +57,8 @@ def read_behind(rollout: Rollout, position: int, window: int, horizon: int) -> T
 def bare_readings(
     rollouts: Sequence[Rollout], window: int, horizon: int, start_id: int
 ) -> Iterator[Tensor]:
-    """The readings without a memory, position by position: int64 [1 + w + H - 1] each. Their last H
-    rows predict the continuation."""
+    """List the readings without a memory, position by position: int64 [1 + w + H - 1] each. Their
+    last H rows predict the continuation."""
     for rollout in rollouts:
         for position in rollout.positions:
             behind = read_behind(rollout, position, window, horizon)
@@ -66,7 +66,7 @@ def bare_readings(
 
 
 def bare_lengths(rollout: Rollout, window: int, horizon: int) -> list[int]:
-    """Tokens of the readings without a memory, position by position."""
+    """Count the tokens of the readings without a memory, position by position."""
     return [
         START_TOKENS + position - window_start(rollout, position, window) + horizon - 1
         for position in rollout.positions

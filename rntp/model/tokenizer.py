@@ -86,8 +86,8 @@ def prefix_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def start_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that stands before a text which is read by itself: what the tokenizer puts there,
-    else its BOS, else its end token, behind which models have seen texts begin.
+    """Find the token that stands before a text which is read by itself: what the tokenizer puts
+    there, else its BOS, else its end token, behind which models have seen texts begin.
 
     Raises ConfigError where the tokenizer has none of them.
     """
