@@ -22,6 +22,7 @@ from rntp.commands import (
     doctor,
     evaluate,
     init,
+    memories,
     report,
     soup,
     traces,
@@ -31,7 +32,21 @@ from rntp.commands import (
 from rntp.errors import RntpError, is_out_of_memory
 
 COMMANDS = (
-    *(init, train, watch, evaluate, ablate, soup, traces, report, config, data, ckpt, bench),
+    *(
+        init,
+        train,
+        watch,
+        evaluate,
+        ablate,
+        soup,
+        traces,
+        memories,
+        report,
+        config,
+        data,
+        ckpt,
+        bench,
+    ),
     *(doctor, completion),
 )
 

@@ -58,6 +58,10 @@ def _in_group(config: Config) -> bool:
     return config.objective.advantage in ("group_mean", "leave_one_out")
 
 
+def _is_piece(control: str) -> bool:
+    return control.endswith(("_tokens", "_piece"))
+
+
 RULES = (
     Rule(
         ("data.context_tokens", "placement.positions_per_doc", "evaluation.positions_per_doc"),
@@ -197,6 +201,12 @@ RULES = (
         lambda c: c.reading.window is not None and c.thought.answer_tokens > 0,
         "reading.window: an answer is written in sight of what the window loses, so that it says "
         "nothing of a memory; set thought.answer_tokens to 0, or reading.window to null",
+    ),
+    Rule(
+        ("evaluation.controls", "reading.window"),
+        lambda c: c.reading.window is None and any(map(_is_piece, c.evaluation.controls)),
+        "evaluation.controls: pieces of what a reading window loses, and reading.window is null; "
+        "set it, or take first_tokens, last_piece, random_piece and bm25_piece out",
     ),
 )
 

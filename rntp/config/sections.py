@@ -370,6 +370,19 @@ class Checkpoint(Section):
     stop request wait for the disk."""
 
 
+Control = Literal[
+    "shuffled",
+    "pause",
+    "truncated",
+    "empty",
+    "oracle",
+    "first_tokens",
+    "last_piece",
+    "random_piece",
+    "bm25_piece",
+]
+
+
 class Evaluation(Section):
     enabled: bool = True
     """Measure think and no-think loss on held-out pages before and after training."""
@@ -388,9 +401,10 @@ class Evaluation(Section):
     """Where to think in evaluation: a placement policy; see `rntp.placement`."""
     positions_per_doc: NonNegative = 0
     """Positions in one held-out context; 0 is as many as in training."""
-    controls: tuple[Literal["shuffled", "pause", "truncated", "empty", "oracle"], ...] = ()
+    controls: tuple[Control, ...] = ()
     """Thoughts put in place of the sampled ones, each with its own gain; see
-    `rntp.evaluation.controls`."""
+    `rntp.evaluation.controls`. first_tokens, last_piece, random_piece and bm25_piece are memories
+    by rule, with a reading window; see `rntp.evaluation.pieces`."""
     decile_model: str = ""
     """Spec of a third model of the same tokenizer, whose loss says which tokens are hard; with ""
     it is the loss of the model before training."""

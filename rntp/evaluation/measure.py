@@ -14,6 +14,7 @@ from rntp.evaluation.memory import longer_by, memory_table
 from rntp.evaluation.next_token import accuracy, calibration
 from rntp.evaluation.pages import Page, arrays, note_control, positions_of, score_pages
 from rntp.evaluation.perplexity import read_plainly
+from rntp.evaluation.pieces import rule_controls
 from rntp.evaluation.resampling import interval
 from rntp.evaluation.third import third_losses
 from rntp.evaluation.thoughts import describe_thoughts
@@ -94,8 +95,9 @@ def evaluate(
 
     rollouts = ranks.join(sample, "evaluate")
     pages = scored(rollouts, longer_by(config.thought.thought_tokens))
+    controls = CONTROLS | rule_controls(config)
     for name in section.controls:
-        note_control(name, pages, scored(CONTROLS[name](rollouts, model.tokenizer)))
+        note_control(name, pages, scored(controls[name](rollouts, model.tokenizer)))
 
     before = _by_place(reference["pages"]) if reference else {}
     if section.decile_model:

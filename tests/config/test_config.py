@@ -160,6 +160,7 @@ BREAKS = [
     ["model.think_open=x", "model.think_close=x"],
     ["model.think_open=''"],
     ["reading.window=8", "thought.answer_tokens=1"],
+    ["evaluation.controls=[bm25_piece]"],
 ]
 
 

@@ -1,0 +1,48 @@
+"""`rntp memories`: pages with memories by fixed rules, to teach reading one before writing one."""
+
+import argparse
+import json
+from pathlib import Path
+
+from rntp.commands.common import config_arguments, load_config
+
+NAME = "memories"
+HELP = "memories by fixed rules as shards, to learn to read one before any is sampled"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    config_arguments(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="the corpus to write"
+    )
+    parser.add_argument(
+        "--contexts",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="contexts of the training stream (default 1000)",
+    )
+    parser.add_argument(
+        "--rules",
+        default="random_piece,bm25_piece,first_tokens",
+        metavar="NAME,…",
+        help="in turn: first_tokens, last_piece, random_piece, bm25_piece, best_piece (the one "
+        "that gains most, which runs the model on all of them)",
+    )
+    parser.add_argument("--json", action="store_true", help="print provenance as JSON")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the corpus, and print what is in it."""
+    from rntp.show import facts_table
+    from rntp.traces.memories import write_memories
+
+    config = load_config(arguments)
+    rules = arguments.rules.split(",")
+    facts = write_memories(config, arguments.out, rules, arguments.contexts)
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+        return
+    print(facts_table({f"documents, {kind}": n for kind, n in facts["documents"].items()}))
+    print(f"written to {arguments.out}; train on it with thought.thoughts_per_position: 0")

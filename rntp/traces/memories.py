@@ -1,0 +1,203 @@
+"""Memories by fixed rules, written into pages: what a model learns to read before it writes any.
+
+As thought-augmented pretraining does with thoughts (2509.20186), a later run with
+`thought.thoughts_per_position: 0` trains on them by plain next-token prediction. For each position
+of a page there are three documents, of token ids:
+
+    read     start · <think> memory </think> · last w tokens · continuation
+    bare     start · last w tokens · continuation
+    write    the page up to the position · <think> memory </think>
+
+Without `bare` a window alone would be a text that the model has never seen, and every gain over it
+too large. What stands before a memory is lost in `read`, so that only the memory can tell of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rntp import __version__
+from rntp.config import Config
+from rntp.data.corpus import Corpus, marker_ids, open_corpus, open_data
+from rntp.data.manifest import Manifest
+from rntp.data.manifest_writer import ShardWriter
+from rntp.data.token_ids import to_codes
+from rntp.errors import ConfigError
+from rntp.evaluation.pieces import RULES, lost_and_window, pieces, written
+from rntp.model import LanguageModel
+from rntp.model.opening import open_model
+from rntp.model.reading import LossReads, read_behind
+from rntp.model.thought_tree import thought_branch
+from rntp.model.tokenizer import decode, prefix_ids
+from rntp.objective.forward import build_tree, forward
+from rntp.placement.placer import training_placer
+from rntp.rng import uniform
+from rntp.types import Context, Known, Rollout, Thought
+
+SHARD_BYTES = 64 << 20
+BEST = "best_piece"
+MOST_PIECES = 32  # of a page that `best_piece` tries: evenly spaced ones
+KINDS = ("read", "bare", "write")
+
+
+@dataclass(frozen=True)
+class _Document:
+    """One document. kind: see above. memory: the rule that wrote it."""
+
+    kind: str
+    ids: Tensor
+    rule: str
+
+
+def write_memories(
+    config: Config, out: Path, rules: Sequence[str], contexts: int
+) -> dict[str, Any]:
+    """Write a corpus of memories of the first `contexts` contexts that a config trains on.
+
+    rules: taken in turn, by position; `best_piece` asks the model which piece gains most. Returns
+    the provenance, published beside the shards as memories.json. Raises ConfigError and DataError,
+    each with the remedy.
+    """
+    window = config.reading.window
+    if window is None:
+        raise ConfigError("memories stand for what a window loses; set reading.window")
+    unknown = [rule for rule in rules if rule not in (*RULES, BEST)]
+    if unknown or not rules:
+        raise ConfigError(
+            f"--rules: {', '.join(unknown) or 'none'}; there are {', '.join((*RULES, BEST))}"
+        )
+    if out.exists():
+        raise ConfigError(f"{out} exists; choose another name or remove it")
+    if contexts < 1:
+        raise ConfigError("--contexts must be 1 or more")
+    data = open_data(config)
+    if not isinstance(data, Manifest):
+        raise ConfigError("memories want one prepared corpus: set data.source to its folder")
+    model = open_model(config)
+    corpus = open_corpus(config, data, model.tokenizer)
+    facts = {
+        "rntp": __version__,
+        "model": config.model.spec,
+        "config_digest": config.digest(),
+        "data_digest": data.digest,
+        "window": window,
+        "memory_tokens": config.thought.thought_tokens,
+        "rules": list(rules),
+        "contexts": contexts,
+    }
+    documents = _documents(model, corpus, config, rules, contexts)
+    counts = _write(out, documents, data, model, config, facts)
+    return {**facts, "documents": counts}
+
+
+def _documents(
+    model: LanguageModel, corpus: Corpus, config: Config, rules: Sequence[str], contexts: int
+) -> Iterator[tuple[Context, int, _Document]]:
+    """Make the documents of the contexts, position by position."""
+    place = training_placer(config, None, model.tokenizer)
+    window, horizon = config.reading.window, config.reward.horizon
+    assert window is not None
+    markers = model.think_open_id, model.think_close_id
+    number = 0
+    for ordinal in range(contexts):
+        context = corpus.train[ordinal]
+        nothing = torch.zeros(len(context))
+        positions = place(context, Known(nothing, nothing))
+        rollout = Rollout(context, positions, ((),) * len(positions), nothing[:0], nothing[:0])
+        for position in positions:
+            rule = rules[number % len(rules)]
+            number += 1
+            memory = _memory(model, rollout, position, rule, config)
+            branch = thought_branch(memory.sampled_ids, memory.closed, *markers)
+            start = branch.new_tensor([model.start_id])
+            # One token more than a tree holds: here the last one, too, is predicted.
+            behind = torch.cat(
+                [
+                    read_behind(rollout, position, window, horizon),
+                    context.token_ids[position + horizon - 1 : position + horizon],
+                ]
+            )
+            for kind, parts in zip(
+                KINDS,
+                ([start, branch, behind], [start, behind], [context.token_ids[:position], branch]),
+                strict=True,
+            ):
+                yield context, position, _Document(kind, torch.cat(parts), rule)
+
+
+def _memory(
+    model: LanguageModel, rollout: Rollout, position: int, rule: str, config: Config
+) -> Thought:
+    """Write the memory of a position by a rule."""
+    window, tokens = config.reading.window, config.thought.thought_tokens
+    assert window is not None
+    lost, kept = lost_and_window(rollout, position, window)
+    if rule != BEST:
+        draw = uniform(config.run.seed, "piece", rollout.context.ordinal, position).item()
+        return written(RULES[rule](lost, kept, tokens, draw))
+    found = pieces(lost, tokens)
+    if len(found) > MOST_PIECES:
+        chosen = torch.linspace(0, len(found) - 1, MOST_PIECES).round().long().tolist()
+        found = [found[n] for n in chosen]
+    group = tuple(written(piece) for piece in found)
+    return group[_best(model, replace(rollout, positions=(position,), thoughts=(group,)), config)]
+
+
+@torch.no_grad()
+def _best(model: LanguageModel, rollout: Rollout, config: Config) -> int:
+    """Find which memory makes the continuation most likely."""
+    reads = LossReads(window=config.reading.window)
+    tree = build_tree(model, [rollout], config.reward.horizon, reads)
+    outputs = forward(model, tree, temperature=config.thought.temperature)
+    return int(outputs.think_logp_PGH[0].sum(dim=1).argmax())
+
+
+def _write(
+    out: Path,
+    documents: Iterator[tuple[Context, int, _Document]],
+    manifest: Manifest,
+    model: LanguageModel,
+    config: Config,
+    facts: Mapping[str, Any],
+) -> dict[str, int]:
+    """Write the shards, and how many documents of each kind there are."""
+    number = {name: n for n, name in enumerate(manifest.document_ids)}
+    prefix = prefix_ids(model.tokenizer)
+    markers = marker_ids(config, model.tokenizer)
+    provenance = json.dumps(facts, sort_keys=True)
+    counts = dict.fromkeys(KINDS, 0)
+    with ShardWriter(
+        out,
+        shard_bytes=SHARD_BYTES,
+        tokenizer_digest=manifest.tokenizer_digest,
+        tokenizer_spec=manifest.tokenizer_spec,
+        prep_digest=hashlib.sha256(provenance.encode()).hexdigest(),
+        content="token_ids",
+    ) as writer:
+        for context, position, document in documents:
+            counts[document.kind] += 1
+            # What the tokenizer puts before a text, the loader does.
+            ids = document.ids.tolist()
+            ids = ids[len(prefix) :] if tuple(ids[: len(prefix)]) == prefix else ids
+            origin = manifest.read(number[context.document_id]).metadata
+            writer.add(
+                f"{document.kind}-{context.ordinal}-{position}",
+                decode(model.tokenizer, torch.tensor(ids)),
+                {
+                    **{key: origin[key] for key in ("url", "title", "source")},
+                    "token_ids": to_codes(ids, markers),
+                    "memory": {"rule": document.rule, "document_id": context.document_id},
+                },
+                len(ids),
+            )
+        (writer.partial_folder / "memories.json").write_text(
+            json.dumps({**facts, "documents": counts}, indent=2) + "\n", encoding="utf-8"
+        )
+        writer.finish(counts)
+    return counts
