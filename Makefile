@@ -2,6 +2,7 @@
 # make planted      the scientific instrument: a corpus in which the gain of thinking is known
 # make ablations    its curves: rewards, placement, group size and more (an hour)
 # make ablations-text  the rewards on real text, SmolLM2-135M (two hours and a half)
+# make memory       planted memories: what stood before a window, carried by a thought
 # make methods      every published method on it, with the controls (63 runs, half an hour)
 # make models       which models run, and how: every causal class of transformers (some ten minutes)
 # make pages        a corpus of real prose, 20 MB: Debian's documentation packages (for memory and tools)
@@ -29,7 +30,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.enabled=false
 
-.PHONY: pages bench-data docs install quickstart planted ablations ablations-text methods models faults save-stall gpu-check test \
+.PHONY: pages bench-data docs install quickstart planted memory ablations ablations-text methods models faults save-stall gpu-check test \
 	test-slow test-all \
 	browser-test lint \
 	types clean
@@ -45,6 +46,20 @@ quickstart: install
 planted: build/planted/manifest.json
 	$(VENV)/bin/rntp train experiments/planted/config.yaml
 	$(VENV)/bin/rntp eval runs/planted
+
+# What a window loses and a thought carries: the reader learns from memories by rule, then RL writes.
+memory: build/memory-reader/config.json
+	$(VENV)/bin/rntp train experiments/memory/planted.yaml
+	$(VENV)/bin/rntp eval runs/memory-planted
+
+build/memory/manifest.json: | install
+	$(VENV)/bin/python experiments/planted/make_memory.py --out $(@D) --base build/memory-base
+
+build/memory-reader/config.json: | build/memory/manifest.json
+	$(VENV)/bin/rntp memories experiments/memory/planted.yaml --out build/memory-read --contexts 1500 \
+		--set model.spec=build/memory-base
+	$(VENV)/bin/rntp train experiments/memory/reading.yaml
+	$(VENV)/bin/rntp ckpt export runs/memory-reading $(@D)
 
 # Saves of a 135M-parameter model with random weights, at once and asynchronous.
 save-stall: install

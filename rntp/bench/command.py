@@ -62,7 +62,13 @@ def bench(arguments: argparse.Namespace) -> None:
 def check(sizes: Sizes, repeats: int) -> None:
     """Raises ConfigError with the remedy."""
     for size, value in sizes.as_dict().items():
-        if value < 1:
+        if size == "window":
+            if value != -1 and not 0 <= value < sizes.context - sizes.horizon - sizes.positions:
+                raise ConfigError(
+                    f"--window {value}: it is 0 or more and leaves room for positions in a context "
+                    f"of {sizes.context}, or -1 for the whole context"
+                )
+        elif value < 1:
             raise ConfigError(f"--{size} must be at least 1, not {value}")
     if repeats < 1:
         raise ConfigError(f"--repeats must be at least 1, not {repeats}")

@@ -51,6 +51,7 @@ class Job:
                     "thoughts_per_position": sizes.thoughts,
                     "thought_tokens": sizes.budget,
                 },
+                "reading": {"window": None if sizes.window < 0 else sizes.window},
                 "reward": {"scheme": "logprob", "horizon": sizes.horizon, "shadows": []},
                 "objective": {
                     "continuation_weight": self.continuation_weight,
@@ -73,11 +74,13 @@ class Job:
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """Evenly spaced, from the second token on: a mean prefix of about half a page."""
+        """Evenly spaced, from the second token on: a mean prefix of about half a page; with a
+        window from the first token on that loses one."""
         sizes = self.sizes
-        last = sizes.context - sizes.horizon
+        first, last = max(sizes.window, 0) + 1, sizes.context - sizes.horizon
         return tuple(
-            1 + (2 * k + 1) * (last - 1) // (2 * sizes.positions) for k in range(sizes.positions)
+            first + (2 * k + 1) * (last - first) // (2 * sizes.positions)
+            for k in range(sizes.positions)
         )
 
     @cached_property

@@ -80,6 +80,8 @@ def steps(job: "Job") -> tuple[Providers, Skipped]:
         return {}, {name: f"it takes pieces of {ROWS} thoughts, and {job.sizes.branches} are none"}
     if job.continuation_weight:
         return {}, {name: "its loss has no term on continuations"}
+    if job.sizes.window >= 0:
+        return {}, {name: "it reads continuations behind whole prompts"}
     from trl import __version__
 
     from rntp.bench.trl_loop import TrlLoop

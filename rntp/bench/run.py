@@ -227,7 +227,8 @@ def step_work(shape: Shape, sizes: Sizes, facts: Mapping[str, float]) -> float:
     token = 2.0 * shape.trunk
     drawn = sizes.branches * sizes.budget
     read = sizes.docs * sizes.context
-    rows = drawn + sizes.branches * sizes.horizon + sizes.docs * sizes.positions * sizes.horizon
+    places = sizes.docs * sizes.positions * (2 if sizes.window >= 0 else 1)  # and behind a window
+    rows = drawn + (sizes.branches + places) * sizes.horizon
     sampling = (read + drawn) * (token + row)
     forward = facts["tokens in the tree"] * token + rows * row
     return (
@@ -329,6 +330,8 @@ def _tokens(job: Job) -> dict[str, float]:
     shared = sum(tree_tokens(r, horizon, reads) for r in rollouts)
     drawn = sum(r.num_sampled for r in rollouts)
     predicted = job.sizes.branches * horizon if reads.continuation else 0
+    if reads.continuation and reads.window is not None:
+        predicted += job.sizes.docs * job.sizes.positions * horizon
     alone = sum(unshared_tokens(r, horizon, reads.window) for r in rollouts)
     return {
         "tokens in the tree": shared,

@@ -23,7 +23,8 @@ class Sizes:
     """Sizes of a step, in the symbols of the token tree.
 
     context: L, tokens of a page. positions: K of each. thoughts: G at each position. budget: T,
-    tokens of a thought. horizon: H, tokens of the continuation. docs: pages of the step.
+    tokens of a thought. horizon: H, tokens of the continuation. docs: pages of the step. window: w,
+    tokens of the page that a continuation is read behind, with the thought; -1 for all.
     """
 
     context: int = 256
@@ -32,6 +33,7 @@ class Sizes:
     budget: int = 24
     horizon: int = 16
     docs: int = 1
+    window: int = -1
 
     @property
     def branches(self) -> int:

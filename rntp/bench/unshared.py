@@ -15,7 +15,9 @@ from torch import Tensor
 from rntp.bench.job import Job
 from rntp.model import ATTENTION
 from rntp.model import own_attention as usual_attention
+from rntp.model.thought_tree import thought_branch
 from rntp.objective.advantages import leave_one_out
+from rntp.objective.quantities import loss_reads
 from rntp.types import Rollout
 
 
@@ -59,22 +61,39 @@ class Unshared:
         """
         job, horizon, weight = self.job, self.job.sizes.horizon, self.job.continuation_weight
         sequences = _sequences(rollouts, job)
+        reads = loss_reads(job.config)
+        apart = reads.window is not None  # a thought is one sequence, and its reading another
         with own_attention(job):
-            reward = self.continuation_logp(sequences).sum(dim=1)
+            readings = _readings(rollouts, job) if apart else sequences
+            reward = self.continuation_logp(readings).sum(dim=1)
             advantage = leave_one_out(reward.view(-1, job.sizes.thoughts)).flatten()
             drawn = sum(s.drawn for s in sequences)
             total, first = 0.0, 0
-            trained = sequences if weight else [s.thought for s in sequences]
+            if apart and weight:
+                total += self._learn_readings(readings, _bare(rollouts, job))
+            behind = weight and not apart
+            trained = sequences if behind else [s.thought for s in sequences]
             for piece in self._pieces(trained):
                 thought_logp, continuation_logp = self._logp(piece)
                 own = advantage[first : first + len(piece)]
                 first += len(piece)
                 policy = sum(-(a * logp.sum()) for a, logp in zip(own, thought_logp, strict=True))
                 loss = policy / drawn
-                if weight:
+                if behind:
                     reading = -continuation_logp.sum() / (len(sequences) * horizon)
                     loss = loss + weight * reading
                 assert isinstance(loss, Tensor)
+                loss.backward()
+                total += float(loss.detach())
+        return total
+
+    def _learn_readings(self, *kinds: list["PlainSequence"]) -> float:
+        """Training passes over readings with a thought and without, each with its own mean."""
+        horizon, weight, total = self.job.sizes.horizon, self.job.continuation_weight, 0.0
+        for readings in kinds:
+            for piece in self._pieces(readings):
+                _, continuation_logp = self._logp(piece)
+                loss = -weight * continuation_logp.sum() / (len(readings) * horizon)
                 loss.backward()
                 total += float(loss.detach())
         return total
@@ -145,6 +164,30 @@ def _sequences(rollouts: Sequence[Rollout], job: Job) -> list[PlainSequence]:
                     PlainSequence(torch.cat(parts), position + 1, len(thought.sampled_ids))
                 )
     return found
+
+
+def _readings(rollouts: Sequence[Rollout], job: Job) -> list[PlainSequence]:
+    """Start token, thought, window, continuation; of every thought."""
+    start, horizon = torch.tensor([job.model.start_id]), job.sizes.horizon
+    markers = job.model.think_open_id, job.model.think_close_id
+    found = []
+    for rollout in rollouts:
+        page = rollout.context.token_ids
+        for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
+            behind = page[position - job.sizes.window : position + horizon]
+            for thought in group:
+                memory = thought_branch(thought.sampled_ids, thought.closed, *markers)
+                ids = torch.cat([start, memory, behind])
+                found.append(PlainSequence(ids, len(ids) - horizon, 0))
+    return found
+
+
+def _bare(rollouts: Sequence[Rollout], job: Job) -> list[PlainSequence]:
+    """The same without a thought, of every position."""
+    start, horizon = torch.tensor([job.model.start_id]), job.sizes.horizon
+    pages = [(r.context.token_ids, position) for r in rollouts for position in r.positions]
+    sequences = [torch.cat([start, ids[p - job.sizes.window : p + horizon]]) for ids, p in pages]
+    return [PlainSequence(ids, len(ids) - horizon, 0) for ids in sequences]
 
 
 def _left_padded(sequences: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:

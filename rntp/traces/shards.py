@@ -21,7 +21,7 @@ from rntp.data.manifest import Manifest
 from rntp.data.manifest_writer import ShardWriter
 from rntp.data.token_ids import to_codes
 from rntp.errors import ConfigError, DataError
-from rntp.model.tokenizer import decode, prefix_ids, token_strings
+from rntp.model.tokenizer import decode, prefix_ids, start_id, token_strings
 
 SHARD_BYTES = 64 << 20
 
@@ -41,7 +41,8 @@ def write_shards(
     facts["plain_pages"] contexts of the run without a thought come before them.
 
     A document has the whole prefix that the run's context had, so a later run wants
-    `data.context_tokens` of this run's, thought and markers beside. Raises DataError where a
+    `data.context_tokens` of this run's, thought and markers beside; of a run with a reading window
+    it has what was read, and nothing of what was lost. Raises DataError where a
     context is not what the run read.
     """
     manifest = corpus.manifest
@@ -84,7 +85,10 @@ def write_shards(
                     f"context {row['ordinal']} is not what the run read at step {row['step']}; "
                     "use the corpus and the version of rntp that it was trained with"
                 )
-            pieces = _pieces(context.token_ids, row, held_out, skip)
+            if "lost_tokens" in row:
+                pieces = _as_read(context.token_ids, row, held_out, start_id(tokenizer), skip)
+            else:
+                pieces = _pieces(context.token_ids, row, held_out, skip)
             ids = [i for piece in pieces for i in piece.tolist()]
             origin = manifest.read(number[context.document_id]).metadata
             writer.add(
@@ -101,6 +105,21 @@ def write_shards(
             json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
         return writer.finish(funnel)
+
+
+def _as_read(
+    token_ids: Tensor, row: Mapping[str, Any], held_out: Tensor, start: int, skip: int
+) -> list[Tensor]:
+    """A memory as its continuation was read: start token, memory, window, continuation. skip: the
+    start token is what the loader puts before a page."""
+    if row.get("seen"):
+        raise ConfigError(
+            "--shards: a run with both placement.interleaved and reading.window read windows with "
+            "earlier thoughts in them, which no page has; write a .jsonl file instead"
+        )
+    pieces = [] if skip else [held_out.new_tensor([start])]
+    pieces.append(held_out.new_tensor(row["thought_ids"]))
+    return [*pieces, token_ids[row["lost_tokens"] : row["position"]], held_out]
 
 
 def _pieces(token_ids: Tensor, row: Mapping[str, Any], held_out: Tensor, skip: int) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """The benches: what they time, and that they refuse to time what computes something else."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,27 @@ def test_tree_and_unshared_loop_have_one_loss_and_one_gradient(
     assert found["facts"]["sampled tokens"] == drawn
     assert found["facts"]["token ratio"] > 1
     assert "reference" in table({**found, "command": ""})
+
+
+@pytest.mark.parametrize("window", [0, 5])
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_behind_a_window_too(model: LanguageModel, weight: float, window: int) -> None:
+    sizes = replace(SIZES, window=window)
+    check(sizes, 1)
+    found = run("tree", model, sizes, repeats=1, continuation_weight=weight)
+    assert found["agreement"]["rntp"] < 1e-4
+    facts = found["facts"]
+    assert (facts["tokens with gradients"] == facts["tokens in the tree"]) == (weight > 0)
+    predicted = (sizes.branches + sizes.docs * sizes.positions) * sizes.horizon
+    assert facts["rows with gradients"] == facts["sampled tokens"] + predicted * (weight > 0)
+    job = Job(model, sizes)
+    assert min(job.positions) > window
+    assert peers.steps(job)[0] == {}
+    whole = run("tree", model, SIZES, repeats=1, continuation_weight=weight)
+    readings = sizes.branches * (1 + 1 + window) + sizes.docs * sizes.positions * (1 + window)
+    assert facts["tokens in the tree"] > whole["facts"]["tokens in the tree"] + readings / 2
+    with pytest.raises(ConfigError, match="--window"):
+        check(replace(SIZES, window=40), 1)
 
 
 def test_a_trainer_without_a_term_on_continuations_is_not_compared_with_one(

@@ -14,8 +14,11 @@ from rntp.data.manifest import Manifest
 from rntp.errors import ConfigError
 from rntp.evaluation.pieces import RULES, pieces
 from rntp.model import load_model
-from rntp.run.log import read_metrics
+from rntp.model.tokenizer import decode
+from rntp.run.log import read_metrics, read_rollouts
+from rntp.traces import export_traces
 from rntp.traces.memories import write_memories
+from rntp.traces.select import Wanted
 from rntp.trainer import Trainer
 
 WINDOW, HORIZON, TOKENS = 6, 4, 5
@@ -111,6 +114,29 @@ def test_a_run_trains_on_them(
     Trainer(Config.parse(raw, ["run.steps=12", "optim.lr=0.01", "model.dtype=float32"])).fit()
     losses = [row["loss/ntp"] for row in read_metrics(tmp_path / "reads")]
     assert losses[-1] < losses[0] - 0.3
+
+
+def test_thoughts_of_a_run_become_the_readings_that_they_were(
+    config: Config, tmp_path: Path
+) -> None:
+    Trainer(Config.parse(config.model_dump(mode="json"), ["run.steps=1"])).fit()
+    wanted = Wanted(min_gain=-100.0, unclosed=True)
+    export_traces(config.run.dir, tmp_path / "made", wanted, shards=True, say=lambda text: None)
+    manifest, model = Manifest.load(tmp_path / "made"), load_model(config.model.spec)
+    rows = {
+        (row["ordinal"], row["position"], row["thought_index"]): row
+        for row in read_rollouts(config.run.dir, 1)
+    }
+    assert manifest.num_docs == 6
+    for n in range(manifest.num_docs):
+        document = manifest.read(n)
+        row = rows[tuple(int(part) for part in document.id.split("-")[1:])]
+        (start, opened, *rest) = document.metadata["token_ids"]
+        assert (start, opened) == (model.start_id, OPEN)
+        assert rest[: rest.index(CLOSE)] == row["thought_ids"][1:-1]
+        behind = torch.tensor(rest[rest.index(CLOSE) + 1 :])
+        assert len(behind) == WINDOW + HORIZON
+        assert decode(model.tokenizer, behind) == row["window"] + row["continuation"]
 
 
 def test_mistakes_are_explained(config: Config, tmp_path: Path) -> None:
