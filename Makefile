@@ -53,13 +53,10 @@ memory: build/memory-reader/config.json
 	$(VENV)/bin/rntp eval runs/memory-planted
 
 build/memory/manifest.json: | install
-	$(VENV)/bin/python experiments/planted/make_memory.py --out $(@D) --base build/memory-base
+	$(VENV)/bin/python experiments/planted/make_memory.py --out $(@D)
 
 build/memory-reader/config.json: | build/memory/manifest.json
-	$(VENV)/bin/rntp memories experiments/memory/planted.yaml --out build/memory-read --contexts 1500 \
-		--set model.spec=build/memory-base
-	$(VENV)/bin/rntp train experiments/memory/reading.yaml
-	$(VENV)/bin/rntp ckpt export runs/memory-reading $(@D)
+	$(VENV)/bin/python experiments/planted/read_memories.py --out $(@D)
 
 # Saves of a 135M-parameter model with random weights, at once and asynchronous.
 save-stall: install

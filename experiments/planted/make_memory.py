@@ -1,9 +1,8 @@
-"""Write the planted corpus of memories in the shard format of real text, and the base of its runs.
+"""Write the planted corpus of memories in the shard format of real text.
 
-    python experiments/planted/make_memory.py --out build/memory --base build/memory-base
+    python experiments/planted/make_memory.py --out build/memory
 
-The start is the planted corpus' base, with a token that readings begin with: it has read no page of
-this corpus and written no memory.
+What a best memory is worth goes into each document's metadata, which training never sees.
 """
 
 import argparse
@@ -60,7 +59,7 @@ def labels(page: memory_pages.MemoryPage) -> dict[str, object]:
 
 
 def write_base(folder: Path) -> None:
-    """Copy the planted base, with a BOS token: of its own it has none."""
+    """Copy the planted base, with a BOS token that readings begin with: of its own it has none."""
     shutil.copytree(BASE, folder, dirs_exist_ok=True)
     tokenizer = make_tokenizer()
     tokenizer.bos_token = UNKNOWN  # no page has it
@@ -70,11 +69,9 @@ def write_base(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/memory"))
-    parser.add_argument("--base", type=Path, default=Path("build/memory-base"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pages", type=int, default=8000)
     arguments = parser.parse_args()
-    write_base(arguments.base)
     manifest = write_corpus(arguments.out, arguments.seed, arguments.pages)
     print(
         f"{manifest.num_docs} pages, {manifest.num_tokens.sum():,} tokens in {arguments.out}, "
