@@ -143,8 +143,10 @@ def script_json(value: object) -> Markup:
 
 
 def place_name(row: dict) -> str:
-    """The document by its title, or by its id where it has none."""
-    return clip(str(row.get("title") or row["document_id"]), 120)
+    """The document by its title, or by its id where it has none; and how much of it a reading
+    window lost, where there is one."""
+    lost = f", {row['lost_tokens']} tokens lost" if "lost_tokens" in row else ""
+    return clip(str(row.get("title") or row["document_id"]), 120) + lost
 
 
 def _place(source: int, step: int, row: dict) -> dict:

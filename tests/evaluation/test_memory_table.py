@@ -139,3 +139,4 @@ def test_a_run_writes_down_what_was_lost(trainer: Trainer) -> None:
     )
     report = build_report([folder], folder / "report.html").read_text()
     assert "behind 6 tokens, and behind the whole context" in report
+    assert f", {thoughts[0]['lost_tokens']} tokens lost" in report

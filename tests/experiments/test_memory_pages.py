@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 PLANTED = Path(__file__).parents[2] / "experiments" / "planted"
@@ -14,8 +15,10 @@ sys.path.insert(0, str(PLANTED))
 import make_memory  # noqa: E402
 import memory_pages  # noqa: E402
 import pages  # noqa: E402
+import read_memories  # noqa: E402
 from memory_pages import CLASSES, HORIZON, ROOM, WINDOW  # noqa: E402
-from tokenizer import make_tokenizer  # noqa: E402
+from scratchpads import THINK_CLOSE, THINK_OPEN  # noqa: E402
+from tokenizer import make_tokenizer, vocabulary  # noqa: E402
 
 from rntp.config import Config  # noqa: E402
 from rntp.errors import ConfigError  # noqa: E402
@@ -97,6 +100,30 @@ def test_marked_facts_are_asked_for_as_often_as_the_gain_takes_them_to_be() -> N
     right = math.log(12) + math.log(10) + math.log(0.3)
     wrong = math.log(12) + math.log(0.1 / 9)
     assert sorted({round(gain, 9) for gain in gains}) == [round(wrong, 9), round(right, 9)]
+
+
+def test_the_base_reads_pages_and_windows_with_few_right_memories() -> None:
+    random = np.random.Generator(np.random.Philox(key=1))
+    known = {*vocabulary()}
+    right = wrong = carried = 0
+    for page in PAGES:
+        tokens = read_memories.whole(page, random)
+        carried += THINK_OPEN in tokens
+        text = "".join(tokens)
+        bare = re.sub(rf"{THINK_OPEN}.*?{THINK_CLOSE}", "", text, flags=re.DOTALL)
+        assert bare == page.text
+        for n, row in enumerate(read_memories.readings(page, random)):
+            assert {*row, *tokens} <= known
+            assert row[0] == make_memory.UNKNOWN
+            assert (THINK_OPEN in row) == (n == 1)
+            end = row.index(THINK_CLOSE) + 1 if n else 1
+            assert "".join(row[end:]) in page.text
+            assert len(row) - end == WINDOW + HORIZON
+            said = "".join(row[2 : end - 1]) if n else ""
+            right += any(said == place.memory for place in page.places)
+            wrong += bool(said) and not any(said == place.memory for place in page.places)
+    assert 0.2 < carried / len(PAGES) < 0.4
+    assert 0 < right < 0.5 * wrong
 
 
 def test_pages_are_written_losslessly_with_their_labels(tmp_path: Path) -> None:
