@@ -71,7 +71,7 @@ def step_stats(settings: Config, sampled: Sequence[Rollout], counts: Counts) -> 
         empty = -torch.rand(POSITIONS, HORIZON, generator=drawn)
         think = -torch.rand(*shape, HORIZON, generator=drawn)
         reward = think.mean(dim=2) - empty.mean(dim=1, keepdim=True)
-        outputs = ForwardOutputs(logp, -logp, think, empty, think > -0.5, None)
+        outputs = ForwardOutputs(logp, -logp, think, empty, empty, think > -0.5, None)
         rewarded = RewardsAndAdvantages(
             dict.fromkeys(settings.reward.names, reward),
             reward,
