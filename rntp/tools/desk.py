@@ -25,7 +25,7 @@ TEXTS = {
 }
 # Threads that may be left behind with calls that do not end, before the run is told to stop.
 MOST_LEFT_BEHIND = 64
-# Quotes that are looked at for one that may be given.
+# Quotes of other documents that are looked at.
 _MOST_QUOTES = 50
 # Between two looks at the clock, seconds: how much later than its limit a call may be given up.
 _TICK_S = 0.05
@@ -164,7 +164,7 @@ class Desk:
                 failure = "out_of_memory"
             text, failure = TEXTS["raised"], failure or "raised"
         seconds = time.perf_counter() - began
-        return Outcome(asked.name, text, failure, dict(withheld), seconds)
+        return Outcome(asked.name, text, failure, dict(+withheld), seconds)
 
     def _given(
         self, tool: Tool, quotes: Iterable[Quote], asked: Ask, withheld: Counter[str]
@@ -173,13 +173,15 @@ class Desk:
         if tool.strict is None:
             raise TypeError(f"the tool {asked.name!r} quotes documents and has no `strict`")
         given: list[str] = []
-        for number, quote in enumerate(quotes):
+        for quote in quotes:
             reason = tool.strict.refuses(quote, asked.withheld)
             if reason:
                 withheld[reason] += 1
             else:
                 given.append(quote.text)
-            if len(given) == self._quotes or number + 1 == _MOST_QUOTES:
+            # A long page has many pieces of its own, and they cost nothing to pass over.
+            looked_at = len(given) + withheld.total() - withheld["same_page"]
+            if len(given) == self._quotes or looked_at == _MOST_QUOTES:
                 break
         if not given:
             raise Failure("nothing_found", TEXTS["nothing_found"])

@@ -196,11 +196,11 @@ def test_quotes_are_passed_over_until_one_may_be_given() -> None:
 
 
 def test_nothing_but_what_is_withheld_is_nothing_found() -> None:
-    found = quotes(*[("here", "anything")] * 100)
-    desk = Desk({"find": tool(found, strict=Strict())}, Cache(None))
+    found = quotes(*[("here", "anything")] * 70, *[("there", "three four")] * 100)
+    desk = Desk({"find": tool(found, strict=Strict(ngram=2))}, Cache(None))
     outcome = one(desk, "find x")
     assert (outcome.text, outcome.failure) == ("nothing found", "nothing_found")
-    assert outcome.withheld == {"same_page": 50}
+    assert outcome.withheld == {"same_page": 70, "continuation": 50}
     desk.close()
 
 
