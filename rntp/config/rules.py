@@ -181,6 +181,17 @@ RULES = (
         "baseline.use to subtract, or objective.advantage to another",
     ),
     Rule(
+        ("thought.tools", "model.think_open", "model.think_close"),
+        lambda c: bool(c.thought.tools.use)
+        and len({*c.thought.tools.markers, c.model.think_open, c.model.think_close, ""}) < 7,
+        "thought.tools.markers and the think markers must all differ, and none may be empty",
+    ),
+    Rule(
+        ("thought.tools", "thought.source"),
+        lambda c: bool(c.thought.tools.use) and c.thought.source == "pause",
+        "thought.source pause samples nothing, so that nothing calls thought.tools; take them away",
+    ),
+    Rule(
         ("model.think_open", "model.think_close"),
         lambda c: c.model.think_open == c.model.think_close,
         "model.think_open and model.think_close must differ",

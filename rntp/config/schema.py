@@ -76,14 +76,14 @@ class Config(Section):
         """Most tokens of one branch in the tree: markers, thought, continuation, answer. The last
         of a continuation and of an answer predict nothing."""
         ends = self.reward.horizon - 1 + max(self.thought.answer_tokens - 1, 0)
-        return self.thought.thought_tokens + 2 + ends
+        return self.thought.thought_tokens + self.thought.tools.most_given + 2 + ends
 
     @property
     def learning_branch_tokens(self) -> int:
         """Those of them that have gradients where the loss has no term on continuations."""
         if self.thought.answer_tokens:
             return self.branch_tokens - (self.reward.horizon - 1)
-        return self.thought.thought_tokens
+        return self.thought.thought_tokens + self.thought.tools.most_given
 
     @property
     def reference_weights(self) -> Literal["frozen", "ema"] | None:
@@ -105,7 +105,8 @@ class Config(Section):
     def longest_context(self) -> int:
         """Most tokens of a context, with the thoughts that stand in it if they are interleaved."""
         earlier = self.placement.positions_per_doc - 1 if self.placement.interleaved else 0
-        return self.data.context_tokens + earlier * (self.thought.thought_tokens + 2)
+        longest = self.thought.thought_tokens + self.thought.tools.most_given + 2
+        return self.data.context_tokens + earlier * longest
 
     @property
     def budget_tokens(self) -> int:
@@ -117,7 +118,8 @@ class Config(Section):
         """Longest sequence that the model ever sees, in positions."""
         # A position leaves room for the continuation in the context, not for a longer answer.
         beyond = max(0, self.thought.answer_tokens - self.reward.horizon)
-        return self.longest_context + self.thought.thought_tokens + 2 + beyond
+        longest = self.thought.thought_tokens + self.thought.tools.most_given + 2
+        return self.longest_context + longest + beyond
 
     @property
     def min_document_tokens(self) -> int:

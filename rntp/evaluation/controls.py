@@ -105,7 +105,7 @@ def _forced(ids: Tensor) -> Thought:
 
 def _each(rollouts: Sequence[Rollout], change: Callable[[Tensor], Tensor]) -> list[Rollout]:
     def changed(thought: Thought) -> Thought:
-        return _forced(change(thought.sampled_ids[: thought.num_tokens]))
+        return _forced(change(thought.content))
 
     return [
         replace(r, thoughts=tuple(tuple(map(changed, group)) for group in r.thoughts))

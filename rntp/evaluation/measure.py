@@ -21,6 +21,7 @@ from rntp.model import LanguageModel
 from rntp.placement.placer import placer
 from rntp.rollout import Check, no_check
 from rntp.rollout.engine import open_engine
+from rntp.rollout.tool_calls import serving
 from rntp.runtime.ranks import SINGLE_RANK, Ranks
 from rntp.types import Context, Rollout
 
@@ -71,9 +72,10 @@ def evaluate(
     def sample() -> list[Rollout]:
         mine = ranks.share(contexts)
         found: list[Rollout] = []
-        for first in range(0, len(mine), engine.docs_per_batch):
-            progress("evaluate", first, len(mine))
-            found += engine.sample(mine[first : first + engine.docs_per_batch], place, check)
+        with serving(engine, model, config):
+            for first in range(0, len(mine), engine.docs_per_batch):
+                progress("evaluate", first, len(mine))
+                found += engine.sample(mine[first : first + engine.docs_per_batch], place, check)
         progress("evaluate", len(mine), len(mine))
         return found
 

@@ -105,7 +105,7 @@ def _page(model: LanguageModel, rollout: Rollout) -> Page:
     for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
         thoughts = [
             {
-                "text": decode(model.tokenizer, t.sampled_ids[: t.num_tokens]),
+                "text": decode(model.tokenizer, t.content),
                 "closed": t.closed,
                 "num_tokens": t.num_tokens,
             }

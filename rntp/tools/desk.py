@@ -110,6 +110,12 @@ class Desk:
             self._collect()
         return [a.outcome for a in asked]
 
+    def pause(self) -> None:
+        """Wait until a call has ended, or it is time to look at the clock."""
+        with self._news:
+            if not any(asked.came for asked in self._open.values()):
+                self._news.wait(_TICK_S)
+
     def count(self, outcomes: Iterable[Outcome]) -> None:
         """Count calls, failures by kind and quotes withheld by reason; each time they are read."""
         for outcome in outcomes:
