@@ -157,6 +157,12 @@ BREAKS = [
     ["placement.band={entropy: [2, 1]}"],
     ["placement.band={surprise: [2, 2]}"],
     ["baseline.use=group_member", "objective.advantage=none"],
+    ["thought.tools={use: {python: null}, markers: [a, b, c, <think>]}"],
+    [
+        "thought.tools={use: {python: null}}",
+        "thought.source=pause",
+        "objective.pg_weight=0",
+    ],
     ["model.think_open=x", "model.think_close=x"],
     ["model.think_open=''"],
 ]

@@ -1,6 +1,10 @@
 """Thoughts that call tools: what is drawn, what is given, and that nothing else can tell them from
 thoughts whose tokens were all drawn."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, compute_norms_in_float64, tiny_run
+import yaml
+from conftest import ARCHITECTURES, compute_norms_in_float64, tiny_run, tiny_tokenizer
 from torch import Tensor
 
 from rntp import Trainer
@@ -344,34 +349,37 @@ def test_interleaved_thoughts_carry_their_results(model_folders: dict[str, Path]
     assert bare_ids(rollouts[-1].context).tolist() == context(0).token_ids.tolist()
 
 
+E = encode(tiny_tokenizer(), "e").item()  # a letter that is a token names the tool of a run
+
+
+def often(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Sampling that writes little else than calls of the tool `e`."""
+    opening = logits.shape[1] - 4
+    ids = torch.full(uniforms.shape, E)
+    ids[uniforms < 0.4], ids[uniforms > 0.6] = opening, opening + 1
+    logp = torch.log_softmax(logits / temperature, dim=-1)
+    return ids, logp.gather(1, ids[:, None])[:, 0]
+
+
 @pytest.fixture
 def tool_run(
     model_folders: dict[str, Path], corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[Path], dict]]:
-    """A raw config whose policy calls a lot, by luck; `calls` of the tool are counted."""
-
-    def often(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        ids, _ = draw(logits, uniforms, temperature)
-        opening = logits.shape[1] - 4
-        ids = torch.where(uniforms < 0.3, opening, ids)
-        ids = torch.where((uniforms >= 0.3) & (uniforms < 0.6), opening + 1, ids)
-        logp = torch.log_softmax(logits / temperature, dim=-1)
-        return ids, logp.gather(1, ids[:, None])[:, 0]
-
+    """A raw config whose policy calls a lot, by luck."""
     monkeypatch.setattr(engine_module, "draw", often)
 
-    @register("test-echo", version="1", reads_page=True)
+    @register("e", version="1", reads_page=True)
     def echo(arguments: str, page: Page) -> str:
         return page.text[-20:]
 
     def raw(run_dir: Path) -> dict:
         config = tiny_run(model_folders["llama"], corpus, run_dir)
-        config["thought"]["tools"] = {"use": {"test-echo": None}, "result_tokens": 5}
+        config["thought"]["tools"] = {"use": {"e": None}, "result_tokens": 5}
         config["thought"]["thought_tokens"] = 8
         return config
 
     yield raw
-    del REGISTRY["test-echo"]
+    del REGISTRY["e"]
 
 
 def records(folder: Path) -> list[dict]:
@@ -398,10 +406,72 @@ def test_a_run_with_tools_resumes_bit_for_bit(
     rows = read_json_lines(tmp_path / "whole" / "rollouts" / "step_00000001.jsonl")
     called = [row for row in rows if row.get("calls")]
     assert called
+    made = [call for row in called for call in row["calls"]]
+    assert {call["failure"] for call in made} >= {""}
+    assert any(call["name"] == "e" and len(call["result"]) == 20 for call in made)
     for row in called:
         assert len(row["given"]) == len(row["thought_ids"]) - 1 - (not row["closed"])
         assert row["num_tokens"] + sum(row["given"]) == len(row["thought_ids"]) - 2
         assert sum(row["given"]) >= 2
+
+
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from rntp import Trainer
+from rntp.config import Config
+from rntp.rollout import engine
+from rntp.tools import register
+from test_calling import often
+
+engine.draw = often
+folder, killed = Path(sys.argv[1]), Path(sys.argv[2])
+count = 0
+
+@register("e", version="1", reads_page=True)
+def echo(arguments, page):
+    global count
+    count += 1
+    if count == 7 and not killed.exists():
+        killed.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return page.text[-20:]
+
+Trainer(Config.load(folder)).fit()
+print("calls", count)
+"""
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_in_the_middle_of_a_call(
+    tool_run: Callable[[Path], dict], tmp_path: Path
+) -> None:
+    """The run goes on as if nothing had happened, and repeats no call that a thought has read."""
+    path = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
+    counts = []
+    for name, codes in (("whole", [0]), ("killed", [-signal.SIGKILL, 0])):
+        raw = tool_run(tmp_path / name)
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(raw))
+        mark = tmp_path / "mark" if name == "killed" else tmp_path
+        for code in codes:
+            done = subprocess.run(
+                [sys.executable, "-c", PROGRAM, str(tmp_path / f"{name}.yaml"), str(mark)],
+                env={**os.environ, "PYTHONPATH": path},
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == code, done.stderr
+        counts.append(int(done.stdout.split()[-1]))
+    whole, killed = records(tmp_path / "whole"), records(tmp_path / "killed")
+    assert counts[0] > counts[1] > 0
+    for one, other in zip(whole, killed, strict=True):
+        assert {k: v for k, v in one.items() if "memory" not in k} == {
+            k: v for k, v in other.items() if "memory" not in k
+        }
+    for step in (1, 2, 3, 4):
+        name = f"rollouts/step_{step:08d}.jsonl"
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
 
 
 def test_tools_that_are_not_there_end_the_run_at_start(
@@ -409,7 +479,9 @@ def test_tools_that_are_not_there_end_the_run_at_start(
 ) -> None:
     raw = tool_run(tmp_path / "run")
     raw["thought"]["tools"]["use"] = {"serach": None}
-    with pytest.raises(ConfigError, match="there is no tool 'serach'; there are: python, search"):
+    with pytest.raises(
+        ConfigError, match="there is no tool 'serach'; there are: e, python, search"
+    ):
         Trainer(Config.parse(raw))
     raw["thought"]["tools"]["use"] = {"python": {"second": 3}}
     with pytest.raises(ConfigError, match="python cannot be opened with"):
