@@ -16,6 +16,7 @@ from rntp.evaluation.perplexity import read_plainly
 from rntp.evaluation.resampling import interval
 from rntp.evaluation.third import third_losses
 from rntp.evaluation.thoughts import describe_thoughts
+from rntp.evaluation.tool_use import tool_use
 from rntp.evaluation.value import bits_per_byte, bounds_by_thoughts, net_gain
 from rntp.model import LanguageModel
 from rntp.placement.placer import placer
@@ -146,6 +147,7 @@ def _tables(
     positions, documents_P = positions_of(pages)
     entropy_P, entropy_of = _entropy(pages, before)
     return {
+        **tool_use(pages, seed),
         "controls": controls_table(pages, seed),
         "classes": class_table(pages, seed),
         "deciles": deciles(bins, no_think, think, documents, seed),

@@ -10,6 +10,7 @@ import numpy as np
 
 from rntp.config import Config
 from rntp.evaluation.next_token import predictions
+from rntp.evaluation.tool_use import calls_of
 from rntp.model import LanguageModel
 from rntp.model.microbatches import microbatches
 from rntp.model.token_bytes import ByteCounter
@@ -54,7 +55,7 @@ def score_pages(
         first_empty, first_think = predictions(model, hidden, tree)
         number = 0
         for rollout in piece:
-            page = _page(model, rollout)
+            page = _page(model, rollout, horizon)
             for k, at in enumerate(page["positions"]):
                 start = at["position"]
                 at["logp_empty"] = empty[number]
@@ -99,7 +100,7 @@ def positions_of(pages: Sequence[Page]) -> tuple[list[dict[str, Any]], np.ndarra
     return [at for _, at in places], np.array([number for number, _ in places])
 
 
-def _page(model: LanguageModel, rollout: Rollout) -> Page:
+def _page(model: LanguageModel, rollout: Rollout, horizon: int) -> Page:
     labels = rollout.context.labels
     positions = []
     for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
@@ -108,6 +109,7 @@ def _page(model: LanguageModel, rollout: Rollout) -> Page:
                 "text": decode(model.tokenizer, t.content),
                 "closed": t.closed,
                 "num_tokens": t.num_tokens,
+                **calls_of(t, model, rollout.context, position, horizon),
             }
             for t in group
         ]

@@ -78,19 +78,28 @@ class ToolCalls:
 
     def _page(self, context: Context, position: int) -> tuple[Page, Withheld]:
         """What a tool may know of the bare page, and what is withheld from the thought."""
-        ids, at = bare_ids(context), position - context.inserted
-        before = self._text(ids[:at])
-        page = Page(context.document_id, at, before, tuple(ids[:at].tolist()))
-        withheld = Withheld(
-            context.document_id,
-            page=self._text(ids),
-            before=before,
-            continuation=self._text(ids[at : at + self.horizon]),
-        )
-        return page, withheld
+        withheld = withheld_at(self.model, context, position, self.horizon)
+        at = position - context.inserted
+        ids = bare_ids(context)[:at].tolist()
+        return Page(context.document_id, at, withheld.before, tuple(ids)), withheld
 
     def _text(self, ids: Tensor) -> str:
         return decode(self.model.tokenizer, ids)
+
+
+def withheld_at(model: LanguageModel, context: Context, position: int, horizon: int) -> Withheld:
+    """What a thought must not be shown that is judged by so many tokens behind its position."""
+    ids, at = bare_ids(context), position - context.inserted
+
+    def text(part: Tensor) -> str:
+        return decode(model.tokenizer, part)
+
+    return Withheld(
+        context.document_id,
+        page=text(ids),
+        before=text(ids[:at]),
+        continuation=text(ids[at : at + horizon]),
+    )
 
 
 def bare_ids(context: Context) -> Tensor:

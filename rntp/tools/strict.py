@@ -78,6 +78,15 @@ def gives_away(text: str, withheld: Withheld, n: int) -> bool:
     return bool(np.isin(runs, ngram_hashes(hashes(words(text)), n)).any())
 
 
+def longest_shared(text: str, withheld: Withheld, most: int = 32) -> int:
+    """Count the words in a row that a text shares with the page's, one of the continuation's among
+    them, at most `most`: what `gives_away` would have to be asked to notice."""
+    found = 0
+    while found < most and gives_away(text, withheld, found + 1):
+        found += 1
+    return found
+
+
 def overlap(page: str, document: str) -> float:
     """Share of the word 5-grams of the one that the other has, whichever share is larger."""
     one, other = shingles(page, SHINGLE), shingles(document, SHINGLE)

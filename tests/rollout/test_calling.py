@@ -1,6 +1,7 @@
 """Thoughts that call tools: what is drawn, what is given, and that nothing else can tell them from
 thoughts whose tokens were all drawn."""
 
+import json
 import os
 import signal
 import subprocess
@@ -403,6 +404,12 @@ def test_a_run_with_tools_resumes_bit_for_bit(
         assert {k: v for k, v in one.items() if "memory" not in k} == {
             k: v for k, v in other.items() if "memory" not in k
         }
+    evaluated = [
+        json.loads((tmp_path / name / "eval" / "step_00000004.json").read_text())
+        for name in ("whole", "parts")
+    ]
+    assert evaluated[0]["tools"] == evaluated[1]["tools"]
+    assert evaluated[0]["tools"]["calls_per_thought"] > 0
     rows = read_json_lines(tmp_path / "whole" / "rollouts" / "step_00000001.jsonl")
     called = [row for row in rows if row.get("calls")]
     assert called
