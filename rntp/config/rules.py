@@ -57,6 +57,8 @@ def _in_group(config: Config) -> bool:
     return config.objective.advantage in ("group_mean", "leave_one_out")
 
 
+_OF_RESULTS = ("other_results", "no_results")
+
 RULES = (
     Rule(
         ("data.context_tokens", "placement.positions_per_doc", "evaluation.positions_per_doc"),
@@ -185,6 +187,12 @@ RULES = (
         lambda c: bool(c.thought.tools.use)
         and len({*c.thought.tools.markers, c.model.think_open, c.model.think_close, ""}) < 7,
         "thought.tools.markers and the think markers must all differ, and none may be empty",
+    ),
+    Rule(
+        ("evaluation.controls", "thought.tools"),
+        lambda c: not c.thought.tools.use and bool({*c.evaluation.controls} & {*_OF_RESULTS}),
+        "evaluation.controls other_results and no_results change what tools gave, and "
+        "thought.tools names no tool; take them away, or name one",
     ),
     Rule(
         ("thought.tools", "thought.source"),

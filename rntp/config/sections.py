@@ -402,7 +402,10 @@ class Evaluation(Section):
     """Where to think in evaluation: a placement policy; see `rntp.placement`."""
     positions_per_doc: NonNegative = 0
     """Positions in one held-out context; 0 is as many as in training."""
-    controls: tuple[Literal["shuffled", "pause", "truncated", "empty", "oracle"], ...] = ()
+    controls: tuple[
+        Literal["shuffled", "pause", "truncated", "empty", "oracle", "other_results", "no_results"],
+        ...,
+    ] = ()
     """Thoughts put in place of the sampled ones, each with its own gain; see
     `rntp.evaluation.controls`."""
     decile_model: str = ""

@@ -17,6 +17,9 @@ from rntp.tools.page import Outcome
 
 _TABLE = "CREATE TABLE IF NOT EXISTS calls (key BLOB PRIMARY KEY, outcome TEXT) WITHOUT ROWID"
 
+# Outcomes that are held beside those on the disk.
+_MOST_IN_MEMORY = 10_000
+
 
 def key_of(*facts: object) -> bytes:
     """Hash what decides about an outcome: 20 bytes."""
@@ -55,6 +58,8 @@ class Cache:
 
     def put(self, outcomes: Mapping[bytes, Outcome]) -> None:
         """Store outcomes, all or none of them; they are on the disk when this returns."""
+        if self._own is not None and len(self._memory) > _MOST_IN_MEMORY:
+            self._memory.clear()
         self._memory |= outcomes
         if self._own is None or not outcomes:
             return
@@ -67,11 +72,6 @@ class Cache:
                 f"outcomes of tools cannot be stored ({error}); free space in the run folder, or "
                 "check that it can be written, and start the same command again"
             ) from error
-
-    def forget(self) -> None:
-        """Drop what is held in memory and stands on the disk."""
-        if self._own is not None:
-            self._memory.clear()
 
     def close(self) -> None:
         """Close the files."""

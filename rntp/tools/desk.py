@@ -74,7 +74,6 @@ class Desk:
         self._open: dict[bytes, Ask] = {}
         self._news = threading.Condition()
         self._left_behind = 0
-        self.counts: Counter[str] = Counter()
         for _ in range(workers):
             self._start_worker()
         self._workers = workers
@@ -115,15 +114,6 @@ class Desk:
         with self._news:
             if not any(asked.came for asked in self._open.values()):
                 self._news.wait(_TICK_S)
-
-    def count(self, outcomes: Iterable[Outcome]) -> None:
-        """Count calls, failures by kind and quotes withheld by reason; each time they are read."""
-        for outcome in outcomes:
-            self.counts[f"calls/{outcome.tool or 'unknown'}"] += 1
-            if outcome.failure:
-                self.counts[f"failures/{outcome.failure}"] += 1
-            for reason, number in outcome.withheld.items():
-                self.counts[f"withheld/{reason}"] += number
 
     def close(self) -> None:
         """End threads and tools. Calls that still run are dropped."""

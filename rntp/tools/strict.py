@@ -15,7 +15,6 @@ from rntp.tools.words import hashes, ngram_hashes, shared, shingles, spans, word
 if TYPE_CHECKING:
     from rntp.tools.page import Quote
 
-REASONS = ("same_page", "near_duplicate", "continuation")
 # Of near-duplicates: the length that MinHash filters of web corpora take (2406.17557).
 SHINGLE = 5
 # Words before the position that are looked at: an n-gram may begin there and end behind it.
@@ -36,9 +35,9 @@ class Withheld:
     continuation: str
 
     @property
-    def identity(self) -> tuple[str, str, str]:
+    def identity(self) -> tuple[str, str, str, str]:
         """What a refusal depends on, for a cache's key."""
-        return self.document_id, self.page, self.continuation
+        return self.document_id, self.page, self.before, self.continuation
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class Strict:
     near: float = 0.3
 
     def refuses(self, quote: "Quote", withheld: Withheld) -> str:
-        """Say why a quote is not given, one of REASONS; "" where it is."""
+        """Say why a quote is not given (`same_page`, `continuation`, `near_duplicate`), or ""."""
         if quote.document_id == withheld.document_id:
             return "same_page"
         if self.ngram and gives_away(quote.text, withheld, self.ngram):

@@ -158,6 +158,7 @@ BREAKS = [
     ["placement.band={surprise: [2, 2]}"],
     ["baseline.use=group_member", "objective.advantage=none"],
     ["thought.tools={use: {python: null}, markers: [a, b, c, <think>]}"],
+    ["evaluation.controls=[no_results]"],
     [
         "thought.tools={use: {python: null}}",
         "thought.source=pause",
@@ -463,7 +464,11 @@ def test_a_choice_carries_its_parameters() -> None:
     assert (algorithm, algorithm.get("clip_low"), algorithm.get("clip_high")) == ("cispo", 0.2, 3)
     assert (config.reference_weights, config.ema_decay) == ("ema", 0.9)
     assert config.reward.weights == {"log_ratio": 1.0, "net_gain": 0.5}
-    assert config.reward.parameters("net_gain") == {"token_cost": 0.2, "token_cost_after": 0}
+    assert config.reward.parameters("net_gain") == {
+        "token_cost": 0.2,
+        "token_cost_after": 0,
+        "call_cost": 0.0,
+    }
     assert config.reward.parameters("length_triangle")["length_budget"] == 6
     assert config.reward.names == ("log_ratio", "net_gain", "length_triangle", "logprob")
     assert (config.data.num_workers, config.data.worker_kind) == (2, "process")

@@ -22,6 +22,7 @@ from torch import Tensor
 from rntp import Trainer
 from rntp.config import Config
 from rntp.errors import ConfigError
+from rntp.evaluation.controls import CONTROLS
 from rntp.model import LanguageModel, load_model
 from rntp.model.thought_tree import thought_branch
 from rntp.model.tokenizer import encode
@@ -271,6 +272,34 @@ def test_sampler_tree_and_one_sequence_agree(
         torch.testing.assert_close(one, two, atol=1e-10, rtol=1e-10)
 
 
+def test_controls_change_what_was_given_and_nothing_else(model_folders: dict[str, Path]) -> None:
+    model = load(model_folders["llama"])
+    opening, closing, result, end = model.tool_ids
+
+    def script(say: str) -> list[int]:
+        return [opening, *words(model, f"shout {say}"), closing, 5, model.think_close_id]
+
+    scripts: Script = {(0, 3, 0): script("a"), (1, 3, 0): script("dog"), (1, 9, 0): [5]}
+    with called(model) as tools:
+        rollouts = engine(model, tools, thoughts=1, draw=scripted(scripts), budget=30).sample(
+            [context(0), context(1)], lambda c, n: (3, 9)
+        )
+    first, second = (r.thoughts[0][0] for r in rollouts)
+    swapped = CONTROLS["other_results"](rollouts, model.tokenizer)
+    assert [r.positions for r in swapped] == [(3,), (3,)]  # nothing was called at 9
+    one, other = (r.thoughts[0][0] for r in swapped)
+    for changed, own, donor in ((one, first, second), (other, second, first)):
+        assert changed.drawn(changed.sampled_ids).tolist() == own.drawn(own.sampled_ids).tolist()
+        assert changed.sampled_ids[changed.given].tolist() == (
+            donor.sampled_ids[donor.given].tolist()
+        )
+        assert changed.num_tokens == own.num_tokens
+    bare = CONTROLS["no_results"](rollouts, model.tokenizer)[1].thoughts[0][0]
+    assert bare.sampled_ids[bare.given].tolist() == [result, end]
+    assert bare.sampled_ids.tolist()[-2:] == [5, model.think_close_id]
+    assert CONTROLS["other_results"](rollouts[:1], model.tokenizer) == []
+
+
 def same(one: list[Thought], other: list[Thought]) -> bool:
     return len(one) == len(other) and all(
         torch.equal(a.sampled_ids, b.sampled_ids)
@@ -377,6 +406,7 @@ def tool_run(
         config = tiny_run(model_folders["llama"], corpus, run_dir)
         config["thought"]["tools"] = {"use": {"e": None}, "result_tokens": 5}
         config["thought"]["thought_tokens"] = 8
+        config["evaluation"]["controls"] = ["other_results", "no_results", "shuffled"]
         return config
 
     yield raw
@@ -409,6 +439,7 @@ def test_a_run_with_tools_resumes_bit_for_bit(
         for name in ("whole", "parts")
     ]
     assert evaluated[0]["tools"] == evaluated[1]["tools"]
+    assert evaluated[0]["controls"] == evaluated[1]["controls"]
     assert evaluated[0]["tools"]["calls_per_thought"] > 0
     rows = read_json_lines(tmp_path / "whole" / "rollouts" / "step_00000001.jsonl")
     called = [row for row in rows if row.get("calls")]
@@ -479,6 +510,20 @@ def test_kill_minus_nine_in_the_middle_of_a_call(
     for step in (1, 2, 3, 4):
         name = f"rollouts/step_{step:08d}.jsonl"
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+def test_a_run_in_which_nobody_calls_has_nothing_to_say_of_calls(
+    tool_run: Callable[[Path], dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "draw", draw)
+    raw = tool_run(tmp_path / "run")
+    raw["run"]["steps"] = 1
+    Trainer(Config.parse(raw)).fit()
+    (row,) = records(tmp_path / "run")
+    assert (row["tools/calls"], row["tokens/given"]) == (0, 0)
+    found = json.loads((tmp_path / "run" / "eval" / "step_00000001.json").read_text())
+    assert "tools" not in found
+    assert set(found["controls"]) == {"shuffled"}
 
 
 def test_tools_that_are_not_there_end_the_run_at_start(

@@ -94,7 +94,7 @@ class Monty:
         )
 
     def _wall(self, pid: int | None) -> None:
-        """Give a worker the kernel's limits, once: it starts no process and fills no memory."""
+        """Give a worker the kernel's limits, once: whatever it does, it fills no memory."""
         if pid is None or pid in self._walled:
             return
         space = (_WORKER_MB + 2 * self._limits.memory_mb) << 20
