@@ -27,6 +27,7 @@ from rntp.objective.passes import Passes
 from rntp.placement.placer import training_placer
 from rntp.rollout import no_check
 from rntp.rollout.interleaved import open_training_engine
+from rntp.rollout.tool_calls import serving
 from rntp.run import folder as run_folder
 from rntp.run.log import open_log
 from rntp.runtime import faults
@@ -246,6 +247,7 @@ class Trainer:
         folder = ranks.decide(lambda: open_.enter_context(run_folder.claim(config)), "start")
         self.log = open_log(folder, config, ranks.rank, ranks.size, self.console)
         open_.enter_context(self.log)
+        open_.enter_context(serving(self.engine, self.model, config, folder / "tools", ranks.rank))
         watchdog = Watchdog(folder, config.run.hang_timeout_s, ranks.rank)
         open_.enter_context(watchdog)
         ranks.waiting = watchdog.waiting

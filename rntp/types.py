@@ -86,14 +86,36 @@ def _no_ids() -> Tensor:
     return torch.zeros(0, dtype=torch.int64)
 
 
+def _no_tokens() -> Tensor:
+    return torch.zeros(0, dtype=torch.bool)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that a thought made, and what it read; see `rntp.tools`.
+
+    failure: its kind, "" where there was none. withheld: passages that were passed over, by reason.
+    """
+
+    name: str
+    arguments: str
+    result: str
+    failure: str = ""
+    withheld: Mapping[str, int] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Thought:
     """One sampled thought: `<think> sampled… [</think>]`, and the answer after it, if any.
 
-    sampled_ids: int64 [n], the tokens the sampler drew, 1 <= n <= thought_tokens. A thought that
-    closed itself ends with the close marker; otherwise the marker was appended by force (`closed`
-    is false), was not drawn, and carries no policy gradient.
-    sampled_logprobs: float32 [n], log-probabilities in nats under the sampler, at its temperature.
+    sampled_ids: int64 [n], the tokens of the thought, of which the sampler drew at least 1 and at
+    most thought_tokens; what tools gave stands among them. A thought that closed itself ends with
+    the close marker; otherwise the marker was appended by force (`closed` is false), was not drawn,
+    and carries no policy gradient.
+    sampled_logprobs: float32 [n], log-probabilities in nats under the sampler, at its temperature;
+    0 for what was not drawn.
+    given: bool [n], which of them tools gave: context, and no policy's doing. Empty where none did.
+    calls: in order.
     answer_ids: int64 [a], what the sampler drew after the close marker, a <= answer_tokens. An
     answer that ended itself ends with the tokenizer's EOS (`answer_ended`), which was drawn, too.
     answer_logprobs: float32 [a], as above.
@@ -105,21 +127,37 @@ class Thought:
     answer_ids: Tensor = field(default_factory=_no_ids)
     answer_logprobs: Tensor = field(default_factory=lambda: torch.zeros(0))
     answer_ended: bool = False
+    given: Tensor = field(default_factory=_no_tokens)
+    calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def content(self) -> Tensor:
+        """int64: all that stands between the markers."""
+        return self.sampled_ids[: self.sampled_ids.shape[0] - int(self.closed)]
+
+    @property
+    def num_given(self) -> int:
+        """Tokens between the markers that tools gave."""
+        return int(self.given.sum())
 
     @property
     def num_tokens(self) -> int:
-        """Tokens between the markers."""
-        return self.sampled_ids.shape[0] - int(self.closed)
+        """Tokens between the markers that were drawn: the length of the thought."""
+        return self.sampled_ids.shape[0] - int(self.closed) - self.num_given
 
     @property
     def num_drawn(self) -> int:
         """Tokens of thought and answer that the sampler drew: those with a policy gradient."""
-        return self.sampled_ids.shape[0] + self.answer_ids.shape[0]
+        return self.sampled_ids.shape[0] - self.num_given + self.answer_ids.shape[0]
 
     @property
     def drawn_logprobs(self) -> Tensor:
         """float32 [num_drawn], of the thought and then of the answer."""
-        return torch.cat([self.sampled_logprobs, self.answer_logprobs])
+        return torch.cat([self.drawn(self.sampled_logprobs), self.answer_logprobs])
+
+    def drawn(self, of_thought: Tensor) -> Tensor:
+        """Pick what belongs to drawn tokens: [n], as long as sampled_ids -> [n - num_given]."""
+        return of_thought[~self.given] if len(self.given) else of_thought
 
     @property
     def answer(self) -> Tensor:
@@ -203,7 +241,8 @@ class RewardInputs:
     closed_PG: bool, the model closed the thought. continuation_ids_PH: the held-out tokens.
     thought_ids: for each of P positions a list of G id tensors, markers left out. noise_PG: float64
     uniform draws in [0, 1), a function of the run seed and the thought's indices. discount: γ in
-    (0, 1]. token_cost_P: nats that a thought token costs by now. length_budget_P: tokens that a
+    (0, 1]. token_cost_P: nats that a thought token costs by now. num_calls_PG: calls of tools, and
+    call_cost: nats that each costs. length_budget_P: tokens that a
     thought should have by now.
     answer_ids: as thought_ids, what the policy wrote after the thought, without the end token.
     true_ids: [P] id tensors, the true text from the position to the end of the context.
@@ -224,6 +263,8 @@ class RewardInputs:
     noise_PG: Tensor
     discount: float
     token_cost_P: Tensor = field(default_factory=lambda: torch.zeros(1))
+    num_calls_PG: Tensor = field(default_factory=lambda: torch.zeros(1))
+    call_cost: float = 0.0
     length_budget_P: Tensor = field(default_factory=lambda: torch.ones(1))
     answer_ids: list[list[Tensor]] = field(default_factory=list)
     true_ids: list[Tensor] = field(default_factory=list)

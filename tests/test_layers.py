@@ -18,7 +18,7 @@ FLOORS = (
     ("runtime",),
     ("model",),
     ("data",),
-    ("placement", "rewards"),
+    ("placement", "rewards", "tools"),
     ("rollout",),
     ("objective",),
     ("run",),

@@ -34,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             command.add_argument("--plot", type=Path, metavar="FILE", help="picture of the lengths")
         command.set_defaults(run=run)
 
+    index = data_commands.add_parser("index", help="an index of corpora, for the tool `search`")
+    index.add_argument("corpora", type=Path, nargs="+", metavar="CORPUS")
+    index.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new one, or grown")
+    index.add_argument("--piece-tokens", type=int, default=64, metavar="N", help="(default 64)")
+    index.add_argument("--json", action="store_true")
+    index.set_defaults(run=_data_index)
+
     simulate = data_commands.add_parser(
         "simulate", help="which contexts which rank would read, without the model"
     )
@@ -116,6 +123,33 @@ def _data_stats(arguments: argparse.Namespace) -> None:
         print(json.dumps({**facts, "lengths": lengths}, indent=2))
     else:
         print(f"{facts_table(facts)}\n{histogram.as_text(lengths)}")
+
+
+def _data_index(arguments: argparse.Namespace) -> None:
+    from rntp.data import Manifest
+    from rntp.data.live import refuse_live
+    from rntp.model.tokenizer import load_tokenizer
+    from rntp.runtime.progress import Bars
+    from rntp.show import facts_table
+    from rntp.tools.index.build import build, by_tokens
+
+    size, facts = arguments.piece_tokens, None
+    for folder in arguments.corpora:
+        refuse_live(folder, "rntp data index")
+        manifest = Manifest.load(folder)
+        cut = by_tokens(load_tokenizer(manifest.tokenizer_spec), size)
+        with Bars() as bars:
+            facts = build(manifest, arguments.out, cut, piece_tokens=size, progress=bars)
+    assert facts is not None
+    found: dict[str, Any] = {
+        "digest": facts.digest,
+        "tokenizer": facts.tokenizer,
+        "tokens of a piece": facts.piece_tokens,
+        "documents": facts.extent.documents,
+        "pieces": facts.extent.pieces,
+        "bytes of text": facts.extent.text_bytes,
+    }
+    print(json.dumps(found, indent=2) if arguments.json else facts_table(found))
 
 
 def _data_simulate(arguments: argparse.Namespace) -> None:

@@ -125,6 +125,7 @@ SCHEMES: dict[str, dict[str, Parameter]] = {
             "steps without the price: asked from the start, it ends thinking before any thought "
             "has paid",
         ),
+        "call_cost": Parameter(Weight, 0.0, (), "what a call of a tool costs, nats"),
     },
     "length_triangle": {
         "length_budget": Parameter(

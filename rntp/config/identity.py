@@ -55,6 +55,13 @@ def _leave_out_unread(facts: dict[str, Any], config: Config) -> None:
     """Take away, in place, what nothing reads as the other fields are set."""
     if config.reading.window is None:
         del facts["reading"]
+    if not config.thought.tools.use:
+        del facts["thought"]["tools"]
+    else:
+        del facts["thought"]["tools"]["workers"]
+    net_gain = facts["reward"]["scheme"].get("net_gain", {})
+    if net_gain.get("call_cost") == 0:
+        del net_gain["call_cost"]
     objective = facts["objective"]
     if config.objective.router_weight == 0:
         del objective["router_weight"]

@@ -62,6 +62,8 @@ def _is_piece(control: str) -> bool:
     return control.endswith(("_tokens", "_piece"))
 
 
+_OF_RESULTS = ("other_results", "no_results")
+
 RULES = (
     Rule(
         ("data.context_tokens", "placement.positions_per_doc", "evaluation.positions_per_doc"),
@@ -185,6 +187,23 @@ RULES = (
         lambda c: c.baseline.use == "group_member" and c.objective.advantage == "none",
         "baseline.use: group_member joins a mean, and objective.advantage: none takes none; set "
         "baseline.use to subtract, or objective.advantage to another",
+    ),
+    Rule(
+        ("thought.tools", "model.think_open", "model.think_close"),
+        lambda c: bool(c.thought.tools.use)
+        and len({*c.thought.tools.markers, c.model.think_open, c.model.think_close, ""}) < 7,
+        "thought.tools.markers and the think markers must all differ, and none may be empty",
+    ),
+    Rule(
+        ("evaluation.controls", "thought.tools"),
+        lambda c: not c.thought.tools.use and bool({*c.evaluation.controls} & {*_OF_RESULTS}),
+        "evaluation.controls other_results and no_results change what tools gave, and "
+        "thought.tools names no tool; take them away, or name one",
+    ),
+    Rule(
+        ("thought.tools", "thought.source"),
+        lambda c: bool(c.thought.tools.use) and c.thought.source == "pause",
+        "thought.source pause samples nothing, so that nothing calls thought.tools; take them away",
     ),
     Rule(
         ("model.think_open", "model.think_close"),

@@ -79,16 +79,22 @@ class Config(Section):
         of a continuation and of an answer predict nothing. With a reading window the thought is
         there twice: as it was drawn, without its last marker, and as it is read."""
         if self.reading.window is not None:
-            return self.learning_branch_tokens + self.thought.thought_tokens + 2 + self.bare_tokens
+            return self.learning_branch_tokens + self.memory_tokens + 2 + self.bare_tokens
         ends = self.reward.horizon - 1 + max(self.thought.answer_tokens - 1, 0)
-        return self.thought.thought_tokens + 2 + ends
+        return self.memory_tokens + 2 + ends
 
     @property
     def learning_branch_tokens(self) -> int:
         """Those of them that have gradients where the loss has no term on continuations."""
         if self.thought.answer_tokens:
             return self.branch_tokens - (self.reward.horizon - 1)
-        return self.thought.thought_tokens
+        return self.memory_tokens
+
+    @property
+    def memory_tokens(self) -> int:
+        """Most tokens between the markers of a thought: those that are drawn and those that tools
+        give."""
+        return self.thought.thought_tokens + self.thought.tools.most_given
 
     @property
     def bare_tokens(self) -> int:
@@ -125,7 +131,8 @@ class Config(Section):
     def longest_context(self) -> int:
         """Most tokens of a context, with the thoughts that stand in it if they are interleaved."""
         earlier = self.placement.positions_per_doc - 1 if self.placement.interleaved else 0
-        return self.data.context_tokens + earlier * (self.thought.thought_tokens + 2)
+        longest = self.memory_tokens + 2
+        return self.data.context_tokens + earlier * longest
 
     @property
     def budget_tokens(self) -> int:
@@ -137,7 +144,8 @@ class Config(Section):
         """Longest sequence that the model ever sees, in positions."""
         # A position leaves room for the continuation in the context, not for a longer answer.
         beyond = max(0, self.thought.answer_tokens - self.reward.horizon)
-        return self.longest_context + self.thought.thought_tokens + 2 + beyond
+        longest = self.memory_tokens + 2
+        return self.longest_context + longest + beyond
 
     @property
     def min_document_tokens(self) -> int:

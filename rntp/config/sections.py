@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -173,6 +173,27 @@ class Reading(Section):
     the thought is all that is left. null: the whole context is read."""
 
 
+class Tools(Section):
+    use: dict[str, dict[str, Any] | None] = {}
+    """Tools that a thought may call, by name, with their settings or null; `{}` is none. See
+    `rntp.tools`: `{search: {index: build/index}, python: null}`."""
+    calls: Positive = 2
+    """Calls of one thought; further ones get no result."""
+    result_tokens: Annotated[int, Field(ge=1, lt=65536)] = 64
+    """Tokens of a result; what comes behind is cut. They come on top of thought_tokens."""
+    seconds: Annotated[float, Field(gt=0)] = 5.0
+    """A call may take so long; then the thought reads that it was out of time."""
+    workers: Positive = 2
+    """Calls that run at a time, on each rank."""
+    markers: tuple[str, str, str, str] = ("<tool>", "</tool>", "<result>", "</result>")
+    """Around a call and around its result; each becomes a single token."""
+
+    @property
+    def most_given(self) -> int:
+        """Most tokens that tools add to a thought, markers of results included."""
+        return self.calls * (self.result_tokens + 2) if self.use else 0
+
+
 class Thought(Section):
     thoughts_per_position: NonNegative
     """Thoughts in one group (G). A group of one has no group advantage; 0 trains without thinking,
@@ -187,6 +208,8 @@ class Thought(Section):
     answer_tokens: Annotated[int, Field(ge=0, lt=65536)] = 0
     """Tokens that the policy itself writes after a thought at most, for the schemes that grade an
     answer (A); it ends earlier at the tokenizer's end token. 0 writes none."""
+    tools: Tools = Tools()
+    """What thoughts may call; see the page on tools of the documentation."""
 
 
 def scheme_label(scheme: str | Mapping[str, float | Mapping[str, float]]) -> str:
@@ -380,6 +403,8 @@ Control = Literal[
     "last_piece",
     "random_piece",
     "bm25_piece",
+    "other_results",
+    "no_results",
 ]
 
 

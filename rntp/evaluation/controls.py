@@ -7,6 +7,7 @@ and `empty`; computation as such would keep it under `pause`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -90,7 +91,93 @@ def oracle(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) -> l
     return found
 
 
-CONTROLS: dict[str, Control] = {f.__name__: f for f in (shuffled, pause, truncated, empty, oracle)}
+def other_results(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) -> list[Rollout]:
+    """Results of tools that another document's thoughts were given, in place of one's own. Only
+    where a thought was given any, and another document has some."""
+    of = [[r for t in _thoughts(rollout) for r in _results(t)] for rollout in rollouts]
+
+    def changed(number: int, thought: Thought) -> Thought | None:
+        others = [r for of_one in (*of[number + 1 :], *of[:number]) for r in of_one]
+        own = len(_results(thought))
+        if not own or not others:
+            return None
+        return _with_results(thought, [others[i % len(others)] for i in range(own)])
+
+    return _where_given(rollouts, changed)
+
+
+def no_results(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) -> list[Rollout]:
+    """The same calls with nothing between the markers of their results. Only where there are any:
+    what asking is worth without the answer."""
+
+    def changed(number: int, thought: Thought) -> Thought | None:
+        found = _results(thought)
+        return _with_results(thought, [r[[0, -1]] for r in found]) if found else None
+
+    return _where_given(rollouts, changed)
+
+
+CONTROLS: dict[str, Control] = {
+    f.__name__: f for f in (shuffled, pause, truncated, empty, oracle, other_results, no_results)
+}
+
+
+def _thoughts(rollout: Rollout) -> list[Thought]:
+    return [t for group in rollout.thoughts for t in group]
+
+
+def _results(thought: Thought) -> list[Tensor]:
+    """What tools gave, a result a piece, markers included: int64 [n] each."""
+    return [
+        thought.sampled_ids[begin:end]
+        for begin, end, given in _runs(thought.given.tolist())
+        if given
+    ]
+
+
+def _runs(given: list[bool]) -> list[tuple[int, int, bool]]:
+    """(begin, end, which) of the runs of equal values."""
+    edges = [i for i in range(1, len(given)) if given[i] != given[i - 1]]
+    ends = [0, *edges, len(given)] if given else []
+    return [(begin, end, given[begin]) for begin, end in pairwise(ends)]
+
+
+def _with_results(thought: Thought, results: list[Tensor]) -> Thought:
+    """The same drawn tokens, with these in place of what tools gave."""
+    following = iter(results)
+    ids, given = [], []
+    for begin, end, is_given in _runs(thought.given.tolist()):
+        ids.append(next(following) if is_given else thought.sampled_ids[begin:end])
+        given.append(torch.full((len(ids[-1]),), is_given))
+    together = torch.cat(ids)
+    return replace(
+        thought,
+        sampled_ids=together,
+        sampled_logprobs=torch.zeros(len(together)),
+        given=torch.cat(given),
+    )
+
+
+def _where_given(
+    rollouts: Sequence[Rollout], change: Callable[[int, Thought], Thought | None]
+) -> list[Rollout]:
+    """Rollouts with their thoughts changed, and of these only positions all of whose thoughts
+    were."""
+    found = []
+    for number, rollout in enumerate(rollouts):
+        groups = [[change(number, t) for t in group] for group in rollout.thoughts]
+        places = [k for k, group in enumerate(groups) if None not in group]
+        if places:
+            found.append(
+                replace(
+                    rollout,
+                    positions=tuple(rollout.positions[k] for k in places),
+                    thoughts=tuple(tuple(t for t in groups[k] if t is not None) for k in places),
+                    entropy=rollout.entropy[places],
+                    nll=rollout.nll[places],
+                )
+            )
+    return found
 
 
 def _class(rollout: Rollout, place: int) -> str:
@@ -105,7 +192,7 @@ def _forced(ids: Tensor) -> Thought:
 
 def _each(rollouts: Sequence[Rollout], change: Callable[[Tensor], Tensor]) -> list[Rollout]:
     def changed(thought: Thought) -> Thought:
-        return _forced(change(thought.sampled_ids[: thought.num_tokens]))
+        return _forced(change(thought.content))
 
     return [
         replace(r, thoughts=tuple(tuple(map(changed, group)) for group in r.thoughts))

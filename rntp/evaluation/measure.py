@@ -18,11 +18,13 @@ from rntp.evaluation.pieces import rule_controls
 from rntp.evaluation.resampling import interval
 from rntp.evaluation.third import third_losses
 from rntp.evaluation.thoughts import describe_thoughts
+from rntp.evaluation.tool_use import tool_use
 from rntp.evaluation.value import bits_per_byte, bounds_by_thoughts, net_gain
 from rntp.model import LanguageModel
 from rntp.placement.placer import placer
 from rntp.rollout import Check, no_check
 from rntp.rollout.engine import open_engine
+from rntp.rollout.tool_calls import serving
 from rntp.runtime.ranks import SINGLE_RANK, Ranks
 from rntp.types import Context, Rollout
 
@@ -73,9 +75,10 @@ def evaluate(
     def sample() -> list[Rollout]:
         mine = ranks.share(contexts)
         found: list[Rollout] = []
-        for first in range(0, len(mine), engine.docs_per_batch):
-            progress("evaluate", first, len(mine))
-            found += engine.sample(mine[first : first + engine.docs_per_batch], place, check)
+        with serving(engine, model, config):
+            for first in range(0, len(mine), engine.docs_per_batch):
+                progress("evaluate", first, len(mine))
+                found += engine.sample(mine[first : first + engine.docs_per_batch], place, check)
         progress("evaluate", len(mine), len(mine))
         return found
 
@@ -94,7 +97,7 @@ def evaluate(
         )
 
     rollouts = ranks.join(sample, "evaluate")
-    pages = scored(rollouts, longer_by(config.thought.thought_tokens))
+    pages = scored(rollouts, longer_by(config.memory_tokens))
     controls = CONTROLS | rule_controls(config)
     for name in section.controls:
         note_control(name, pages, scored(controls[name](rollouts, model.tokenizer)))
@@ -154,11 +157,12 @@ def _tables(
             pages,
             entropy_P,
             window=config.reading.window,
-            longer=longer_by(config.thought.thought_tokens),
+            longer=longer_by(config.memory_tokens),
             seed=seed,
         )
     return {
         **memory,
+        **tool_use(pages, seed),
         "controls": controls_table(pages, seed),
         "classes": class_table(pages, seed),
         "deciles": deciles(bins, no_think, think, documents, seed),

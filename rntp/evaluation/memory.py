@@ -17,10 +17,10 @@ DISTANCES = 4  # groups of positions by how much they have lost
 ENTROPIES = 10
 
 
-def longer_by(thought_tokens: int) -> int:
+def longer_by(memory_tokens: int) -> int:
     """Count the tokens by which the bar's window is longer: those of the longest memory, with its
     markers."""
-    return thought_tokens + 2
+    return memory_tokens + 2
 
 
 def memory_table(

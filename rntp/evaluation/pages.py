@@ -10,6 +10,7 @@ import numpy as np
 
 from rntp.config import Config
 from rntp.evaluation.next_token import predictions
+from rntp.evaluation.tool_use import calls_of
 from rntp.model import LanguageModel
 from rntp.model.forgetful import bare_logp
 from rntp.model.microbatches import microbatches
@@ -65,7 +66,7 @@ def score_pages(
             behind_more = bare_logp(model, piece, window + longer, horizon).tolist()
         number = 0
         for rollout in piece:
-            page = _page(model, rollout)
+            page = _page(model, rollout, horizon)
             for k, at in enumerate(page["positions"]):
                 start = at["position"]
                 at["logp_empty"] = empty[number]
@@ -114,15 +115,16 @@ def positions_of(pages: Sequence[Page]) -> tuple[list[dict[str, Any]], np.ndarra
     return [at for _, at in places], np.array([number for number, _ in places])
 
 
-def _page(model: LanguageModel, rollout: Rollout) -> Page:
+def _page(model: LanguageModel, rollout: Rollout, horizon: int) -> Page:
     labels = rollout.context.labels
     positions = []
     for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
         thoughts = [
             {
-                "text": decode(model.tokenizer, t.sampled_ids[: t.num_tokens]),
+                "text": decode(model.tokenizer, t.content),
                 "closed": t.closed,
                 "num_tokens": t.num_tokens,
+                **calls_of(t, model, rollout.context, position, horizon),
             }
             for t in group
         ]

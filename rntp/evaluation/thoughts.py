@@ -31,7 +31,7 @@ def describe_thoughts(
     share of thoughts that begin with the most common three tokens, of those that have three.
     """
     thoughts = [t for r in rollouts for group in r.thoughts for t in group]
-    ids = [t.sampled_ids[: t.num_tokens].tolist() for t in thoughts]
+    ids = [t.content.tolist() for t in thoughts]
     lengths = np.array([len(each) for each in ids])
     openings = Counter(tuple(each[:OPENING_TOKENS]) for each in ids if len(each) >= OPENING_TOKENS)
     opening: dict[str, Any] = {"num_tokens": OPENING_TOKENS, "text": None, "share": None}
@@ -85,7 +85,7 @@ def _leak(rollouts: Sequence[Rollout], n: int, horizon: int, seed: int) -> dict[
             place = following.positions[k % len(following.positions)]
             strange = following.context.token_ids[place : place + horizon].tolist()
             for thought in group:
-                said = thought.sampled_ids[: thought.num_tokens].tolist()
+                said = thought.content.tolist()
                 own.append(covered(ids[position : position + horizon], said, n))
                 other.append(covered(strange, said, n))
                 prefix.append(covered(said, ids[:position], n))

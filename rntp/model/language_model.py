@@ -5,6 +5,7 @@ What cannot work is refused at load, with the reason; see `rntp.model.check`.
 """
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -34,7 +35,8 @@ class LanguageModel:
 
     max_span: longest sequence it can see, in positions. shape: what its head does besides the
     product. plain: how it runs one sequence a branch, where it does not run trees; see
-    `rntp.model.unshared`.
+    `rntp.model.unshared`. tool_ids: markers around a call of a tool and around its result, where
+    thoughts may call any.
     """
 
     hf: PreTrainedModel
@@ -45,6 +47,7 @@ class LanguageModel:
     max_span: int
     shape: Head = field(default_factory=Head)
     plain: Plain | None = None
+    tool_ids: tuple[int, ...] = ()
 
     @property
     def shares(self) -> bool:
@@ -141,6 +144,7 @@ def load_model(
     device: str | torch.device = "cpu",
     span: int | None = None,
     sharing: Sharing = "auto",
+    tool_markers: Sequence[str] = (),
 ) -> LanguageModel:
     """Load a model and check, on a small tree, that it computes what its own attention computes.
 
@@ -148,7 +152,7 @@ def load_model(
     weights. Markers that are no single token are added as new tokens, whose embeddings (input, and
     output if it is not tied) are the mean of their sub-tokens'. span: the longest sequence that
     will be used, positions; None: as far as the model sees (see `rntp.model.check.check_trunk`).
-    sharing: see `adopt_model`.
+    sharing: see `adopt_model`. tool_markers: further markers; see `LanguageModel.tool_ids`.
 
     Raises ConfigError if there is no such model, or if it cannot be run, with the reason.
     """
@@ -176,6 +180,7 @@ def load_model(
         think_close=think_close,
         span=span,
         sharing=sharing,
+        tool_markers=tool_markers,
     )
 
 
@@ -188,6 +193,7 @@ def adopt_model(
     think_close: str = "</think>",
     span: int | None = None,
     sharing: Sharing = "auto",
+    tool_markers: Sequence[str] = (),
 ) -> LanguageModel:
     """Return what `load_model` does with a model once it is in memory, in place.
 
@@ -199,7 +205,8 @@ def adopt_model(
     _make_usable(hf)
     check_ends(hf, spec)
     open_id, close_id = (learn_marker(hf, tokenizer, m, spec) for m in (think_open, think_close))
-    model = LanguageModel(hf, tokenizer, spec, open_id, close_id, 0)
+    tool_ids = tuple(learn_marker(hf, tokenizer, marker, spec) for marker in tool_markers)
+    model = LanguageModel(hf, tokenizer, spec, open_id, close_id, 0, tool_ids=tool_ids)
     plain = Plain("it is asked for")
     try:
         model.shape = check_head(hf, tokenizer, spec)

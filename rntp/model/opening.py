@@ -25,6 +25,7 @@ def open_model(config: Config) -> LanguageModel:
         device=pick_device(config.model.device),
         sharing=config.model.sharing,
         span=config.span_tokens,
+        tool_markers=config.thought.tools.markers if config.thought.tools.use else (),
     )
     if model.plain is not None:
         most = config.parallel.tokens_per_microbatch

@@ -171,7 +171,7 @@ class ThoughtTree:
         # the thought's branch predicts the first token of the answer, and of the continuation.
         sampled_rows, think_rows = [], []
         for thought, continuation, answer in plan.branches:
-            sampled_rows.append(rows(answer)[: len(thought.sampled_ids)])
+            sampled_rows.append(thought.drawn(rows(answer)[: len(thought.sampled_ids)]))
             if len(thought.answer_ids):
                 sampled_rows.append(rows(answer)[-len(thought.answer_ids) :])
             think_rows.append(rows(continuation)[-horizon:])
@@ -193,7 +193,9 @@ class ThoughtTree:
             tree=tree,
             reads=reads,
             thought_rows=_cat(sampled_rows),
-            thought_targets=_cat([ids for t in thoughts for ids in (t.sampled_ids, t.answer_ids)]),
+            thought_targets=_cat(
+                [ids for t in thoughts for ids in (t.drawn(t.sampled_ids), t.answer_ids)]
+            ),
             thought_index=torch.repeat_interleave(
                 torch.arange(len(thoughts)), _ids([t.num_drawn for t in thoughts])
             ),

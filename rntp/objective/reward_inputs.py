@@ -52,10 +52,14 @@ def gather(
             [[t.closed for t in g] for g in thoughts], dtype=torch.bool, device=device
         ).view(shape),
         continuation_ids_PH=continuation_ids_PH,
-        thought_ids=[[t.sampled_ids[: t.num_tokens] for t in g] for g in thoughts],
+        thought_ids=[[t.content for t in g] for g in thoughts],
         noise_PG=_noise(rollouts, shape[1], config.run.seed).to(device),
         discount=config.reward.discount,
         token_cost_P=_by_position(rollouts, cost).to(device),
+        num_calls_PG=torch.tensor(
+            [[len(t.calls) for t in g] for g in thoughts], device=device
+        ).view(shape),
+        call_cost=section.parameters("net_gain")["call_cost"],
         length_budget_P=_by_position(rollouts, budget).to(device),
         answer_ids=[[t.answer for t in g] for g in thoughts],
         collision_PGH=torch.zeros(1) if collision_PGH is None else collision_PGH,

@@ -1,7 +1,7 @@
 """Gain over predicting without a thought, less what the thought costs.
 
-`token_cost` is the price λ in nats a token. Known failure: λ sets the answer; above the gain
-of a useful token thoughts shrink to nothing.
+`token_cost` is the price λ in nats a token, `call_cost` that of a call of a tool. Known failure:
+λ sets the answer; above the gain of a useful token thoughts shrink to nothing.
 """
 
 from torch import Tensor
@@ -13,7 +13,8 @@ from rntp.types import RewardInputs
 
 @register("net_gain", baseline="subtracts")
 def net_gain(inputs: RewardInputs) -> Tensor:
-    """r = Σ_k γ^k (log p(x_k | context, thought) − log p(x_k | context)) − λ · thought tokens,
-    nats, [P, G].
+    """r = Σ_k γ^k (log p(x_k | context, thought) − log p(x_k | context)) − λ · thought tokens
+    − call cost · calls, nats, [P, G]. What tools give costs nothing by its length.
     """
-    return log_ratio(inputs) - inputs.token_cost_P[:, None] * inputs.num_tokens_PG
+    cost = inputs.token_cost_P[:, None] * inputs.num_tokens_PG
+    return log_ratio(inputs) - cost - inputs.call_cost * inputs.num_calls_PG

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from rntp.model import LanguageModel
 from rntp.rollout import Check
+from rntp.rollout.calling_batch import CallingBatch
 from rntp.rollout.compacting_batch import CompactingBatch
 from rntp.rollout.static_batch import Branches, StaticBatch, TokenSampler
-from rntp.types import Thought
+from rntp.rollout.tool_calls import ToolCalls
+from rntp.types import Context, Thought
 
 
 class Decoder:
@@ -19,7 +21,7 @@ class Decoder:
 
     chance: of the thoughts; answers draw from a stream of their own. fixed: in fixed shapes; then
     the branches' tensors and the prefix's storage are the decoder's from now on, and `restart` may
-    follow.
+    follow. given: most tokens that tools add to a thought.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Decoder:
         budget: int,
         answer_tokens: int,
         fixed: bool,
+        given: int = 0,
     ) -> None:
         self._model = model
         self._branches = branches
@@ -42,7 +45,9 @@ class Decoder:
         self._budget = budget
         self._answer_tokens = answer_tokens
         # The open marker, the thought, the close marker, and all but the last token of the answer.
-        storage = budget + (answer_tokens + 1 if answer_tokens else 0)
+        # Branches that have ended, or wait for tools, are fed behind their end beside the others.
+        beyond = answer_tokens + 1 if answer_tokens else int(given > 0)
+        storage = budget + given + beyond
         self._attention = DecodeAttention(prefix, branches.visible, storage, fixed=fixed)
         self._fixed = fixed
         if fixed:
@@ -68,6 +73,13 @@ class Decoder:
             check,
         )
 
+    def calling_thoughts(
+        self, tools: ToolCalls, contexts: Sequence[Context], check: Check
+    ) -> list[Thought]:
+        """The same for thoughts that call tools, ready-made. contexts: of the D documents."""
+        loop = CallingBatch(self._model, self._branches, self._attention, self._chance, tools)
+        return loop.run(contexts, self._budget, check)
+
     def answers(self, thoughts: Sequence[Thought], check: Check) -> tuple[Tensor, Tensor]:
         """The same for what comes after the close marker, [N, A].
 
@@ -78,7 +90,7 @@ class Decoder:
         shape = self._branches.visible.shape
         forced = torch.tensor([not t.closed for t in thoughts], device=model.device)
         last = torch.tensor([int(t.sampled_ids[-1]) for t in thoughts], device=model.device)
-        content = torch.tensor([t.num_tokens for t in thoughts], device=model.device)
+        content = torch.tensor([len(t.content) for t in thoughts], device=model.device)
         if forced.any():
             # For the others this is the close marker, which the next call writes once more.
             attention.rewind((content + 1 - forced.long()).view(shape))

@@ -12,6 +12,7 @@ import torch
 from rntp_kernels.tree_attention import PrefixRecorder
 
 from rntp.config import Config
+from rntp.errors import ConfigError
 from rntp.model import LanguageModel
 from rntp.model.packed_weights import packed_weights, packing_pays
 from rntp.model.sharding import is_sharded
@@ -23,6 +24,7 @@ from rntp.rollout.finish import answered, finish
 from rntp.rollout.next_token_stats import LazyNextTokenStats
 from rntp.rollout.sampling import Draw, always, draw
 from rntp.rollout.static_batch import Branches, TokenSampler
+from rntp.rollout.tool_calls import ToolCalls
 from rntp.rollout.unshared import UnsharedEngine
 from rntp.types import Context, Rollout, Thought
 
@@ -72,6 +74,8 @@ class InProcessEngine:
             fixed_shapes = model.device.type == "cuda" and not is_sharded(model.hf)
         self.fixed_shapes = fixed_shapes
         self.pack = pack
+        # Who takes the calls of thoughts; see `rntp.rollout.tool_calls.serving`.
+        self.tools: ToolCalls | None = None
         self._kept: dict[tuple[object, ...], Decoder] = {}
 
     @torch.no_grad()
@@ -134,11 +138,14 @@ class InProcessEngine:
         """Decode D · K · G branches in lock-step: [D][K][G] thoughts."""
         branches = self._branches(contexts, positions)
         decode = self._decoder(branches, prefix)
-        ids_NT, logprob_NT = decode.thoughts(check)
-        thoughts = [
-            finish(ids, logprob, self.model.think_close_id)
-            for ids, logprob in zip(ids_NT, logprob_NT, strict=True)
-        ]
+        if self.tools is None:
+            ids_NT, logprob_NT = decode.thoughts(check)
+            thoughts = [
+                finish(ids, logprob, self.model.think_close_id)
+                for ids, logprob in zip(ids_NT, logprob_NT, strict=True)
+            ]
+        else:
+            thoughts = decode.calling_thoughts(self.tools, contexts, check)
         if self.answer_tokens and thoughts:
             ids_NA, logprob_NA = decode.answers(thoughts, check)
             thoughts = [
@@ -169,7 +176,7 @@ class InProcessEngine:
 
     def _decoder(self, branches: Branches, prefix: PrefixRecorder) -> Decoder:
         """Of these branches; with fixed shapes the one that has decoded as many before."""
-        if not self.fixed_shapes:
+        if not self.fixed_shapes or self.tools is not None:
             return self._new_decoder(branches, prefix)
         # A graph knows the weights by where they lie.
         addresses = tuple(p.data_ptr() for p in self.model.hf.parameters())
@@ -192,7 +199,9 @@ class InProcessEngine:
             TokenSampler(self.seed, self.purpose, self.temperature, self.draw),
             budget=self.budget,
             answer_tokens=self.answer_tokens,
-            fixed=self.fixed_shapes,
+            # What tools give comes at unlike times, which no fixed step has a place for.
+            fixed=self.fixed_shapes and self.tools is None,
+            given=self.tools.most_given if self.tools else 0,
         )
 
 
@@ -243,6 +252,11 @@ def open_engine(
         "purpose": purpose,
         "draw": always(pause_id(model.tokenizer)) if config.thought.source == "pause" else draw,
     }
+    if not model.shares and config.thought.tools.use:
+        raise ConfigError(
+            f"thought.tools: {config.model.spec} runs one plain sequence a branch, whose sampler "
+            "calls no tools yet; take a model that runs trees, or take thought.tools away"
+        )
     if not model.shares:
         return UnsharedEngine(model, **common)
     engines = {"inprocess": InProcessEngine}

@@ -40,6 +40,11 @@ class InterleavedEngine:
         self._model = model
         self._seed = seed
 
+    @property
+    def inner(self) -> Engine:
+        """The engine that samples."""
+        return self._engine
+
     def sample(
         self,
         contexts: Sequence[Context],

@@ -332,6 +332,40 @@ METRICS = (
         "Tokens read and sampled: contexts, thoughts and answers. What `match: tokens` counts.",
         when=ALWAYS,
     ),
+    Metric(
+        "tokens/given",
+        "tokens",
+        "Tokens that tools gave to thoughts, with the markers of results. No policy drew them: "
+        "they are in none of the lengths, nor in what the policy gradient counts.",
+        when="`thought.tools`",
+    ),
+    Metric(
+        "tools/calls",
+        "count",
+        "Calls of tools in the thoughts of the step, failed ones included.",
+        when="`thought.tools`",
+    ),
+    Metric(
+        "tools/failures",
+        "count",
+        "Calls without a result; the records of the step's thoughts have the kinds.",
+        "A policy that learns writes fewer of them.",
+        "All calls fail: look at a few in `rollouts/`.",
+        "`thought.tools`",
+    ),
+    Metric(
+        "tools/withheld",
+        "count",
+        "Passages that `search` found and did not give: of the page, of near-duplicates of it, or "
+        "sharing words with the continuation.",
+        when="`thought.tools`",
+    ),
+    Metric(
+        "tools/calling_frac",
+        "share",
+        "Thoughts that called a tool at least once.",
+        when="`thought.tools`",
+    ),
     Metric("tokens/tree", "tokens", "Tokens of the forward, with documents shared.", when=ALWAYS),
     Metric("tokens/learning", "tokens", "Those of them that have gradients.", when=ALWAYS),
     Metric(

@@ -16,6 +16,7 @@ from rntp.model.sources import cache_folder
 
 EXTRAS = {
     "demo": ("gguf", "accelerate"),
+    "tools": ("tantivy", "pydantic_monty"),
     "prep": ("chardetng_py", "resiliparse"),
     "log": ("wandb",),
     "tensorboard": ("tensorboard",),
@@ -53,6 +54,7 @@ def diagnose(config_path: Path | None) -> tuple[dict[str, object], list[str]]:
 def _config_problems(config: Config) -> list[str]:
     from rntp.data.corpus import open_data
     from rntp.model.sources import localize
+    from rntp.rollout.tool_calls import check_tools
     from rntp.run import folder as run_folder
     from rntp.run.mirrors import check_installed
     from rntp.training.preflight import check_names
@@ -61,6 +63,7 @@ def _config_problems(config: Config) -> list[str]:
     for check in (
         lambda: check_names(config),
         lambda: check_installed(config),
+        lambda: check_tools(config),
         lambda: run_folder.check(config, "auto"),
         lambda: open_data(config),
         lambda: localize(config.model.spec),

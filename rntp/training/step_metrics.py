@@ -21,7 +21,7 @@ from rntp.placement import Bands, labels
 from rntp.placement.picked import picked
 from rntp.runtime.ranks import Ranks
 from rntp.training.estimate import Tokens
-from rntp.training.step_stats import SIZES, TOKENS, StepStats, loss_terms
+from rntp.training.step_stats import CALLS, SIZES, TOKENS, StepStats, loss_terms
 from rntp.training.step_table import StepTable
 from rntp.types import Page
 
@@ -95,11 +95,19 @@ class WholeStep:
                 "tokens/unshared": tokens.unshared,
             }
             | (self.routing.metrics() if self.routing else {})
+            | self._of_calls()
             | {
                 "data/ordinal_first": self.pages[0].ordinal,
                 "data/visits_max": max(page.visit for page in self.pages),
             }
         )
+
+    def _of_calls(self) -> dict[str, float]:
+        """Count what thoughts have called, and what they were given, where they may."""
+        if "tools" not in self.sums:
+            return {}
+        *counts, calling, thoughts = self.sums["tools"].tolist()
+        return dict(zip(CALLS, [*map(int, counts), calling / max(thoughts, 1)], strict=True))
 
     def tokens(self) -> Tokens:
         """Count what the step has computed."""

@@ -37,6 +37,7 @@ from rntp.training.step_table import StepTable
 from rntp.types import Page, Rollout, Thought
 
 SIZES = ("tokens/context", "tokens/thought", "tokens/spent")
+CALLS = ("tools/calls", "tools/failures", "tools/withheld", "tokens/given", "tools/calling_frac")
 TOKENS = ("tree", "learning", "unshared", "read", "plain", "plain_learning", "plain_read", "bare")
 """Fields of `rntp.training.estimate.Tokens`; behind them the sampled tokens of the groups that
 learn, and a judge's tokens."""
@@ -120,6 +121,8 @@ class StepStats:
         }
         if routing := Routing.total(s.routing for s in self.outputs):
             found |= routing.sums()
+        if self.config.thought.tools.use:
+            found["tools"] = call_sums(self.thoughts)
         return found | (self._sums_of_thoughts() if self.counts.thought else {})
 
     def table(self) -> StepTable:
@@ -149,7 +152,7 @@ class StepStats:
         return _numbers(
             [
                 sum(len(r.context) for r in self.rollouts),
-                sum(len(t.sampled_ids) for t in self.thoughts),
+                sum(len(t.sampled_ids) - t.num_given for t in self.thoughts),
                 sum(len(r.context) + r.num_sampled for r in self.rollouts),
             ]
         )
@@ -185,7 +188,9 @@ class StepStats:
         empty = _cat(s.no_think_logp_PH for s in self.outputs)
         entropy_M = _cat(s.thought_entropy_M for s in self.outputs)
         thoughts = self.thoughts
-        drawn = [torch.tensor([len(t.sampled_ids), len(t.answer_ids)]) for t in thoughts]
+        drawn = [
+            torch.tensor([t.num_drawn - len(t.answer_ids), len(t.answer_ids)]) for t in thoughts
+        ]
         of_thought_M = torch.cat([torch.tensor([True, False]).repeat_interleave(n) for n in drawn])
         logp_M = self._logp_M()
         sampler_M = _cat(e.sampler_logp_M for e in self.others)
@@ -241,6 +246,21 @@ class StepStats:
         """Of every continuation token, nats."""
         think = _cat(s.think_logp_PGH for s in self.outputs)
         return think - _cat(s.no_think_logp_PH for s in self.outputs)[:, None]
+
+
+def call_sums(thoughts: Sequence[Thought]) -> Tensor:
+    """Of `CALLS`, in order, and how many thoughts there are."""
+    calls = [call for t in thoughts for call in t.calls]
+    return _numbers(
+        [
+            len(calls),
+            sum(bool(call.failure) for call in calls),
+            sum(sum(call.withheld.values()) for call in calls),
+            sum(t.num_given for t in thoughts),
+            sum(bool(t.calls) for t in thoughts),
+            len(thoughts),
+        ]
+    )
 
 
 def update_metrics(step: int, updates: Sequence[Update]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The record of a step's thoughts, an object each: what rollouts/step_N.jsonl holds."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -107,10 +107,19 @@ def _said(thought: Thought, model: LanguageModel) -> dict[str, object]:
     """What was thought and answered."""
     markers = model.think_open_id, model.think_close_id
     return {
-        "thought": decode(model.tokenizer, thought.sampled_ids[: thought.num_tokens]),
+        "thought": decode(model.tokenizer, thought.content),
         "thought_ids": thought_branch(thought.sampled_ids, thought.closed, *markers).tolist(),
         "answer": decode(model.tokenizer, thought.answer),
+        **_called(thought),
     }
+
+
+def _called(thought: Thought) -> dict[str, object]:
+    """What was called, and which of the thought's tokens tools gave, where it called any."""
+    if not thought.calls:
+        return {}
+    given = thought.given if len(thought.given) else torch.zeros(len(thought.sampled_ids))
+    return {"calls": [asdict(call) for call in thought.calls], "given": given.int().tolist()}
 
 
 def _seen(context: Context, tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:

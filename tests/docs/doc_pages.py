@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from rntp import placement, rewards
+from rntp import placement, rewards, tools
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -64,6 +64,7 @@ def registries_kept() -> Iterator[None]:
         rewards.BASELINES,
         rewards.NEEDS,
         placement.REGISTRY,
+        tools.REGISTRY,
     ]
     before = [set(registry) for registry in known]
     try:

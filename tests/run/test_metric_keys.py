@@ -22,7 +22,7 @@ def written(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFac
         (
             llama,
             {
-                "thought": {"answer_tokens": 3},
+                "thought": {"answer_tokens": 3, "tools": {"use": {"python": None}}},
                 "objective": {
                     "algorithm": {"clipped_ratio": {"importance_cap": 2.0}},
                     "epochs_per_rollout": 2,

@@ -7,6 +7,7 @@ import torch
 from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.rollout.engine import open_engine
+from rntp.rollout.tool_calls import serving
 from rntp.types import Context, NextTokenStats, Thought
 
 Ids = tuple[int, ...]
@@ -38,5 +39,6 @@ def thoughts_after(
     def at_the_end(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
         return (len(context) - 1,)
 
-    rollouts = engine.sample(contexts, at_the_end, lambda: None)
+    with serving(engine, model, config):
+        rollouts = engine.sample(contexts, at_the_end, lambda: None)
     return {text: r.thoughts[0] for text, r in zip(different, rollouts, strict=True)}

@@ -1,0 +1,160 @@
+"""What stands between a branch that calls a tool and the desk that runs it: texts and ids.
+
+A call is read from ids to text, and its outcome goes from text to ids; nothing else of a thought is
+decoded or encoded.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rntp.config import Config
+from rntp.errors import ConfigError
+from rntp.model import LanguageModel
+from rntp.model.tokenizer import decode, encode
+from rntp.tools import REGISTRY, Page, Tool, Withheld
+from rntp.tools.cache import Cache
+from rntp.tools.desk import Ask, Desk
+from rntp.tools.page import Outcome
+from rntp.tools.splice import result_ids
+from rntp.types import Context, ToolCall
+
+
+@dataclass(frozen=True)
+class ToolCalls:
+    """Takes the calls of thoughts.
+
+    calls: of one thought, at most. result_tokens: of a result, without its markers. horizon: tokens
+    behind the position that a thought is judged by, and that are withheld from it.
+    """
+
+    model: LanguageModel
+    desk: Desk
+    calls: int
+    result_tokens: int
+    horizon: int
+
+    @property
+    def most_given(self) -> int:
+        """Most tokens that tools add to a thought."""
+        return self.calls * (self.result_tokens + 2)
+
+    def ask(self, call: Sequence[int], context: Context, position: int) -> Ask:
+        """Hand in a call. call: the ids between its markers. position: in the context's tokens."""
+        page, withheld = self._page(context, position)
+        return self.desk.ask(self._text(torch.tensor(call, dtype=torch.int64)), page, withheld)
+
+    def result(self, outcome: Outcome) -> list[int]:
+        """Ids that go on the thought, with both markers of a result."""
+        model = self.model
+        _, _, opening, closing = model.tool_ids
+        ids = result_ids(
+            outcome.text,
+            partial(encode, model.tokenizer),
+            opening=opening,
+            closing=closing,
+            budget=self.result_tokens,
+            special={
+                *model.tool_ids,
+                *(model.think_open_id, model.think_close_id),
+                *model.tokenizer.all_special_ids,
+            },
+        )
+        found: list[int] = ids.tolist()
+        return found
+
+    def record(self, call: Sequence[int], outcome: Outcome) -> ToolCall:
+        """What a rollout keeps of a call."""
+        text = self._text(torch.tensor(call, dtype=torch.int64)).strip()
+        name, _, arguments = text.partition(" ")
+        return ToolCall(
+            name, arguments.strip(), outcome.text, outcome.failure, dict(outcome.withheld)
+        )
+
+    def _page(self, context: Context, position: int) -> tuple[Page, Withheld]:
+        """What a tool may know of the bare page, and what is withheld from the thought."""
+        withheld = withheld_at(self.model, context, position, self.horizon)
+        at = position - context.inserted
+        ids = bare_ids(context)[:at].tolist()
+        return Page(context.document_id, at, withheld.before, tuple(ids)), withheld
+
+    def _text(self, ids: Tensor) -> str:
+        return decode(self.model.tokenizer, ids)
+
+
+def withheld_at(model: LanguageModel, context: Context, position: int, horizon: int) -> Withheld:
+    """What a thought must not be shown that is judged by so many tokens behind its position."""
+    ids, at = bare_ids(context), position - context.inserted
+
+    def text(part: Tensor) -> str:
+        return decode(model.tokenizer, part)
+
+    return Withheld(
+        context.document_id,
+        page=text(ids),
+        before=text(ids[:at]),
+        continuation=text(ids[at : at + horizon]),
+    )
+
+
+def bare_ids(context: Context) -> Tensor:
+    """The page's own tokens, int64: without the thoughts that stand before a position."""
+    pieces, begin, inserted = [], 0, 0
+    for seen in context.seen:
+        at = seen.position + inserted
+        pieces.append(context.token_ids[begin:at])
+        inserted += len(seen.token_ids)
+        begin = at + len(seen.token_ids)
+    return torch.cat([*pieces, context.token_ids[begin:]])
+
+
+def open_tools(config: Config) -> dict[str, Tool]:
+    """Open the tools that a config names. Raises ConfigError or DataError, each with the remedy."""
+    found: dict[str, Tool] = {}
+    for name, settings in config.thought.tools.use.items():
+        try:
+            found[name] = REGISTRY[name](**(settings or {}))
+        except TypeError as error:
+            raise ConfigError(
+                f"thought.tools.use: {name} cannot be opened with {settings or {}} ({error}); see "
+                "the documentation of its settings"
+            ) from error
+    return found
+
+
+def check_tools(config: Config) -> None:
+    """Raise as `open_tools` does, before anything costs time; nothing stays open."""
+    for tool in open_tools(config).values():
+        tool.close()
+
+
+@contextmanager
+def serving(
+    engine: object, model: LanguageModel, config: Config, folder: Path | None = None, rank: int = 0
+) -> Iterator[None]:
+    """Let an engine's thoughts call the tools of a config, until the context is left.
+
+    folder: where outcomes are kept for a resume; None keeps them in memory. Nothing is done where
+    the config names no tools. Raises ConfigError or DataError where a tool cannot be opened.
+    """
+    section = config.thought.tools
+    inner = getattr(engine, "inner", engine)
+    if not section.use or not hasattr(inner, "tools"):
+        yield
+        return
+    desk = Desk(
+        open_tools(config), Cache(folder, rank), seconds=section.seconds, workers=section.workers
+    )
+    inner.tools = ToolCalls(
+        model, desk, section.calls, section.result_tokens, config.reward.horizon
+    )
+    try:
+        yield
+    finally:
+        inner.tools = None
+        desk.close()
