@@ -38,6 +38,7 @@ from rntp.model.tokenizer import decode, prefix_ids
 from rntp.objective.forward import build_tree, forward
 from rntp.placement.placer import training_placer
 from rntp.rng import uniform
+from rntp.runtime.progress import Bars
 from rntp.types import Context, Known, Rollout, Thought
 
 SHARD_BYTES = 64 << 20
@@ -91,13 +92,19 @@ def write_memories(
         "rules": list(rules),
         "contexts": contexts,
     }
-    documents = _documents(model, corpus, config, rules, contexts)
-    counts = _write(out, documents, data, model, config, facts)
+    with Bars() as bars:
+        documents = _documents(model, corpus, config, rules, contexts, bars)
+        counts = _write(out, documents, data, model, config, facts)
     return {**facts, "documents": counts}
 
 
 def _documents(
-    model: LanguageModel, corpus: Corpus, config: Config, rules: Sequence[str], contexts: int
+    model: LanguageModel,
+    corpus: Corpus,
+    config: Config,
+    rules: Sequence[str],
+    contexts: int,
+    bars: Bars,
 ) -> Iterator[tuple[Context, int, _Document]]:
     """Make the documents of the contexts, position by position."""
     place = training_placer(config, None, model.tokenizer)
@@ -106,6 +113,7 @@ def _documents(
     markers = model.think_open_id, model.think_close_id
     number = 0
     for ordinal in range(contexts):
+        bars("contexts", ordinal, contexts)
         context = corpus.train[ordinal]
         nothing = torch.zeros(len(context))
         positions = place(context, Known(nothing, nothing))
