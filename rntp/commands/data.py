@@ -41,6 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     index.add_argument("--json", action="store_true")
     index.set_defaults(run=_data_index)
 
+    convert = data_commands.add_parser(
+        "convert", help="an index of a corpus that is mapped, not read; the corpus stays the same"
+    )
+    convert.add_argument("folder", type=Path)
+    convert.add_argument("--json", action="store_true")
+    convert.set_defaults(run=_data_convert)
+
     simulate = data_commands.add_parser(
         "simulate", help="which contexts which rank would read, without the model"
     )
@@ -148,6 +155,26 @@ def _data_index(arguments: argparse.Namespace) -> None:
         "documents": facts.extent.documents,
         "pieces": facts.extent.pieces,
         "bytes of text": facts.extent.text_bytes,
+    }
+    print(json.dumps(found, indent=2) if arguments.json else facts_table(found))
+
+
+def _data_convert(arguments: argparse.Namespace) -> None:
+    from rntp.data import Manifest
+    from rntp.data.convert import convert
+    from rntp.data.live import refuse_live
+    from rntp.runtime.progress import Bars
+    from rntp.show import facts_table
+
+    refuse_live(arguments.folder, "rntp data convert")
+    with Bars() as bars:
+        convert(arguments.folder, bars)
+    manifest = Manifest.load(arguments.folder)
+    found: dict[str, Any] = {
+        "digest": manifest.digest,
+        "documents": manifest.num_docs,
+        "shards": len(manifest.shards),
+        "bytes of the index": sum(facts.bytes for facts in manifest.index_files.values()),
     }
     print(json.dumps(found, indent=2) if arguments.json else facts_table(found))
 

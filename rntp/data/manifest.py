@@ -1,8 +1,6 @@
 """A corpus, opened and read: its manifest, its index, single documents by number."""
 
 import bisect
-import hashlib
-import io
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -12,25 +10,27 @@ from typing import Any, Self
 import numpy as np
 
 from rntp.data.damage import Damage, DamagedDocument
+from rntp.data.documents import RESTORE as _RESTORE
+from rntp.data.documents import DamagedRow, Documents, ShardIndexes, load_index
+from rntp.data.index_file import REMAKE, MappedIndex
+from rntp.data.manifest_parts import read_shards
 from rntp.data.shard_format import (
-    FORMAT,
-    IDS_INDEX_DTYPE,
-    INDEX_DTYPE,
+    FORMATS,
     MANIFEST_NAME,
     Content,
     Document,
+    FileFacts,
     ShardFacts,
     content_digest,
     file_sha256,
     from_npy,
     payload_hash,
-    shard_facts,
 )
 from rntp.data.storage import DEADLINE_S, Location, Storage, open_storage
 from rntp.errors import DataError
 
 _DOCS_PER_WORD = 100  # read between two words of progress
-_RESTORE = "restore the file from a copy, or run `rntp data prep` again"
+_MOST_LOOKED_AT = 256  # shards at opening
 
 
 class Manifest:
@@ -39,8 +39,9 @@ class Manifest:
     Documents are numbered 0 … num_docs-1 in shard order.
 
     digest: identity of the corpus, hexadecimal SHA-256 over what describes its content; a copy
-        elsewhere has the same digest. num_tokens: int64 [num_docs], tokens of each document
-        without special tokens. tokenizer_spec, tokenizer_digest: the tokenizer of these counts.
+        elsewhere has the same digest. documents: its index, mapped from files where it is on this
+        machine and has an index of its own (see `rntp.data.index_file`), and in memory otherwise.
+        tokenizer_spec, tokenizer_digest: the tokenizer of these counts.
     prep_digest: identity of the preparation (settings and sources) that wrote the corpus.
     funnel: counts of pages read, kept, and rejected by reason.
     content: "text", which readers encode; or "token_ids", which the documents carry in their
@@ -65,22 +66,22 @@ class Manifest:
         self.content: Content = facts.get("content", "text")
         self.has_ids: bool = facts.get("token_ids", False)
         self.digest = content_digest(shards, self.tokenizer_digest, self.content, self.has_ids)
-        self._index = np.concatenate(
-            [_load_index(storage, shard, self.has_ids) for shard in shards]
-        )
-        self._columns = self._index.dtype.names or ()
+        self.index_files = {n: FileFacts(**f) for n, f in facts.get("index", {}).items()}
         self._shard_ends = list(itertools.accumulate(shard.num_docs for shard in shards))
-        self.num_docs = len(self._index)
-        self.num_tokens: np.ndarray = self._index["num_tokens"].astype(np.int64)
-        self.num_tokens.setflags(write=False)
+        self.num_docs = self._shard_ends[-1]
+        self.documents: Documents
+        if self.index_files and isinstance(self.folder, Path):
+            self.documents = MappedIndex(self.folder, self.index_files, self.num_docs)
+        else:
+            self.documents = ShardIndexes(storage, shards, self.has_ids)
         self.lost: list[Damage] = []
 
     @classmethod
     def load(
         cls, folder: Location, *, tolerant: bool = False, deadline_s: float = DEADLINE_S
     ) -> Self:
-        """Open a corpus: reads manifest and indexes, and looks at the sizes of local shards and at
-        three documents of each.
+        """Open a corpus: reads the manifest, reads or maps the index, and looks at the sizes of
+        local shards and, with `tolerant`, at three documents of each, or of 256 of many.
 
         folder: also a URL; then deadline_s is the longest that one read may take, seconds.
         tolerant: a shard of another size does not raise; see `lost`.
@@ -109,9 +110,9 @@ class Manifest:
                     "with `rntp traces --shards`"
                 ) from error
             raise DataError(f"{path} is damaged ({error!r}); {_RESTORE}") from error
-        if version != FORMAT:
+        if version not in FORMATS:
             raise DataError(
-                f"{path} has format {version!r} and this program reads format {FORMAT}; install "
+                f"{path} has format {version!r} and this program reads formats 1 and 2; install "
                 "the program that wrote it, or run `rntp data prep` again"
             )
         if facts.get("content", "text") not in ("text", "token_ids"):
@@ -120,7 +121,7 @@ class Manifest:
                 "know; install the program that wrote it"
             )
         try:
-            shards = [shard_facts(shard) for shard in facts["shards"]]
+            shards = read_shards(storage, facts)
             if not shards:
                 raise DataError(f"{folder} holds no documents; run `rntp data prep` again")
             if isinstance(folder, Path) and not tolerant:
@@ -140,14 +141,20 @@ class Manifest:
         return manifest
 
     @property
+    def num_tokens(self) -> np.ndarray:
+        """Tokens of each document without special tokens: int64 [num_docs], or int32 where the
+        index is mapped."""
+        return self.documents.num_tokens
+
+    @property
     def total_tokens(self) -> int:
         """Tokens of all documents, without special tokens."""
-        return int(self.num_tokens.sum())
+        return sum(shard.num_tokens for shard in self.shards)
 
     @property
     def document_ids(self) -> list[str]:
         """Ids of all documents in order; from the index, no text is read."""
-        return [name.decode("ascii") for name in self._index["id"].tolist()]
+        return list(self.documents.document_ids())
 
     @property
     def shard_names(self) -> list[str]:
@@ -173,10 +180,13 @@ class Manifest:
         return _document(row, "", metadata), from_npy(ids, row["num_tokens"])
 
     def _row(self, index: int) -> dict[str, Any]:
-        """The index' row by column, as Python's own types: quicker than a column at a time."""
+        """The index' row by column, as Python's own types."""
         if not 0 <= index < self.num_docs:
             raise IndexError(f"document {index} of a corpus of {self.num_docs}")
-        return dict(zip(self._columns, self._index[index].item(), strict=True))
+        try:
+            return self.documents.row(index)
+        except DamagedRow as error:
+            raise DamagedDocument(self._damage(index, str(error)), REMAKE) from error
 
     def _payloads(
         self, index: int, row: Mapping[str, Any], one: str, two: str, hash_name: str
@@ -199,17 +209,19 @@ class Manifest:
         return self.shards[bisect.bisect_right(self._shard_ends, index)]
 
     def _damage(self, index: int, reason: str) -> Damage:
-        name = self._index[index]["id"].decode("ascii")
+        name = self.documents.document_id(index)
         return Damage(index, name, f"{self.folder}/{self._shard_of(index).name}", reason)
 
     def _beyond_the_end(self, folder: Path) -> Iterator[Damage]:
         last = "ids" if self.has_ids else "meta"
-        ends = self._index[f"{last}_offset"] + self._index[f"{last}_bytes"]
         for shard, end in zip(self.shards, self._shard_ends, strict=True):
             path = folder / shard.name
             found = path.stat().st_size if path.is_file() else 0
+            if found >= shard.bytes:
+                continue
             first = end - shard.num_docs
-            for index in first + np.flatnonzero(ends[first:end] > found):
+            ends = self.documents.ends(first, end, last)
+            for index in first + np.flatnonzero(ends > found):
                 reason = f"lies beyond the end of the shard ({found} bytes of {shard.bytes})"
                 yield self._damage(int(index), reason)
 
@@ -218,7 +230,10 @@ class Manifest:
         that is another file in its place, which no budget for damage is meant for.
         """
         lost = {damage.number for damage in self.lost}
-        for shard, end in zip(self.shards, self._shard_ends, strict=True):
+        # Of many shards some, evenly: another file in place of one of the others is found when its
+        # documents are read, and counts as their damage.
+        each = -(-len(self.shards) // _MOST_LOOKED_AT)
+        for shard, end in list(zip(self.shards, self._shard_ends, strict=True))[::each]:
             first = end - shard.num_docs
             looked_at = {first, first + shard.num_docs // 2, end - 1}
             # Of fewer than three, a single damaged document could pass for all.
@@ -245,14 +260,14 @@ class Manifest:
         """
         if not isinstance(self.folder, Path):
             raise DataError(f"{self.folder} is a URL; copy the corpus to a folder to verify it")
-        problems = []
+        problems = self._damaged_index(self.folder)
         for shard, end in zip(self.shards, self._shard_ends, strict=True):
             path = self.folder / shard.name
             try:
                 _check_size(path, shard.bytes)
                 if file_sha256(path) != shard.sha256:
                     problems.append(f"{path}: the SHA-256 is not the manifest's; {_RESTORE}")
-                _load_index(self._storage, shard, self.has_ids)
+                load_index(self._storage, shard, self.has_ids)
             except (DataError, OSError) as error:
                 problems.append(str(error))
                 continue
@@ -267,6 +282,13 @@ class Manifest:
                     problems.append(str(error))
         return problems
 
+    def _damaged_index(self, folder: Path) -> list[str]:
+        return [
+            f"{folder / facts.name}: the SHA-256 is not the manifest's; {REMAKE}"
+            for facts in self.index_files.values()
+            if file_sha256(folder / facts.name) != facts.sha256
+        ]
+
 
 def _check_size(path: Path, num_bytes: int) -> None:
     try:
@@ -275,20 +297,6 @@ def _check_size(path: Path, num_bytes: int) -> None:
         raise DataError(f"{path} cannot be read ({error.strerror}); {_RESTORE}") from error
     if found != num_bytes:
         raise DataError(f"{path} has {found} bytes and should have {num_bytes}; {_RESTORE}")
-
-
-def _load_index(storage: Storage, shard: ShardFacts, has_ids: bool) -> np.ndarray:
-    path = f"{storage.where}/{shard.index.name}"
-    try:
-        payload = storage.read(shard.index.name, 0, shard.index.bytes)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); {_RESTORE}") from error
-    if hashlib.sha256(payload).hexdigest() != shard.index.sha256:
-        raise DataError(f"{path}: the SHA-256 is not the manifest's; {_RESTORE}")
-    index = np.load(io.BytesIO(payload), allow_pickle=False)
-    if index.dtype != (IDS_INDEX_DTYPE if has_ids else INDEX_DTYPE) or len(index) != shard.num_docs:
-        raise DataError(f"{path} is not an index of {shard.num_docs} documents; {_RESTORE}")
-    return index
 
 
 def _read_payloads(
@@ -303,4 +311,4 @@ def _read_payloads(
 
 def _document(row: Mapping[str, Any], text: str, metadata: bytes) -> Document:
     # Of bytes, json would guess the encoding.
-    return Document(str(row["id"], "ascii"), text, json.loads(str(metadata, "utf-8")))
+    return Document(row["id"], text, json.loads(str(metadata, "utf-8")))

@@ -9,17 +9,17 @@ import shutil
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
+from rntp.data.convert import as_facts, manifest_bytes, write_index
 from rntp.data.id_set import IdSet
 from rntp.data.manifest import Manifest
+from rntp.data.manifest_parts import write_shards
 from rntp.data.shard_format import (
-    FORMAT,
     ID_PATTERN,
     IDS_INDEX_DTYPE,
     INDEX_DTYPE,
@@ -35,6 +35,8 @@ from rntp.data.shard_format import (
 )
 from rntp.errors import DataError
 from rntp.runtime.files import sync
+
+INDEX_FROM = 100_000  # documents: below, the shards' own indexes are read in an instant
 
 
 class ShardWriter:
@@ -56,9 +58,11 @@ class ShardWriter:
         prep_digest: str,
         content: Content = "text",
         with_ids: bool = False,
+        index_from: int = INDEX_FROM,
     ) -> None:
         """shard_bytes: a shard is closed before it grows beyond this, unless one document does.
-        content: see `Manifest`. with_ids: every document comes with its token ids.
+        content: see `Manifest`. with_ids: every document comes with its token ids. index_from: a
+        corpus of so many documents gets an index to map (see `rntp.data.index_file`).
 
         Raises DataError when `folder` is in use by something that is not a corpus.
         """
@@ -70,6 +74,7 @@ class ShardWriter:
         self._prep_digest = prep_digest
         self._content: Content = content
         self._with_ids = with_ids
+        self._index_from = index_from
         self._shards: list[ShardFacts] = []
         self._ids = IdSet()
         self._rows: list[tuple[bytes | int, ...]] = []
@@ -176,8 +181,9 @@ class ShardWriter:
             self._close_shard()
             if not self._shards:
                 raise DataError(f"no document was written to {self.folder}: the corpus is empty")
+            shards = write_shards(self.partial_folder, self._shards)
             facts = {
-                "format": FORMAT,
+                "format": shards.pop("format"),
                 "digest": content_digest(
                     self._shards, self._tokenizer["digest"], self._content, self._with_ids
                 ),
@@ -189,11 +195,12 @@ class ShardWriter:
                 "tokenizer": self._tokenizer,
                 "prep_digest": self._prep_digest,
                 "funnel": dict(funnel),
-                "shards": [asdict(shard) for shard in self._shards],
             }
-            (self.partial_folder / MANIFEST_NAME).write_text(
-                json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+            if len(self) >= self._index_from:
+                index = write_index(self.partial_folder, self._shards, has_ids=self._with_ids)
+                facts["index"] = as_facts(index)
+            facts |= shards
+            (self.partial_folder / MANIFEST_NAME).write_bytes(manifest_bytes(facts))
             for path in sorted(self.partial_folder.iterdir()):
                 sync(path)
             sync(self.partial_folder)

@@ -3,9 +3,11 @@
 A corpus is one folder:
 
     manifest.json          format version, the shards with their hashes, tokenizer, totals, funnel
+    manifest-00000.json    of many shards, the first thousand, and so on (see `manifest_parts`)
     shard-00000.tar        plain webdataset-compatible tar: adjacent members ID.txt and ID.json,
                            and, if asked for, ID.<tokenizer digest>.npy with the text's token ids
     shard-00000.idx.npy    one row a document: where its payloads lie, their hash, its tokens
+    index.*.npy            of many documents, the same of all, to be mapped (see `index_file`)
 
 Python's tarfile takes a damaged member header for the end of the archive and loses the rest of the
 shard without a word. So a tar is written here but never iterated: documents are read at the byte
@@ -25,7 +27,7 @@ import numpy as np
 
 from rntp.errors import DataError
 
-FORMAT = 1
+FORMATS = (1, 2)  # 2: the shards stand in parts beside the manifest
 MANIFEST_NAME = "manifest.json"
 Content = Literal["text", "token_ids"]
 REQUIRED_METADATA = ("url", "title", "source")
@@ -84,7 +86,7 @@ def content_digest(
     shards: list[ShardFacts], tokenizer_digest: str, content: Content, has_ids: bool
 ) -> str:
     facts: dict[str, Any] = {
-        "format": FORMAT,
+        "format": 1,  # of what is hashed: the same content has one digest in any format
         "shards": [[shard.sha256, shard.index.sha256, shard.num_docs] for shard in shards],
         "tokenizer": tokenizer_digest,
     }

@@ -6,7 +6,7 @@ after a resume and on any number of ranks, and there is no loader state to save.
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -15,15 +15,17 @@ from torch import Tensor
 
 from rntp import rng
 from rntp.data.damage import Damage, DamagedDocument, SetAside, listed
+from rntp.data.documents import heldout_draw
 from rntp.data.manifest import Manifest
 from rntp.data.order import Order
+from rntp.data.selection import Choice, Listed, Place, Places, Selection, Split
 from rntp.data.shard_format import Document
 from rntp.data.token_ids import Markers, from_codes
-from rntp.data.windows import Pieces
+from rntp.data.windows import Pieces, check_window
 from rntp.errors import DataError
+from rntp.model.sources import cache_folder
 from rntp.types import Context, Labels, Oracle
 
-Split = Literal["train", "heldout"]
 Windows = Literal["one", "all"]
 
 _MAX_SUBSTITUTES = 64
@@ -121,29 +123,15 @@ class ContextStream:
         self._stored_ids = stored_ids and manifest.has_ids
         self._prefix = torch.tensor(list(prefix_ids), dtype=torch.int64)
         self._window_tokens = window_tokens(context_tokens, len(self._prefix))
-        members = _split_members(manifest, heldout_fraction, split)
-        lengths = manifest.num_tokens[members]
-        self._documents = members[lengths >= min_document_tokens]
-        self.num_documents = len(self._documents)
-        self.num_too_short = len(members) - self.num_documents
-        if self.num_documents == 0:
-            raise DataError(
-                f"none of the {len(members)} {split} documents of {manifest.folder} has the "
-                f"{min_document_tokens} tokens that a context needs; the longest has "
-                f"{lengths.max()}. Lower placement.min_prefix_tokens, placement.positions_per_doc "
-                "or reward.horizon, or prepare longer documents"
-            )
+        choice = Choice(split, heldout_fraction, min_document_tokens)
+        documents = _select(manifest, choice)
+        self.num_too_short = documents.num_members - len(documents)
+        self._in_pieces = windows == "all"
+        self._places = _places(
+            manifest, choice, documents, max_documents, self._window_tokens * self._in_pieces, seed
+        )
+        self.num_documents = len(self._places)
         self._order = Order(self.num_documents, seed)
-        if 0 < max_documents < self.num_documents:
-            chosen = [self._order[n][0] for n in range(max_documents)]
-            self._documents, self.num_documents = self._documents[chosen], max_documents
-            self._order = Order(max_documents, seed)
-        self._pieces = None
-        if windows == "all":
-            chosen_tokens = manifest.num_tokens[self._documents]
-            self._pieces = Pieces(chosen_tokens, self._window_tokens, min_document_tokens)
-            self.num_documents = len(self._pieces)
-            self._order = Order(self.num_documents, seed)
         most = int(max_damaged * manifest.num_docs)
         self._aside = SetAside(manifest.folder, most)
         self._aside.add(manifest.lost)
@@ -179,8 +167,8 @@ class ContextStream:
         met: dict[int, Damage] = {}
         for attempt in range(_MAX_SUBSTITUTES):
             item = first if attempt == 0 else self._substitute(ordinal, attempt)
-            place = self._pieces[item] if self._pieces else (item, 0, 0)
-            number = int(self._documents[place[0]])
+            place = self._places[item]
+            number = place[0]
             if number in self._aside or number in met:
                 continue
             try:
@@ -188,7 +176,7 @@ class ContextStream:
             except DamagedDocument as error:
                 met[number] = error.damage
                 continue
-            context = self._context(ordinal, visit, number, document, token_ids, place)
+            context = self._context(ordinal, visit, document, token_ids, place)
             return Read(context, tuple(met.values()), attempt > 0)
         raise DataError(
             f"ordinal {ordinal} of {self.manifest.folder}: the document and all that could replace "
@@ -205,11 +193,11 @@ class ContextStream:
         self,
         ordinal: int,
         visit: int,
-        number: int,
         document: Document,
         token_ids: Tensor,
-        place: tuple[int, int, int],
+        place: Place,
     ) -> Context:
+        number, start, end = place
         expected = int(self.manifest.num_tokens[number])
         if token_ids.shape != (expected,) and not self._spells_markers(document, expected):
             raise DataError(
@@ -218,8 +206,7 @@ class ContextStream:
                 f"corpus was prepared with another one ({self.manifest.tokenizer_spec}). Run "
                 "`rntp data prep` again with this tokenizer"
             )
-        start, end = place[1:]
-        if self._pieces is None:
+        if not self._in_pieces:
             start = window_start(self.seed, ordinal, len(token_ids), self._window_tokens)
             end = start + self._window_tokens
         window = token_ids[start:end].to(torch.int64)
@@ -277,7 +264,7 @@ def window_start(seed: int, ordinal: int, num_tokens: int, window: int) -> int:
 
 def is_heldout(document_id: str, fraction: float) -> bool:
     """Tell whether a document is of the split "heldout": by a hash of its id, in any corpus."""
-    return rng.fraction(document_id, "heldout") < fraction
+    return heldout_draw(document_id) < fraction
 
 
 def _labels(document: Document, start: int, length: int, prefix: int) -> Labels | None:
@@ -344,14 +331,41 @@ def digest_of(pages: Iterable[tuple[int, Tensor, Sequence[int]]]) -> str:
     return digest.hexdigest()
 
 
-def _split_members(manifest: Manifest, heldout_fraction: float, split: Split) -> np.ndarray:
-    """Document numbers of a split, ascending; int64 [n], n >= 1."""
-    heldout = np.array([is_heldout(name, heldout_fraction) for name in manifest.document_ids])
-    members = np.flatnonzero(heldout if split == "heldout" else ~heldout)
-    if len(members) == 0:
+def _select(manifest: Manifest, choice: Choice) -> Selection:
+    """Documents of a split that are long enough, at least one."""
+    found = Selection(manifest.documents, choice, cache_folder() / "selections")
+    if found.num_members == 0:
         raise DataError(
             f"none of the {manifest.num_docs} documents of {manifest.folder} falls into the "
-            f"{split} split with data.heldout_fraction {heldout_fraction}; "
-            f"{'raise' if split == 'heldout' else 'lower'} it, or prepare more documents"
+            f"{choice.split} split with data.heldout_fraction {choice.heldout_fraction}; "
+            f"{'raise' if choice.split == 'heldout' else 'lower'} it, or prepare more documents"
         )
-    return members
+    if len(found) == 0:
+        raise DataError(
+            f"none of the {found.num_members} {choice.split} documents of {manifest.folder} has "
+            f"the {choice.min_tokens} tokens that a context needs; the longest has "
+            f"{found.longest}. Lower placement.min_prefix_tokens, placement.positions_per_doc "
+            "or reward.horizon, or prepare longer documents"
+        )
+    return found
+
+
+def _places(
+    manifest: Manifest,
+    choice: Choice,
+    documents: Selection,
+    max_documents: int,
+    window: int,
+    seed: int,
+) -> Places:
+    """What a pass goes through. window: of the pieces, or 0 for each document once."""
+    if 0 < max_documents < len(documents):
+        order = Order(len(documents), seed)
+        numbers = np.array([documents[order[n][0]][0] for n in range(max_documents)])
+        tokens = manifest.num_tokens[numbers].astype(np.int64)
+        pieces = Pieces(tokens, window, choice.min_tokens) if window else None
+        return Listed(numbers, pieces)
+    if not window:
+        return documents
+    check_window(window, choice.min_tokens)
+    return _select(manifest, replace(choice, window=window))

@@ -18,14 +18,7 @@ class Pieces:
     """
 
     def __init__(self, num_tokens: np.ndarray, window: int, min_tokens: int) -> None:
-        # n >= 2 pieces of a document with more than (n - 1) windows: each has at least this many.
-        least = (window + 1) // 2
-        if min_tokens > least:
-            raise ConfigError(
-                f"data.windows: all cuts documents into pieces of {least} to {window} tokens, and "
-                f"a context needs {min_tokens}; raise data.context_tokens to "
-                f"{2 * min_tokens}, or lower placement.min_prefix_tokens or reward.horizon"
-            )
+        check_window(window, min_tokens)
         self._num_tokens = num_tokens
         self._pieces = -(-num_tokens // window)
         self._ends = np.cumsum(self._pieces)
@@ -38,5 +31,22 @@ class Pieces:
         document = int(np.searchsorted(self._ends, piece, side="right"))
         count = int(self._pieces[document])
         k = piece - (int(self._ends[document]) - count)
-        tokens = int(self._num_tokens[document])
-        return document, k * tokens // count, (k + 1) * tokens // count
+        return document, *cut(k, count, int(self._num_tokens[document]))
+
+
+def check_window(window: int, min_tokens: int) -> None:
+    """Raise ConfigError where an even cut into pieces of at most `window` tokens could give fewer
+    than min_tokens."""
+    # n >= 2 pieces of a document with more than (n - 1) windows: each has at least this many.
+    least = (window + 1) // 2
+    if min_tokens > least:
+        raise ConfigError(
+            f"data.windows: all cuts documents into pieces of {least} to {window} tokens, and "
+            f"a context needs {min_tokens}; raise data.context_tokens to "
+            f"{2 * min_tokens}, or lower placement.min_prefix_tokens or reward.horizon"
+        )
+
+
+def cut(piece: int, count: int, num_tokens: int) -> tuple[int, int]:
+    """First token and end of one of `count` even pieces of a document."""
+    return piece * num_tokens // count, (piece + 1) * num_tokens // count
