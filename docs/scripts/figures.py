@@ -271,6 +271,23 @@ def preparation() -> str:
     return table(head, rows)
 
 
+def corpus_index() -> str:
+    """Write what opening a corpus costs by its size."""
+    rows = [
+        [
+            f"{row['documents']:,}",
+            "mapped" if row["mapped"] else "in memory",
+            *(f"{number(row[kind]['open, s'])} s" for kind in ("first", "again")),
+            f"{max(row[kind]['open, own MB'] for kind in ('first', 'again')):.0f} MB",
+            *(f"{row['again'][f'{what} a second']:,.0f}" for what in ("places", "contexts")),
+        ]
+        for row in read(PREPARATION / "corpus_index.json")["rows"]
+    ]
+    opened = ["first opening to first context", "the next", "memory"]
+    lookups = ["ordinals to documents a second", "contexts read a second"]
+    return table(["documents", "index", *opened, *lookups], rows)
+
+
 def damage() -> str:
     """Write what damage costs other loaders."""
     rows = [

@@ -19,6 +19,9 @@ from rntp.errors import DataError
 
 RESTORE = "restore the file from a copy, or run `rntp data prep` again"
 
+Columns = tuple[np.ndarray, np.ndarray]
+"""`num_tokens` and `draws` of the same documents."""
+
 
 class DamagedRow(DataError):
     """A row of an index that is not as it was written."""
@@ -53,7 +56,11 @@ class Documents(Protocol):
         """Where the last members of documents first … end-1 end in their shards; int64."""
         ...
 
-    def scan(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def part(self, first: int, end: int) -> Columns:
+        """`num_tokens` and `draws` of some documents, fewer where the corpus ends."""
+        ...
+
+    def scan(self) -> Iterator[Columns]:
         """`num_tokens` and `draws` from the first document to the last, in parts whose lengths are
         multiples of 2^20 but for the last. Raises DataError where they are damaged."""
         ...
@@ -92,7 +99,10 @@ class ShardIndexes:
         rows = self._rows[first:end]
         return rows[f"{column}_offset"] + rows[f"{column}_bytes"]
 
-    def scan(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def part(self, first: int, end: int) -> Columns:
+        return self.num_tokens[first:end], self.draws[first:end]
+
+    def scan(self) -> Iterator[Columns]:
         yield self.num_tokens, self.draws
 
 

@@ -11,6 +11,7 @@ it, when it is asked for, and checked then.
 """
 
 import hashlib
+import mmap
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from rntp.data.documents import DamagedRow, heldout_draw
+from rntp.data.documents import Columns, DamagedRow, heldout_draw
 from rntp.data.shard_format import FileFacts, file_sha256
 from rntp.errors import DataError
 from rntp.runtime.files import sync
@@ -28,20 +29,26 @@ REMAKE = "`rntp data convert` makes it again from the shards' own indexes"
 
 _CHECKED = 64  # rows under one check: some 4 KB, which take 4 µs
 _SCAN = 1 << 20
+_LOOKS = 512  # with 16 pages of three files each, as the kernel maps them: 100 MB at most
 _MOST_BYTES = (1 << 32) - 1
 _MOST_TOKENS = (1 << 31) - 1
 
 
 class MappedIndex:
-    """An index, open; see `Documents`. It holds no file open, and what is mapped belongs to the
-    system's cache: ranks of one machine share it."""
+    """An index, open; see `Documents`. It holds no file open. What it has looked at belongs to the
+    system's cache, which ranks of one machine share, and is let go of after every 512 looks: so the
+    pages of a process stay few, however large the corpus."""
 
     def __init__(self, folder: Path, files: Mapping[str, FileFacts], num_docs: int) -> None:
         """files: of the four columns. Raises DataError where one is missing or of another size."""
         self._opened = (folder, files, num_docs)
         self.num_docs = num_docs
         self.identity = f"{files['tokens'].sha256}/{files['draws'].sha256}"
-        mapped = {name: _mapped(folder, files[name]) for name in COLUMNS}
+        self._maps, self._looks = [], 0
+        mapped = {}
+        for name in COLUMNS:
+            mapped[name], pages = _mapped(folder, files[name])
+            self._maps.append(pages)
         self._rows, self._checks = mapped["rows"], mapped["checks"]
         self.num_tokens: np.ndarray = mapped["tokens"]
         self.draws: np.ndarray = mapped["draws"]
@@ -57,6 +64,7 @@ class MappedIndex:
         return MappedIndex, self._opened
 
     def row(self, number: int) -> dict[str, Any]:
+        self._count_look()
         block = number // _CHECKED
         first, end = block * _CHECKED, (block + 1) * _CHECKED
         parts = (
@@ -70,6 +78,16 @@ class MappedIndex:
         row["num_tokens"] = int(self.num_tokens[number])
         return row
 
+    def part(self, first: int, end: int) -> Columns:
+        self._count_look()
+        return self.num_tokens[first:end], self.draws[first:end]
+
+    def _count_look(self) -> None:
+        self._looks += 1
+        if self._looks % _LOOKS == 0:
+            for pages in self._maps:
+                pages.madvise(mmap.MADV_DONTNEED)  # of a file: they come back when looked at
+
     def document_id(self, number: int) -> str:
         return str(self._rows[number]["id"], "ascii", "replace")
 
@@ -82,15 +100,13 @@ class MappedIndex:
         rows = self._rows[first:end]
         return rows[f"{column}_offset"] + rows[f"{column}_bytes"].astype(np.int64)
 
-    def scan(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def scan(self) -> Iterator[Columns]:
         # Read, not mapped: what a scan has gone through would stay among the process' pages.
         folder, files, _ = self._opened
         paths = [folder / files[name].name for name in ("tokens", "draws")]
         with open(paths[0], "rb") as tokens, open(paths[1], "rb") as draws:
-            hashes = [hashlib.sha256(), hashlib.sha256()]
-            kinds = [
-                _header(file, found) for file, found in zip((tokens, draws), hashes, strict=True)
-            ]
+            kinds = [_header(file)[0] for file in (tokens, draws)]
+            hashes = [_begun(file) for file in (tokens, draws)]
             for first in range(0, self.num_docs, _SCAN):
                 count = min(_SCAN, self.num_docs - first)
                 yield tuple(  # type: ignore[misc]
@@ -192,26 +208,35 @@ def _check(parts: Iterable[np.ndarray], block: int) -> int:
     return found
 
 
-def _mapped(folder: Path, facts: FileFacts) -> np.ndarray:
+def _mapped(folder: Path, facts: FileFacts) -> tuple[np.ndarray, mmap.mmap]:
     path = folder / facts.name
     try:
         found = path.stat().st_size
         if found != facts.bytes:
             raise DataError(f"{path} has {found} bytes and should have {facts.bytes}; {REMAKE}")
-        # As a plain array: numpy's subclass for maps makes every slice several times as slow.
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        # Not by np.load, whose arrays are of a subclass that makes every slice several times as
+        # slow, and do not say what can be let go of.
+        with open(path, "rb") as file:
+            kind, shape = _header(file)
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            pages.madvise(mmap.MADV_RANDOM)  # read what is looked at, not what comes behind it
+            return np.frombuffer(pages, kind, offset=file.tell()).reshape(shape), pages
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); {REMAKE}") from error
 
 
-def _header(file: BinaryIO, digest: Any) -> np.dtype:
-    """Go past the header of a .npy file; the type of what follows."""
+def _header(file: BinaryIO) -> tuple[np.dtype, tuple[int, ...]]:
+    """Go past the header of a .npy file; type and shape of what follows."""
     np.lib.format.read_magic(file)
-    kind = np.lib.format.read_array_header_1_0(file)[2]
+    shape, _, kind = np.lib.format.read_array_header_1_0(file)
+    return kind, shape
+
+
+def _begun(file: BinaryIO) -> Any:
+    """SHA-256 of what the file has been read of."""
     end = file.tell()
     file.seek(0)
-    digest.update(file.read(end))
-    return kind
+    return hashlib.sha256(file.read(end))
 
 
 def _next(file: BinaryIO, kind: np.dtype, count: int, digest: Any) -> np.ndarray:

@@ -19,9 +19,9 @@ from rntp.data.shard_format import (
     MANIFEST_NAME,
     Content,
     Document,
-    FileFacts,
     ShardFacts,
     content_digest,
+    file_facts,
     file_sha256,
     from_npy,
     payload_hash,
@@ -30,7 +30,7 @@ from rntp.data.storage import DEADLINE_S, Location, Storage, open_storage
 from rntp.errors import DataError
 
 _DOCS_PER_WORD = 100  # read between two words of progress
-_MOST_LOOKED_AT = 256  # shards at opening
+_MOST_LOOKED_AT = 64  # shards at opening
 
 
 class Manifest:
@@ -66,7 +66,7 @@ class Manifest:
         self.content: Content = facts.get("content", "text")
         self.has_ids: bool = facts.get("token_ids", False)
         self.digest = content_digest(shards, self.tokenizer_digest, self.content, self.has_ids)
-        self.index_files = {n: FileFacts(**f) for n, f in facts.get("index", {}).items()}
+        self.index_files = {n: file_facts(f) for n, f in facts.get("index", {}).items()}
         self._shard_ends = list(itertools.accumulate(shard.num_docs for shard in shards))
         self.num_docs = self._shard_ends[-1]
         self.documents: Documents
@@ -81,7 +81,7 @@ class Manifest:
         cls, folder: Location, *, tolerant: bool = False, deadline_s: float = DEADLINE_S
     ) -> Self:
         """Open a corpus: reads the manifest, reads or maps the index, and looks at the sizes of
-        local shards and, with `tolerant`, at three documents of each, or of 256 of many.
+        local shards and, with `tolerant`, at three documents of each, or of 64 of many.
 
         folder: also a URL; then deadline_s is the longest that one read may take, seconds.
         tolerant: a shard of another size does not raise; see `lost`.

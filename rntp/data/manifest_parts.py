@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rntp.data.shard_format import MANIFEST_NAME, FileFacts, ShardFacts, shard_facts
+from rntp.data.shard_format import MANIFEST_NAME, FileFacts, ShardFacts, file_facts, shard_facts
 from rntp.data.storage import Storage
 from rntp.errors import DataError
 from rntp.runtime.files import write_bytes_atomic
@@ -39,9 +39,7 @@ def read_shards(storage: Storage, facts: Mapping[str, Any]) -> list[ShardFacts]:
     if "parts" not in facts:
         return [shard_facts(shard) for shard in facts["shards"]]
     shards: list[ShardFacts] = []
-    for part in (FileFacts(**part) for part in facts["parts"]):
-        if Path(part.name).name != part.name:
-            raise DataError(f"{MANIFEST_NAME} names a file outside its folder: {part.name!r}")
+    for part in map(file_facts, facts["parts"]):
         payload = storage.read(part.name, 0, part.bytes)
         if hashlib.sha256(payload).hexdigest() != part.sha256:
             raise DataError(

@@ -8,7 +8,8 @@ in the user's cache, so that only the first run with a split looks at all docume
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -21,6 +22,7 @@ from rntp.errors import DataError
 from rntp.runtime.files import write_bytes_atomic
 
 Split = Literal["train", "heldout"]
+SPLITS: tuple[Split, Split] = ("train", "heldout")
 Place = tuple[int, int, int]
 """Number of a document, and first token and end of a piece of it: 0 and 0 where it is not cut."""
 
@@ -72,8 +74,12 @@ class Selection:
         self._choice = choice
         found = _kept(documents, choice, cache)
         if found is None:
-            found = _counted(documents, choice)
-            _keep(documents, choice, cache, found)
+            # A run wants both splits: one look at all documents counts them.
+            both = [replace(choice, split=split) for split in SPLITS]
+            counted = dict(zip(both, _counted(documents, both), strict=True))
+            for each, counts in counted.items():
+                _keep(documents, each, cache, counts)
+            found = counted[choice]
         self.num_members, self.longest = int(found[0]), int(found[1])
         self._ends = found[2:]
 
@@ -83,17 +89,17 @@ class Selection:
     def __getitem__(self, place: int) -> Place:
         block = int(np.searchsorted(self._ends, place, side="right"))
         before = int(self._ends[block - 1]) if block else 0
-        part = slice(block * _BLOCK, (block + 1) * _BLOCK)
-        tokens = self._documents.num_tokens[part]
-        weights = self._choice.weights(tokens, self._documents.draws[part])
+        first = block * _BLOCK
+        tokens, draws = self._documents.part(first, first + _BLOCK)
+        weights = self._choice.weights(tokens, draws)
         ends = np.cumsum(weights)
         if before + int(ends[-1]) != self._ends[block]:
             raise DataError(
-                f"the index has changed since it was counted (documents {part.start} to "
-                f"{part.stop - 1}); {REMAKE}"
+                f"the index has changed since it was counted (documents {first} to "
+                f"{first + len(tokens) - 1}); {REMAKE}"
             )
         inner = int(np.searchsorted(ends, place - before, side="right"))
-        number, count = part.start + inner, int(weights[inner])
+        number, count = first + inner, int(weights[inner])
         if not self._choice.window:
             return number, 0, 0
         piece = place - before - (int(ends[inner]) - count)
@@ -120,17 +126,22 @@ class Listed:
         return int(self._numbers[item]), start, end
 
 
-def _counted(documents: Documents, choice: Choice) -> np.ndarray:
+def _counted(documents: Documents, choices: Sequence[Choice]) -> list[np.ndarray]:
     """Members of the split, tokens of the longest, and how many places have come by the end of each
-    block of documents; int64 [2 + blocks]."""
-    members, longest, counts = 0, 0, []
+    block of documents; int64 [2 + blocks] for each choice."""
+    members, longest = [0] * len(choices), [0] * len(choices)
+    counts: list[list[np.ndarray]] = [[] for _ in choices]
     for tokens, draws in documents.scan():
-        inside = tokens[choice.members(draws)]
-        members += len(inside)
-        longest = max(longest, int(inside.max(initial=0)))
-        weights = choice.weights(tokens, draws)
-        counts.append(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK)))
-    return np.concatenate([[members, longest], np.cumsum(np.concatenate(counts))])
+        for n, choice in enumerate(choices):
+            inside = tokens[choice.members(draws)]
+            members[n] += len(inside)
+            longest[n] = max(longest[n], int(inside.max(initial=0)))
+            weights = choice.weights(tokens, draws)
+            counts[n].append(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK)))
+    return [
+        np.concatenate([[members[n], longest[n]], np.cumsum(np.concatenate(counts[n]))])
+        for n in range(len(choices))
+    ]
 
 
 def _path(documents: Documents, choice: Choice, cache: Path) -> Path:

@@ -99,11 +99,21 @@ def content_digest(
 
 
 def shard_facts(raw: Mapping[str, Any]) -> ShardFacts:
-    facts = ShardFacts(**{**raw, "index": FileFacts(**raw["index"])})
-    for name in (facts.name, facts.index.name):
-        if Path(name).name != name:
-            raise DataError(f"{MANIFEST_NAME} names a file outside its folder: {name!r}")
+    facts = ShardFacts(**{**raw, "index": file_facts(raw["index"])})
+    _check_inside(facts.name)
     return facts
+
+
+def file_facts(raw: Mapping[str, Any]) -> FileFacts:
+    """Return what a manifest says of a file. Raises DataError for one outside its folder."""
+    facts = FileFacts(**raw)
+    _check_inside(facts.name)
+    return facts
+
+
+def _check_inside(name: str) -> None:
+    if Path(name).name != name:
+        raise DataError(f"{MANIFEST_NAME} names a file outside its folder: {name!r}")
 
 
 def payload_hash(one: bytes, two: bytes) -> int:

@@ -11,6 +11,7 @@ import pytest
 from corpus import encode, text_of, write_corpus
 
 from rntp.cli import main
+from rntp.data.convert import convert
 from rntp.data.damage import Damage
 from rntp.data.manifest import Manifest
 from rntp.data.stream import ContextStream
@@ -19,10 +20,13 @@ from rntp.errors import DataError
 NUM_DOCS = 40
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(params=["index in memory", "mapped index"])
+def folder(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
     """40 documents of 50 words in one shard."""
+    monkeypatch.setenv("RNTP_CACHE", str(tmp_path / "cache"))
     write_corpus(tmp_path / "c", [50] * NUM_DOCS)
+    if request.param == "mapped index":
+        convert(tmp_path / "c")
     return tmp_path / "c"
 
 

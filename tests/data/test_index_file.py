@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from corpus import DIGEST, SPEC, encode, facts, text_of, write_corpus
 
 from rntp.cli import main
-from rntp.data import manifest_parts
+from rntp.data import index_file, manifest, manifest_parts
 from rntp.data.convert import convert
 from rntp.data.documents import ShardIndexes
 from rntp.data.index_file import COLUMNS, MappedIndex
@@ -71,9 +72,9 @@ def copy(mapped: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(mapped, tmp_path / "copy"))
 
 
-def stream(manifest: Manifest, **changes: Any) -> ContextStream:
+def stream(corpus: Manifest, **changes: Any) -> ContextStream:
     settings = {"seed": 3, "context_tokens": 16, "min_document_tokens": 8, "split": "train"}
-    return ContextStream(manifest, encode, **{**settings, "heldout_fraction": 0.1, **changes})
+    return ContextStream(corpus, encode, **{**settings, "heldout_fraction": 0.1, **changes})
 
 
 def summary(contexts: ContextStream) -> tuple[int, int, str, str]:
@@ -89,10 +90,10 @@ def summary(contexts: ContextStream) -> tuple[int, int, str, str]:
 def test_ordinals_give_the_contexts_of_before(
     kind: str, changes: dict[str, Any], expected: Any, request: pytest.FixtureRequest
 ) -> None:
-    manifest = Manifest.load(request.getfixturevalue(kind))
-    assert isinstance(manifest.documents, MappedIndex if kind == "mapped" else ShardIndexes)
-    assert summary(stream(manifest, **changes)) == expected
-    assert summary(stream(manifest, **changes)) == expected  # from the counts that were kept
+    corpus = Manifest.load(request.getfixturevalue(kind))
+    assert isinstance(corpus.documents, MappedIndex if kind == "mapped" else ShardIndexes)
+    assert summary(stream(corpus, **changes)) == expected
+    assert summary(stream(corpus, **changes)) == expected  # from the counts that were kept
 
 
 def test_a_converted_corpus_is_the_same_corpus(plain: Path, mapped: Path) -> None:
@@ -139,14 +140,16 @@ def test_counts_are_kept_for_mapped_indexes_and_made_again_where_damaged(
     stream(Manifest.load(plain))
     assert not cache.exists()
     first = stream(Manifest.load(mapped))
-    (kept,) = cache.iterdir()
-    assert kept.stat().st_size == 32 + 8 * (2 + 3)
+    kept = list(cache.iterdir())
+    assert [path.stat().st_size for path in kept] == 2 * [32 + 8 * (2 + 3)]  # one a split
     monkeypatch.setattr(MappedIndex, "scan", lambda _: pytest.fail("all documents were read"))
+    assert stream(Manifest.load(mapped), split="heldout").num_documents == 223
     again = stream(Manifest.load(mapped))
     assert data_digest([again[7]], [[]]) == data_digest([first[7]], [[]])
     monkeypatch.undo()
     monkeypatch.setenv("RNTP_CACHE", str(cache.parent))
-    _flip(kept, -5)
+    for path in kept:
+        _flip(path, -5)
     assert summary(stream(Manifest.load(mapped))) == GOLDEN[0][1]
 
 
@@ -160,8 +163,8 @@ def test_a_cache_that_cannot_be_written_changes_nothing(
 
 def test_mixtures_and_workers_read_through_it(plain: Path, mapped: Path) -> None:
     def mixed(folder: Path) -> MixedStream:
-        manifest = Manifest.load(folder)
-        return MixedStream([stream(manifest), stream(manifest, seed=9)], [700, 300])
+        corpus = Manifest.load(folder)
+        return MixedStream([stream(corpus), stream(corpus, seed=9)], [700, 300])
 
     ordinals = list(range(0, 1000, 83))
     expected = [mixed(plain)[n] for n in ordinals]
@@ -181,19 +184,53 @@ def test_what_goes_to_a_worker_does_not_grow_with_the_corpus(plain: Path, mapped
     assert summary(again) == GOLDEN[0][1]
 
 
+def test_pages_that_were_let_go_of_come_back(mapped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_file, "_LOOKS", 1)
+    contexts = stream(Manifest.load(mapped))
+    assert summary(contexts) == GOLDEN[0][1]
+    ordinals = list(range(400))
+    expected = [contexts[n].document_id for n in ordinals]
+    with ThreadPoolExecutor(8) as pool:
+        assert [c.document_id for c in pool.map(contexts.__getitem__, ordinals)] == expected
+
+
+def test_of_many_shards_some_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "_MOST_LOOKED_AT", 2)
+    folder = tmp_path / "c"
+    size = len(write_corpus(folder, [50] * 40, shard_bytes=20_000).shards)
+    convert(folder)
+    assert size == 10  # of which 0 and 5 are looked at
+    for number, found in ((3, False), (5, True)):
+        shard = folder / f"shard-{number:05d}.tar"
+        whole = shard.read_bytes()
+        shard.write_bytes(bytes(len(whole)))
+        if found:
+            with pytest.raises(DataError, match=r"shard-00005\.tar is another file"):
+                Manifest.load(folder, tolerant=True)
+        else:
+            corpus = Manifest.load(folder, tolerant=True)
+            contexts = stream(corpus, heldout_fraction=0.0, max_damaged=0.1)
+            assert contexts.num_documents == 40
+            _read_all(contexts)
+            assert {damage.number for _, damage in contexts.damaged} == {12, 13, 14, 15}
+            with pytest.raises(DataError, match=r"4 documents .* are damaged and 3 are allowed"):
+                _read_all(stream(corpus, heldout_fraction=0.0, max_damaged=0.09))
+        shard.write_bytes(whole)
+
+
 def test_a_damaged_row_is_found_and_its_document_replaced(copy: Path) -> None:
     _flip(copy / "index.rows.npy", 1000)  # a row of the first 64
-    manifest = Manifest.load(copy, tolerant=True)
+    corpus = Manifest.load(copy, tolerant=True)
     with pytest.raises(DataError, match=r"rows 0 to 63 of the index.*rntp data convert"):
-        manifest.read(63)
-    assert manifest.read(64).id == "doc-64"
+        corpus.read(63)
+    assert corpus.read(64).id == "doc-64"
     assert "index.rows.npy: the SHA-256" in Manifest.load(copy).verify()[0]
-    contexts = stream(manifest, heldout_fraction=0.0, max_damaged=0.05)
+    contexts = stream(corpus, heldout_fraction=0.0, max_damaged=0.05)
     seen = {contexts[n].document_id for n in range(contexts.num_documents)}
     assert not seen & {f"doc-{n}" for n in range(64)}
     assert 0 < len(contexts.damaged) <= 64
     with pytest.raises(DataError, match=r"documents of .* are damaged and 0 are allowed"):
-        _read_all(stream(manifest, heldout_fraction=0.0))
+        _read_all(stream(corpus, heldout_fraction=0.0))
     convert(copy)
     assert Manifest.load(copy).read(63).text == text_of(LENGTHS[63], 63_000)
 
@@ -218,6 +255,16 @@ def test_a_file_that_is_missing_or_short_does_not_open(copy: Path, column: str) 
     path.unlink()
     with pytest.raises(DataError, match=rf"index\.{column}\.npy cannot be read.*rntp data convert"):
         Manifest.load(copy, tolerant=True)
+
+
+@pytest.mark.parametrize("kind", ["index", "parts"])
+def test_a_manifest_names_no_file_outside_its_folder(copy: Path, kind: str) -> None:
+    path = copy / "manifest.json"
+    facts = json.loads(path.read_text())
+    entry = {**facts["index"]["rows"], "name": "../index.rows.npy"}
+    path.write_text(json.dumps({**facts, kind: {"rows": entry} if kind == "index" else [entry]}))
+    with pytest.raises(DataError, match="outside its folder"):
+        Manifest.load(copy)
 
 
 def test_preparation_writes_it_from_so_many_documents_on(tmp_path: Path) -> None:
