@@ -347,6 +347,7 @@ def results() -> str:
 
 MAKERS: dict[str, Callable[[], str]] = {
     "charsets": charsets,
+    "corpus_index": corpus_index,
     "damage": damage,
     "loader": loader,
     "methods": methods,
