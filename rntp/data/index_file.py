@@ -29,14 +29,14 @@ REMAKE = "`rntp data convert` makes it again from the shards' own indexes"
 
 _CHECKED = 64  # rows under one check: some 4 KB, which take 4 µs
 _SCAN = 1 << 20
-_LOOKS = 512  # with 16 pages of three files each, as the kernel maps them: 100 MB at most
+_LOOKS = 256  # 0.2 to 0.5 MB each, as the kernel maps what is around: some 120 MB at most
 _MOST_BYTES = (1 << 32) - 1
 _MOST_TOKENS = (1 << 31) - 1
 
 
 class MappedIndex:
     """An index, open; see `Documents`. It holds no file open. What it has looked at belongs to the
-    system's cache, which ranks of one machine share, and is let go of after every 512 looks: so the
+    system's cache, which ranks of one machine share, and is let go of after every 256 looks: so the
     pages of a process stay few, however large the corpus."""
 
     def __init__(self, folder: Path, files: Mapping[str, FileFacts], num_docs: int) -> None:

@@ -27,7 +27,7 @@ Place = tuple[int, int, int]
 """Number of a document, and first token and end of a piece of it: 0 and 0 where it is not cut."""
 
 _BLOCK = 1024  # 12 KB to look at, some 20 µs
-_VERSION = 1
+_VERSION = 2
 _DIGEST_BYTES = 32
 
 
@@ -47,10 +47,10 @@ class Choice:
         return heldout if self.split == "heldout" else ~heldout
 
     def weights(self, num_tokens: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """How often each document is chosen, int64 [n]: 0, or 1, or its pieces."""
+        """How often each document is chosen: bool [n], or of windows int64 [n], its pieces or 0."""
         chosen = self.members(draws) & (num_tokens >= self.min_tokens)
         if not self.window:
-            return chosen.astype(np.int64)
+            return chosen
         return np.where(chosen, -(-num_tokens.astype(np.int64) // self.window), 0)
 
 
@@ -65,7 +65,7 @@ class Places(Protocol):
 class Selection:
     """`selection[place]` is what a `Choice` gives at a place, 0 … len-1, in document order.
 
-    num_members: documents of the split. longest: tokens of the longest of these.
+    num_members: documents of the split.
     """
 
     def __init__(self, documents: Documents, choice: Choice, cache: Path) -> None:
@@ -80,8 +80,14 @@ class Selection:
             for each, counts in counted.items():
                 _keep(documents, each, cache, counts)
             found = counted[choice]
-        self.num_members, self.longest = int(found[0]), int(found[1])
-        self._ends = found[2:]
+        self.num_members = int(found[0])
+        self._ends = found[1:]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document of the split; looks at all of them."""
+        inside = (t[self._choice.members(draws)] for t, draws in self._documents.scan())
+        return max(int(tokens.max(initial=0)) for tokens in inside)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -127,19 +133,20 @@ class Listed:
 
 
 def _counted(documents: Documents, choices: Sequence[Choice]) -> list[np.ndarray]:
-    """Members of the split, tokens of the longest, and how many places have come by the end of each
-    block of documents; int64 [2 + blocks] for each choice."""
-    members, longest = [0] * len(choices), [0] * len(choices)
+    """Members of the split, and how many places have come by the end of each block of documents;
+    int64 [1 + blocks] for each choice."""
+    members = [0] * len(choices)
     counts: list[list[np.ndarray]] = [[] for _ in choices]
     for tokens, draws in documents.scan():
         for n, choice in enumerate(choices):
-            inside = tokens[choice.members(draws)]
-            members[n] += len(inside)
-            longest[n] = max(longest[n], int(inside.max(initial=0)))
-            weights = choice.weights(tokens, draws)
-            counts[n].append(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK)))
+            members[n] += int(np.count_nonzero(choice.members(draws)))
+            weights = np.zeros(
+                -(-len(tokens) // _BLOCK) * _BLOCK, np.int64 if choice.window else bool
+            )
+            weights[: len(tokens)] = choice.weights(tokens, draws)
+            counts[n].append(weights.reshape(-1, _BLOCK).sum(axis=1))
     return [
-        np.concatenate([[members[n], longest[n]], np.cumsum(np.concatenate(counts[n]))])
+        np.concatenate([[members[n]], np.cumsum(np.concatenate(counts[n]))])
         for n in range(len(choices))
     ]
 
@@ -158,7 +165,7 @@ def _kept(documents: Documents, choice: Choice, cache: Path) -> np.ndarray | Non
         return None
     counts = payload[_DIGEST_BYTES:]
     whole = hashlib.sha256(counts).digest() == payload[:_DIGEST_BYTES]
-    expected = 8 * (2 + -(-documents.num_docs // _BLOCK))
+    expected = 8 * (1 + -(-documents.num_docs // _BLOCK))
     # A damaged one is made again: it is known to be no more than a copy.
     return np.frombuffer(counts, "<i8") if whole and len(counts) == expected else None
 
