@@ -547,6 +547,7 @@ def test_a_signal_saves_and_the_same_command_resumes(
     assert comparable(folder) == comparable(whole)
 
 
+@pytest.mark.slow
 def test_a_kill_loses_nothing_that_was_committed(raw: dict, tmp_path: Path) -> None:
     raw["run"]["steps"] = 60
     raw["evaluation"] = {"enabled": False}

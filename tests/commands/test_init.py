@@ -46,6 +46,7 @@ def call(*arguments: object) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_what_it_writes_runs(
     model: Path,
     pages: Path,

@@ -201,6 +201,7 @@ def test_flipped_bits_on_the_way_are_fetched_again_then_set_aside(server: ShardS
     assert [damage.document_id for _, damage in there.damaged] == ["doc-5"]
 
 
+@pytest.mark.slow
 def test_workers_read_urls_too(server: ShardServer) -> None:
     expected = ids(stream(Manifest.load(server.folder)))
     for kind in ("thread", "process"):

@@ -92,6 +92,7 @@ def test_damage_is_told_counted_and_remembered(raw: dict, tmp_path: Path) -> Non
     assert again.corpus.train.damaged == trainer.corpus.train.damaged
 
 
+@pytest.mark.slow
 def test_reading_ahead_changes_no_bit(raw: dict, tmp_path: Path) -> None:
     digests = []
     for n, sets in enumerate(([], ["data.workers=2"], ["data.workers={process: 1}"])):

@@ -275,6 +275,7 @@ def test_tasks_that_run_elsewhere_are_waited_for_by_the_same_command(tmp_path: P
     assert len(submitted) == 1
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_the_same_command_gives_the_same_corpus(
     tmp_path: Path, model_folders: dict[str, Path]
 ) -> None:

@@ -92,6 +92,7 @@ def run(stages: list[Stage], total_s: float = 200) -> tuple[Results, list[int]]:
     return results, kept
 
 
+@pytest.mark.slow
 def test_no_stage_takes_the_others_down() -> None:
     stages = [
         Stage("first", f"{__name__}:fine", 100, True),
