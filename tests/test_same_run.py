@@ -213,6 +213,7 @@ FREE = {
     "evaluation.placement": "even",
     "evaluation.positions_per_doc": 1,
     "evaluation.controls": ["shuffled"],
+    "log.rollouts_per_step": 2,
     "parallel.tokens_per_microbatch": 4096,
     "parallel.activation_checkpointing": True,
     "parallel.timeout_s": 60,
@@ -237,7 +238,12 @@ def test_every_field_is_free_or_part_of_what_is_trained() -> None:
             "model": {"spec": "m"},
             "data": {"source": "c", "context_tokens": 64, "docs_per_step": 1},
             "placement": {"positions_per_doc": 1},
-            "thought": {"thoughts_per_position": 2, "thought_tokens": 4},
+            "thought": {
+                "thoughts_per_position": 2,
+                "thought_tokens": 4,
+                "tools": {"use": {"python": None}},
+            },
+            "reading": {"window": 8},
             # Of everything that only some settings read, each.
             "reward": {"horizon": 2, "scheme": {"net_gain": 1, "length_triangle": 1}},
             "baseline": {"weights": "ema"},

@@ -41,6 +41,7 @@ ON_EACH = {
     "update.before#3": 2,
     "update.after#3": 2,
     "step.end#4": 2,
+    "rollouts.before#3": 2,
     "evaluate.inside": 0,
     "evaluate.inside#3": 4,
     "save.file#4": 2,
@@ -50,7 +51,6 @@ ON_EACH = {
 MICROBATCH_OF_STEP_3 = (3, 6)
 ON_FIRST = {
     "metrics.before#3": 2,
-    "rollouts.before#3": 2,
     "evaluate.written#2": 4,
     "save.before#2": 2,
     "save.commit.before#2": 2,
