@@ -103,6 +103,7 @@ def test_two_passes_over_the_worlds_of_the_specification(manifest: Manifest) -> 
     assert set(visits.values()) == {1}
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_and_a_killed_one_is_replaced(manifest: Manifest) -> None:
     reader = Reader(stream(manifest), workers=2, kind="process")
     try:
@@ -157,6 +158,7 @@ def test_only_this_step_and_the_next_are_held(manifest: Manifest) -> None:
     reader.close()
 
 
+@pytest.mark.slow
 def test_damage_found_by_workers_reaches_the_budget(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "c", [50] * 20)
     shard = tmp_path / "c" / "shard-00000.tar"

@@ -81,6 +81,7 @@ def ledger(folder: Path) -> dict[str, str]:
     return {e["url"]: e["reason"] for e in map(json.loads, text.splitlines())}
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_corpus(tmp_path: Path) -> None:
     sources = [
         write_rows(tmp_path / f"{n}.jsonl", [prose(10 * n + m) for m in range(10)])

@@ -101,6 +101,7 @@ def test_real_pages_by_trafilatura(tmp_path: Path) -> None:
     assert best.digest != quick.digest
 
 
+@pytest.mark.slow
 def test_a_page_over_the_limit_is_dropped_and_the_next_one_read(tmp_path: Path) -> None:
     pytest.importorskip("trafilatura", reason="extra `prep-hq`")
     real = next(page for page in read_pages(SAMPLE) if page.html).html or ""
