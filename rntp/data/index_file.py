@@ -29,7 +29,7 @@ REMAKE = "`rntp data convert` makes it again from the shards' own indexes"
 
 _CHECKED = 64  # rows under one check: some 4 KB, which take 4 µs
 _SCAN = 1 << 20
-_LOOKS = 256  # 0.2 to 0.5 MB each, as the kernel maps what is around: some 120 MB at most
+_LOOKS = 256  # the kernel maps what is around, 0.2 to 0.5 MB a look, until it is let go of
 _MOST_BYTES = (1 << 32) - 1
 _MOST_TOKENS = (1 << 31) - 1
 

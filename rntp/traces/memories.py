@@ -12,7 +12,6 @@ Without `bare` a window alone would be a text that the model has never seen, and
 too large. What stands before a memory is lost in `read`, so that only the memory can tell of it.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,6 @@ from rntp import __version__
 from rntp.config import Config
 from rntp.data.corpus import Corpus, marker_ids, open_corpus, open_data
 from rntp.data.manifest import Manifest
-from rntp.data.manifest_writer import ShardWriter
 from rntp.data.token_ids import to_codes
 from rntp.errors import ConfigError
 from rntp.evaluation.pieces import RULES, lost_and_window, pieces, written
@@ -39,9 +37,9 @@ from rntp.objective.forward import build_tree, forward
 from rntp.placement.placer import training_placer
 from rntp.rng import uniform
 from rntp.runtime.progress import Bars
+from rntp.traces.shards import token_id_writer
 from rntp.types import Context, Known, Rollout, Thought
 
-SHARD_BYTES = 64 << 20
 BEST = "best_piece"
 MOST_PIECES = 32  # of a page that `best_piece` tries: evenly spaced ones
 KINDS = ("read", "bare", "write")
@@ -178,16 +176,8 @@ def _write(
     number = {name: n for n, name in enumerate(manifest.document_ids)}
     prefix = prefix_ids(model.tokenizer)
     markers = marker_ids(config, model.tokenizer)
-    provenance = json.dumps(facts, sort_keys=True)
     counts = dict.fromkeys(KINDS, 0)
-    with ShardWriter(
-        out,
-        shard_bytes=SHARD_BYTES,
-        tokenizer_digest=manifest.tokenizer_digest,
-        tokenizer_spec=manifest.tokenizer_spec,
-        prep_digest=hashlib.sha256(provenance.encode()).hexdigest(),
-        content="token_ids",
-    ) as writer:
+    with token_id_writer(out, manifest, facts) as writer:
         for context, position, document in documents:
             counts[document.kind] += 1
             # What the tokenizer puts before a text, the loader does.

@@ -26,6 +26,20 @@ from rntp.model.tokenizer import decode, prefix_ids, start_id, token_strings
 SHARD_BYTES = 64 << 20
 
 
+def token_id_writer(folder: Path, like: Manifest, facts: Mapping[str, Any]) -> ShardWriter:
+    """Open a corpus of token ids of the tokenizer that another corpus has. facts: its provenance,
+    which its digest is of."""
+    provenance = json.dumps(facts, sort_keys=True)
+    return ShardWriter(
+        folder,
+        shard_bytes=SHARD_BYTES,
+        tokenizer_digest=like.tokenizer_digest,
+        tokenizer_spec=like.tokenizer_spec,
+        prep_digest=hashlib.sha256(provenance.encode()).hexdigest(),
+        content="token_ids",
+    )
+
+
 def write_shards(
     folder: Path,
     rows: Iterable[dict[str, Any]],
@@ -52,15 +66,7 @@ def write_shards(
         )
     number = {name: n for n, name in enumerate(manifest.document_ids)}
     skip, markers = len(prefix_ids(tokenizer)), marker_ids(config, tokenizer)
-    provenance = json.dumps(facts, sort_keys=True)
-    with ShardWriter(
-        folder,
-        shard_bytes=SHARD_BYTES,
-        tokenizer_digest=manifest.tokenizer_digest,
-        tokenizer_spec=manifest.tokenizer_spec,
-        prep_digest=hashlib.sha256(provenance.encode()).hexdigest(),
-        content="token_ids",
-    ) as writer:
+    with token_id_writer(folder, manifest, facts) as writer:
         for ordinal in range(facts["plain_pages"]):
             context = corpus.train[ordinal]
             page = context.token_ids[skip:]
