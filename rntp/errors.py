@@ -35,6 +35,10 @@ class Preempted(RntpError):
     exit_code = 5
 
 
+class JudgesAway(Preempted):
+    """Too many verdicts of judges are missing; the same command resumes, once they answer."""
+
+
 class Diverged(RntpError):
     """Too many non-finite steps in a row, or an alarm with `run.on_trouble: stop`."""
 

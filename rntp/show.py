@@ -105,6 +105,24 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def audit_table(found: Mapping[str, Mapping[str, Any]], together: str) -> str:
+    """Shares of right and wrong answers that judges take for right, a line an attack."""
+    judges = [name for name in found if name != together]
+    judges += [together] if len(judges) > 1 else []
+    attacks = list(found[together]["by_attack"])
+
+    def share(value: float | None) -> str:
+        return "–" if value is None else f"{value:.0%}"
+
+    rows = [["taken for right", *judges]]
+    rows += [["true continuation", *(share(found[j]["gold"]) for j in judges)]]
+    rows += [[a, *(share(found[j]["by_attack"].get(a)) for j in judges)] for a in attacks]
+    rows += [
+        ["verdicts missing", *(f"{found[j]['missing']} of {found[j]['asked']}" for j in judges)]
+    ]
+    return columns(rows)
+
+
 def tasks_table(facts: Mapping[str, Any]) -> str:
     """Scores of downstream tasks without and with a thought; ± is the harness' standard error."""
 

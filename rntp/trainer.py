@@ -26,8 +26,7 @@ from rntp.objective.loss import loss
 from rntp.objective.passes import Passes
 from rntp.placement.placer import training_placer
 from rntp.rollout import no_check
-from rntp.rollout.interleaved import open_training_engine
-from rntp.rollout.tool_calls import serving
+from rntp.rollout.judged import audit_numbers, helped, open_judged_engine
 from rntp.run import folder as run_folder
 from rntp.run.log import open_log
 from rntp.runtime import faults
@@ -59,10 +58,9 @@ class Trainer:
     writes nothing. Raises ConfigError, DataError or CheckpointError, each with the remedy, and
     Preempted.
 
-    stop: where the caller has been listening for signals already.
-
-    ranks: the processes that train together (`rntp.runtime.ranks.open_ranks`). Every one of them
-    makes a Trainer of the same config and fits it; rank 0 speaks and writes.
+    stop: where the caller has been listening for signals already. ranks: the processes that train
+    together (`rntp.runtime.ranks.open_ranks`). Every one of them makes a Trainer of the same config
+    and fits it; rank 0 speaks and writes.
     accept_data_change: go on where the corpus is another than that of the checkpoint.
     """
 
@@ -94,7 +92,7 @@ class Trainer:
         self.passes = Passes(self.model, config, self.followers.reference)
         self.optimizer = open_optimizer(self.model, config, ranks, recompute=self.recomputes)
         self.packs = self.model.shares and packing_pays(self.model.hf, config.budget_tokens)
-        self.engine = open_training_engine(self.model, config)
+        self.engine = open_judged_engine(self.model, config, self.corpus)
         self.place = training_placer(config, self.followers.record, self.model.tokenizer)
         check_placement(self.place, self.corpus)
         self.guards = Guards(config, ranks)
@@ -222,7 +220,8 @@ class Trainer:
     def _record(self, step: int, updates: Sequence[Update], stats: StepStats) -> None:
         """Let what follows training see the step, and write down what it was."""
         config, asked = self.config, self.passes.ask.num_tokens(stats.rollouts)
-        more = {"stop": self.stop.received is not None, "damaged": self.state.new_damage}
+        more = {"stop": float(self.stop.received is not None), "damaged": self.state.new_damage}
+        more |= audit_numbers(self.engine, step)
         whole = WholeStep.exchange(stats, self.ranks, asked, more)
         self.asked_to_stop = bool(whole.sums["stop"])
         if any(not update.skipped for update in updates):
@@ -247,7 +246,8 @@ class Trainer:
         folder = ranks.decide(lambda: open_.enter_context(run_folder.claim(config)), "start")
         self.log = open_log(folder, config, ranks.rank, ranks.size, self.console)
         open_.enter_context(self.log)
-        open_.enter_context(serving(self.engine, self.model, config, folder / "tools", ranks.rank))
+        log, rank = self.log, ranks.rank
+        open_.enter_context(helped(self.engine, self.model, config, folder, rank, log.message))
         watchdog = Watchdog(folder, config.run.hang_timeout_s, ranks.rank)
         open_.enter_context(watchdog)
         ranks.waiting = watchdog.waiting

@@ -105,6 +105,21 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge outside of the run said of an answer; see `rntp.judges`.
+
+    yes: the probability that it finds the answer right, in [0, 1], or None where no verdict came;
+    failure then says why: `unreachable`, `out_of_time`, `refused`, `server`, `rate_limited`,
+    `unreadable`, `too_long`, `wrong_model`, `unclear` or `over_budget`. tokens: that its endpoint
+    counted, of prompt and reply.
+    """
+
+    yes: float | None
+    failure: str = ""
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Thought:
     """One sampled thought: `<think> sampled… [</think>]`, and the answer after it, if any.
 
@@ -119,6 +134,7 @@ class Thought:
     answer_ids: int64 [a], what the sampler drew after the close marker, a <= answer_tokens. An
     answer that ended itself ends with the tokenizer's EOS (`answer_ended`), which was drawn, too.
     answer_logprobs: float32 [a], as above.
+    verdicts: of judges outside of the run on the answer, by name.
     """
 
     sampled_ids: Tensor
@@ -129,6 +145,7 @@ class Thought:
     answer_ended: bool = False
     given: Tensor = field(default_factory=_no_tokens)
     calls: tuple[ToolCall, ...] = ()
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
 
     @property
     def content(self) -> Tensor:

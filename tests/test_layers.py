@@ -18,7 +18,7 @@ FLOORS = (
     ("runtime",),
     ("model",),
     ("data",),
-    ("placement", "rewards", "tools"),
+    ("judges", "placement", "rewards", "tools"),
     ("rollout",),
     ("objective",),
     ("run",),

@@ -27,6 +27,19 @@ TROUBLE = Options(
         ),
     },
 )
+AUDIT = Options(
+    ("stop", "warn", "off"),
+    {
+        "every_steps": Parameter(Positive, 100, ("stop", "warn"), "steps between two audits"),
+        "docs": Parameter(Positive, 8, ("stop", "warn"), "pages that every attack is tried on"),
+        "fooled": Parameter(
+            Annotated[float, Field(ge=0, le=1)],
+            0.05,
+            ("stop", "warn"),
+            "share of an attack's tries that may be taken for right",
+        ),
+    },
+)
 POLICIES = Options(
     (),  # whoever registers them
     {

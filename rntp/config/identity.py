@@ -59,6 +59,11 @@ def _leave_out_unread(facts: dict[str, Any], config: Config) -> None:
         del facts["thought"]["tools"]
     else:
         del facts["thought"]["tools"]["workers"]
+    judges = facts["reward"].pop("judges")
+    if "judge" in config.reward.weights:  # wherever a model is served, and however it is asked
+        models = {name: judge["model"] for name, judge in judges["use"].items()}
+        deciding = ("sees", "verdict", "combine", "rule")
+        facts["reward"]["judges"] = {"use": models, **{name: judges[name] for name in deciding}}
     net_gain = facts["reward"]["scheme"].get("net_gain", {})
     if net_gain.get("call_cost") == 0:
         del net_gain["call_cost"]

@@ -4,29 +4,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     SerializerFunctionWrapHandler,
     model_serializer,
 )
 
-
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+from rntp.config.section import Section
 
 
-class TensorBoard(Settings):
+class TensorBoard(Section):
     dir: Path | None = None
     """Folder of the event files; null is tensorboard/ in the run folder."""
 
 
-class Trackio(Settings):
+class Trackio(Section):
     project: str = "rntp"
     """Project of trackio, a database under TRACKIO_DIR on this machine."""
 
 
-class MLflow(Settings):
+class MLflow(Section):
     uri: str = ""
     """Tracking server or store; with "" what MLFLOW_TRACKING_URI or MLflow's default says. Give
     user and password as MLflow's environment variables, not here."""
@@ -34,7 +30,7 @@ class MLflow(Settings):
     """Experiment of MLflow, made where there is none."""
 
 
-class Wandb(Settings):
+class Wandb(Section):
     project: str = "rntp"
     """Project in wandb."""
     mode: Literal["online", "offline"] = "online"
@@ -46,7 +42,7 @@ def _defaults_for_null(value: object) -> object:
     return {} if value is None else value
 
 
-class Mirrors(Settings):
+class Mirrors(Section):
     """Trackers by name; one that is not named is off."""
 
     tensorboard: Annotated[TensorBoard | None, BeforeValidator(_defaults_for_null)] = None
@@ -63,7 +59,7 @@ class Mirrors(Settings):
         # A null that is read back would turn the mirror on.
         return {name: value for name, value in handler(self).items() if value is not None}
 
-    def chosen(self) -> dict[str, Settings]:
+    def chosen(self) -> dict[str, Section]:
         """Return the settings of the trackers that are on, by name."""
         found = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: settings for name, settings in found.items() if settings is not None}

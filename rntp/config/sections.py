@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     FiniteFloat,
     model_validator,
@@ -24,12 +22,14 @@ from rntp.config.choices import (
     TROUBLE,
     WEIGHT,
     WEIGHTS,
+    NonNegative,
+    Positive,
+    Weight,
 )
+from rntp.config.judges import Judges
 from rntp.config.mirrors import Mirrors
+from rntp.config.section import Section
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Interval = tuple[Weight, Weight]
 Parameters = dict[str, FiniteFloat]
@@ -44,10 +44,6 @@ Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Source = Annotated[
     Path | str | Annotated[dict[str, Share], Field(min_length=1)], BeforeValidator(_folder_or_url)
 ]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Run(Section):
@@ -174,7 +170,7 @@ class Reading(Section):
 
 
 class Tools(Section):
-    use: dict[str, dict[str, Any] | None] = {}
+    use: dict[str, dict[str, Any] | None] = Field(default={})
     """Tools that a thought may call, by name, with their settings or null; `{}` is none. See
     `rntp.tools`: `{search: {index: build/index}, python: null}`."""
     calls: Positive = 2
@@ -243,6 +239,8 @@ class Reward(Section):
     judge: Literal["policy", "frozen"] = "policy"
     """Whose verdict self_judge and judge_gold give: that of the weights in training, which learn to
     please themselves, or that of the weights of the start, which keeps a copy of them."""
+    judges: Judges = Judges()
+    """Models behind an endpoint, whose verdict the scheme judge gives."""
 
     @property
     def weights(self) -> dict[str, float]:

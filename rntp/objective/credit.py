@@ -9,6 +9,7 @@ from torch import Tensor
 from rntp.config import Config
 from rntp.objective import baselines
 from rntp.objective.advantages import Kind, advantages, dead_groups
+from rntp.objective.outside import filled
 
 
 def credit(
@@ -17,20 +18,22 @@ def credit(
     config: Config,
     usual_std: float = 0.0,
     tolerance: float | Tensor = 1e-6,
+    missing_PG: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Advantages [P, G], detached, and bool [P]: the groups that count in the policy gradient.
 
     Groups that do not count have advantage 0, and nothing is compared with them. reward_PG: what
     drives, all penalties taken off. no_think_logp_PH: the baseline, nats. usual_std: of a group's
     rewards, for `objective.drop_groups_below`. tolerance: reward units, what equal rewards may
-    differ by, a number or [P]; see `rntp.objective.rounding`. Where `objective.needs_whole_step`,
-    the groups must be all those of a step.
+    differ by, a number or [P]; see `rntp.objective.rounding`. missing_PG: bool, thoughts without a
+    reward: they leave their groups, and the others are compared among themselves. Where
+    `objective.needs_whole_step`, the groups must be all those of a step.
     """
     objective, use = config.objective, config.baseline.use
     counted_P = torch.ones(len(reward_PG), dtype=torch.bool, device=reward_PG.device)
     share = objective.drop_groups_below
     if share is not None:
-        compared = baselines.members(reward_PG, use)
+        compared = baselines.members(reward_PG if missing_PG is None else filled(reward_PG), use)
         # Not `>=`: a reward that is no number has to reach the loss, where it is noticed.
         counted_P = ~(compared.std(dim=1, correction=0) < share * usual_std)
         if share == 0:
@@ -41,11 +44,18 @@ def credit(
         divide_by_std=objective.advantage.get("divide_by_std"),
         std_floor=objective.advantage.get("std_floor"),
     )
-    if counted_P.all():
+    if counted_P.all() and missing_PG is None:
         return baselines.used(reward_PG, no_think_logp_PH, use, centre), counted_P
+    there_PG = counted_P[:, None].expand_as(reward_PG)
+    if missing_PG is not None:
+        there_PG = there_PG & ~missing_PG.to(there_PG.device)
     advantage_PG = torch.zeros_like(reward_PG)
-    if counted_P.any():
-        advantage_PG[counted_P] = baselines.used(
-            reward_PG[counted_P], no_think_logp_PH[counted_P], use, centre
-        )
+    size_P = there_PG.sum(dim=1)
+    for size in size_P.unique().tolist():  # groups of a size are compared at once
+        rows = size_P == size
+        if size > 0:
+            some = there_PG & rows[:, None]
+            reward = reward_PG[some].view(-1, size)
+            found = baselines.used(reward, no_think_logp_PH[rows], use, centre)
+            advantage_PG[some] = found.flatten()
     return advantage_PG, counted_P

@@ -13,6 +13,7 @@ from rntp.model.thought_tree import ThoughtTree
 from rntp.model.tokenizer import decode
 from rntp.objective.forward import build_tree, forward, forward_with_gradients
 from rntp.objective.judge_model import open_judge
+from rntp.objective.outside import outside_verdicts
 from rntp.objective.quantities import (
     ForwardOutputs,
     Known,
@@ -110,6 +111,6 @@ class Passes:
             reference_PH,
             reference_M,
             decode=self._decode,
-            verdicts=self.ask(batch),
+            verdicts={**self.ask(batch), **outside_verdicts(batch, config)},
         )
         return rewarded, OtherLogprobs(sampler_logp(batch).to(self._model.device), reference_M)

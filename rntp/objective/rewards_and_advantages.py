@@ -12,6 +12,7 @@ from rntp.config import Config
 from rntp.model.thought_tree import ThoughtTree
 from rntp.objective import baselines, losses
 from rntp.objective.credit import credit
+from rntp.objective.outside import missing_verdicts
 from rntp.objective.quantities import ForwardOutputs, RewardsAndAdvantages
 from rntp.objective.reward_inputs import gather
 from rntp.objective.rounding import Rounding, sensitivity, tolerance
@@ -71,7 +72,8 @@ def compute_rewards(
             cast(losses.Estimator, config.objective.kl),
             thoughts=reward.numel(),
         ).view(reward.shape)
-    advantage_PG, counted_P = credit(driving, empty, config)
+    missing_PG = missing_verdicts(verdicts or {}, config)
+    advantage_PG, counted_P = credit(driving, empty, config, missing_PG=missing_PG)
     return RewardsAndAdvantages(
         rewards=under,
         reward_PG=reward,
@@ -79,7 +81,7 @@ def compute_rewards(
         no_think_logp_PH=empty,
         advantage_PG=advantage_PG,
         counted_P=counted_P,
-        sensitivity_P=sensitivity(inputs, from_logprobs),
+        sensitivity_P=sensitivity(inputs, from_logprobs, missing_PG),
         rounding=Rounding.between(outputs.thought_logp_M, sampler_logp(rollouts)),
     )
 
@@ -97,8 +99,9 @@ def advantages_over_step(
 
     usual_std: what groups are measured by; see `rntp.objective.credit`.
     """
+    driving_PG = torch.cat([j.driving_PG for j in rewarded_parts])
     advantage, counted = credit(
-        torch.cat([j.driving_PG for j in rewarded_parts]),
+        driving_PG,
         torch.cat([j.no_think_logp_PH for j in rewarded_parts]),
         config,
         usual_std,
@@ -106,6 +109,7 @@ def advantages_over_step(
             torch.cat([j.sensitivity_P for j in rewarded_parts]),
             Rounding.total([j.rounding for j in rewarded_parts]),
         ),
+        missing_verdicts({"outside": driving_PG}, config),
     )
     sizes = [len(j.reward_PG) for j in rewarded_parts]
     return [

@@ -47,11 +47,16 @@ class Rounding:
         return (self.squares / self.tokens) ** 0.5 if self.tokens else 0.0
 
 
-def sensitivity(inputs: RewardInputs, reward: Callable[[RewardInputs], Tensor]) -> Tensor:
+def sensitivity(
+    inputs: RewardInputs,
+    reward: Callable[[RewardInputs], Tensor],
+    missing_PG: Tensor | None = None,
+) -> Tensor:
     """Compute float64 [P]: standard deviation of a position's rewards per nat of rounding.
 
     reward: inputs -> [P, G]. For Σ_k γ^k log p_k it is √(Σ_k γ^2k); for a count of matches, 0.
     Root mean square over the position's thoughts and over four sign patterns of the derivative.
+    missing_PG: bool, thoughts without a reward, which count as insensitive.
     """
     wide = replace(
         inputs,
@@ -66,6 +71,8 @@ def sensitivity(inputs: RewardInputs, reward: Callable[[RewardInputs], Tensor]) 
         signs = torch.where(uniform(0, "rounding", index, pattern) < 0.5, -1.0, 1.0)
         moved = replace(wide, logp_think_PGH=wide.logp_think_PGH + _STEP * signs)
         squares += ((reward(moved).double() - at_P1G) / _STEP).square()
+    if missing_PG is not None:
+        squares = squares.masked_fill(missing_PG.to(squares.device), 0)
     return (squares / _PATTERNS).mean(dim=1).sqrt()
 
 

@@ -56,7 +56,8 @@ def continuation_weights(
     if use == "uniform":
         return None
     if use == "reward":
-        return reward_PG.detach().clamp_min(0)
+        reward_PG = reward_PG.detach().clamp_min(0)
+        return torch.where(reward_PG.isnan(), 0, reward_PG)  # of a missing verdict
     if use == "positive":
         return (advantage_PG > 0).to(logp_think_PGH.dtype)
     group = logp_think_PGH.shape[1]

@@ -36,12 +36,13 @@ JudgeKind = Literal["self", "gold"]
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What a scheme asks of a run: answers to grade, a judge of them, an importable package (of the
-    extra `text`), the collision probability of every prediction."""
+    extra `text`), the collision probability of every prediction, judges outside of the run."""
 
     answers: bool = False
     judge: JudgeKind | None = None
     package: str | None = None
     collision: bool = False
+    outside: bool = False
 
 
 NEEDS: dict[str, Needs] = {}
@@ -55,6 +56,7 @@ def register(
     judge: JudgeKind | None = None,
     package: str | None = None,
     collision: bool = False,
+    outside: bool = False,
 ) -> Callable[[Scheme], Scheme]:
     """Decorator that adds a scheme, with what it needs; a run that lacks it is refused at start.
 
@@ -64,7 +66,7 @@ def register(
     def add(scheme: Scheme) -> Scheme:
         REGISTRY.register(name)(scheme)
         BASELINES[name] = baseline
-        NEEDS[name] = Needs(answers, judge, package, collision)
+        NEEDS[name] = Needs(answers, judge, package, collision, outside)
         return scheme
 
     return add
@@ -80,6 +82,7 @@ from rntp.rewards import (  # noqa: E402
     exact_prefix,
     exact_token,
     format_only,
+    judge,
     judge_gold,
     length_triangle,
     log_ratio,
@@ -112,6 +115,7 @@ __all__ = [
     "exact_prefix",
     "exact_token",
     "format_only",
+    "judge",
     "judge_gold",
     "length_triangle",
     "log_ratio",

@@ -143,7 +143,9 @@ def serving(
     the config names no tools. Raises ConfigError or DataError where a tool cannot be opened.
     """
     section = config.thought.tools
-    inner = getattr(engine, "inner", engine)
+    inner = engine
+    while hasattr(inner, "inner"):
+        inner = inner.inner
     if not section.use or not hasattr(inner, "tools"):
         yield
         return

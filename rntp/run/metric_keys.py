@@ -199,6 +199,49 @@ METRICS = (
         when="`thought.answer_tokens`",
     ),
     Metric(
+        "judge/missing_frac",
+        "share, 0 to 1",
+        "Share of thoughts that lack a verdict of a judge outside of the run: they leave their "
+        "groups.",
+        "Above 0 for long: see to the judges, or to their budget.",
+        when="reward scheme `judge`",
+    ),
+    Metric(
+        "judge/tokens",
+        "tokens",
+        "Tokens of the questions and replies that the step's verdicts took, as endpoints counted "
+        "them.",
+        when="reward scheme `judge`",
+    ),
+    Metric(
+        "judge/disagreement",
+        "share, 0 to 1",
+        "How far the judges' highest and lowest verdict on an answer are apart, mean.",
+        when="reward scheme `judge`",
+    ),
+    Metric(
+        "judge/auc",
+        "share, 0 to 1",
+        "Chance that of a thought that raises the likelihood of the continuation and one that does "
+        "not, the judges like the first one's answer better.",
+        "0.5 says that the verdict has nothing to do with likelihood; a fall while the reward "
+        "rises is how a fooled judge looks.",
+        when="reward scheme `judge`",
+    ),
+    Metric(
+        "judge/fooled",
+        "share, 0 to 1",
+        "Share of tries of the attack that worked most often, in the audit before this step.",
+        "Above `fooled` of `reward.judges.audit` the run stops or warns.",
+        when="steps behind an audit",
+    ),
+    Metric(
+        "judge/gold",
+        "share, 0 to 1",
+        "Share of true continuations that the judges took for right, in the same audit.",
+        when="steps behind an audit",
+    ),
+    Metric(
         "answer/ended_frac",
         "share, 0 to 1",
         "Share of the answers that the model ended itself.",

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rntp.errors import RntpError, is_out_of_memory
-from rntp.tools.cache import Cache, key_of
+from rntp.runtime.key_store import key_of
+from rntp.tools.cache import Cache
 from rntp.tools.page import Failure, Outcome, Page, Quote, Tool
 from rntp.tools.strict import Withheld
 

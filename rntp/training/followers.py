@@ -59,7 +59,9 @@ class Followers:
         if self.reference:
             self.reference.update(masters)
         if self.record:
-            self.record.observe(step.pages, step.table.reward_PG, step.table.gain_PG)
+            self.record.observe(
+                step.pages, step.rewards_PG(step.table.reward_PG), step.table.gain_PG
+            )
         if self.replay:
             self.replay.observe(step.pages, step.table.gain_PG)
         if self.group_spread:

@@ -84,6 +84,17 @@ def _check_scheme(name: str, config: Config) -> None:
             f"written; set thought.answer_tokens to 1 or more, or take {name} out of reward.scheme "
             "and reward.shadows"
         )
+    if needs.outside and not config.reward.judges.use:
+        raise ConfigError(
+            f"reward scheme {name} asks judges, and reward.judges.use names none; name one, "
+            "{local: {url: http://127.0.0.1:8080/v1, model: NAME}}, or take self_judge or "
+            "judge_gold"
+        )
+    if needs.outside and config.objective.advantage == "step" and name in config.reward.weights:
+        raise ConfigError(
+            f"reward scheme {name} may lack verdicts, and objective.advantage: step compares all "
+            "thoughts of a step; set it to leave_one_out or group_mean"
+        )
     if needs.package and importlib.util.find_spec(needs.package) is None:
         raise ConfigError(
             f"reward scheme {name} needs the package {needs.package}, which is not installed; "

@@ -10,18 +10,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from rntp import rewards
 from rntp.config import Config
 from rntp.data.stream import digest_of
+from rntp.judges.attacks import auc
 from rntp.model.moe import Routing
 from rntp.objective.advantages import dead_groups
 from rntp.objective.baselines import members
+from rntp.objective.outside import filled
 from rntp.objective.quantities import Counts
 from rntp.objective.rounding import Rounding, tolerance
 from rntp.placement import Bands, labels
 from rntp.placement.picked import picked
 from rntp.runtime.ranks import Ranks
 from rntp.training.estimate import Tokens
-from rntp.training.step_stats import CALLS, SIZES, TOKENS, StepStats, loss_terms
+from rntp.training.step_stats import CALLS, SIZES, TOKENS, VERDICTS, StepStats, loss_terms
 from rntp.training.step_table import StepTable
 from rntp.types import Page
 
@@ -76,7 +79,11 @@ class WholeStep:
     @property
     def compared_PG(self) -> Tensor:
         """All that thoughts are compared with, as `rntp.objective.credit` sees it."""
-        return members(self.table.driving_PG, self.config.baseline.use)
+        return members(self.rewards_PG(self.table.driving_PG), self.config.baseline.use)
+
+    def rewards_PG(self, reward_PG: Tensor) -> Tensor:
+        """Rewards without gaps: where a judge's verdict is missing the mean of its group stands."""
+        return filled(reward_PG) if self.table.verdict_PG.shape[1] else reward_PG
 
     def metrics(self) -> dict[str, float]:
         """Give means over the whole step; units in the names' documentation (README, Metrics).
@@ -96,6 +103,7 @@ class WholeStep:
             }
             | (self.routing.metrics() if self.routing else {})
             | self._of_calls()
+            | self._of_judges()
             | {
                 "data/ordinal_first": self.pages[0].ordinal,
                 "data/visits_max": max(page.visit for page in self.pages),
@@ -108,6 +116,18 @@ class WholeStep:
             return {}
         *counts, calling, thoughts = self.sums["tools"].tolist()
         return dict(zip(CALLS, [*map(int, counts), calling / max(thoughts, 1)], strict=True))
+
+    def _of_judges(self) -> dict[str, float]:
+        """Say how judges outside of the run did, where they are asked."""
+        if "judges" not in self.sums:
+            return {}
+        lacking, tokens, apart, whole, thoughts = self.sums["judges"].tolist()
+        values = (lacking / max(thoughts, 1), int(tokens), apart / max(whole, 1))
+        found = dict(zip(VERDICTS, values, strict=True))
+        there = ~self.table.verdict_PG.isnan()
+        agreement = auc(self.table.verdict_PG[there], self.table.gain_PG[there] > 0)
+        audited = {name: float(v) for name, v in self.sums.items() if name.startswith("judge/")}
+        return found | ({} if agreement is None else {"judge/auc": agreement}) | audited
 
     def tokens(self) -> Tokens:
         """Count what the step has computed."""
@@ -122,7 +142,8 @@ class WholeStep:
         )
 
     def _of_thoughts(self) -> dict[str, float]:
-        sums, config, reward_PG = self.sums, self.config, self.table.reward_PG
+        sums, config = self.sums, self.config
+        reward_PG = self.rewards_PG(self.table.reward_PG)
         num_tokens, closed, answer, ended, thoughts = sums["thoughts"].tolist()
         sampled = self.counts.thought
         rounding = Rounding(float(sums["rounding"][0]), int(sums["rounding"][1]))
@@ -149,7 +170,8 @@ class WholeStep:
         if len(self.pages) > 1:
             found["reward/sem"] = standard_error(reward_PG, [len(p.positions) for p in self.pages])
         for name, total in zip(self.names, sums["rewards"], strict=True):
-            found[f"reward/{name}"] = total / thoughts
+            lacking = sums["judges"][0] if rewards.NEEDS[name].outside else 0
+            found[f"reward/{name}"] = total / max(thoughts - lacking, 1)
         if config.thought.answer_tokens:
             found["answer/tokens_mean"] = answer / thoughts
             found["answer/ended_frac"] = ended / thoughts

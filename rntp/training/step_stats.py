@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from rntp import rewards
 from rntp.config import Config
 from rntp.model.moe import Routing
 from rntp.model.reading import bare_lengths
@@ -21,6 +22,7 @@ from rntp.model.tree_sizes import (
 )
 from rntp.objective import losses
 from rntp.objective.loss import Loss
+from rntp.objective.outside import asks_judges, outside_verdicts
 from rntp.objective.quantities import (
     Counts,
     ForwardOutputs,
@@ -37,6 +39,7 @@ from rntp.training.step_table import StepTable
 from rntp.types import Page, Rollout, Thought
 
 SIZES = ("tokens/context", "tokens/thought", "tokens/spent")
+VERDICTS = ("judge/missing_frac", "judge/tokens", "judge/disagreement")
 CALLS = ("tools/calls", "tools/failures", "tools/withheld", "tokens/given", "tools/calling_frac")
 TOKENS = ("tree", "learning", "unshared", "read", "plain", "plain_learning", "plain_read", "bare")
 """Fields of `rntp.training.estimate.Tokens`; behind them the sampled tokens of the groups that
@@ -123,6 +126,8 @@ class StepStats:
             found |= routing.sums()
         if self.config.thought.tools.use:
             found["tools"] = call_sums(self.thoughts)
+        if asks_judges(self.config):
+            found["judges"] = verdict_sums(self.thoughts)
         return found | (self._sums_of_thoughts() if self.counts.thought else {})
 
     def table(self) -> StepTable:
@@ -131,7 +136,7 @@ class StepStats:
         tokens = [sum(page.length for page in pages)]
         if not self.counts.thought:
             none = torch.zeros(sum(len(page.positions) for page in pages), 0, dtype=torch.float64)
-            return StepTable(pages, none, none, none, none.new_zeros(len(none)), 0.0, tokens)
+            return StepTable(pages, none, none, none, none.new_zeros(len(none)), 0.0, tokens, none)
         mismatch = self._mismatch_M().abs()
         return StepTable(
             pages,
@@ -141,7 +146,13 @@ class StepStats:
             _cat(j.sensitivity_P for j in self.rewarded_parts),
             float(mismatch.max()) if len(mismatch) else 0.0,
             tokens,
+            self._verdict_PG(),
         )
+
+    def _verdict_PG(self) -> Tensor:
+        """Of judges outside of the run; [P, 0] where none is asked."""
+        none = torch.zeros(sum(len(r.positions) for r in self.rollouts), 0)
+        return outside_verdicts(self.rollouts, self.config).get("outside", none).double()
 
     def class_sums(self) -> dict[str, tuple[float, int]]:
         """Sum the gains of each class of a made corpus; see `rntp.placement.labels`."""
@@ -213,7 +224,7 @@ class StepStats:
             "entropy": _numbers([entropy_M[of_thought_M].sum(), of_thought_M.sum()]),
             "rounding": _numbers([rounding.squares, rounding.tokens]),
             "rewards": _numbers(
-                _cat(j.rewards[name] for j in self.rewarded_parts).sum() for name in names
+                _sum(name, _cat(j.rewards[name] for j in self.rewarded_parts)) for name in names
             ),
         }
         if self.config.reading.window is not None:
@@ -263,6 +274,22 @@ def call_sums(thoughts: Sequence[Thought]) -> Tensor:
     )
 
 
+def verdict_sums(thoughts: Sequence[Thought]) -> Tensor:
+    """Of `VERDICTS`, in order: thoughts that lack a verdict, tokens of the others' questions and
+    replies, and how far judges are apart; then those that lack none, and all."""
+    said = [[v.yes for v in t.verdicts.values()] for t in thoughts]
+    whole = [[yes for yes in of if yes is not None] for of in said if None not in of]
+    return _numbers(
+        [
+            len(said) - len(whole),
+            sum(v.tokens for t in thoughts for v in t.verdicts.values()),
+            sum(max(of) - min(of) for of in whole if of),
+            len(whole),
+            len(said),
+        ]
+    )
+
+
 def update_metrics(step: int, updates: Sequence[Update]) -> dict[str, float]:
     """Measure the updates of a step; norm and rate are the last one's."""
     return {
@@ -281,6 +308,11 @@ def loss_terms(config: Config) -> list[str]:
     terms += ["entropy"] if objective.entropy_weight > 0 else []
     terms += ["router"] if objective.router_weight > 0 else []
     return terms
+
+
+def _sum(scheme: str, reward_PG: Tensor) -> Tensor:
+    """Of all thoughts that have a reward: a missing verdict is none."""
+    return reward_PG.nansum() if rewards.NEEDS[scheme].outside else reward_PG.sum()
 
 
 def _cat(tensors: Iterator[Tensor]) -> Tensor:

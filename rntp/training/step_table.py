@@ -17,7 +17,8 @@ class StepTable:
     reward_PG: of the scheme that drives. driving_PG: the same less a penalty. gain_PG: nats per
     continuation token. sensitivity_P: see `rntp.objective.rounding`. All float64, on the CPU.
     mismatch_max: nats, the farthest that sampler and trainer are apart on a sampled token.
-    share_tokens: of the contexts of each share.
+    share_tokens: of the contexts of each share. verdict_PG: of judges outside of the run, NaN where
+    one is missing; [P, 0] where none is asked.
     """
 
     pages: Sequence[Page]
@@ -27,6 +28,7 @@ class StepTable:
     sensitivity_P: Tensor
     mismatch_max: float
     share_tokens: Sequence[int]
+    verdict_PG: Tensor
 
     def packed(self) -> dict[str, Tensor]:
         """Give all of it as tensors of which those of other shares differ by their rows only."""
@@ -48,6 +50,7 @@ class StepTable:
             "expected": torch.stack([entropy_P, nll_P], dim=1).double(),
             "sensitivity": self.sensitivity_P,
             "thoughts": torch.stack([self.reward_PG, self.driving_PG, self.gain_PG], dim=1),
+            "verdicts": self.verdict_PG,
             "mismatch": torch.tensor([self.mismatch_max], dtype=torch.float64),
             "share_tokens": torch.tensor(self.share_tokens, dtype=torch.int64),
         }
@@ -76,4 +79,5 @@ class StepTable:
             whole["sensitivity"],
             float(whole["mismatch"].max()),
             whole["share_tokens"].tolist(),
+            whole["verdicts"],
         )

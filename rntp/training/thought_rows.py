@@ -110,6 +110,11 @@ def _said(thought: Thought, model: LanguageModel) -> dict[str, object]:
         "thought": decode(model.tokenizer, thought.content),
         "thought_ids": thought_branch(thought.sampled_ids, thought.closed, *markers).tolist(),
         "answer": decode(model.tokenizer, thought.answer),
+        **(
+            {"verdicts": {n: asdict(v) for n, v in thought.verdicts.items()}}
+            if thought.verdicts
+            else {}
+        ),
         **_called(thought),
     }
 

@@ -36,7 +36,11 @@ def inputs(*answers: torch.Tensor) -> RewardInputs:
         answer_ids=[list(answers)],
         true_ids=[truth],
         decode=lambda tokens: decode(TOKENIZER, tokens),
-        verdicts={"self": torch.full((1, group), 0.25), "gold": torch.full((1, group), 0.75)},
+        verdicts={
+            "self": torch.full((1, group), 0.25),
+            "gold": torch.full((1, group), 0.75),
+            "outside": torch.full((1, group), 0.5),
+        },
     )
 
 
@@ -118,7 +122,9 @@ def test_texts_are_decoded_only_where_a_scheme_compares_them() -> None:
 
 def test_what_schemes_say_they_need() -> None:
     answers = {name for name, needs in rewards.NEEDS.items() if needs.answers}
-    assert answers == {"answer_exact", "byte_prefix", "bleu", "chrf", "self_judge", "judge_gold"}
+    graded = {"answer_exact", "byte_prefix", "bleu", "chrf"}
+    assert answers == graded | {"self_judge", "judge_gold", "judge"}
+    assert {name for name, n in rewards.NEEDS.items() if n.outside} == {"judge"}
     judged = {name: n.judge for name, n in rewards.NEEDS.items() if n.judge}
     assert judged == {"self_judge": "self", "judge_gold": "gold"}
     packages = {name for name, n in rewards.NEEDS.items() if n.package == "sacrebleu"}

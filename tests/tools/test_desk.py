@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from rntp.errors import RntpError
+from rntp.runtime.key_store import key_of
 from rntp.tools import REGISTRY, Failure, Page, Quote, Strict, Tool, Withheld, register
 from rntp.tools import desk as desk_module
-from rntp.tools.cache import Cache, key_of
+from rntp.tools.cache import Cache
 from rntp.tools.desk import Ask, Desk
 from rntp.tools.page import Outcome, Result
 from rntp.tools.registry import Function, PlainTool

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rntp.config import Config
-from rntp.config.mirrors import Settings
+from rntp.config.section import Section
 from rntp.errors import ConfigError
 from rntp.run.mirrors.feeder import Feeder, Opening
 from rntp.run.mirrors.protocol import RunFacts, Tracker
@@ -90,7 +90,7 @@ class Mirrors:
             feeder.wait(until - time.monotonic())
 
 
-def _opening(name: str, settings: Settings, facts: RunFacts) -> Opening:
+def _opening(name: str, settings: Section, facts: RunFacts) -> Opening:
     def opening(say: Callable[[str], None]) -> Tracker:
         # In the mirror's thread: some of these packages take seconds to import.
         tracker: Tracker = importlib.import_module(TRACKERS[name].home).open_tracker(
