@@ -245,7 +245,7 @@ def test_every_field_is_free_or_part_of_what_is_trained() -> None:
             },
             "reading": {"window": 8},
             # Of everything that only some settings read, each.
-            "reward": {"horizon": 2, "scheme": {"net_gain": 1, "length_triangle": 1}},
+            "reward": {"horizon": 2, "scheme": {"net_gain": 1, "length_triangle": 1, "judge": 1}},
             "baseline": {"weights": "ema"},
             "objective": {
                 "algorithm": "gspo",
