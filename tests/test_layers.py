@@ -25,7 +25,7 @@ FLOORS = (
     ("training",),
     ("evaluation",),
     ("trainer",),
-    ("bench", "plan", "report", "traces"),
+    ("bench", "plan", "reader", "report", "traces"),
     ("ablate",),
     ("commands",),
     ("cli",),

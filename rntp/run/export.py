@@ -16,6 +16,7 @@ from rntp.model import LanguageModel, own_attention
 from rntp.model.tokenizer import encode
 from rntp.run import checkpoint
 from rntp.run.log import read_manifest
+from rntp.run.settings import FILE, Settings
 from rntp.run.trained import open_trained
 
 PROBE = "A page is read, a thought is had, and the page goes on."
@@ -24,7 +25,8 @@ PROBE = "A page is read, a thought is had, and the page goes on."
 def export(
     run_dir: Path, out: Path, step: int | None = None, *, say: Callable[[str], None]
 ) -> Path:
-    """Write safetensors (float32), tokenizer with think markers, configs and a model card to `out`.
+    """Write safetensors (float32), tokenizer with think markers, configs, how to think (rntp.json)
+    and a model card to `out`.
 
     The folder is loaded again with plain transformers, and its logits on a probe compared with the
     checkpoint's, before it gets its name. Raises ConfigError if `out` exists, and CheckpointError
@@ -33,7 +35,8 @@ def export(
     if out.exists():
         raise ConfigError(f"{out} exists; choose another folder or remove it")
     config, model, path = open_trained(run_dir, step, say)
-    write_folder(model, out, {"README.md": _card(config, run_dir, path)})
+    texts = {"README.md": _card(config, run_dir, path), FILE: Settings.of(config).text()}
+    write_folder(model, out, texts)
     return out
 
 

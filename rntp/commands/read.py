@@ -1,0 +1,60 @@
+"""`rntp read`: a text read by a trained model, with what it thought and what that gained."""
+
+import argparse
+import json
+from pathlib import Path
+
+from rntp.commands.common import say
+
+NAME = "read"
+HELP = "read a text with a trained model: where it thought, what, and what that gained"
+
+
+def reader_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what a reader wants to know; `generate` has the same."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="an exported folder (rntp ckpt export), or any model spec"
+    )
+    parser.add_argument(
+        "--think",
+        default="entropy:2",
+        metavar="RULE",
+        help="where to think: never, every:N tokens, entropy:X nats of the next token (default "
+        "entropy:2)",
+    )
+    parser.add_argument(
+        "--between", type=int, default=16, metavar="N", help="tokens between thoughts (default 16)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything drawn (default 0)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    reader_arguments(parser)
+    parser.add_argument("file", type=Path, metavar="FILE", help="a text in UTF-8")
+    parser.add_argument(
+        "--html", type=Path, metavar="OUT", help="write a page to open in a browser"
+    )
+    parser.add_argument("--json", action="store_true", help="print thoughts and gains as JSON")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the text with its thoughts."""
+    from dataclasses import asdict
+
+    from rntp.reader import Reader
+    from rntp.reader.when import parse_when
+    from rntp.runtime.files import write_text_atomic
+
+    when = parse_when(arguments.think, arguments.between)
+    text = arguments.file.read_text(encoding="utf-8", errors="replace")
+    page = Reader(arguments.model, seed=arguments.seed).read(text, when)
+    if arguments.html:
+        write_text_atomic(arguments.html, page.html(arguments.file.name))
+        say(f"written to {arguments.html}")
+    if arguments.json:
+        thoughts = [{**asdict(thought), "gain": thought.gain} for thought in page.thoughts]
+        print(json.dumps({**page.facts(), "each": thoughts}, indent=2, ensure_ascii=False))
+        return
+    print(page.text())
+    say(page.summary())

@@ -1,0 +1,160 @@
+"""A trained model that reads and writes, thinking by a rule."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from rntp.config import Config
+from rntp.errors import ConfigError
+from rntp.evaluation.pages import score_pages
+from rntp.model import LanguageModel, load_model
+from rntp.model.language_model import pick_device
+from rntp.model.tokenizer import decode, encode
+from rntp.reader.page import ReadPage, ReadThought
+from rntp.reader.when import When
+from rntp.reader.writing import Written, write
+from rntp.rollout import no_check
+from rntp.rollout.engine import open_engine
+from rntp.run.settings import Settings
+from rntp.types import Context, NextTokenStats, Rollout
+
+
+class Reader:
+    """Reads texts and writes on, thinking where a rule of `rntp.reader.when` says so.
+
+    spec: an exported folder, or any model spec. settings: where they are not those beside the
+    model. seed: of everything that is drawn. Raises ConfigError where there is no such model.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        settings: Settings | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        self.settings = settings or Settings.beside(spec)
+        self.seed = seed
+        self.model: LanguageModel = load_model(
+            spec,
+            think_open=self.settings.think_open,
+            think_close=self.settings.think_close,
+            dtype=dtype,
+            device=pick_device(device),
+        )
+        # A window of the page as in training, where the model sees as much.
+        branch = self.settings.thought_tokens + 2 + self.settings.horizon
+        room = self.model.max_span - branch
+        if room <= self.settings.min_prefix_tokens:
+            raise ConfigError(
+                f"{spec} sees {self.model.max_span} tokens, too few for a thought of "
+                f"{self.settings.thought_tokens} behind {self.settings.min_prefix_tokens}; lower "
+                "them"
+            )
+        context_tokens = min(self.settings.context_tokens, room)
+        self.settings = replace(self.settings, context_tokens=context_tokens)
+
+    def read(self, text: str, when: When) -> ReadPage:
+        """Read a text from start to end, in contexts as long as those of training.
+
+        Each thought is judged by the tokens behind it, with it and without. Thoughts do not see
+        each other.
+        """
+        ids, length = encode(self.model.tokenizer, text), self.settings.context_tokens
+        engine = open_engine(self.model, self._config(), thoughts=1, purpose="read")
+        places: list[int] = []
+        thoughts: list[ReadThought] = []
+        for number, start in enumerate(range(0, len(ids), length)):
+            context = Context(number, "text", ids[start : start + length], start=start)
+            if len(context) <= self.settings.min_prefix_tokens + self.settings.horizon:
+                continue
+            for rollout in self._sampled(engine, context, when):
+                found = self._worth(rollout)
+                thoughts += found
+                places += [start + thought.position for thought in found]
+        cuts = [0, *places, len(ids)]
+        pieces = [decode(self.model.tokenizer, ids[a:b]) for a, b in pairwise(cuts)]
+        thoughts = [replace(t, position=p) for t, p in zip(thoughts, places, strict=True)]
+        return ReadPage(pieces, thoughts, len(ids))
+
+    def generate(
+        self, prompt: str, when: When, *, tokens: int = 200, temperature: float = 1.0
+    ) -> Iterator[Written]:
+        """Write on behind a prompt, piece by piece as it comes; see `rntp.reader.writing`."""
+        return write(
+            self.model,
+            self.settings,
+            prompt,
+            when,
+            tokens=tokens,
+            temperature=temperature,
+            seed=self.seed,
+        )
+
+    def _sampled(self, engine: Any, context: Context, when: When) -> list[Rollout]:
+        """The context with its thoughts; nothing where the rule wants none."""
+        chosen: list[int] = []
+
+        def place(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
+            since = self.settings.min_prefix_tokens
+            last = len(context) - self.settings.horizon
+            for position in range(self.settings.min_prefix_tokens, last + 1):
+                if when(float(next_token.entropy_L[position]), since):
+                    chosen.append(position)
+                    since = 0
+                since += 1
+            # An engine thinks somewhere; where the rule does not, the thought is dropped below.
+            return tuple(chosen) or (last,)
+
+        rollouts: list[Rollout] = engine.sample([context], place, no_check)
+        return rollouts if chosen else []
+
+    def _worth(self, rollout: Rollout) -> list[ReadThought]:
+        (page,) = score_pages(self.model, [rollout], self._config(), no_check)
+        found = []
+        for k, at in enumerate(page["positions"]):
+            (thought,), (scored,) = rollout.thoughts[k], at["thoughts"]
+            gains = zip(scored["logp_think"], at["logp_empty"], strict=True)
+            found.append(
+                ReadThought(
+                    rollout.positions[k],
+                    decode(self.model.tokenizer, thought.content),
+                    thought.content.tolist(),
+                    thought.closed,
+                    thought.num_tokens,
+                    float(rollout.entropy[k]),
+                    [think - empty for think, empty in gains],
+                )
+            )
+        return found
+
+    def _config(self) -> Config:
+        """The settings as the parts of a run that think and score know them."""
+        settings = asdict(self.settings)
+        return Config.parse(
+            {
+                "run": {"steps": 1, "dir": ".", "seed": self.seed},
+                "model": {"spec": self.model.spec},
+                "data": {
+                    "source": ".",
+                    "context_tokens": settings["context_tokens"],
+                    "docs_per_step": 1,
+                },
+                "placement": {
+                    "positions_per_doc": 1,
+                    "min_prefix_tokens": settings["min_prefix_tokens"],
+                },
+                "thought": {
+                    "thoughts_per_position": 2,
+                    "thought_tokens": settings["thought_tokens"],
+                    "temperature": settings["temperature"],
+                },
+                "reading": {"window": settings["window"]},
+                "reward": {"horizon": settings["horizon"]},
+            }
+        )
