@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny_run, write_corpus
 from plain_models import save_plain
+from scripted_server import MODEL, honest, serving
 
 from rntp.config import Config
 from rntp.run.log import read_metrics
@@ -14,7 +15,7 @@ from rntp.trainer import Trainer
 
 @pytest.fixture(scope="module")
 def written(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """All keys of four runs that between them have every option that makes one."""
+    """All keys of five runs that between them have every option that makes one."""
     here = tmp_path_factory.mktemp("metrics")
     labelled = write_corpus(here / "shards", labelled=True)
     llama = model_folders["llama"]
@@ -43,14 +44,18 @@ def written(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFac
         (Path(save_plain("mixtral", here / "moe")), {"objective": {"router_weight": 0.01}}),
     ]
     found: set[str] = set()
-    for n, (model, changes) in enumerate(options):
-        raw = tiny_run(model, labelled, here / f"run{n}")
-        raw["run"]["steps"] = 1
-        raw["evaluation"] = {"enabled": False}
-        for section, fields in changes.items():
-            raw[section] = {**raw.get(section, {}), **fields}
-        Trainer(Config.parse(raw)).fit()
-        found |= set(read_metrics(here / f"run{n}")[0])
+    with serving(honest) as server:
+        judges = {"use": {"a": {"url": server.url, "model": MODEL}}, "audit": "warn"}
+        judged = {"scheme": "judge", "judges": judges}
+        options.append((llama, {"reward": judged, "thought": {"answer_tokens": 3}}))
+        for n, (model, changes) in enumerate(options):
+            raw = tiny_run(model, labelled, here / f"run{n}")
+            raw["run"]["steps"] = 1
+            raw["evaluation"] = {"enabled": False}
+            for section, fields in changes.items():
+                raw[section] = {**raw.get(section, {}), **fields}
+            Trainer(Config.parse(raw)).fit()
+            found |= set(read_metrics(here / f"run{n}")[0])
     return found
 
 
