@@ -123,6 +123,26 @@ def audit_table(found: Mapping[str, Mapping[str, Any]], together: str) -> str:
     return columns(rows)
 
 
+def gate_table(found: Mapping[str, Any]) -> str:
+    """How good a gate is on held-out pages: expected against measured gain, a line a decile."""
+    auc = "–" if found["auc"] is None else f"{found['auc']:.2f}"
+    rows = [["gain expected, nats a token", "±", "measured", "positions"]]
+    for row in found["deciles"]:
+        numbers = (f"{row['expected']:+.3f}", f"{row['error']:.3f}", f"{row['measured']:+.3f}")
+        rows.append([*numbers, str(row["positions"])])
+    return "\n".join(
+        [
+            f"{found['fitted_to']} positions fitted to, {found['positions']} of "
+            f"{found['documents']} held-out documents measured",
+            columns(rows),
+            f"it tells where thinking helps from where it does not: AUC {auc}",
+            f"gain a token: {found['always']:+.4f} thinking everywhere, {found['gated']:+.4f} "
+            f"where the gate says so ({found['thought_at']:.0%} of the places, price "
+            f"{found['price']:g} nats a thought token), {found['best']:+.4f} where it did help",
+        ]
+    )
+
+
 def tasks_table(facts: Mapping[str, Any]) -> str:
     """Scores of downstream tasks without and with a thought; ± is the harness' standard error."""
 

@@ -25,6 +25,7 @@ FLOORS = (
     ("training",),
     ("evaluation",),
     ("trainer",),
+    ("gate",),
     ("bench", "plan", "reader", "report", "traces"),
     ("ablate",),
     ("commands",),

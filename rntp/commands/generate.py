@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.temperature <= 0:
         raise ConfigError("--temperature must be above 0")
-    when = parse_when(arguments.think, arguments.between)
+    when = parse_when(arguments.think, arguments.model, arguments.between)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     reader = Reader(arguments.model, seed=arguments.seed)
     print(prompt, end="", flush=True)

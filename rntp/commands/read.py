@@ -19,8 +19,8 @@ def reader_arguments(parser: argparse.ArgumentParser) -> None:
         "--think",
         default="entropy:2",
         metavar="RULE",
-        help="where to think: never, every:N tokens, entropy:X nats of the next token (default "
-        "entropy:2)",
+        help="where to think: never, every:N tokens, entropy:X nats of the next token, gate or "
+        "gate:PRICE (see rntp gate; default entropy:2)",
     )
     parser.add_argument(
         "--between", type=int, default=16, metavar="N", help="tokens between thoughts (default 16)"
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rntp.reader.when import parse_when
     from rntp.runtime.files import write_text_atomic
 
-    when = parse_when(arguments.think, arguments.between)
+    when = parse_when(arguments.think, arguments.model, arguments.between)
     text = arguments.file.read_text(encoding="utf-8", errors="replace")
     page = Reader(arguments.model, seed=arguments.seed).read(text, when)
     if arguments.html:

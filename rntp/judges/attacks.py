@@ -6,9 +6,6 @@ Punctuation and openers earn a yes from strong judges even with the truth in vie
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from rntp.judges.panel import Panel
 from rntp.judges.prompts import Case
 from rntp.types import Verdict
@@ -101,16 +98,3 @@ def _summed(names: Sequence[str], verdicts: Sequence[float | None]) -> Audit:
     shares = {name: sum(found) / len(found) for name, found in said.items()}
     gold = shares.pop(GOLD, 0.0)
     return Audit(shares, gold, len(verdicts), sum(verdict is None for verdict in verdicts))
-
-
-def auc(verdict: Tensor, helps: Tensor) -> float | None:
-    """Chance that a thought that helps has the higher verdict of two; equal ones count half.
-
-    verdict: float [N]; helps: bool [N]. None where all help, or none does.
-    """
-    yes, no = verdict[helps], verdict[~helps]
-    if not len(yes) or not len(no):
-        return None
-    below = no.sort().values
-    lower, lower_or_equal = (torch.searchsorted(below, yes, right=r) for r in (False, True))
-    return float((lower + lower_or_equal).double().mean() / (2 * len(no)))

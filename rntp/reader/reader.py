@@ -12,9 +12,10 @@ from rntp.errors import ConfigError
 from rntp.evaluation.pages import score_pages
 from rntp.model import LanguageModel, load_model
 from rntp.model.language_model import pick_device
+from rntp.model.thought_tree import TokenTree
 from rntp.model.tokenizer import decode, encode
 from rntp.reader.page import ReadPage, ReadThought
-from rntp.reader.when import When
+from rntp.reader.when import Here, When
 from rntp.reader.writing import Written, write
 from rntp.rollout import no_check
 from rntp.rollout.engine import open_engine
@@ -99,12 +100,15 @@ class Reader:
     def _sampled(self, engine: Any, context: Context, when: When) -> list[Rollout]:
         """The context with its thoughts; nothing where the rule wants none."""
         chosen: list[int] = []
+        with torch.no_grad():
+            hidden = TokenTree.build([(context.token_ids, -1, 0)]).hidden(self.model)
 
         def place(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
             since = self.settings.min_prefix_tokens
             last = len(context) - self.settings.horizon
             for position in range(self.settings.min_prefix_tokens, last + 1):
-                if when(float(next_token.entropy_L[position]), since):
+                entropy, before = next_token.entropy_L[position], hidden[position - 1]
+                if when(Here(entropy, since, before)):
                     chosen.append(position)
                     since = 0
                 since += 1

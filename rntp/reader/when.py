@@ -1,29 +1,54 @@
-"""Where to think: rules that look at what the model expects of the next token anyhow."""
+"""Where to think: rules that look at what the model says of the next token anyhow."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from rntp.errors import ConfigError
+from rntp.gate import Gate
 
-# (entropy of the next token in nats, tokens since the last thought or the start) -> think here?
-When = Callable[[float, int], bool]
+HELP = (
+    "never, every:N (tokens), entropy:X (nats; where the next token is less certain than X), gate, "
+    "or gate:PRICE (nats a thought token; where a thought is expected to gain more than it costs)"
+)
 
-HELP = "never, every:N (tokens), or entropy:X (nats; where the next token is less certain than X)"
+
+@dataclass(frozen=True)
+class Here:
+    """What is known before a token. entropy: nats, of its prediction. since: tokens since the last
+    thought, or since the start. hidden: [D], last hidden state of the token before."""
+
+    entropy: Tensor
+    since: int
+    hidden: Tensor
 
 
-def parse_when(text: str, least: int = 1) -> When:
-    """Make a rule of its name. least: tokens between two thoughts. Raises ConfigError."""
+When = Callable[[Here], bool]
+
+
+def parse_when(text: str, spec: str = "", least: int = 1) -> When:
+    """Make a rule of its name. spec: of the model, whose folder holds the gate. least: tokens
+    between two thoughts. Raises ConfigError.
+    """
     name, _, value = text.partition(":")
     try:
-        if name == "never" and not value:
-            return lambda entropy, since: False
+        if text == "never":
+            return lambda here: False
         if name == "every":
             every = int(value)
             if every < 1:
                 raise ValueError
-            return lambda entropy, since: since >= every
+            return lambda here: here.since >= every
         if name == "entropy":
             bound = float(value)
-            return lambda entropy, since: entropy > bound and since >= least
+            return lambda here: here.since >= least and float(here.entropy) > bound
+        if name == "gate":
+            price = float(value) if value else 0.0
+            gate = Gate.beside(spec)
+            return lambda here: here.since >= least and bool(
+                gate.pays(here.hidden[None], here.entropy[None], price)
+            )
     except ValueError:
         pass
     raise ConfigError(f"--think {text}: write {HELP}")

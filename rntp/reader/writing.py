@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rntp.model import ATTENTION, LanguageModel, own_attention
 from rntp.model.tokenizer import decode, encode
-from rntp.reader.when import When
+from rntp.reader.when import Here, When
 from rntp.rng import uniform
 from rntp.rollout.sampling import draw
 from rntp.run.settings import Settings
@@ -53,7 +53,7 @@ def write(
         writer.begin(page)
         held, since = list[int](), len(page)
         for _ in range(tokens):
-            if when(writer.entropy(), since):
+            if when(Here(writer.entropy(), since, writer.hidden)):
                 if held:
                     yield Written("text", decode(model.tokenizer, torch.tensor(held)))
                     held = []
@@ -99,7 +99,7 @@ class _Writer:
         self._room = settings.thought_tokens + 3  # of a thought, and the token behind it
         self._drawn = self._seen = 0
         self._cache: Any = None
-        self._logits = torch.zeros(0)
+        self._logits = self.hidden = torch.zeros(0)
 
     def begin(self, ids: Tensor) -> None:
         """See these tokens and nothing before them."""
@@ -110,9 +110,12 @@ class _Writer:
     def feed(self, ids: Tensor) -> None:
         """See these tokens, too."""
         seen = {self._cache_name: self._cache}
-        found = self._model.hf(ids[None].to(self._model.device), use_cache=True, **seen)
+        found = self._model.hf(
+            ids[None].to(self._model.device), use_cache=True, output_hidden_states=True, **seen
+        )
         self._cache = getattr(found, self._cache_name, None) or found.past_key_values
         self._logits = found.logits[0, -1:].float()
+        self.hidden = found.hidden_states[-1][0, -1]
         self._seen += len(ids)
 
     def go_on(self, token: int, page: Tensor) -> None:
@@ -122,10 +125,10 @@ class _Writer:
         else:
             self.feed(torch.tensor([token]))
 
-    def entropy(self) -> float:
-        """Of the next token, nats; markers left out."""
-        logp = torch.log_softmax(self._bare(), dim=-1)
-        return float(-(logp.exp() * logp.nan_to_num(neginf=0.0)).sum())
+    def entropy(self) -> Tensor:
+        """Of the next token, nats."""
+        logp = torch.log_softmax(self._logits[0], dim=-1)
+        return -(logp.exp() * logp).sum()
 
     def draw(self, purpose: str, temperature: float, *, markers: bool = False) -> int:
         """The next token, which is not fed yet. markers: whether it may be the close marker."""

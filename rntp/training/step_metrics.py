@@ -13,12 +13,12 @@ from torch import Tensor
 from rntp import rewards
 from rntp.config import Config
 from rntp.data.stream import digest_of
-from rntp.judges.attacks import auc
 from rntp.model.moe import Routing
 from rntp.objective.advantages import dead_groups
 from rntp.objective.baselines import members
 from rntp.objective.outside import filled
 from rntp.objective.quantities import Counts
+from rntp.objective.ranking import auc
 from rntp.objective.rounding import Rounding, tolerance
 from rntp.placement import Bands, labels
 from rntp.placement.picked import picked

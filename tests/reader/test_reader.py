@@ -13,7 +13,7 @@ from rntp.config import Config
 from rntp.errors import ConfigError
 from rntp.model.tokenizer import decode, encode
 from rntp.reader import Reader, Settings
-from rntp.reader.when import parse_when
+from rntp.reader.when import Here, parse_when
 from rntp.run.export import export
 
 TEXT = "The river rose in the night and the people of the town went up the hill to wait. " * 4
@@ -39,10 +39,13 @@ def reader(folder: Path) -> Reader:
 
 
 def test_rules() -> None:
-    assert [EVERY(0.0, since) for since in (8, 9, 10)] == [False, True, True]
+    def here(entropy: float, since: int) -> Here:
+        return Here(torch.tensor(entropy), since, torch.zeros(4))
+
+    assert [EVERY(here(0.0, since)) for since in (8, 9, 10)] == [False, True, True]
     sure = parse_when("entropy:2", least=4)
-    assert [sure(1.9, 9), sure(2.1, 9), sure(2.1, 3)] == [False, True, False]
-    assert not parse_when("never")(99.0, 99)
+    assert [sure(here(*at)) for at in ((1.9, 9), (2.1, 9), (2.1, 3))] == [False, True, False]
+    assert not parse_when("never")(here(99.0, 99))
     for wrong in ("every", "every:0", "entropy:x", "sometimes", "never:1"):
         with pytest.raises(ConfigError, match="write never, every:N"):
             parse_when(wrong)
