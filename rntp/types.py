@@ -61,6 +61,9 @@ class Context:
     labels: of a made corpus; None for real text. replay_of: ordinal of the first visit, where this
     one is a later visit to the same window (see `rntp.training.replay`). seen: earlier thoughts of
     the page, in order, where thoughts are interleaved; positions then come after the last of them.
+    left: int64, the page's tokens before those of token_ids, where the page is read piece by piece
+    (see `rntp.rollout.carried`): no model sees them any more. labels and positions in `seen` are of
+    the page.
     """
 
     ordinal: int
@@ -72,6 +75,7 @@ class Context:
     labels: Labels | None = None
     replay_of: int | None = None
     seen: tuple[EarlierThought, ...] = ()
+    left: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]
@@ -80,6 +84,11 @@ class Context:
     def inserted(self) -> int:
         """Tokens of the thoughts that stand among those of the page."""
         return sum(len(s.token_ids) for s in self.seen)
+
+    @property
+    def shift(self) -> int:
+        """By how much an index of token_ids, behind all earlier thoughts, exceeds the page's."""
+        return self.inserted - len(self.left)
 
 
 def _no_ids() -> Tensor:
@@ -131,6 +140,8 @@ class Thought:
     0 for what was not drawn.
     given: bool [n], which of them tools gave: context, and no policy's doing. Empty where none did.
     calls: in order.
+    kept: it is the memory of the link before, as it was, among those of a link (see
+    `rntp.rollout.carried`); all of it is given, and nobody wrote it.
     answer_ids: int64 [a], what the sampler drew after the close marker, a <= answer_tokens. An
     answer that ended itself ends with the tokenizer's EOS (`answer_ended`), which was drawn, too.
     answer_logprobs: float32 [a], as above.
@@ -146,6 +157,7 @@ class Thought:
     given: Tensor = field(default_factory=_no_tokens)
     calls: tuple[ToolCall, ...] = ()
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    kept: bool = False
 
     @property
     def content(self) -> Tensor:
@@ -200,7 +212,7 @@ class Rollout:
     @property
     def page_positions(self) -> tuple[int, ...]:
         """The positions in the bare page: without the thoughts that stand before them."""
-        return tuple(p - self.context.inserted for p in self.positions)
+        return tuple(p - self.context.shift for p in self.positions)
 
     @property
     def num_sampled(self) -> int:

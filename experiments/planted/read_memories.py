@@ -3,14 +3,15 @@
     python experiments/planted/read_memories.py --out build/memory-reader
 
 The base looks up names and the first letters; here any letter stands for a digit. So it reads fresh
-pages of memories, whole, and pieces of others behind a window: half of them alone, half with a
-memory, of which few are right and most wrong (another letter's fact, an idle line, nothing). Some
-pages carry such memories as thoughts, so that it can write one, and seldom the right one. It never
-sees a page twice, nor the seed of the corpus that RNTP trains on.
+pages of memories, whole, and pieces of them behind a window: alone, and with a memory by a rule,
+half of the time the best one. Some pages carry memories as thoughts, which are records of the page
+taken at random, or nothing: so it can copy a record, and what is worth copying is left to RNTP. It
+never sees a page twice, nor the seed of the corpus that RNTP trains on.
 """
 
 import argparse
 import json
+import re
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from make_memory import write_base
 from memory_pages import CLASSES, HORIZON, MUSINGS, WINDOW, MemoryPage, make_memory_page
-from pages import LETTERS, split
+from pages import split
 from pretrain import IGNORE, Steppers
 from scratchpads import THINK_CLOSE, THINK_OPEN
 from tokenizer import UNKNOWN
@@ -29,23 +30,35 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rntp.runtime.memory import keep_freed_memory
 
 SEED = 1000
-PAGES = 24  # in one step; and from each other one two readings
-RIGHT, OTHER, IDLE = 0.2, 0.4, 0.2  # shares of memories; the rest are empty
-WRITTEN = 0.3  # of the pages that carry memories as thoughts
+PAGES = 16  # whole ones in one step
+READ_PAGES = 48  # of which places are read behind the window, two a page
+RIGHT, RECORDS, IDLE = 0.5, 0.3, 0.1  # shares of the memories that are read; the rest are empty
+WORTH = 0.7  # of the memories that are read stand where one is worth something
+WRITTEN = 0.5  # of the pages that carry memories as thoughts
+SILENT = 0.3  # of these thoughts are empty
+MORE = (0.6, 0.2, 0.2)  # the others copy one record, two or three
 RATE = 0.5  # peak learning rates, as a share of the pretraining's
+RECORD = re.compile(r"^(?:-|Next) (\w) = (\d)$", re.MULTILINE)
+
+
+def records(page: MemoryPage, random: np.random.Generator) -> list[str]:
+    """Copy one to three records of a page's start, each as likely, old ones among them."""
+    found = RECORD.findall("".join(page.tokens[: page.classes.index("i")]))
+    count = 1 + int(random.choice(len(MORE), p=MORE))
+    chosen = random.permutation(len(found))[:count].tolist()
+    return [t for n in chosen for t in (f" {found[n][0]}", f" {found[n][1]}")]
 
 
 def memory(page: MemoryPage, index: int, random: np.random.Generator) -> list[str]:
-    """Tokens of a memory for the place at a token: right, another fact, an idle line, or none."""
+    """Tokens of a memory for the place at a token: the best one, some records, an idle line, or
+    nothing."""
     right = {place.index: place.memory for place in page.places}
     draw = random.random()
     if draw < RIGHT and index in right:
         return split(right[index])
-    if draw < RIGHT + OTHER:
-        count = int(random.integers(1, 4))
-        letters = random.permutation(LETTERS)[:count].tolist()
-        return [t for x in letters for t in (f" {x}", f" {int(random.integers(10))}")]
-    if draw < RIGHT + OTHER + IDLE:
+    if draw < RIGHT + RECORDS:
+        return records(page, random)
+    if draw < RIGHT + RECORDS + IDLE:
         return split(f" {MUSINGS[int(random.integers(len(MUSINGS)))]}")[:7]
     return []
 
@@ -56,15 +69,19 @@ def whole(page: MemoryPage, random: np.random.Generator) -> list[str]:
     tokens: list[str] = []
     for i, token in enumerate(page.tokens):
         if carries and page.classes[i] != " ":
-            tokens += [THINK_OPEN, *memory(page, i, random), THINK_CLOSE]
+            thought = [] if random.random() < SILENT else records(page, random)
+            tokens += [THINK_OPEN, *thought, THINK_CLOSE]
         tokens.append(token)
     return tokens
 
 
 def readings(page: MemoryPage, random: np.random.Generator) -> list[list[str]]:
-    """Two places of a page behind the window: one alone, one with a memory."""
+    """Two places of a page behind the window: one alone, one with a memory, more often where one
+    is worth something."""
     places = [i for i, label in enumerate(page.classes) if label != " "]
-    first, second = random.choice(places, size=2).tolist()
+    worth = [place.index for place in page.places]
+    first = int(random.choice(places))
+    second = int(random.choice(worth if random.random() < WORTH else places))
     found = []
     for i, thought in (
         (first, []),
@@ -119,7 +136,7 @@ def losses(model: torch.nn.Module, ids_of: dict[str, int], pages: int = 24) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=800)
     arguments = parser.parse_args()
     keep_freed_memory()
     write_base(arguments.out)
@@ -128,8 +145,8 @@ def main() -> None:
     ids_of, steppers, begun, lines = tokenizer.get_vocab(), Steppers(model), time.perf_counter(), []
     for step in range(arguments.steps):
         random = np.random.Generator(np.random.Philox(key=SEED, counter=[0, 2, 0, step]))
-        pages = [make_memory_page(SEED, step * PAGES + n) for n in range(PAGES)]
-        loss = gradient(model, ids_of, [whole(page, random) for page in pages])
+        pages = [make_memory_page(SEED, step * READ_PAGES + n) for n in range(READ_PAGES)]
+        loss = gradient(model, ids_of, [whole(page, random) for page in pages[:PAGES]])
         read = gradient(model, ids_of, [row for page in pages for row in readings(page, random)])
         left = (arguments.steps - step) / (0.4 * arguments.steps)
         steppers.step(RATE * min(1.0, (step + 1) / 20, max(0.02, left)))

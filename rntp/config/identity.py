@@ -55,6 +55,8 @@ def _leave_out_unread(facts: dict[str, Any], config: Config) -> None:
     """Take away, in place, what nothing reads as the other fields are set."""
     if config.reading.window is None:
         del facts["reading"]
+    elif config.reading.piece is None:
+        del facts["reading"]["piece"]
     if not config.thought.tools.use:
         del facts["thought"]["tools"]
     else:
@@ -95,6 +97,8 @@ def measured(config: Config) -> dict[str, Any]:
     facts["evaluation"]["source"] = config.evaluation.source is not None
     if config.reading.window is not None:
         facts["evaluation"]["window"] = config.reading.window
+    if config.reading.piece is not None:
+        facts["evaluation"]["piece"] = config.reading.piece
     return {
         "evaluation": facts["evaluation"],
         "reward": {"shadows": facts["reward"]["shadows"]},

@@ -39,6 +39,8 @@ def broken_rules(config: Config, rules: tuple[Rule, ...]) -> Iterator[str]:
 def _slots(config: Config) -> int:
     """Positions that a context of full length has."""
     room = config.data.context_tokens - config.reward.horizon
+    if config.reading.piece is not None:
+        return room // config.reading.piece
     return room - config.earliest_position + 1
 
 
@@ -52,6 +54,16 @@ def _trains_what_is_sampled(config: Config) -> bool:
     objective = config.objective
     terms = (objective.pg_weight, objective.entropy_weight, objective.kl_weight)
     return any(weight > 0 for weight in terms) or config.thought.answer_tokens > 0
+
+
+def _places(config: Config) -> bool:
+    placement, default = config.placement, type(config.placement).model_fields
+    return (
+        placement.policy != default["policy"].default
+        or placement.band != default["band"].default
+        or placement.interleaved
+        or config.evaluation.placement != "random"
+    )
 
 
 def _in_group(config: Config) -> bool:
@@ -220,6 +232,33 @@ RULES = (
         lambda c: c.reading.window is not None and c.thought.answer_tokens > 0,
         "reading.window: an answer is written in sight of what the window loses, so that it says "
         "nothing of a memory; set thought.answer_tokens to 0, or reading.window to null",
+    ),
+    Rule(
+        ("reading.piece", "reading.window"),
+        lambda c: (
+            c.reading.piece is not None
+            and (c.reading.window is None or c.reading.window > c.reading.piece)
+        ),
+        "reading.piece {reading.piece}: the next piece is read behind a memory and a window of "
+        "this one; set reading.window to 0 or more, up to reading.piece",
+    ),
+    Rule(
+        ("reading.piece", "thought.thoughts_per_position"),
+        lambda c: c.reading.piece is not None and c.thought.thoughts_per_position < 2,
+        "reading.piece: of the thoughts at a position one is the memory before, so that another "
+        "has to be written; set thought.thoughts_per_position to 2 or more",
+    ),
+    Rule(
+        ("reading.piece", "placement.policy", "placement.band", "placement.interleaved"),
+        lambda c: c.reading.piece is not None and _places(c),
+        "reading.piece: memories stand at the ends of pieces, so there is nothing to place; leave "
+        "placement.policy, placement.band, placement.interleaved and evaluation.placement out",
+    ),
+    Rule(
+        ("reading.piece", "thought.tools"),
+        lambda c: c.reading.piece is not None and bool({*c.thought.tools.use} - {"recall"}),
+        "reading.piece: of the tools only recall goes with pages that are read piece by piece; "
+        "take the others out of thought.tools, or set reading.piece to null",
     ),
     Rule(
         ("evaluation.controls", "reading.window"),

@@ -102,12 +102,17 @@ class Config(Section):
         start token, window, continuation. Earlier thoughts that stand in the window come along."""
         if self.reading.window is None:
             return 0
-        inserted = self.longest_context - self.data.context_tokens
+        inserted = 0
+        if self.placement.interleaved:
+            inserted = self.longest_context - self.data.context_tokens
         return 1 + self.reading.window + inserted + self.reward.horizon - 1
 
     @property
     def earliest_position(self) -> int:
-        """Tokens before a position at least: with a reading window one of them is lost."""
+        """Tokens before a position at least: with a reading window one of them is lost; all of a
+        piece where pages are read by pieces."""
+        if self.reading.piece is not None:
+            return self.reading.piece
         least = self.placement.min_prefix_tokens
         return least if self.reading.window is None else max(least, self.reading.window + 1)
 
@@ -129,10 +134,30 @@ class Config(Section):
 
     @property
     def longest_context(self) -> int:
-        """Most tokens of a context, with the thoughts that stand in it if they are interleaved."""
+        """Most tokens of a context, with the thoughts that stand in it if they are interleaved,
+        or the memory before it where a page is read by pieces."""
         earlier = self.placement.positions_per_doc - 1 if self.placement.interleaved else 0
         longest = self.memory_tokens + 2
-        return self.data.context_tokens + earlier * longest
+        return max(self.data.context_tokens + earlier * longest, self.link_tokens)
+
+    @property
+    def link_tokens(self) -> int:
+        """Most tokens that stand in the context of a later link of a chain: start token, memory,
+        piece, continuation; 0 where pages are not read by pieces."""
+        if self.reading.piece is None:
+            return 0
+        return 1 + self.memory_tokens + 2 + self.reading.piece + self.reward.horizon
+
+    @property
+    def reads_again(self) -> bool:
+        """Whether each position of a page has a context of its own: the page with earlier thoughts
+        in it, or a piece of it behind a memory."""
+        return self.placement.interleaved or self.reading.piece is not None
+
+    @property
+    def sampled_thoughts(self) -> int:
+        """Thoughts of a group that are sampled: in a chain one of them is the memory before."""
+        return self.thought.thoughts_per_position - (self.reading.piece is not None)
 
     @property
     def budget_tokens(self) -> int:
@@ -150,6 +175,8 @@ class Config(Section):
     @property
     def min_document_tokens(self) -> int:
         """A shorter document cannot hold the positions of a context."""
+        if self.reading.piece is not None:
+            return self.most_positions * self.reading.piece + self.reward.horizon
         return self.earliest_position + self.reward.horizon + self.most_positions - 1
 
     @property

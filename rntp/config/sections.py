@@ -167,6 +167,12 @@ class Reading(Section):
     token, thought, last w tokens, continuation; the baseline is the same without the thought.
     Both are learnt by objective.continuation_weight. Positions come after w tokens at least; with 0
     the thought is all that is left. null: the whole context is read."""
+    piece: Positive | None = None
+    """Read pages piece by piece: so many tokens (W), at whose end a memory is written from the
+    memory before and the piece, and nothing else. Thoughts stand at the ends of the first
+    placement.positions_per_doc pieces. One memory of each group goes on; in training the memory
+    before, kept as it is, is one of thought.thoughts_per_position. null: memories are written in
+    sight of the whole context."""
 
 
 class Tools(Section):

@@ -26,7 +26,7 @@ def shuffled(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) ->
 
     Raises ConfigError with fewer than two documents.
     """
-    if len(rollouts) < 2:
+    if len({rollout.context.ordinal for rollout in rollouts}) < 2:
         raise ConfigError(
             "evaluation.controls: shuffled takes another document's thoughts, and there is one "
             "document; raise evaluation.docs"
@@ -34,7 +34,14 @@ def shuffled(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) ->
 
     def other(number: int, place: int) -> tuple[Thought, ...]:
         mine = _class(rollouts[number], place)
-        following = [*rollouts[number + 1 :], *rollouts[:number]]
+        here = rollouts[number].context
+        following = [
+            rollout
+            for rollout in (*rollouts[number + 1 :], *rollouts[:number])
+            # Of a page that is read piece by piece, another page's memory at the same piece.
+            if rollout.context.ordinal != here.ordinal
+            and len(rollout.context.left) == len(here.left)
+        ]
         for rollout in following:
             alike = [k for k in range(len(rollout.positions)) if _class(rollout, k) == mine]
             if alike:
@@ -71,14 +78,15 @@ def oracle(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) -> l
     found = []
     for rollout in rollouts:
         known = rollout.context.labels.oracle if rollout.context.labels else {}
-        places = [k for k, p in enumerate(rollout.positions) if p in known]
+        places = [k for k, p in enumerate(rollout.page_positions) if p in known]
         if places:
             chosen = tuple(rollout.positions[k] for k in places)
+            oracles = [known[rollout.page_positions[k]] for k in places]
             found.append(
                 replace(
                     rollout,
                     positions=chosen,
-                    thoughts=tuple((_forced(encode(tokenizer, known[p].thought)),) for p in chosen),
+                    thoughts=tuple((_forced(encode(tokenizer, o.thought)),) for o in oracles),
                     entropy=rollout.entropy[places],
                     nll=rollout.nll[places],
                 )
@@ -182,7 +190,7 @@ def _where_given(
 
 def _class(rollout: Rollout, place: int) -> str:
     labels = rollout.context.labels
-    return labels.classes[rollout.positions[place]] if labels else ""
+    return labels.classes[rollout.page_positions[place]] if labels else ""
 
 
 def _forced(ids: Tensor) -> Thought:

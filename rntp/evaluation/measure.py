@@ -12,7 +12,14 @@ from rntp.evaluation.controls import CONTROLS
 from rntp.evaluation.deciles import deciles
 from rntp.evaluation.memory import longer_by, memory_table
 from rntp.evaluation.next_token import accuracy, calibration
-from rntp.evaluation.pages import Page, arrays, note_control, positions_of, score_pages
+from rntp.evaluation.pages import (
+    Page,
+    arrays,
+    note_control,
+    positions_of,
+    score_pages,
+    whole_pages,
+)
 from rntp.evaluation.perplexity import read_plainly
 from rntp.evaluation.pieces import rule_controls
 from rntp.evaluation.resampling import interval
@@ -23,7 +30,7 @@ from rntp.evaluation.value import bits_per_byte, bounds_by_thoughts, net_gain
 from rntp.model import LanguageModel
 from rntp.placement.placer import placer
 from rntp.rollout import Check, no_check
-from rntp.rollout.engine import open_engine
+from rntp.rollout.interleaved import on_pages, open_evaluation_engine
 from rntp.rollout.tool_calls import serving
 from rntp.runtime.ranks import SINGLE_RANK, Ranks
 from rntp.types import Context, Rollout
@@ -57,18 +64,14 @@ def evaluate(
     Many ranks share the contexts, and each returns the result of all.
     Returns the content of eval/step_N.json, less the facts of the run.
     """
-    engine = open_engine(
-        model,
-        config,
-        thoughts=config.evaluation.thoughts_per_position,
-        purpose="evaluation thought",
-    )
     section = config.evaluation
+    count = section.positions_per_doc or config.placement.positions_per_doc
+    engine = open_evaluation_engine(model, config, count)
     place = placer(
         config,
         section.placement,
         "evaluation placement",
-        count=section.positions_per_doc or config.placement.positions_per_doc,
+        count=count,
         tokenizer=model.tokenizer,
     )
 
@@ -92,9 +95,10 @@ def evaluate(
             num_scored += count
             progress("score", num_scored, len(mine) * (1 + len(section.controls)))
 
-        return ranks.join(
+        found = ranks.join(
             lambda: score_pages(model, mine, config, check, told, longer=longer), "evaluate"
         )
+        return whole_pages(found)
 
     rollouts = ranks.join(sample, "evaluate")
     pages = scored(rollouts, longer_by(config.memory_tokens))
@@ -104,14 +108,14 @@ def evaluate(
 
     before = _by_place(reference["pages"]) if reference else {}
     if section.decile_model:
-        _note_third(pages, before, config, rollouts, model.device, check, ranks)
+        _note_third(pages, before, config, on_pages(rollouts), model.device, check, ranks)
     earlier = reference and reference.get("reading")
     return {
         **_losses(pages, config),
         "reading": read_plainly(model, contexts, config, check, earlier, ranks),
         **_tables(pages, reference, before, config),
         "thoughts": describe_thoughts(
-            rollouts, model.tokenizer, horizon=config.reward.horizon, seed=config.run.seed
+            on_pages(rollouts), model.tokenizer, horizon=config.reward.horizon, seed=config.run.seed
         ),
         "pages": pages,
     }

@@ -67,8 +67,7 @@ def score_pages(
         number = 0
         for rollout in piece:
             page = _page(model, rollout, horizon)
-            for k, at in enumerate(page["positions"]):
-                start = at["position"]
+            for k, (start, at) in enumerate(zip(rollout.positions, page["positions"], strict=True)):
                 at["logp_empty"] = empty[number]
                 if window is not None:
                     at["logp_whole"] = whole[number]
@@ -86,6 +85,18 @@ def score_pages(
             pages.append(page)
         scored(len(piece))
     return pages
+
+
+def whole_pages(pages: Sequence[Page]) -> list[Page]:
+    """One entry a page, where each link of a chain has one; others come back as they are."""
+    found: list[Page] = []
+    for page in pages:
+        if found and found[-1]["ordinal"] == page["ordinal"]:
+            positions = [*found[-1]["positions"], *page["positions"]]
+            found[-1] = {**found[-1], "positions": positions}
+        else:
+            found.append(page)
+    return found
 
 
 def note_control(name: str, pages: list[Page], replaced: list[Page]) -> None:
@@ -118,7 +129,9 @@ def positions_of(pages: Sequence[Page]) -> tuple[list[dict[str, Any]], np.ndarra
 def _page(model: LanguageModel, rollout: Rollout, horizon: int) -> Page:
     labels = rollout.context.labels
     positions = []
-    for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
+    for position, own, group in zip(
+        rollout.positions, rollout.page_positions, rollout.thoughts, strict=True
+    ):
         thoughts = [
             {
                 "text": decode(model.tokenizer, t.content),
@@ -128,10 +141,10 @@ def _page(model: LanguageModel, rollout: Rollout, horizon: int) -> Page:
             }
             for t in group
         ]
-        at: dict[str, Any] = {"position": position, "thoughts": thoughts}
+        at: dict[str, Any] = {"position": own, "thoughts": thoughts}
         if labels:
-            known = labels.oracle.get(position)
-            at["class"] = labels.names.get(labels.classes[position], "")
+            known = labels.oracle.get(own)
+            at["class"] = labels.names.get(labels.classes[own], "")
             at["oracle_gain"] = known.gain if known else None
         positions.append(at)
     return {

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rntp.config import Config
-from rntp.model.reading import window_start
+from rntp.model.reading import window_at, window_start
 from rntp.rng import uniform
 from rntp.types import Rollout, Thought
 
@@ -81,9 +81,16 @@ def written(ids: Tensor) -> Thought:
 
 
 def lost_and_window(rollout: Rollout, position: int, window: int) -> tuple[Tensor, Tensor]:
-    """Split a context before a position into what a reading window loses and what it keeps."""
-    ids, first = rollout.context.token_ids, window_start(rollout, position, window)
-    return ids[:first], ids[first:position]
+    """Split what stands before a position into what a reading window loses and what it keeps. Of a
+    page that is read piece by piece all pieces before are lost, and no memory is among them."""
+    context = rollout.context
+    if not len(context.left):
+        first = window_start(rollout, position, window)
+        return context.token_ids[:first], context.token_ids[first:position]
+    piece = context.token_ids[context.inserted : position]
+    kept = window_at(rollout, position, window)
+    page = torch.cat([context.left, piece])
+    return page[: len(page) - len(kept)], kept
 
 
 def by_rule(

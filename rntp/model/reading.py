@@ -39,19 +39,35 @@ class LossReads:
 BRANCHES = LossReads()
 
 
+def first_read(rollout: Rollout, position: int, window: int) -> int:
+    """Find the first token of the page that is read at a position, its index in the page: `window`
+    tokens before it, fewer where the page begins there."""
+    return max(position - rollout.context.shift - window, 0)
+
+
 def window_start(rollout: Rollout, position: int, window: int) -> int:
-    """Find the first token of a context that is read at a position, its index: `window` tokens of
-    the page before it, fewer where the page begins there, with the earlier thoughts among them."""
-    context = rollout.context
-    first = max(position - context.inserted - window, 0)
-    return first + sum(len(s.token_ids) for s in context.seen if s.position <= first)
+    """Find the same token in the context, its index there; below 0 by so many tokens as it stands
+    before all of the context, where a chain of memories has left it behind. Earlier thoughts that
+    stand among the window's tokens come along."""
+    context, first = rollout.context, first_read(rollout, position, window)
+    before = sum(len(s.token_ids) for s in context.seen if s.position <= first)
+    return first - len(context.left) + before
+
+
+def window_at(rollout: Rollout, position: int, window: int) -> Tensor:
+    """Cut out what is read of the page before a position: int64 [w]."""
+    context, start = rollout.context, window_start(rollout, position, window)
+    if start >= 0:
+        return context.token_ids[start:position]
+    # The memory of the piece before stands between what is left behind and the piece.
+    return torch.cat([context.left[start:], context.token_ids[context.inserted : position]])
 
 
 def read_behind(rollout: Rollout, position: int, window: int, horizon: int) -> Tensor:
-    """Cut out the window at a position and the continuation without its last token, which predicts
-    nothing: int64 [w + H - 1]."""
-    first = window_start(rollout, position, window)
-    return rollout.context.token_ids[first : position + horizon - 1]
+    """Put the window at a position and the continuation without its last token, which predicts
+    nothing, together: int64 [w + H - 1]."""
+    behind = rollout.context.token_ids[position : position + horizon - 1]
+    return torch.cat([window_at(rollout, position, window), behind])
 
 
 def bare_readings(
@@ -68,6 +84,6 @@ def bare_readings(
 def bare_lengths(rollout: Rollout, window: int, horizon: int) -> list[int]:
     """Count the tokens of the readings without a memory, position by position."""
     return [
-        START_TOKENS + position - window_start(rollout, position, window) + horizon - 1
+        START_TOKENS + len(window_at(rollout, position, window)) + horizon - 1
         for position in rollout.positions
     ]

@@ -99,7 +99,7 @@ class Counts:
         if config.objective.ntp_weight > 0:
             # Pages with thoughts in them have the rows of their baselines alone.
             per_page = config.placement.positions_per_doc
-            again = empty - empty // per_page if config.placement.interleaved else 0
+            again = empty - empty // per_page if config.reads_again else 0
             document = self.context + again
         return document
 

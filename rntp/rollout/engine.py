@@ -165,11 +165,11 @@ class InProcessEngine:
         position_DK = torch.tensor(positions, device=device)
         visible_DB = position_DK.repeat_interleave(self.thoughts, dim=1)
         ordinal = torch.tensor([c.ordinal for c in contexts], device=device)
-        inserted = torch.tensor([c.inserted for c in contexts], device=device)
+        shift = torch.tensor([c.shift for c in contexts], device=device)
         return Branches(
             ordinal=ordinal.repeat_interleave(visible_DB.shape[1]),
             position=visible_DB.flatten(),
-            page_position=(visible_DB - inserted[:, None]).flatten(),
+            page_position=(visible_DB - shift[:, None]).flatten(),
             member=torch.arange(self.thoughts, device=device).repeat(position_DK.numel()),
             visible=visible_DB,
         )

@@ -24,7 +24,13 @@ from rntp.model.thought_tree import thought_branch
 from rntp.placement import Place
 from rntp.rng import uniform
 from rntp.rollout import Check, Engine, no_check
-from rntp.rollout.engine import open_engine
+from rntp.rollout.carried import CarriedEngine, open_chain
+from rntp.rollout.engine import (
+    InProcessEngine,
+    ReadingEngine,
+    open_engine,
+)
+from rntp.rollout.unshared import UnsharedEngine
 from rntp.types import Context, EarlierThought, NextTokenStats, Rollout
 
 
@@ -85,16 +91,34 @@ class InterleavedEngine:
 
 
 def open_training_engine(model: LanguageModel, config: Config) -> Engine:
-    """Make the engine that samples for training, interleaved where the config says so."""
+    """Make the engine that samples for training, interleaved or in chains as the config says."""
     engine = open_engine(
         model,
         config,
-        thoughts=config.thought.thoughts_per_position,
+        thoughts=config.sampled_thoughts,
         answer_tokens=config.thought.answer_tokens,
     )
+    if config.reading.piece is not None:
+        return open_chain(engine, model, config, config.placement.positions_per_doc, keeps=True)
     if not config.placement.interleaved:
         return engine
     return InterleavedEngine(engine, model, config.run.seed)
+
+
+def open_evaluation_engine(
+    model: LanguageModel, config: Config, count: int
+) -> InProcessEngine | UnsharedEngine | ReadingEngine | CarriedEngine:
+    """Make the engine that samples for evaluation, at `count` positions of a page: in isolation, or
+    in chains of memories where pages are read by pieces."""
+    engine = open_engine(
+        model,
+        config,
+        thoughts=config.evaluation.thoughts_per_position,
+        purpose="evaluation thought",
+    )
+    if config.reading.piece is None:
+        return engine
+    return open_chain(engine, model, config, count, keeps=False)
 
 
 def splice(context: Context, position: int, branch: Tensor) -> Context:

@@ -79,7 +79,7 @@ class ToolCalls:
     def _page(self, context: Context, position: int) -> tuple[Page, Withheld]:
         """What a tool may know of the bare page, and what is withheld from the thought."""
         withheld = withheld_at(self.model, context, position, self.horizon)
-        at = position - context.inserted
+        at = position - context.shift
         ids = bare_ids(context)[:at].tolist()
         return Page(context.document_id, at, withheld.before, tuple(ids)), withheld
 
@@ -89,7 +89,7 @@ class ToolCalls:
 
 def withheld_at(model: LanguageModel, context: Context, position: int, horizon: int) -> Withheld:
     """What a thought must not be shown that is judged by so many tokens behind its position."""
-    ids, at = bare_ids(context), position - context.inserted
+    ids, at = bare_ids(context), position - context.shift
 
     def text(part: Tensor) -> str:
         return decode(model.tokenizer, part)
@@ -103,12 +103,13 @@ def withheld_at(model: LanguageModel, context: Context, position: int, horizon: 
 
 
 def bare_ids(context: Context) -> Tensor:
-    """The page's own tokens, int64: without the thoughts that stand before a position."""
-    pieces, begin, inserted = [], 0, 0
+    """The page's own tokens, int64: with those that were left behind, and without the thoughts that
+    stand before a position."""
+    pieces, begin, shift = [context.left], 0, -len(context.left)
     for seen in context.seen:
-        at = seen.position + inserted
+        at = seen.position + shift
         pieces.append(context.token_ids[begin:at])
-        inserted += len(seen.token_ids)
+        shift += len(seen.token_ids)
         begin = at + len(seen.token_ids)
     return torch.cat([*pieces, context.token_ids[begin:]])
 

@@ -185,7 +185,7 @@ class UnsharedEngine:
         return Branches(
             ordinal=every(context.ordinal),
             position=every(position),
-            page_position=every(position - context.inserted),
+            page_position=every(position - context.shift),
             member=members,
             visible=every(position)[None],
         )

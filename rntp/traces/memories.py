@@ -66,6 +66,11 @@ def write_memories(
     window = config.reading.window
     if window is None:
         raise ConfigError("memories stand for what a window loses; set reading.window")
+    if config.reading.piece is not None:
+        raise ConfigError(
+            "memories by rule are pieces of all that a window loses; set reading.piece to null "
+            "here: a model that reads them reads those of a chain"
+        )
     unknown = [rule for rule in rules if rule not in (*RULES, BEST)]
     if unknown or not rules:
         raise ConfigError(

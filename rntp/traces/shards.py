@@ -118,7 +118,7 @@ def _as_read(
 ) -> list[Tensor]:
     """A memory as its continuation was read: start token, memory, window, continuation. skip: the
     start token is what the loader puts before a page."""
-    if row.get("seen"):
+    if row.get("seen") and not row.get("left"):
         raise ConfigError(
             "--shards: a run with both placement.interleaved and reading.window read windows with "
             "earlier thoughts in them, which no page has; write a .jsonl file instead"

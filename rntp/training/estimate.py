@@ -118,14 +118,10 @@ class Tokens:
         docs, length = config.data.docs_per_step, config.data.context_tokens
         positions = config.placement.positions_per_doc
         branches = positions * config.thought.thoughts_per_position
-        # Interleaved, a page is read at each position, with a thought more each time.
-        inserted = (positions - 1) / 2 * (config.thought.thought_tokens + 2)
-        interleaved = config.placement.interleaved
-        read = round(positions * (length + inserted)) if interleaved else length
+        drawing = positions * config.sampled_thoughts
+        read, prefix = _contexts(config)
         answer, horizon = config.thought.answer_tokens, config.reward.horizon
         drawn = config.thought.thought_tokens + answer
-        prefix = (config.earliest_position + length - horizon) / 2
-        prefix += inserted if interleaved else 0
         # Continuation and answer of a thought would be two sequences.
         again = prefix + config.thought.thought_tokens + 2 if answer else 0
         question = QUESTION + answer + horizon
@@ -133,7 +129,7 @@ class Tokens:
         reads = loss_reads(config)
         document_rows = positions * horizon
         if reads.context:
-            document_rows = length + (document_rows - horizon if interleaved else 0)
+            document_rows = length + (document_rows - horizon if config.reads_again else 0)
         # Pages, and every branch behind its prefix; without gradients, a second time.
         ahead = config.thought.thought_tokens + 2 + horizon - 1
         plain = plain_learning = read + branches * (prefix + ahead + (again and again + answer - 1))
@@ -158,11 +154,12 @@ class Tokens:
             learning=docs * (read + branches * learning + bare * reads.continuation),
             unshared=docs * branches * (prefix + config.branch_tokens + again),
             read=docs * read,
-            sampled=docs * branches * drawn,
-            head_rows=docs * (branches * (drawn + horizon) + document_rows + bare_rows),
+            sampled=docs * drawing * drawn,
+            head_rows=docs * (drawing * drawn + branches * horizon + document_rows + bare_rows),
             learning_rows=docs
             * (
-                branches * learning_rows
+                drawing * drawn
+                + branches * (learning_rows - drawn)
                 + document_rows * reads.context
                 + bare_rows * reads.continuation
             ),
@@ -172,6 +169,25 @@ class Tokens:
             plain_read=docs * (read + positions * prefix + branches * again),
             bare=docs * bare,
         )
+
+
+def _contexts(config: Config) -> tuple[int, float]:
+    """Tokens of a page's contexts, all together, and mean tokens before a position."""
+    length, positions = config.data.context_tokens, config.placement.positions_per_doc
+    if config.reading.piece is not None:
+        # The first link has the page, each later one a piece behind a memory.
+        memory = config.link_tokens - config.reading.piece - config.reward.horizon
+        later = positions - 1
+        return (
+            length + later * config.link_tokens,
+            config.reading.piece + memory * later / positions,
+        )
+    prefix = (config.earliest_position + length - config.reward.horizon) / 2
+    if not config.placement.interleaved:
+        return length, prefix
+    # A page is read at each position, with a thought more each time.
+    inserted = (positions - 1) / 2 * (config.thought.thought_tokens + 2)
+    return round(positions * (length + inserted)), prefix + inserted
 
 
 def peak_memory(config: Config, shape: Shape, ranks: int = 1, *, recompute: bool = False) -> float:
@@ -195,7 +211,7 @@ def peak_memory(config: Config, shape: Shape, ranks: int = 1, *, recompute: bool
     whole = every / docs  # what is never split
     if not shape.shares and ranks == 1:  # but computed again in pieces where it is larger
         whole = config.span_tokens
-    elif config.placement.interleaved:
+    elif config.reads_again:
         branches = config.thought.thoughts_per_position * config.branch_tokens
         whole = config.longest_context + branches + config.bare_tokens
     microbatch = min(max(config.parallel.tokens_per_microbatch, whole), every)
@@ -224,8 +240,8 @@ def decoding_bytes(config: Config, shape: Shape) -> int:
         return 0
     docs = min(rollout.docs_per_batch, config.data.docs_per_step)
     rest = config.data.docs_per_step % docs  # of the last batch, which has a graph of its own
-    positions = 1 if config.placement.interleaved else config.placement.positions_per_doc
-    branches = positions * thoughts.thoughts_per_position
+    positions = 1 if config.reads_again else config.placement.positions_per_doc
+    branches = positions * config.sampled_thoughts
     answer = thoughts.answer_tokens + 1 if thoughts.answer_tokens else 0
     kept = config.longest_context + branches * (thoughts.thought_tokens + answer)
     wide, narrow = _widths(config)

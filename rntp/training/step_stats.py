@@ -198,7 +198,7 @@ class StepStats:
         think = _cat(s.think_logp_PGH for s in self.outputs)
         empty = _cat(s.no_think_logp_PH for s in self.outputs)
         entropy_M = _cat(s.thought_entropy_M for s in self.outputs)
-        thoughts = self.thoughts
+        thoughts, written = self.thoughts, [t for t in self.thoughts if not t.kept]
         drawn = [
             torch.tensor([t.num_drawn - len(t.answer_ids), len(t.answer_ids)]) for t in thoughts
         ]
@@ -213,11 +213,11 @@ class StepStats:
             "gain": (think - empty[:, None]).sum(),
             "thoughts": _numbers(
                 [
-                    sum(t.num_tokens for t in thoughts),
-                    sum(t.closed for t in thoughts),
-                    sum(t.answer.shape[0] for t in thoughts),
-                    sum(t.answer_ended for t in thoughts),
-                    len(thoughts),
+                    sum(t.num_tokens for t in written),
+                    sum(t.closed for t in written),
+                    sum(t.answer.shape[0] for t in written),
+                    sum(t.answer_ended for t in written),
+                    len(written),
                 ]
             ),
             "kl_sampler": losses.kl_estimate(logp_M, sampler_M),

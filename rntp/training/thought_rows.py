@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rntp.model import LanguageModel
-from rntp.model.reading import window_start
+from rntp.model.reading import first_read, window_at
 from rntp.model.thought_tree import thought_branch
 from rntp.model.tokenizer import decode, token_strings
 from rntp.training.recorded import Kept
@@ -87,7 +87,7 @@ def _group(
         **({} if context.replay_of is None else {"replay_of": context.replay_of}),
         "document_id": context.document_id,
         "title": context.title,
-        "position": position - context.inserted,
+        "position": position - context.shift,
         **_seen(context, tokenizer),
         "prefix_tail": decode(tokenizer, ids[max(0, position - _TAIL) : position]),
         "continuation": decode(tokenizer, continuation),
@@ -132,6 +132,7 @@ def _seen(context: Context, tokenizer: PreTrainedTokenizerBase) -> dict[str, obj
     if not context.seen:
         return {}
     return {
+        **({"left": len(context.left)} if len(context.left) else {}),
         "seen": [
             {
                 "position": seen.position,
@@ -139,7 +140,7 @@ def _seen(context: Context, tokenizer: PreTrainedTokenizerBase) -> dict[str, obj
                 "thought_ids": seen.token_ids.tolist(),
             }
             for seen in context.seen
-        ]
+        ],
     }
 
 
@@ -149,10 +150,9 @@ def _window(
     """What a continuation was read behind, besides a memory, and how many tokens were lost."""
     if window is None:
         return {}
-    first = window_start(rollout, position, window)
     return {
-        "window": decode(tokenizer, rollout.context.token_ids[first:position]),
-        "lost_tokens": first,
+        "window": decode(tokenizer, window_at(rollout, position, window)),
+        "lost_tokens": first_read(rollout, position, window),
     }
 
 

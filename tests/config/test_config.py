@@ -128,6 +128,7 @@ def test_every_mistake_is_named_at_once() -> None:
     assert "run.stepz" in str(caught.value)
 
 
+CHAIN = ["reading.window=8", "reading.piece=8"]
 # A config that breaks each rule of the table, and no other, in the table's order.
 BREAKS = [
     ["placement.positions_per_doc=99"],
@@ -167,6 +168,10 @@ BREAKS = [
     ["model.think_open=x", "model.think_close=x"],
     ["model.think_open=''"],
     ["reading.window=8", "thought.answer_tokens=1"],
+    ["reading.window=9", "reading.piece=8"],
+    [*CHAIN, "thought.thoughts_per_position=1", "objective.pg_weight=0"],
+    [*CHAIN, "placement.policy=entropy"],
+    [*CHAIN, "thought.tools={use: {python: null}}"],
     ["evaluation.controls=[bm25_piece]"],
 ]
 
