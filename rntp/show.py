@@ -235,6 +235,41 @@ def memory_table(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def pages_table(facts: Mapping[str, Any]) -> str:
+    """Whole pages read with a carried memory, beside the window alone and everything."""
+    names = {"window": "the window alone", "memory": "with a memory", "everything": "everything"}
+    lines = [
+        f"{facts['num_docs']} pages of up to {facts['longest_page']:,} tokens in pieces of "
+        f"{facts['piece']}, behind {facts['window']} tokens and a memory of "
+        f"{facts['memory_tokens']} at most",
+        "",
+        f"{'':<20}{'tokens':>9}{'bits a byte':>12}{'saved':>8}  {'95 % interval':<18}"
+        f"{'KV bytes':>12}{'computed':>9}{'s/1,000':>9}",
+    ]
+    for arm, row in facts["arms"].items():
+        saved = facts["saved"].get(arm, {})
+        known = saved.get("bits_per_byte") is not None
+        lines.append(
+            f"{names[arm]:<20}{row['num_tokens']:>9,}{row['bits_per_byte']:>12.4f}"
+            + (f"{saved['bits_per_byte']:>+8.4f}  " if known else " " * 10)
+            + f"{_interval(saved['ci95']) if known else '':<18}"
+            f"{row['kv_bytes']:>12,}{row['computed_per_token']:>9.2f}"
+            f"{row['seconds_per_1000']:>9.2f}"
+        )
+    if facts["recovered"] is not None:
+        lines.append(f"of what everything saves the memory saves {facts['recovered']:.1%}")
+    lines.append(
+        f"memories: {facts['memory_tokens_mean']:.1f} tokens on average, written at "
+        f"{facts['written_frac']:.0%} of the pieces' ends"
+    )
+    lines += ["", f"{'tokens of the page':<20}{'window':>10}{'memory':>10}{'everything':>12}"]
+    for row in facts["curve"]:
+        cells = [f"{row[arm]:.4f}" if row[arm] is not None else "–" for arm in names]
+        span = f"{row['from']} … {row['to']}"
+        lines.append(f"{span:<20}{cells[0]:>10}{cells[1]:>10}{cells[2]:>12}")
+    return "\n".join(lines)
+
+
 def next_token_table(result: Mapping[str, Any]) -> list[str]:
     """Accuracy of the arg-max by tiers of entropy, and calibration, of the next token."""
     lines = [

@@ -18,6 +18,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="write the result here as JSON")
     parser.add_argument("--json", action="store_true", help="print facts as JSON")
     parser.add_argument(
+        "--pages",
+        type=int,
+        metavar="N",
+        help="instead, read N held-out pages from start to end, piece by piece with a memory",
+    )
+    parser.add_argument(
+        "--piece", type=int, metavar="W", help="tokens of a piece; default: reading.piece"
+    )
+    parser.add_argument(
+        "--page-tokens", type=int, metavar="L", help="tokens of a page; longer ones are cut"
+    )
+    parser.add_argument(
         "--tasks",
         metavar="NAME,…",
         help="instead, tasks of lm-evaluation-harness, with and without a thought before answers "
@@ -36,6 +48,11 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if arguments.limit is not None or arguments.tasks_folder is not None:
         raise ConfigError("--limit and --tasks-folder go with --tasks; name the tasks")
+    if arguments.pages is not None:
+        _evaluate_pages(arguments)
+        return
+    if arguments.piece is not None or arguments.page_tokens is not None:
+        raise ConfigError("--piece and --page-tokens go with --pages; say how many")
     from rntp.evaluation import evaluate_target
     from rntp.runtime.files import write_json
     from rntp.runtime.memory import keep_freed_memory
@@ -47,6 +64,30 @@ def run(arguments: argparse.Namespace) -> None:
         write_json(arguments.out, result)
     facts = {key: value for key, value in result.items() if key != "pages"}
     print(json.dumps(facts, indent=2) if arguments.json else evaluation_table(facts))
+
+
+def _evaluate_pages(arguments: argparse.Namespace) -> None:
+    from rntp.evaluation.target import evaluate_pages
+    from rntp.runtime.files import write_json
+    from rntp.runtime.memory import keep_freed_memory
+    from rntp.show import pages_table
+
+    if arguments.pages < 1 or any(
+        value is not None and value < 1 for value in (arguments.piece, arguments.page_tokens)
+    ):
+        raise ConfigError("--pages, --piece and --page-tokens must be 1 or more")
+    keep_freed_memory()
+    facts = evaluate_pages(
+        arguments.target,
+        arguments.checkpoint,
+        count=arguments.pages,
+        piece=arguments.piece,
+        page_tokens=arguments.page_tokens,
+        say=say,
+    )
+    if arguments.out:
+        write_json(arguments.out, facts)
+    print(json.dumps(facts, indent=2) if arguments.json else pages_table(facts))
 
 
 def _evaluate_tasks(arguments: argparse.Namespace) -> None:

@@ -1,23 +1,30 @@
 """Evaluating what a command names: a run folder's checkpoint, or a config's base model."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rntp.config import Config
-from rntp.data.corpus import open_corpus, open_data
+from rntp.data.corpus import Data, open_corpus, open_data
+from rntp.data.live import Live
+from rntp.data.manifest import Manifest
+from rntp.data.mixture import Mixture
 from rntp.errors import ConfigError, DataError
 from rntp.evaluation.during import read_result
 from rntp.evaluation.measure import evaluate
+from rntp.evaluation.page_reading import read_pages
+from rntp.evaluation.page_table import page_table
 from rntp.evaluation.third import check_third
-from rntp.model import cast_parameters
+from rntp.model import LanguageModel, cast_parameters
 from rntp.model.opening import open_model
 from rntp.run import checkpoint
 from rntp.run.trained import open_trained
 from rntp.runtime.progress import Bars
 from rntp.training.preflight import sharing_notes
+from rntp.types import Context
 
 
 def evaluate_target(
@@ -26,28 +33,102 @@ def evaluate_target(
     """Evaluate a run folder's checkpoint (the newest whole one, or that of `step`), or a config's
     base model. Raises ConfigError, DataError or CheckpointError.
     """
-    reference = None
+    config, model, manifest = _open(target, step, say)
+    reference = read_result(config, 0) if target.is_dir() else None
+    check_third(config, model.tokenizer)
+    corpus = open_corpus(config, manifest, model.tokenizer)
+    contexts = corpus.heldout_contexts(config.evaluation.docs)
+    with Bars() as bars:
+        return evaluate(model, contexts, config, reference=reference, progress=bars)
+
+
+def evaluate_pages(
+    target: Path,
+    step: int | None = None,
+    *,
+    count: int,
+    piece: int | None = None,
+    page_tokens: int | None = None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Read `count` held-out pages from their start to their end with a carried memory, beside the
+    window alone and everything; see `rntp.evaluation.page_reading`.
+
+    piece: tokens; by default `reading.piece`. page_tokens: where longer pages are cut. Raises as
+    `evaluate_target`, and ConfigError where the config reads no window.
+    """
+    config, model, manifest = _open(target, step, say)
+    config = _in_pieces(config, piece)
+    assert config.reading.piece is not None
+    if isinstance(manifest, Live):
+        raise ConfigError(
+            f"--pages: {config.data.source} is read as it comes, and its pages have no held-out "
+            "order; prepare it with `rntp data prep` first"
+        )
+    # Windows as long as the longest page begin where it begins.
+    longest = max(int(part.num_tokens.max()) for part in _parts(manifest))
+    data = config.data.model_copy(update={"context_tokens": longest + 8})
+    corpus = open_corpus(config.model_copy(update={"data": data}), manifest, model.tokenizer)
+    assert corpus.heldout is not None
+    pages: list[Context] = []
+    for number in range(corpus.heldout.num_documents):
+        page = corpus.heldout[number]
+        if len(page) >= 2 * config.reading.piece:
+            pages.append(replace(page, token_ids=page.token_ids[:page_tokens]))
+        if len(pages) == count:
+            break
+    if not pages:
+        raise DataError(
+            f"--pages: none of {corpus.heldout.num_documents} held-out pages has "
+            f"{2 * config.reading.piece} tokens, two pieces; lower --piece"
+        )
+    with Bars() as bars:
+        found, spent = read_pages(model, pages, config, progress=bars)
+    return page_table(model, found, spent, config)
+
+
+def _open(
+    target: Path, step: int | None, say: Callable[[str], None]
+) -> tuple[Config, LanguageModel, Data]:
+    """Open what a command names, and the corpus whose held-out pages it is measured on."""
     if target.is_dir():
         config, model, path = open_trained(target, step, say)
         say(f"evaluating {path}")
         trained_on = checkpoint.load_state(path)["data_digest"]
-        reference = read_result(config, 0)
     else:
         config = Config.load(target)
         model, trained_on = open_model(config), None
     if not config.evaluation.enabled:
         raise ConfigError(f"{target}: evaluation.enabled is false, so no pages are held out")
-    manifest = open_data(config)
-    if trained_on not in (None, manifest.digest):
+    data = open_data(config)
+    if trained_on not in (None, data.digest):
         raise DataError(
             f"{config.data.source} is not the corpus that {target} was trained on, so its held-out "
-            f"pages are others ({manifest.digest[:16]} here, {trained_on[:16]} there)"
+            f"pages are others ({data.digest[:16]} here, {trained_on[:16]} there)"
         )
     for note in sharing_notes(config, model):
         say(note)
-    check_third(config, model.tokenizer)
-    corpus = open_corpus(config, manifest, model.tokenizer)
     cast_parameters(model.hf, getattr(torch, config.model.dtype))
-    contexts = corpus.heldout_contexts(config.evaluation.docs)
-    with Bars() as bars:
-        return evaluate(model, contexts, config, reference=reference, progress=bars)
+    return config, model, data
+
+
+def _in_pieces(config: Config, piece: int | None) -> Config:
+    """The config with another length of a piece. Raises ConfigError where pieces cannot be read."""
+    if piece is not None:
+        reading = config.reading.model_copy(update={"piece": piece})
+        config = config.model_copy(update={"reading": reading})
+    if config.reading.piece is None or config.reading.window is None:
+        raise ConfigError(
+            "--pages reads piece by piece behind a window: set reading.window in the config, and "
+            "reading.piece or --piece"
+        )
+    if not config.reading.window <= config.reading.piece or config.reading.piece < 2:
+        raise ConfigError(
+            f"--piece {config.reading.piece}: a piece has 2 tokens at least, and as many as "
+            f"reading.window, {config.reading.window}"
+        )
+    return config
+
+
+def _parts(data: Manifest | Mixture) -> list[Manifest]:
+    return list(data.manifests) if isinstance(data, Mixture) else [data]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_a_link_sees_a_memory_of_the_group_before_and_its_piece(model: LanguageM
         x, chain = page.token_ids, rollouts[LINKS * n : LINKS * (n + 1)]
         assert [r.page_positions for r in chain] == [(PIECE * k,) for k in (1, 2, 3)]
         assert torch.equal(chain[0].context.token_ids, x)
-        for k, (before, link) in enumerate(zip(chain, chain[1:], strict=False), 1):
+        for k, (before, link) in enumerate(pairwise(chain), 1):
             [seen] = link.context.seen
             said = [branch(model, t.content) for t in before.thoughts[0]]
             memory = seen.token_ids.tolist()
@@ -157,7 +158,9 @@ def test_values_and_gradients_are_those_of_plain_sequences(
     loss(*wanted).backward()
     outcomes.append({n: p.grad.clone() for n, p in model.hf.named_parameters()})
     model.hf.set_attn_implementation("rntp")
-    for mine, true in zip([*parts, found.whole_logp_PH.flatten()], [*wanted, torch.cat(whole)]):
+    for mine, true in zip(
+        [*parts, found.whole_logp_PH.flatten()], [*wanted, torch.cat(whole)], strict=True
+    ):
         torch.testing.assert_close(mine, true, rtol=1e-10, atol=1e-12)
     ours, theirs = outcomes
     for name, true in theirs.items():
