@@ -207,6 +207,12 @@ RULES = (
         "thought.tools.markers and the think markers must all differ, and none may be empty",
     ),
     Rule(
+        ("thought.tools", "reading.window"),
+        lambda c: "recall" in c.thought.tools.use and c.reading.window is None,
+        "thought.tools: recall searches what a reading window loses, and reading.window is null; "
+        "set it, or take recall out",
+    ),
+    Rule(
         ("evaluation.controls", "thought.tools"),
         lambda c: not c.thought.tools.use and bool({*c.evaluation.controls} & {*_OF_RESULTS}),
         "evaluation.controls other_results and no_results change what tools gave, and "

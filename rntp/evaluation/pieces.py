@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from rntp.config import Config
 from rntp.model.reading import window_at, window_start
 from rntp.rng import uniform
+from rntp.tools.okapi import okapi
 from rntp.types import Rollout, Thought
 
-BM25_K1 = 1.2
 QUERY_TOKENS = 32  # of the window's end, that a piece is looked for with
 
 # (lost part, the window, what a piece has, a uniform draw) -> ids of the memory.
@@ -34,16 +34,10 @@ def pieces(lost: Tensor, tokens: int) -> list[Tensor]:
 
 
 def bm25(found: Sequence[Tensor], query: Tensor) -> list[float]:
-    """Score pieces of one length by the tokens that they share with a query (Okapi BM25, whose
-    length term is 1 here)."""
+    """Score pieces of one length by the tokens that they share with a query; see
+    `rntp.tools.okapi`."""
     counts = [Counter(piece.tolist()) for piece in found]
-    scores = [0.0] * len(found)
-    for token in set(query.tolist()):
-        having = sum(token in count for count in counts)
-        idf = torch.tensor(1 + (len(found) - having + 0.5) / (having + 0.5)).log().item()
-        for n, count in enumerate(counts):
-            scores[n] += idf * count[token] * (BM25_K1 + 1) / (count[token] + BM25_K1)
-    return scores
+    return okapi(counts, query.tolist())
 
 
 def first_tokens(lost: Tensor, window: Tensor, tokens: int, draw: float) -> Tensor:

@@ -30,7 +30,8 @@ class ToolCalls:
     """Takes the calls of thoughts.
 
     calls: of one thought, at most. result_tokens: of a result, without its markers. horizon: tokens
-    behind the position that a thought is judged by, and that are withheld from it.
+    behind the position that a thought is judged by, and that are withheld from it. window: tokens
+    before the position that are read beside a thought; None: all.
     """
 
     model: LanguageModel
@@ -38,6 +39,7 @@ class ToolCalls:
     calls: int
     result_tokens: int
     horizon: int
+    window: int | None = None
 
     @property
     def most_given(self) -> int:
@@ -80,8 +82,10 @@ class ToolCalls:
         """What a tool may know of the bare page, and what is withheld from the thought."""
         withheld = withheld_at(self.model, context, position, self.horizon)
         at = position - context.shift
-        ids = bare_ids(context)[:at].tolist()
-        return Page(context.document_id, at, withheld.before, tuple(ids)), withheld
+        ids = bare_ids(context)[:at]
+        lost = "" if self.window is None else self._text(ids[: max(at - self.window, 0)])
+        page = Page(context.document_id, at, withheld.before, tuple(ids.tolist()), lost)
+        return page, withheld
 
     def _text(self, ids: Tensor) -> str:
         return decode(self.model.tokenizer, ids)
@@ -154,7 +158,12 @@ def serving(
         open_tools(config), Cache(folder, rank), seconds=section.seconds, workers=section.workers
     )
     inner.tools = ToolCalls(
-        model, desk, section.calls, section.result_tokens, config.reward.horizon
+        model,
+        desk,
+        section.calls,
+        section.result_tokens,
+        config.reward.horizon,
+        config.reading.window,
     )
     try:
         yield

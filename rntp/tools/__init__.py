@@ -11,7 +11,7 @@ A tool that holds something (an index, processes) is a class with what `Tool` li
 `REGISTRY.register(name)`; its settings are the arguments of its constructor.
 """
 
-from rntp.tools import python, search
+from rntp.tools import python, recall, search
 from rntp.tools.page import Failure, Outcome, Page, Quote, Tool
 from rntp.tools.registry import REGISTRY, register
 from rntp.tools.strict import Strict, Withheld
@@ -26,6 +26,7 @@ __all__ = [
     "Tool",
     "Withheld",
     "python",
+    "recall",
     "register",
     "search",
 ]

@@ -127,7 +127,7 @@ class Desk:
     def _key(self, name: str, tool: Tool, arguments: str, page: Page, withheld: Withheld) -> bytes:
         facts: list[object] = [name, tool.digest, arguments]
         if tool.reads_page:
-            facts += [page.document_id, page.token_ids]
+            facts += [page.document_id, page.token_ids, *([page.lost] if page.lost else [])]
         if tool.strict is not None:
             strict = tool.strict
             facts += [strict.ngram, strict.near, self._quotes, *withheld.identity]

@@ -11,13 +11,15 @@ from rntp.tools.strict import Strict
 class Page:
     """What a tool may know of the page: nothing from the position on.
 
-    text, token_ids: of the tokens before the position; position: how many these are.
+    text, token_ids: of the tokens before the position; position: how many these are. lost: text of
+    those that a reading window leaves out, where there is one.
     """
 
     document_id: str
     position: int
     text: str
     token_ids: tuple[int, ...]
+    lost: str = ""
 
 
 @dataclass(frozen=True, slots=True)

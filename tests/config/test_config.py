@@ -159,6 +159,7 @@ BREAKS = [
     ["placement.band={surprise: [2, 2]}"],
     ["baseline.use=group_member", "objective.advantage=none"],
     ["thought.tools={use: {python: null}, markers: [a, b, c, <think>]}"],
+    ["thought.tools={use: {recall: null}}"],
     ["evaluation.controls=[no_results]"],
     [
         "thought.tools={use: {python: null}}",
