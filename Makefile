@@ -49,8 +49,10 @@ planted: build/planted/manifest.json
 
 # What a window loses and a thought carries: the reader learns from memories by rule, then RL writes.
 memory: build/memory-reader/config.json
-	$(VENV)/bin/rntp train experiments/memory/planted.yaml
-	$(VENV)/bin/rntp eval runs/memory-planted
+	for seed in 0 1 2; do $(VENV)/bin/rntp train experiments/memory/planted.yaml \
+		--run-dir runs/memory-planted-$$seed --set run.seed=$$seed || exit; done
+	$(VENV)/bin/python experiments/memory/planted_table.py runs/memory-planted-0 \
+		runs/memory-planted-1 runs/memory-planted-2
 
 build/memory/manifest.json: | install
 	$(VENV)/bin/python experiments/planted/make_memory.py --out $(@D)

@@ -136,7 +136,7 @@ def losses(model: torch.nn.Module, ids_of: dict[str, int], pages: int = 24) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=560)
     arguments = parser.parse_args()
     keep_freed_memory()
     write_base(arguments.out)
