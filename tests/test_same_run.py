@@ -42,6 +42,7 @@ OPTIONS = [
     ["placement.interleaved=true", "placement.policy=learnability", "model.dtype=float32"],
     ["reading.window=6", *EVALUATED, "evaluation.controls=[shuffled]"],
     ["reading.window=0", "placement.interleaved=true", "objective.continuation_weight=0", ANOTHER],
+    ["reading.window=4", "reading.piece=8", *EVALUATED, "evaluation.controls=[shuffled]"],
     ["reading.window=9", "baseline.weights=ema", "baseline.decay=0.9", "baseline.use=clip"],
     # Rewards, and what changes in them as a run goes on.
     ["reward.scheme=exact_prefix", "reward.shadows=[]"],

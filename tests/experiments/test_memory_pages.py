@@ -16,8 +16,8 @@ sys.path.insert(0, str(PLANTED.parent / "memory"))
 import make_memory  # noqa: E402
 import memory_pages  # noqa: E402
 import pages  # noqa: E402
-import read_memories  # noqa: E402
 import planted_table  # noqa: E402
+import read_memories  # noqa: E402
 from memory_pages import CLASSES, HORIZON, ROOM, WINDOW  # noqa: E402
 from scratchpads import THINK_CLOSE, THINK_OPEN  # noqa: E402
 from tokenizer import make_tokenizer, vocabulary  # noqa: E402

@@ -1,13 +1,16 @@
 """Memories carried through a page piece by piece: what each link sees, and what is computed."""
 
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import compute_norms_in_float64, tiny_run
+from conftest import compute_norms_in_float64, same_shards, tiny_run
 from test_config import minimal
 
 from rntp.config import Config
@@ -278,6 +281,52 @@ def test_a_run_in_chains(model_folders: dict[str, Path], corpus: Path, tmp_path:
     assert result["num_docs"] == 3
     assert set(result["memory"]["controls"]) == {"shuffled", "first_tokens"}
     assert result["memory"]["num_positions"] == 9
+
+
+KILLED = """
+import os, signal, sys
+from rntp import Config, Trainer
+from rntp.rollout.carried import CarriedEngine
+
+links, carried = [0], CarriedEngine._carried
+
+def dies(self, rollout):
+    links[0] += 1
+    if links[0] == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return carried(self, rollout)
+
+CarriedEngine._carried = dies
+Trainer(Config.load(sys.argv[1])).fit()
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_in_the_middle_of_a_chain_changes_nothing(
+    model_folders: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    raw = tiny_run(model_folders["llama"], corpus, tmp_path / "run")
+    sets = [*OPTIONS, "placement.positions_per_doc=3", "run.steps=3", "evaluation.enabled=false"]
+    straight, killed = (
+        Config.parse(raw, [*sets, f"run.dir={tmp_path / name}"]) for name in ("one", "other")
+    )
+    path = tmp_path / "killed.yaml"
+    path.write_text(killed.to_yaml())
+    # A step has three pages of three links: in the third step, between its second and its third.
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(path), str(2 * 9 + 5)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert len(read_metrics(killed.run.dir)) == 2
+    for config in (killed, straight):
+        Trainer(config).fit()
+    rows = [read_metrics(config.run.dir) for config in (straight, killed)]
+    assert len(rows[0]) == len(rows[1]) == 3
+    for one, other in zip(*rows, strict=True):
+        for key, value in one.items():
+            assert key.startswith(("time/", "memory/")) or other[key] == value, key
+    same_shards(*(c.run.dir / "checkpoints" / "step_00000003" for c in (straight, killed)))
+    for step in (1, 2, 3):
+        thoughts = [list(read_rollouts(c.run.dir, step)) for c in (straight, killed)]
+        assert thoughts[0] == thoughts[1]
 
 
 @pytest.mark.parametrize(

@@ -166,8 +166,13 @@ def test_a_rate_keeps_the_same_thoughts_and_each_rank_writes_its_own(
     assert some_ranks == {False, True}
 
 
-def test_one_two_and_four_ranks_read_behind_the_same_window(raw: dict, tmp_path: Path) -> None:
-    window = ["model.dtype=float64", "reading.window=6", "objective.advantage=step"]
+@pytest.mark.parametrize(
+    "reading", [["reading.window=6"], ["reading.window=4", "reading.piece=8"]], ids=str
+)
+def test_one_two_and_four_ranks_read_behind_the_same_window(
+    raw: dict, tmp_path: Path, reading: list[str]
+) -> None:
+    window = ["model.dtype=float64", *reading, "objective.advantage=step"]
     window += ["run.steps=2", "evaluation.enabled=true", "evaluation.docs=5"]
     fit(raw, tmp_path / "one", window)
     for size in (2, 4):
