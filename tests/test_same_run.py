@@ -242,9 +242,9 @@ def test_every_field_is_free_or_part_of_what_is_trained() -> None:
             "thought": {
                 "thoughts_per_position": 2,
                 "thought_tokens": 4,
-                "tools": {"use": {"python": None}},
+                "tools": {"use": {"recall": None}},
             },
-            "reading": {"window": 8},
+            "reading": {"window": 8, "piece": 16},
             # Of everything that only some settings read, each.
             "reward": {"horizon": 2, "scheme": {"net_gain": 1, "length_triangle": 1, "judge": 1}},
             "baseline": {"weights": "ema"},
