@@ -13,6 +13,7 @@ from typing import Any
 
 from rntp.config import Config
 from rntp.data import Manifest
+from rntp.model.tokenizer import load_tokenizer, prefix_ids
 from rntp.run.log import read_metrics
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -33,15 +34,16 @@ def says_newest(text: str, best: str) -> bool:
     return said == {newest}
 
 
-def newest_share(pages: list[dict[str, Any]], manifest: Manifest) -> float:
-    """Share of the memories at changed facts that carry the newest value."""
+def newest_share(pages: list[dict[str, Any]], manifest: Manifest, prefix: int) -> float:
+    """Share of the memories at changed facts that carry the newest value. prefix: tokens that the
+    loader puts before a page."""
     number = {name: n for n, name in enumerate(manifest.document_ids)}
     found = []
     for page in pages:
         oracle = manifest.read(number[page["document_id"]]).metadata["labels"]["oracle"]
         for at in page["positions"]:
             if at["class"] == "changed":
-                best = oracle[str(at["position"])]["thought"]
+                best = oracle[str(at["position"] - prefix)]["thought"]
                 found += [says_newest(t["text"], best) for t in at["thoughts"]]
     return sum(found) / len(found)
 
@@ -52,13 +54,14 @@ def facts_of(run: Path) -> dict[str, Any]:
     manifest = Manifest.load(config.data.source)
     steps = [json.loads(p.read_text()) for p in sorted((run / "eval").glob("step_????????.json"))]
     metrics = read_metrics(run)
+    prefix = len(prefix_ids(load_tokenizer(config.model.spec)))
     return {
         "seed": config.run.seed,
         "steps": config.run.steps,
         "minutes": sum(row["time/step_s"] for row in metrics) / 60,
         "before": steps[0]["memory"]["by_class"],
         "after": steps[-1]["memory"]["by_class"],
-        "newest": [newest_share(steps[n]["pages"], manifest) for n in (0, -1)],
+        "newest": [newest_share(steps[n]["pages"], manifest, prefix) for n in (0, -1)],
         "horizon": config.reward.horizon,
     }
 
