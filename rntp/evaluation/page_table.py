@@ -133,10 +133,10 @@ class _Rows:
         return float((window - self.nats["memory"][known]).sum() / whole) if whole > 0 else None
 
     def curve(self) -> list[dict[str, Any]]:
-        """Bits a byte by distance from the page's start, in groups of as many pieces."""
-        rows = []
-        order = np.argsort(self.places_R, kind="stable")
-        for members in np.array_split(order, min(DISTANCES, len(order))):
+        """Bits a byte by distance from the page's start, in groups of as many places."""
+        rows, places = [], np.unique(self.places_R)
+        for some in np.array_split(places, min(DISTANCES, len(places))):
+            members = np.isin(self.places_R, some)
             row: dict[str, Any] = {
                 "from": int(self.places_R[members].min()),
                 "to": int((self.places_R + self.tokens_R)[members].max()),
