@@ -532,7 +532,7 @@ def test_tools_that_are_not_there_end_the_run_at_start(
     raw = tool_run(tmp_path / "run")
     raw["thought"]["tools"]["use"] = {"serach": None}
     with pytest.raises(
-        ConfigError, match="there is no tool 'serach'; there are: e, python, search"
+        ConfigError, match="there is no tool 'serach'; there are: e, python, recall, search"
     ):
         Trainer(Config.parse(raw))
     raw["thought"]["tools"]["use"] = {"python": {"second": 3}}
