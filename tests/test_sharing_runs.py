@@ -61,6 +61,7 @@ def hybrid(raw: dict, name: str, folder: Path) -> dict:
         ["reading.window=6", "objective.continuation_weight=0.5"],
         ["reading.window=0", "objective.continuation_weight=0", "objective.drop_dead_groups=true"],
         ["reading.window=5", "placement.interleaved=true", "baseline.weights=frozen"],
+        ["reading.window=4", "reading.piece=8", "objective.continuation_weight=0.5"],
         ["objective.algorithm=gspo", "objective.epochs_per_rollout=2"],
         [
             "thought.thoughts_per_position=0",
@@ -361,7 +362,10 @@ def test_dry_runs_know_of_it(raw: dict, tmp_path: Path, capsys: pytest.CaptureFi
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("options", [[], ["reading.window=6"]], ids=str)
+CHAIN = ["reading.window=4", "reading.piece=8"]
+
+
+@pytest.mark.parametrize("options", [[], ["reading.window=6"], CHAIN], ids=str)
 def test_full_lengths_are_what_a_run_of_full_lengths_computes(
     raw: dict, options: list[str]
 ) -> None:
