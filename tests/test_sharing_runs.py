@@ -381,4 +381,5 @@ def test_full_lengths_are_what_a_run_of_full_lengths_computes(
     wide = Config.parse(raw, ["parallel.tokens_per_microbatch=100000"])
     shared, alone = (Shape.of(trainer.model.hf, shares=s) for s in (True, False))
     assert peak_memory(wide, alone) > peak_memory(wide, shared)
-    assert peak_memory(trainer.config, alone, ranks=2) > peak_memory(trainer.config, shared, 2)
+    if options != CHAIN:  # whose links fit into a microbatch either way
+        assert peak_memory(trainer.config, alone, ranks=2) > peak_memory(trainer.config, shared, 2)
