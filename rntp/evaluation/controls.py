@@ -26,22 +26,18 @@ def shuffled(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) ->
 
     Raises ConfigError with fewer than two documents.
     """
-    if len({rollout.context.ordinal for rollout in rollouts}) < 2:
-        raise ConfigError(
-            "evaluation.controls: shuffled takes another document's thoughts, and there is one "
-            "document; raise evaluation.docs"
-        )
 
     def other(number: int, place: int) -> tuple[Thought, ...]:
         mine = _class(rollouts[number], place)
-        here = rollouts[number].context
-        following = [
-            rollout
-            for rollout in (*rollouts[number + 1 :], *rollouts[:number])
-            # Of a page that is read piece by piece, another page's memory at the same piece.
-            if rollout.context.ordinal != here.ordinal
-            and len(rollout.context.left) == len(here.left)
-        ]
+        # Of a page that is read piece by piece, another page's memory at the same piece.
+        left = len(rollouts[number].context.left)
+        others = (*rollouts[number + 1 :], *rollouts[:number])
+        following = [rollout for rollout in others if len(rollout.context.left) == left]
+        if not following:
+            raise ConfigError(
+                "evaluation.controls: shuffled takes another document's thoughts, and there is one "
+                "document; raise evaluation.docs"
+            )
         for rollout in following:
             alike = [k for k in range(len(rollout.positions)) if _class(rollout, k) == mine]
             if alike:

@@ -91,7 +91,7 @@ def whole_pages(pages: Sequence[Page]) -> list[Page]:
     """One entry a page, where each link of a chain has one; others come back as they are."""
     found: list[Page] = []
     for page in pages:
-        if found and found[-1]["ordinal"] == page["ordinal"]:
+        if found and all(found[-1][key] == page[key] for key in ("ordinal", "document_id")):
             positions = [*found[-1]["positions"], *page["positions"]]
             found[-1] = {**found[-1], "positions": positions}
         else:
