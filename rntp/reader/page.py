@@ -7,10 +7,9 @@ from typing import Any
 
 _STYLE = (
     "body{font:16px/1.6 sans-serif;max-width:46em;margin:2em auto;padding:0 1em}"
-    "p{white-space:pre-wrap}details{display:inline}summary{display:inline;cursor:pointer;"
-    "padding:0 .3em;border-radius:.3em;font-size:.8em}"
-    ".helps summary{background:#cfe8cf}.hurts summary{background:#f2d3d0}"
-    "details[open]{display:block;border-left:3px solid #999;padding-left:.6em;color:#444}"
+    "main{white-space:pre-wrap}label{cursor:pointer}input:not(:checked)~i{display:none}"
+    "b{font-weight:normal;font-size:.8em;padding:0 .3em;margin:0 .2em;border-radius:.3em}"
+    ".helps b{background:#cfe8cf}.hurts b{background:#f2d3d0}i{background:#eee;color:#444}"
 )
 
 
@@ -78,8 +77,8 @@ class ReadPage:
         def shown(thought: ReadThought) -> str:
             kind = "helps" if thought.gain > 0 else "hurts"
             return (
-                f'<details class="{kind}"><summary>{_label(thought)}</summary>'
-                f"{html.escape(thought.text)}</details>"
+                f'<label class="{kind}"><input type="checkbox" hidden><b>{_label(thought)}</b>'
+                f"<i>{html.escape(thought.text)} </i></label>"
             )
 
         body = "".join(self._parts(shown, html.escape))
@@ -87,7 +86,7 @@ class ReadPage:
         return (
             f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>'
             f"<style>{_STYLE}</style><h1>{name}</h1><p>{html.escape(self.summary())}</p>"
-            f"<p>{body}</p></html>\n"
+            f"<main>{body}</main></html>\n"
         )
 
     def _parts(self, show: Any, plain: Any) -> Iterator[str]:

@@ -168,7 +168,7 @@ def test_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert said.out.count("⟦") == said.out.count("⟧") > 9
     assert "thoughts (" in said.err
     page = (tmp_path / "p.html").read_text()
-    assert page.count("<details") == said.out.count("⟦")
+    assert page.count("<label") == said.out.count("⟦")
     assert "&lt;b&gt;&amp;" in page
     cli.main(["read", str(folder), str(file), "--think", "every:9", "--json"])
     facts = json.loads(capsys.readouterr().out)
