@@ -30,7 +30,9 @@ EVALUATED = ["evaluation.enabled=true", "evaluation.docs=3"]
 ANSWERS = "thought.answer_tokens=2"
 TWICE = "objective.epochs_per_rollout=2"
 ANOTHER = "objective.advantage=step"
-ALL_SCHEMES = f"reward.shadows=[{', '.join(sorted(rewards.REGISTRY))}]"
+# Judges outside of the run have tests of their own (tests/judges).
+HERE = sorted(name for name, needs in rewards.NEEDS.items() if not needs.outside)
+ALL_SCHEMES = f"reward.shadows=[{', '.join(HERE)}]"
 
 PLACEMENTS = [
     [f"placement.policy={name}"] + (["placement.ramp_steps=4"] if name == "tiers" else [])
