@@ -281,7 +281,72 @@ METRICS = (
         "policy/truncated_frac",
         "share, 0 to 1",
         "Share of the sampled tokens whose importance weight was cut.",
-        when="an `importance_cap` (`objective.algorithm`)",
+        when="an `importance_cap` (`objective.algorithm`), as with `rollout.max_age`",
+    ),
+    Metric(
+        "policy/masked_frac",
+        "share, 0 to 1",
+        "Share of the sampled tokens that do not count, because policy and sampler judge them too "
+        "differently (`importance_mask` of `objective.algorithm`).",
+        "Some in a thousand is usual a few updates behind.",
+        "Rising to several in a hundred: rollouts are too old for this learning rate.",
+        "`rollout.max_age`",
+    ),
+    Metric(
+        "policy/ess_frac",
+        "share, 0 to 1",
+        "Effective sample size of the importance weights (Kish), over the number of tokens: how "
+        "much of what was sampled is worth as much as what the policy itself would sample.",
+        "1 where sampler and policy agree.",
+        "Below about 0.5: lower `rollout.max_age` or `optim.lr`.",
+        "an `importance_cap`, or `rollout.max_age`",
+    ),
+    # Samplers of a store
+    Metric(
+        "rollout/age_mean",
+        "updates",
+        "Mean age of the step's rollouts: updates between the weights that sampled and those that "
+        "train.",
+        "0 with `rollout.max_age: 0`; close to it with quick samplers.",
+        when="samplers of a store",
+    ),
+    Metric("rollout/age_max", "updates", "Age of the oldest of them.", when="samplers of a store"),
+    Metric(
+        "rollout/age/<age>",
+        "share, 0 to 1",
+        "Share of the rollouts of that age.",
+        when="samplers of a store",
+    ),
+    Metric(
+        "rollout/again",
+        "count",
+        "Attempts at parts of the step beside the first: leases that ran out, results that were "
+        "refused.",
+        bad="Often above 0: samplers die, or `rollout.leases.seconds` is too short.",
+        when="samplers of a store",
+    ),
+    Metric(
+        "rollout/refused",
+        "count",
+        "Results that were refused: torn, foreign, forged, stale, malformed, of other weights. The "
+        "console says which and why.",
+        bad="Anything above 0.",
+        when="samplers of a store",
+    ),
+    Metric(
+        "rollout/canary",
+        "nats a token",
+        "How far log-probs of fixed sequences lie apart between trainer and sampler, on average; "
+        "the largest over the step's parts.",
+        "0 for the same kernels; rounding for others. Far ones are refused.",
+        when="samplers of a store",
+    ),
+    Metric(
+        "rollout/digest",
+        "hash",
+        "Of the names and hashes of the step's files of rollouts; `sampled/` of the run folder "
+        "lists them.",
+        when="samplers of a store",
     ),
     # Where it thought
     Metric(
