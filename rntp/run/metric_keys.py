@@ -4,31 +4,8 @@ A key that a run writes and this table lacks fails a test, and so does a key of 
 run writes.
 """
 
-import re
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One key of metrics.jsonl.
-
-    key: as written; `<scheme>` and `<class>` stand for names. unit: of the number. meaning: what
-    is counted. reading: how to read it. bad: what should make you look; "" where nothing does.
-    when: which runs write it; "" is every run that samples thoughts.
-    """
-
-    key: str
-    unit: str
-    meaning: str
-    reading: str = ""
-    bad: str = ""
-    when: str = ""
-
-    def matches(self, key: str) -> bool:
-        """Tell whether a key of a run is this one."""
-        pattern = re.sub(r"<\w+>", "[^/]+", re.escape(self.key).replace(r"\<", "<"))
-        return re.fullmatch(pattern.replace(r"\>", ">"), key) is not None
-
+from rntp.run.metric import Metric as Metric
+from rntp.run.sampler_metrics import SAMPLER_METRICS
 
 ALWAYS = "every run"
 
@@ -301,53 +278,7 @@ METRICS = (
         "Below about 0.5: lower `rollout.max_age` or `optim.lr`.",
         "an `importance_cap`, or `rollout.max_age`",
     ),
-    # Samplers of a store
-    Metric(
-        "rollout/age_mean",
-        "updates",
-        "Mean age of the step's rollouts: updates between the weights that sampled and those that "
-        "train.",
-        "0 with `rollout.max_age: 0`; close to it with quick samplers.",
-        when="samplers of a store",
-    ),
-    Metric("rollout/age_max", "updates", "Age of the oldest of them.", when="samplers of a store"),
-    Metric(
-        "rollout/age/<age>",
-        "share, 0 to 1",
-        "Share of the rollouts of that age.",
-        when="samplers of a store",
-    ),
-    Metric(
-        "rollout/again",
-        "count",
-        "Attempts at parts of the step beside the first: leases that ran out, results that were "
-        "refused.",
-        bad="Often above 0: samplers die, or `rollout.leases.seconds` is too short.",
-        when="samplers of a store",
-    ),
-    Metric(
-        "rollout/refused",
-        "count",
-        "Results that were refused: torn, foreign, forged, stale, malformed, of other weights. The "
-        "console says which and why.",
-        bad="Anything above 0.",
-        when="samplers of a store",
-    ),
-    Metric(
-        "rollout/canary",
-        "nats a token",
-        "How far log-probs of fixed sequences lie apart between trainer and sampler, on average; "
-        "the largest over the step's parts.",
-        "0 for the same kernels; rounding for others. Far ones are refused.",
-        when="samplers of a store",
-    ),
-    Metric(
-        "rollout/digest",
-        "hash",
-        "Of the names and hashes of the step's files of rollouts; `sampled/` of the run folder "
-        "lists them.",
-        when="samplers of a store",
-    ),
+    *SAMPLER_METRICS,
     # Where it thought
     Metric(
         "placement/entropy",

@@ -7,10 +7,10 @@ are max_age updates behind. Nothing is ever thrown away because it came late: an
 until it is trained, so that slow pages are not lost.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, Self
 
 import torch
@@ -51,7 +51,8 @@ class StoreEngine(AbstractContextManager["StoreEngine"]):
             store.mkdir(parents=True, exist_ok=True)
         self._config, self._say = config, say
         self._upcoming, self._placement, self._keep = upcoming, placement, keep
-        self._desk = Desk(open_files(store), config, model, say, pause=self._between_looks)
+        files = open_files(store)
+        self._desk = Desk(files, config, model, say, lambda: monotonic(), self._between_looks)
         self._ledger = Ledger(config.run.dir)
         self._local = LocalSamplers(
             store,
@@ -156,7 +157,7 @@ class StoreEngine(AbstractContextManager["StoreEngine"]):
 
     def _between_looks(self, seconds: float) -> None:
         self._local.watch()
-        time.sleep(seconds)
+        sleep(seconds)
 
 
 def age_metrics(ages: Sequence[int]) -> dict[str, float]:
