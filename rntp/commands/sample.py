@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Sample until the run is done. Raises ConfigError where this machine cannot."""
     import os
+    from pathlib import Path
 
     from rntp.commands.common import say
     from rntp.errors import Preempted
@@ -26,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rntp.rollout.store.program import own_name, run_sampler
     from rntp.runtime.signals import StopRequest
 
-    parent = arguments.while_parent
+    parent, store = arguments.while_parent, arguments.store
 
     with StopRequest() as stop:
 
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         try:
             run_sampler(
-                open_files(_location(arguments.store)),
+                open_files(store if "://" in store else Path(store)),
                 own_name(arguments.name),
                 say=say,
                 check=check,
@@ -45,9 +46,3 @@ def run(arguments: argparse.Namespace) -> None:
             )
         except Preempted as end:
             say(f"{end}; what it had taken is sampled by others")
-
-
-def _location(text: str):  # type: ignore[no-untyped-def]
-    from pathlib import Path
-
-    return text if "://" in text else Path(text)

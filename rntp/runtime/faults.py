@@ -70,7 +70,8 @@ SAMPLER_POINTS = {
     "sampler.leased": Point("a sampler has taken a part of a step"),
     "sampler.inside": Point("a sampler draws a token, or prefills a batch"),
     "sampler.sampled": Point("a sampler has rollouts, the store has not"),
-    "sampler.written": Point("the store has a sampler's rollouts", "files"),
+    "sampler.staged": Point("a sampler's file is ready to be put into the store", "files"),
+    "sampler.put": Point("the store has a sampler's rollouts"),
     "store.put": Point("before a file is written to a store"),
 }
 """Points of samplers and their store, which a run without them does not reach."""

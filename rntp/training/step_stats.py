@@ -235,7 +235,7 @@ class StepStats:
     def _sums_of_options(self, logp_M: Tensor) -> dict[str, Tensor]:
         """What only some objectives have."""
         objective = self.config.objective
-        found = {}
+        found: dict[str, Tensor] = {}
         correction = self.config.correction
         if correction.weighs or self.config.rollout.max_age:
             found |= self._sums_of_ratios(correction)

@@ -183,7 +183,9 @@ class UrlFiles:
             found = self._ask(lambda: self._files.ls(self._path(folder), detail=False))
         except FileNotFoundError:
             return []
-        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
+        inner = (str(path).rstrip("/") for path in found)
+        own = f"/{folder}"  # which S3 lists where nothing is left in it
+        return sorted(path.rpartition("/")[2] for path in inner if not path.endswith(own))
 
     def _create(self, name: str, data: bytes) -> bool:
         path = self._path(name)

@@ -12,6 +12,7 @@ from rntp.rollout import Check
 from rntp.rollout.store.files import Files
 from rntp.rollout.store.sampler import Sampler
 from rntp.runtime import faults
+from rntp.runtime.progress import hide_library_bars
 
 FIRST_S, LONGEST_S = 0.02, 1.0  # between two looks without work: longer and longer
 
@@ -36,6 +37,7 @@ def run_sampler(
     Raises ConfigError where this machine cannot sample for the run, with the reason.
     """
     faults.arm(os.environ)
+    hide_library_bars()
     if isinstance(files.where, Path):
         files.where.mkdir(parents=True, exist_ok=True)
     sampler = Sampler(files, name, say=say, check=check, device=device)

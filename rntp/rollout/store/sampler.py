@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -136,8 +136,8 @@ class Sampler:
         seconds = config.rollout.leases.seconds
         self._leases = Leases(self._files, self.name, self._key, seconds, self._clock)
         self._leases.beat("loads the model", now=True)
-        self._bench = Bench(config, head.run)
-        self._open.enter_context(self._bench.serving(folder / "tools"))
+        self._bench = Bench(config, head.run, folder)
+        self._open.enter_context(self._bench.serving())
         told = f"{config.run.name}: {self._bench.model.num_parameters / 1e6:.0f}M parameters"
         self._say(f"{self.name} samples for {told} on {self._bench.model.device}")
 
@@ -162,10 +162,11 @@ class Sampler:
         payload = bench.sample([contexts[n] for n in part], unit, self.name, alive)
         fault_point("sampler.sampled")
         name = unit.rollouts(attempt, self.name)
-        self._files.put_new(name, seal(name, payload, self._key))
-        where = self._files.where
-        if isinstance(where, Path):
-            fault_point("sampler.written", files=(where / name).parent)
+        staged = bench.folder / "staged"
+        staged.write_bytes(seal(name, payload, self._key))
+        fault_point("sampler.staged", files=bench.folder)
+        self._files.put_new(name, staged.read_bytes())
+        fault_point("sampler.put")
 
     def _contexts(self, unit: Unit) -> list[Context]:
         name = work_name(unit.step, unit.work)
@@ -191,10 +192,10 @@ class Sampler:
 
 class Bench:
     """Model, placement and engine of a run, as its trainer has them. run: digest of what is
-    trained. version: of the weights, with their digest."""
+    trained. folder: for its files. version: of the weights, with their digest."""
 
-    def __init__(self, config: Config, run: str) -> None:
-        self.config, self.run = config, run
+    def __init__(self, config: Config, run: str, folder: Path) -> None:
+        self.config, self.run, self.folder = config, run, folder
         self.version: tuple[int, str] = -1, ""
         self.model = open_model(config)
         if config.model.dtype == "bfloat16":  # as the trainer's optimizer makes the copy
@@ -205,9 +206,9 @@ class Bench:
         self._engine: Engine = open_training_engine(self.model, config)
         self._canary: Tensor = torch.zeros(0)
 
-    def serving(self, folder: Path):  # type: ignore[no-untyped-def]
+    def serving(self) -> AbstractContextManager[None]:
         """Serve the tools of the config, while the context is open."""
-        return serving(self._engine, self.model, self.config, folder)
+        return serving(self._engine, self.model, self.config, self.folder / "tools")
 
     def load(self, published: Published) -> None:
         """Take weights and what placing has learnt, and prove that the model computes with them.
