@@ -5,6 +5,7 @@ of their own: whatever happens to them, it has to end as the reference does, whi
 """
 
 import os
+import random
 import re
 import threading
 import time
@@ -64,6 +65,14 @@ class Samplers:
         self._processes.append(start(arguments, {**armed, **environment}, output))
         self.outputs.append(output)
         self.proofs.append(proof)
+
+    def kill(self, of_living: int) -> None:
+        """Kill one of those that were started last and live."""
+        living = [p for p in self._processes if p.exitcode is None][-2:]
+        if living:
+            process = living[of_living % len(living)]
+            process.kill()
+            process.join()
 
     def fired(self) -> int:
         """Faults of samplers that have left their proof."""
@@ -241,7 +250,54 @@ MATRIX: dict[str, SamplerCase] = {
     ),
 }
 
+KILLS = 10
+
+
+def killed_at_random(lab: Lab) -> Row:
+    """Kill trainer and samplers ten times, at moments drawn from a seed, and start them again."""
+    _ = lab.reference
+    draw, name = random.Random(0), "samplers_at_random"
+    folder, samplers = lab.folder / name, Samplers(lab, name)
+    options = (f"rollout.store={samplers.store}", LEASE)
+    arguments = ["train", f"{lab.folder}/config.yaml", f"--run-dir={folder}"]
+    arguments += [f"--set={option}" for option in options]
+    trainer = start(arguments, {}, lab.folder / f"{name}.0.out")
+    for _ in range(2):
+        samplers.start("", {})
+    killed = {"trainer": 0, "sampler": 0}
+    for number in range(1, KILLS + 1):
+        trainer.join(draw.uniform(1, 6))
+        if trainer.exitcode is not None and _steps_done(folder) == STEPS:
+            break  # it was quicker than that
+        if draw.random() < 0.5:
+            trainer.kill()
+            trainer.join()
+            trainer = start(arguments, {}, lab.folder / f"{name}.{number}.out")
+            killed["trainer"] += 1
+        else:
+            samplers.kill(draw.randrange(2))
+            samplers.start("", {})
+            killed["sampler"] += 1
+    trainer.join(300)
+    problems = [] if trainer.exitcode == 0 else [f"it ended with {trainer.exitcode}"]
+    problems += samplers.close()
+    equal, once, different = lab.compare(name)
+    told = f"killed {killed['trainer']} and {killed['sampler']} times"
+    return Row(
+        "any",
+        "kill, at random",
+        "trainer and samplers",
+        told,
+        -9,
+        None,
+        equal,
+        once,
+        min(killed.values()) > 0,
+        tuple(problems + different),
+    )
+
+
 SAMPLER_MATRIX: dict[str, Callable[[Lab], Row]] = {
     name: (lambda lab, name=name, case=case: fail(lab, name, case))  # type: ignore[misc]
     for name, case in MATRIX.items()
-}
+} | {"samplers: killed at random": killed_at_random}

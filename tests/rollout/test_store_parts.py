@@ -13,8 +13,9 @@ from rntp.rollout.store import files as store_files
 from rntp.rollout.store.files import Files, FolderFiles, UrlFiles, open_files
 from rntp.rollout.store.layout import Head, Unit, get_facts, put_facts
 from rntp.rollout.store.leases import BEATS, SLOW, Leases
+from rntp.rollout.store.probe import check_store, probe_store
 from rntp.rollout.store.records import pack_rollouts, unpack_rollouts
-from rntp.rollout.store.sealed import Refused, seal, unseal
+from rntp.rollout.store.sealed import KEY_IN, Refused, seal, unseal
 from rntp.rollout.store.work import digest_of_work, pack_contexts, parts_of, unpack_contexts
 from rntp.types import Context, Labels, Oracle, Rollout, Thought, ToolCall
 
@@ -284,3 +285,17 @@ def test_a_damaged_lease_runs_out(tmp_path: Path) -> None:
     assert one.take([UNIT]) is None
     clock.now += SECONDS + 1
     assert one.take([UNIT]) == (UNIT, 2)
+
+
+def test_a_store_is_tried_without_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY_IN, raising=False)
+    assert probe_store(tmp_path / "not" / "there") == []
+    assert list(tmp_path.iterdir()) == []
+    (told,) = probe_store(f"memory://{tmp_path.name}-probe")
+    assert f"${KEY_IN} is not set" in told
+    monkeypatch.setenv(KEY_IN, "secret of both")
+    check_store(f"memory://{tmp_path.name}-probe")
+    check_store(None)
+    monkeypatch.setattr(UrlFiles, "put_new", lambda *_: True)
+    with pytest.raises(ConfigError, match="does not keep what is written first"):
+        check_store(f"memory://{tmp_path.name}-probe")

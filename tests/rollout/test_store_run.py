@@ -11,6 +11,7 @@ import pytest
 from conftest import same_shards, tiny_run
 
 from rntp.config import Config
+from rntp.data.manifest import Manifest
 from rntp.errors import ConfigError, SamplersLost
 from rntp.model import LanguageModel
 from rntp.rollout.store import engine as store_engine
@@ -333,3 +334,54 @@ def test_without_samplers_the_run_saves_and_ends_and_goes_on_later(
     between_looks(lambda: pytest.fail("nothing waits"))
     plain = fit(raw, tmp_path / "plain")
     assert comparable(folder) == comparable(plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("age", [0, 2])
+def test_a_run_that_goes_back_samples_what_is_left_anew(
+    raw: dict,
+    tmp_path: Path,
+    between_looks: Between,
+    monkeypatch: pytest.MonkeyPatch,
+    age: int,
+) -> None:
+    """Two steps without a finite loss: back to the checkpoint, without their contexts."""
+    monkeypatch.setenv("RNTP_FAULT", "forward#7-12=nan")
+    options = ["run.on_trouble={roll_back: {skipped_steps: 2}}", "run.steps=6"]
+    options += ["parallel.tokens_per_microbatch=16"]
+    plain = fit(raw, tmp_path / "plain", *options)
+    assert "going back to step 2" in (plain / "log.txt").read_text()
+    store = tmp_path / "store"
+    one = sampler(store)
+    between_looks(lambda: [one.once() for _ in range(3)] and None)
+    stored = fit(
+        raw, tmp_path / "run", *options, f"rollout.store={store}", f"rollout.max_age={age}"
+    )
+    assert [r["data/digest"] for r in read_metrics(stored) if not age] == [
+        r["data/digest"] for r in read_metrics(plain) if not age
+    ]
+    assert [r["data/ordinal_first"] for r in read_metrics(stored)] == [0, 3, 12, 15, 18, 21]
+    assert all(r["rollout/age_max"] <= age for r in read_metrics(stored))
+    if age == 0:
+        assert comparable(stored) == comparable(plain)
+
+
+@pytest.mark.slow
+def test_pages_that_are_read_as_they_come_are_sampled_ahead(
+    raw: dict, corpus: Path, tmp_path: Path, between_looks: Between
+) -> None:
+    manifest = Manifest.load(corpus)
+    pages = [manifest.read(n) for n in range(manifest.num_docs)]
+    lines = [json.dumps({"text": page.text * 4, "url": page.id}) for page in pages]
+    (tmp_path / "pages.jsonl").write_text("\n".join(lines) + "\n")
+    live = f"data.source={tmp_path / 'pages.jsonl'}"
+    plain = fit(raw, tmp_path / "plain", live)
+    store = tmp_path / "store"
+    one = sampler(store)
+    between_looks(lambda: [one.once() for _ in range(3)] and None)
+    stored = fit(raw, tmp_path / "run", live, f"rollout.store={store}", "rollout.max_age=2")
+    ordinals = [row["data/ordinal_first"] for row in read_metrics(stored)]
+    assert ordinals == [row["data/ordinal_first"] for row in read_metrics(plain)]
+    assert max(row["rollout/age_max"] for row in read_metrics(stored)) == 2
+    ids = [{r["document_id"] for r in read_rollouts(f, 3)} for f in (plain, stored)]
+    assert ids[0] == ids[1]

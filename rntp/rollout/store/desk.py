@@ -16,7 +16,7 @@ from rntp.errors import ConfigError
 from rntp.model import LanguageModel
 from rntp.rollout import Check
 from rntp.rollout.store.checks import Expected
-from rntp.rollout.store.files import Files
+from rntp.rollout.store.files import Files, UrlFiles
 from rntp.rollout.store.layout import (
     HEAD,
     MODEL,
@@ -26,6 +26,7 @@ from rntp.rollout.store.layout import (
     get_facts,
     put_facts,
     put_new_facts,
+    weights_name,
     work_name,
 )
 from rntp.rollout.store.leases import Clock, Lookout
@@ -77,6 +78,7 @@ class Desk:
         self._key = key_of_environment()
         self._work: dict[int, tuple[str, Sequence[Context]]] = {}
         self._refused: set[str] = set()
+        self._tidied = -1
         self._dtype = model.head.dtype
         seconds = config.rollout.leases.seconds
         self._lookout = Lookout(files, self._key, seconds, clock)
@@ -106,6 +108,13 @@ class Desk:
 
         try:
             self._waiting.through(claim, "open the store", check)
+            told = f"thoughts come from samplers of {self._files.where}"
+            self._say(f"{told}, up to {config.rollout.max_age} updates old", "info")
+            if isinstance(self._files, UrlFiles) and not self._files.conditional:
+                self._say(
+                    f"{self._files.where} knows no conditional writes: a part may be sampled twice",
+                    "info",
+                )
         except Refused as refusal:
             raise ConfigError(
                 f"{RUN} in the store {self._files.where} is not used ({refusal}); set "
@@ -192,16 +201,27 @@ class Desk:
     def tidy(self, step: int, version: int) -> None:
         """Remove what no start of the run can need: rollouts up to a step, weights before a
         version. What cannot be removed stays."""
+        old = {v: digest for v, digest in self.versions.items() if v < version}
         try:
-            for folder in ("work", "leases", "rollouts"):
-                for name in self._files.names(folder):
-                    if _number(name) <= step:
-                        self._files.remove(f"{folder}/{name}")
-            for name in self._files.names("weights"):
-                if _number(name) < version:
-                    self._files.remove(f"weights/{name}")
+            for number, digest in old.items():
+                self._files.remove(weights_name(number, digest))
+                del self.versions[number]
+                self._canaries.pop(number, None)
+            if step != self._tidied:  # since the last checkpoint
+                self._remove_up_to(step, version)
+                self._tidied = step
         except OSError as error:
             self._say(f"the store could not be tidied up ({error})", "warning")
+
+    def _remove_up_to(self, step: int, version: int) -> None:
+        """The same by what is listed: what earlier starts have left, too."""
+        for folder in ("work", "leases", "rollouts"):
+            for name in self._files.names(folder):
+                if _number(name) <= step:
+                    self._files.remove(f"{folder}/{name}")
+        for name in self._files.names("weights"):
+            if _number(name) < version:
+                self._files.remove(f"weights/{name}")
 
     def _look(
         self,
