@@ -17,10 +17,7 @@ MOST_LINES_OF_A_FUNCTION = 80
 MOST_STATEMENTS_OF_A_CONSTRUCTOR = 30
 MOST_LINES_OF_THE_TRAINER = 300
 MOST_LINES_OF_THE_STEP = 40
-<<<<<<< HEAD
-=======
 MOST_FIELDS = 83
->>>>>>> 5a4b874 (Samplers: tests of parts, runs and programs; metrics explained)
 MOST_BYTES_OF_README = 12 * 1024
 
 
