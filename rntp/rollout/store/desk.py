@@ -87,7 +87,7 @@ class Desk:
     def open(self, check: Check) -> None:
         """Claim the store for this run, with its config and the model's. Raises ConfigError where
         it is another run's."""
-        config, digest = self._config, self._config.digest()
+        config, digest, model = self._config, self._config.digest(), _model_files(self._model)
 
         def claim() -> None:
             there = get_facts(self._files, RUN, self._key)
@@ -96,15 +96,14 @@ class Desk:
                     f"the store {self._files.where} is of another run ({there.get('name')}); set "
                     "rollout.store to another place, or remove it"
                 )
-            facts = {"digest": digest, "name": config.run.name}
-            put_facts(
-                self._files, RUN, {**facts, "config": config.model_dump(mode="json")}, self._key
-            )
-            for name, data in _model_files(self._model).items():
+            # Whom the run tells is nobody's business here.
+            sent = config.model_dump(mode="json", exclude={"log"})
+            facts = {"digest": digest, "name": config.run.name, "config": sent}
+            put_facts(self._files, RUN, facts, self._key)
+            for name, data in model.items():
                 full = f"{MODEL}/{name}"
                 self._files.put(full, seal(full, data, self._key))
-            names = sorted(_model_files(self._model))
-            put_facts(self._files, f"{MODEL}/files.json", {"names": names}, self._key)
+            put_facts(self._files, f"{MODEL}/files.json", {"names": sorted(model)}, self._key)
 
         try:
             self._waiting.through(claim, "open the store", check)
