@@ -21,6 +21,7 @@ from rntp.objective.rewards_and_advantages import (
     compute_rewards,
     sampler_logp,
 )
+from rntp.objective.rounding import USUAL
 from rntp.types import Rollout
 
 _ = (model, rollouts, others)  # fixtures
@@ -414,6 +415,7 @@ def test_what_is_old_starts_from_the_sampler(model: LanguageModel, rollouts: lis
     """With rollout.max_age: weights of 2 at most and nothing outside 0.5 … 5, by themselves."""
     config = config_of(*ONLY_POLICY, *STALE)
     tree, outputs, rewarded, counts = case(model, rollouts, config)
+    assert rewarded.rounding.nats == pytest.approx(USUAL[config.model.dtype])  # none is measured
     logp = outputs.thought_logp_M.detach()
     ratio = torch.linspace(0.3, 6, len(logp), dtype=torch.float64)
     stale = OtherLogprobs(sampler_logp_M=logp - ratio.log())
