@@ -57,7 +57,7 @@ METRICS = (
         "reward/noise_floor",
         "unit of the scheme",
         "What rounding of log-probs alone makes of the reward, as measured between sampler and "
-        "trainer on the same tokens; with `rollout.max_age`, as the type of the weights usually has.",
+        "trainer on the same tokens; with `rollout.max_age`, what the type of weights usually has.",
         "Differences of rewards below it are not differences between thoughts.",
         "Near `group/reward_std`: advantages are mostly rounding. Use `model.dtype: float32`.",
     ),
