@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import same_shards, tiny_run
+from scripted_server import MODEL, honest, serving
 
 from rntp.config import Config
 from rntp.data.manifest import Manifest
@@ -265,6 +266,9 @@ def test_another_run_is_told_that_the_store_is_taken(
     fit(raw, tmp_path / "run", f"rollout.store={store}", "run.steps=1")
     with pytest.raises(ConfigError, match="is of another run"):
         fit(raw, tmp_path / "other", f"rollout.store={store}", "optim.lr=0.5")
+    with pytest.raises(ConfigError, match="is of another run"):  # of the same config, even
+        fit(raw, tmp_path / "twin", f"rollout.store={store}", "run.steps=1")
+    fit(raw, tmp_path / "run", f"rollout.store={store}", "run.steps=2")
 
 
 def test_weights_that_do_not_load_are_caught_before_anything_is_sampled(
@@ -385,3 +389,25 @@ def test_pages_that_are_read_as_they_come_are_sampled_ahead(
     assert max(row["rollout/age_max"] for row in read_metrics(stored)) == 2
     ids = [{r["document_id"] for r in read_rollouts(f, 3)} for f in (plain, stored)]
     assert ids[0] == ids[1]
+
+
+@pytest.mark.slow
+def test_judges_grade_what_samplers_bring(
+    raw: dict, tmp_path: Path, between_looks: Between
+) -> None:
+    store = tmp_path / "store"
+    one = sampler(store)
+    between_looks(lambda: one.once() and None)
+    with serving(honest) as server:
+        judges = {"use": {"a": {"url": server.url, "model": MODEL}}, "audit": "warn"}
+        raw["reward"] = {**raw["reward"], "scheme": "judge", "judges": judges}
+        raw["thought"]["answer_tokens"] = 3
+        plain = fit(raw, tmp_path / "plain")
+        stored = fit(raw, tmp_path / "stored", f"rollout.store={store}", "rollout.docs_per_batch=2")
+    judged = ("judge/", "time/", "memory/", "rollout/")  # what was asked twice was known
+    rows = [
+        [{k: v for k, v in row.items() if not k.startswith(judged)} for row in read_metrics(folder)]
+        for folder in (plain, stored)
+    ]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 4

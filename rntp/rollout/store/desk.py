@@ -84,21 +84,21 @@ class Desk:
         self._lookout = Lookout(files, self._key, seconds, clock)
         self._waiting = Waiting(config.rollout.leases.wait_s, say, clock, pause)
 
-    def open(self, check: Check) -> None:
+    def open(self, run_id: str, check: Check) -> None:
         """Claim the store for this run, with its config and the model's. Raises ConfigError where
-        it is another run's."""
+        it is another run's. run_id: of the run's folder."""
         config, digest, model = self._config, self._config.digest(), _model_files(self._model)
 
         def claim() -> None:
             there = get_facts(self._files, RUN, self._key)
-            if there is not None and there.get("digest") != digest:
+            if there and (there.get("digest"), there.get("id")) != (digest, run_id):
                 raise ConfigError(
                     f"the store {self._files.where} is of another run ({there.get('name')}); set "
                     "rollout.store to another place, or remove it"
                 )
             # Whom the run tells is nobody's business here.
             sent = config.model_dump(mode="json", exclude={"log"})
-            facts = {"digest": digest, "name": config.run.name, "config": sent}
+            facts = {"digest": digest, "id": run_id, "name": config.run.name, "config": sent}
             put_facts(self._files, RUN, facts, self._key)
             for name, data in model.items():
                 full = f"{MODEL}/{name}"

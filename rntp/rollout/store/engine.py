@@ -83,7 +83,7 @@ class StoreEngine(AbstractContextManager["StoreEngine"]):
         with the weights, and `place` is not asked."""
         config, step = self._config, policy_version + 1
         if not self._opened:
-            self._desk.open(check)
+            self._desk.open(self._ledger.run_id(), check)
             self._opened = True
         if self._newest != policy_version:
             self._desk.publish(policy_version, self._placement(), check)

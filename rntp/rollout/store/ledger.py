@@ -1,6 +1,7 @@
 """Which files of rollouts each step has used, written down before it uses them.
 
     run.dir/sampled/step_00000007.json
+    run.dir/sampled/run_id               whose store it is
 
 A start that does a step again uses the same files, so that it does the same, although no engine
 samples the same twice on every machine.
@@ -8,10 +9,11 @@ samples the same twice on every machine.
 
 import hashlib
 import json
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from rntp.runtime.files import write_json
+from rntp.runtime.files import write_json, write_text_atomic
 
 FOLDER = "sampled"
 
@@ -37,6 +39,14 @@ class Ledger:
     def __init__(self, run_dir: Path) -> None:
         self.last: Entry | None = None
         self._folder = run_dir / FOLDER
+
+    def run_id(self) -> str:
+        """A name that no other run folder has, and that its copies keep."""
+        path = self._folder / "run_id"
+        if not path.is_file():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_text_atomic(path, uuid.uuid4().hex)
+        return path.read_text(encoding="utf-8")
 
     def read(self, step: int) -> Entry | None:
         """The entry of a step; None without a whole one."""
