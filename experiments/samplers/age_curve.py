@@ -100,12 +100,16 @@ def page(done: dict[str, dict[str, float]]) -> str:
         "(nats a token, mean ± standard error over seeds), and means over the last "
         f"{LAST} steps. `plain` is without importance weights and mask.",
         "",
-        "| rollouts | seeds | " + " | ".join(columns) + " |",
+        "The run is short and its rate high: these are the steps in which thoughts begin to pay, "
+        "and a seed that has not got there by the end has a gain near 0.",
+        "",
+        "| rollouts | gain by seed | " + " | ".join(columns) + " |",
         "|" + "---|" * (2 + len(columns)),
     ]
     for arm, rows in arms.items():
         cells = [_cell([row[c] for row in rows if c in row]) for c in columns]
-        lines.append(f"| {arm} | {len(rows)} | " + " | ".join(cells) + " |")
+        seeds = ", ".join(f"{row['gain']:.2f}" for row in rows)
+        lines.append(f"| {arm} | {seeds} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
 
