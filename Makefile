@@ -7,6 +7,7 @@
 # make models       which models run, and how: every causal class of transformers (some ten minutes)
 # make pages        a corpus of real prose, 20 MB: Debian's documentation packages (for memory and tools)
 # make faults       every injected fault: kills, damage, hangs, signals → experiments/faults/RESULTS.md
+# make ages         what rollouts of older weights cost, on the planted corpus (21 runs, half an hour)
 # make save-stall   how long training stands still for a checkpoint (two minutes)
 # make gpu-check    is everything right on this GPU, and how fast is it (ten minutes)
 # make docs         the documentation into build/docs, every warning an error
@@ -30,7 +31,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.enabled=false
 
-.PHONY: pages bench-data docs install quickstart planted memory ablations ablations-text methods models faults save-stall gpu-check test \
+.PHONY: pages bench-data docs install quickstart planted memory ages ablations ablations-text methods models faults save-stall gpu-check test \
 	test-slow test-all \
 	browser-test lint \
 	types clean
@@ -59,6 +60,10 @@ build/memory/manifest.json: | install
 
 build/memory-reader/config.json: | build/memory/manifest.json
 	$(VENV)/bin/python experiments/planted/read_memories.py --out $(@D)
+
+# Through a store of samplers, 0, 1, 4 and 16 updates old, with and without correction; resumes.
+ages: build/planted/manifest.json
+	$(VENV)/bin/python experiments/samplers/age_curve.py
 
 # Saves of a 135M-parameter model with random weights, at once and asynchronous.
 save-stall: install

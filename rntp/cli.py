@@ -28,6 +28,7 @@ from rntp.commands import (
     memories,
     read,
     report,
+    sample,
     soup,
     traces,
     train,
@@ -39,6 +40,7 @@ COMMANDS = (
     *(
         init,
         train,
+        sample,
         watch,
         evaluate,
         ablate,

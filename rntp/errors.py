@@ -39,6 +39,10 @@ class JudgesAway(Preempted):
     """Too many verdicts of judges are missing; the same command resumes, once they answer."""
 
 
+class SamplersLost(Preempted):
+    """No sampler of a store brings anything any more; the same command resumes the run."""
+
+
 class Diverged(RntpError):
     """Too many non-finite steps in a row, or an alarm with `run.on_trouble: stop`."""
 

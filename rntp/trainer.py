@@ -24,9 +24,8 @@ from rntp.model.opening import open_model
 from rntp.model.packed_weights import packed_weights, packing_pays
 from rntp.objective.loss import loss
 from rntp.objective.passes import Passes
-from rntp.placement.placer import training_placer
 from rntp.rollout import no_check
-from rntp.rollout.judged import audit_numbers, helped, open_judged_engine
+from rntp.rollout.judged import audit_numbers
 from rntp.run import folder as run_folder
 from rntp.run.log import open_log
 from rntp.runtime import faults
@@ -40,15 +39,14 @@ from rntp.training.greeting import greeting, pages_read
 from rntp.training.guards import Guards
 from rntp.training.optimizer import Update, open_optimizer
 from rntp.training.phases import Phases
-from rntp.training.preflight import check_disk, check_placement, check_start, recomputes
+from rntp.training.preflight import check_disk, check_start, recomputes
 from rntp.training.recorded import recorded
-from rntp.training.replay import step_contexts
 from rntp.training.run_state import RunState
+from rntp.training.sampling import Sampling
 from rntp.training.step_metrics import WholeStep
 from rntp.training.step_stats import StepStats, update_metrics
 from rntp.training.thought_rows import thought_rows
 from rntp.training.whole_step import recount, rewards_ahead, sample_and_count
-from rntp.types import Rollout
 
 
 class Trainer:
@@ -92,10 +90,10 @@ class Trainer:
         self.passes = Passes(self.model, config, self.followers.reference)
         self.optimizer = open_optimizer(self.model, config, ranks, recompute=self.recomputes)
         self.packs = self.model.shares and packing_pays(self.model.hf, config.budget_tokens)
-        self.engine = open_judged_engine(self.model, config, self.corpus)
-        self.place = training_placer(config, self.followers.record, self.model.tokenizer)
-        check_placement(self.place, self.corpus)
         self.guards = Guards(config, ranks)
+        self.sampling = Sampling(
+            config, self.model, self.corpus, self.followers, self.guards, ranks
+        )
         self.state = RunState(
             config,
             self.model,
@@ -104,6 +102,7 @@ class Trainer:
             self.followers,
             self.guards,
             ranks,
+            self.sampling,
             accept_data_change=accept_data_change,
         )
         self.asked_to_stop = False
@@ -136,7 +135,7 @@ class Trainer:
             if self.packs:
                 unmoved.enter_context(packed_weights(self.model.hf))
             with phase("rollout"):
-                sample = partial(self._sample, step)
+                sample = partial(self.sampling.rollouts, step, phase)
                 rollouts, counts = sample_and_count(sample, config, self.ranks)
                 fault_point("rollout")
             batches = self.passes.microbatches(rollouts)
@@ -189,13 +188,6 @@ class Trainer:
             self.log.message(f"{done} of {config.run.steps} steps done; the same command resumes")
             raise
 
-    def _sample(self, step: int) -> list[Rollout]:
-        """Sample the thoughts of this rank's share of the step's ordinals."""
-        excluded, replay = self.guards.excluded, self.followers.replay
-        contexts = step_contexts(self.config, self.corpus, replay, step, excluded, self.ranks)
-        self.phases.reads(step, contexts[0].ordinal)
-        return self.engine.sample(contexts, self.place, self.phases.poll, step - 1)
-
     def _backward(self, total: Tensor, updates: Sequence[Update], *, last: bool) -> None:
         """Add a microbatch's gradient; with the last of a rank's, ranks add up theirs.
 
@@ -221,7 +213,7 @@ class Trainer:
         """Let what follows training see the step, and write down what it was."""
         config, asked = self.config, self.passes.ask.num_tokens(stats.rollouts)
         more = {"stop": float(self.stop.received is not None), "damaged": self.state.new_damage}
-        more |= audit_numbers(self.engine, step)
+        more |= audit_numbers(self.sampling.engine, step)
         whole = WholeStep.exchange(stats, self.ranks, asked, more)
         self.asked_to_stop = bool(whole.sums["stop"])
         if any(not update.skipped for update in updates):
@@ -232,6 +224,7 @@ class Trainer:
             **update_metrics(step, updates),
             "data/damaged": self.state.share_damage(self.log, found=bool(whole.sums["damaged"])),
             "compute/tflop": step_flop(config, self.shape, whole.tokens()) / 1e12,
+            **self.sampling.metrics(),
             **self.phases.metrics(),
         }
         self.log.step({**metrics, "data/digest": whole.digest})
@@ -246,8 +239,7 @@ class Trainer:
         folder = ranks.decide(lambda: open_.enter_context(run_folder.claim(config)), "start")
         self.log = open_log(folder, config, ranks.rank, ranks.size, self.console)
         open_.enter_context(self.log)
-        log, rank = self.log, ranks.rank
-        open_.enter_context(helped(self.engine, self.model, config, folder, rank, log.message))
+        open_.enter_context(self.sampling.opened(folder, self.log))
         watchdog = Watchdog(folder, config.run.hang_timeout_s, ranks.rank)
         open_.enter_context(watchdog)
         ranks.waiting = watchdog.waiting

@@ -205,6 +205,8 @@ FREE = {
     "data.workers": {"process": 1},
     "reward.shadows": ["logprob"],
     "rollout.docs_per_batch": 1,
+    "rollout.samplers": 1,
+    "rollout.leases": {"contexts": 1, "seconds": 30, "wait_s": 120},
     "checkpoint.every_steps": 2,
     "checkpoint.keep": 1,
     "checkpoint.asynchronous": True,
@@ -222,7 +224,14 @@ FREE = {
     "parallel.timeout_s": 60,
 }
 # Set by the command, or of another test.
-ELSEWHERE = {"run.dir", "run.steps", "rollout.engine", "data.source", "evaluation.source"}
+ELSEWHERE = {
+    "run.dir",
+    "run.steps",
+    "rollout.engine",
+    "rollout.store",
+    "data.source",
+    "evaluation.source",
+}
 ELSEWHERE |= {"evaluation.decile_model", "log.mirrors"}
 # These cut the work otherwise, so that sums are rounded otherwise.
 ROUNDED = {"parallel.tokens_per_microbatch", "model.sharing"}
@@ -256,6 +265,7 @@ def test_every_field_is_free_or_part_of_what_is_trained() -> None:
                 "router_weight": 1,
             },
             "optim": {"schedule": "cosine"},
+            "rollout": {"samplers": 1, "max_age": 1},
         }
     )
     trained = {f"{s}.{f}" for s, part in raw.identity().items() for f in part}

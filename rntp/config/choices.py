@@ -69,11 +69,26 @@ ALGORITHMS = Options(
             "ratio <= 1 + clip_high (clip-higher, 2503.14476)",
         ),
         "importance_cap": Parameter(
-            Weight,
-            0.0,
+            Weight | None,
+            None,
             (),
             "tokens count min(policy / sampler, cap): for stale or foreign samplers (1802.01561); "
-            "at least 1, 0 is off",
+            "at least 1, 0 is off; null: 2 where rollout.max_age is above 0 and the ratios of the "
+            "algorithm do not start from the sampler anyhow, else off",
+        ),
+        "importance_mask": Parameter(
+            Annotated[list[Weight], Field(min_length=2, max_length=2)] | None,
+            None,
+            (),
+            "tokens with policy / sampler outside [low, high] do not count; [0, 0] is off; null: "
+            "[0.5, 5] where rollout.max_age is above 0, else off (IcePop's)",
+        ),
+        "importance_of": Parameter(
+            Literal["token", "thought"],
+            "token",
+            (),
+            "the ratio that cap and mask look at: of each token, or the geometric mean over its "
+            "thought",
         ),
     },
 )

@@ -69,13 +69,27 @@ def _leave_out_unread(facts: dict[str, Any], config: Config) -> None:
     net_gain = facts["reward"]["scheme"].get("net_gain", {})
     if net_gain.get("call_cost") == 0:
         del net_gain["call_cost"]
+    if config.rollout.max_age:  # else samplers change nothing
+        facts["rollout"] = {"max_age": config.rollout.max_age}
     objective = facts["objective"]
+    _name_correction(objective["algorithm"][config.objective.algorithm], config)
     if config.objective.router_weight == 0:
         del objective["router_weight"]
     if config.objective.kl_weight == 0:
         del objective["kl"]
     elif config.objective.kl.get("reference") != "ema":
         del objective["kl"][config.objective.kl]["decay"]
+
+
+def _name_correction(algorithm: dict[str, Any], config: Config) -> None:
+    """Put in place what stands for null, and leave out, in place, what is off."""
+    correction = config.correction
+    algorithm["importance_cap"] = correction.cap
+    algorithm["importance_mask"] = list(correction.mask)
+    if correction.mask == (0.0, 0.0):
+        del algorithm["importance_mask"]
+        if correction.cap == 0 or correction.of == "token":
+            del algorithm["importance_of"]
 
 
 def _choices(config: Config) -> Iterator[tuple[str, str, Choice]]:

@@ -148,17 +148,51 @@ RULES = (
     ),
     Rule(
         ("objective.algorithm",),
-        lambda c: 0 < c.objective.algorithm.get("importance_cap") < 1,
+        lambda c: 0 < (c.objective.algorithm.get("importance_cap") or 0) < 1,
         "importance_cap of objective.algorithm below 1 cuts the weight of tokens that the sampler "
         "drew as the policy would; set it to 0 (off), or to 1 or more",
     ),
     Rule(
         ("objective.algorithm",),
         lambda c: (
-            c.objective.algorithm.get("importance_cap") > 0 and c.objective.algorithm == "gspo"
+            (c.objective.algorithm.get("importance_cap") or 0) > 0
+            and c.objective.algorithm == "gspo"
+            and c.objective.algorithm.get("importance_of") == "token"
         ),
-        "importance_cap weighs tokens and gspo whole thoughts; take it away, or set "
-        "objective.algorithm to another",
+        "importance_cap weighs tokens and gspo whole thoughts; take it away, set importance_of to "
+        "thought, or set objective.algorithm to another",
+    ),
+    Rule(
+        ("objective.algorithm",),
+        lambda c: bool(mask := c.objective.algorithm.get("importance_mask"))
+        and mask != [0, 0]
+        and not mask[0] < 1 < mask[1],
+        "importance_mask of objective.algorithm has to hold 1, where policy and sampler agree: "
+        "[0.5, 5], say; [0, 0] is off",
+    ),
+    Rule(
+        ("rollout.max_age", "rollout.samplers", "rollout.store"),
+        lambda c: c.rollout.max_age > 0 and c.store is None,
+        "rollout.max_age {rollout.max_age} is of samplers, and there are none: set "
+        "rollout.samplers or rollout.store, or rollout.max_age to 0",
+    ),
+    Rule(
+        ("rollout.max_age", "data.replay_docs"),
+        lambda c: c.rollout.max_age > 0 and c.data.replay_docs > 0,
+        "data.replay_docs goes by what the step before has shown, and with rollout.max_age "
+        "{rollout.max_age} steps are sampled before that; set one of them to 0",
+    ),
+    Rule(
+        ("reading.piece", "rollout.samplers", "rollout.store"),
+        lambda c: c.store is not None and c.reading.piece is not None,
+        "reading.piece: each memory of a page is written behind the one before, and results of "
+        "samplers do not carry such chains yet; take rollout.samplers and rollout.store away",
+    ),
+    Rule(
+        ("rollout.samplers", "rollout.store", "thought.thoughts_per_position"),
+        lambda c: c.store is not None and c.thought.thoughts_per_position == 0,
+        "thought.thoughts_per_position: 0 leaves samplers nothing to do; take rollout.samplers and "
+        "rollout.store away",
     ),
     Rule(
         ("baseline.weights", "objective.kl"),
@@ -299,14 +333,18 @@ WARNINGS = (
     Rule(
         ("objective.algorithm", "objective.epochs_per_rollout"),
         lambda c: (
-            c.objective.algorithm != "policy_gradient" and c.objective.epochs_per_rollout == 1
+            c.objective.algorithm != "policy_gradient"
+            and c.objective.epochs_per_rollout == 1
+            and c.rollout.max_age == 0
         ),
         "objective.algorithm: {objective.algorithm} has the gradient of policy_gradient as long as "
         "objective.epochs_per_rollout is 1",
     ),
     Rule(
         ("objective.algorithm", "rollout.engine"),
-        lambda c: c.objective.algorithm.get("importance_cap") > 0,
+        lambda c: (
+            (c.objective.algorithm.get("importance_cap") or 0) > 0 and c.rollout.max_age == 0
+        ),
         "importance_cap: rollout.engine: {rollout.engine} samples with the trainer's own "
         "weights, so that every ratio is 1 up to rounding",
     ),

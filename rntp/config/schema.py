@@ -11,6 +11,7 @@ from pydantic import (
 )
 
 from rntp.config import files, identity, load
+from rntp.config.correction import Correction, correction_of
 from rntp.config.rules import RULES, WARNINGS, broken_rules
 from rntp.config.sections import (
     Baseline,
@@ -163,6 +164,26 @@ class Config(Section):
     def budget_tokens(self) -> int:
         """Most tokens that the sampler draws for one thought and its answer."""
         return self.thought.thought_tokens + self.thought.answer_tokens
+
+    @property
+    def correction(self) -> Correction:
+        """How tokens are weighted that older weights have drawn."""
+        return correction_of(self)
+
+    @property
+    def store(self) -> Path | str | None:
+        """Where trainer and samplers meet; None where the trainer samples itself."""
+        if self.rollout.store is None and self.rollout.samplers:
+            return self.run.dir / "store"
+        return self.rollout.store
+
+    @property
+    def contexts_per_lease(self) -> int:
+        """Most contexts that a sampler takes at a time."""
+        if self.rollout.leases.contexts:
+            return self.rollout.leases.contexts
+        share = -(-self.data.docs_per_step // max(self.rollout.samplers, 1))
+        return min(self.rollout.docs_per_batch, share)
 
     @property
     def span_tokens(self) -> int:

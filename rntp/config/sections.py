@@ -378,9 +378,34 @@ class Optim(Section):
     """Global gradient norm is clipped to this."""
 
 
+class Leases(Section):
+    contexts: NonNegative = 0
+    """Contexts that a sampler takes at a time. 0: rollout.docs_per_batch, or less where every local
+    sampler is to have a share of a step."""
+    seconds: Annotated[float, Field(gt=0)] = 60.0
+    """A sampler that gives no sign of life for so long loses what it has taken: more than one batch
+    takes to be prefilled, or one token of it to be drawn."""
+    wait_s: Annotated[float, Field(gt=0)] = 1800.0
+    """Without a sign of life of any sampler, or of the store, for so long the run saves and ends
+    with exit code 5; the same command resumes it."""
+
+
 class RolloutSection(Section):
     engine: Literal["inprocess"] = "inprocess"
-    """inprocess samples with the trainer's own weights."""
+    """What samples, in the trainer's process or in that of a sampler: inprocess is rntp's own."""
+    samplers: NonNegative = 0
+    """Samplers that the run starts beside itself, on its machine; others may join by
+    `rntp sample STORE`. With 0, and no store, the trainer samples."""
+    store: Annotated[Path | str | None, BeforeValidator(_folder_or_url)] = None
+    """Folder or URL (s3://…) through which trainer and samplers exchange weights and rollouts.
+    null: `store` in run.dir, if there are samplers. See the page on samplers of the
+    documentation."""
+    max_age: NonNegative = 0
+    """Updates that the weights which sampled may be behind those that train. 0: samplers wait for
+    every update, and the run is the in-process one to the bit. Above 0 they do not, and tokens are
+    weighted for it (importance_cap and its like of objective.algorithm)."""
+    leases: Leases = Leases()
+    """Who samples what, and for how long the others wait for it."""
     docs_per_batch: Positive = 8
     """Contexts that decode together. Changes speed and memory; the thoughts only as far as a GPU
     rounds differently."""

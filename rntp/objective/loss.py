@@ -128,9 +128,13 @@ def _policy_term(
     objective = config.objective
     advantage_M = rewarded.advantage_PG.flatten()[index] * weight_M
     old = logp_M.detach() if others.old_logp_M is None else others.old_logp_M
-    cap = objective.algorithm.get("importance_cap")
-    if cap > 0:
-        advantage_M = advantage_M * weighting.importance_weights(old, others.sampler_logp_M, cap)
+    correction = config.correction
+    if correction.weighs:
+        ratio_M = weighting.ratio_of_sampler(old, others.sampler_logp_M, correction.of, index)
+        weight = weighting.correction_weights(ratio_M, correction.cap, correction.mask)
+        advantage_M = advantage_M * weight
+    if correction.start == "sampler":
+        old = others.sampler_logp_M
     if objective.algorithm == "policy_gradient":
         return losses.policy_gradient(logp_M, advantage_M), logp_M.new_zeros(())
     surrogates: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {

@@ -74,6 +74,10 @@ def compute_rewards(
         ).view(reward.shape)
     missing_PG = missing_verdicts(verdicts or {}, config)
     advantage_PG, counted_P = credit(driving, empty, config, missing_PG=missing_PG)
+    sampled = sampler_logp(rollouts)
+    rounding = Rounding.usual(config.model.dtype, len(sampled))
+    if config.rollout.max_age == 0:
+        rounding = Rounding.between(outputs.thought_logp_M, sampled)
     return RewardsAndAdvantages(
         rewards=under,
         reward_PG=reward,
@@ -82,7 +86,7 @@ def compute_rewards(
         advantage_PG=advantage_PG,
         counted_P=counted_P,
         sensitivity_P=sensitivity(inputs, from_logprobs, missing_PG),
-        rounding=Rounding.between(outputs.thought_logp_M, sampler_logp(rollouts)),
+        rounding=rounding,
     )
 
 

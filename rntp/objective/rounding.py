@@ -19,6 +19,8 @@ from rntp.types import RewardInputs
 RANGE = 4.0
 LEAST = 1e-6  # reward units: equal for any purpose
 
+USUAL = {"bfloat16": 0.03, "float32": 1e-6, "float64": 1e-14}  # nats, root mean square
+
 _PATTERNS = 4
 _STEP = 1e-6  # nats: a derivative, in float64; no threshold of a scheme is crossed
 
@@ -35,6 +37,12 @@ class Rounding:
         """Compare log-probs of the same tokens under the same weights, nats, [M] each."""
         mismatch_M = trainer_logp_M.detach().double() - sampler_logp_M.to(trainer_logp_M.device)
         return cls(float(mismatch_M.square().sum()), len(mismatch_M))
+
+    @classmethod
+    def usual(cls, dtype: str, tokens: int) -> "Rounding":
+        """Give what a type of the weights usually has, nats: where a sampler had older weights, it
+        differs from the trainer by what has been learnt since, and nothing can be measured."""
+        return cls(USUAL[dtype] ** 2 * tokens, tokens)
 
     @classmethod
     def total(cls, parts: Sequence["Rounding"]) -> "Rounding":

@@ -34,13 +34,35 @@ def denominator(kind: Normalize, *, tokens: int, thoughts: int, budget: int) -> 
     return max({"tokens": tokens, "thoughts": thoughts, "budget": thoughts * budget}[kind], 1)
 
 
-def importance_weights(logp_M: Tensor, sampler_logp_M: Tensor, cap: float) -> Tensor:
-    """min(π / π_sampler, cap), detached [M]: truncated importance sampling (1802.01561).
+def ratio_of_sampler(
+    logp_M: Tensor, sampler_logp_M: Tensor, of: Literal["token", "thought"], thought_index_M: Tensor
+) -> Tensor:
+    """π / π_sampler, detached [M]: of each token, or the geometric mean over its thought's tokens
+    (the ratio of GSPO, 2507.18071)."""
+    log_ratio_M = (logp_M - sampler_logp_M).detach()
+    if of == "token":
+        return log_ratio_M.exp()
+    tokens = torch.bincount(thought_index_M)
+    total = log_ratio_M.new_zeros(len(tokens)).index_add(0, thought_index_M, log_ratio_M)
+    return (total / tokens.clamp_min(1)).exp().index_select(0, thought_index_M)
 
-    Corrects for tokens that other weights or another engine drew. π is the policy that the
-    ratios of the objective start from.
+
+def correction_weights(ratio_M: Tensor, cap: float, mask: tuple[float, float]) -> Tensor:
+    """Weigh tokens that another policy drew, detached [M]: min(ρ, cap), and 0 outside the mask.
+
+    cap: 0 is 1 for all. mask: (0, 0) keeps all; a band around 1 (IcePop: 0.5 … 5) drops tokens that
+    policy and sampler judge so differently that one of them has moved on, or errs.
     """
-    return (logp_M - sampler_logp_M).detach().exp().clamp_max(cap)
+    weight_M = ratio_M.clamp_max(cap) if cap > 0 else torch.ones_like(ratio_M)
+    return weight_M * kept(ratio_M, mask) if mask != (0.0, 0.0) else weight_M
+
+
+def kept(ratio_M: Tensor, mask: tuple[float, float]) -> Tensor:
+    """bool [M]: the tokens inside a mask."""
+    if mask == (0.0, 0.0):
+        return torch.ones_like(ratio_M, dtype=torch.bool)
+    low, high = mask
+    return (low <= ratio_M) & (ratio_M <= high)
 
 
 def continuation_weights(

@@ -71,7 +71,9 @@ class JudgedEngine:
         """
         if self.audits and self._auditor.is_due(policy_version):
             self._audit(check)
-        size, graded = self._config.rollout.docs_per_batch, []
+        # What samplers of a store bring comes a step at a time.
+        whole = self._config.store is not None
+        size, graded = len(contexts) if whole else self._config.rollout.docs_per_batch, []
         for first in range(0, len(contexts), size):
             batch = contexts[first : first + size]
             rollouts = self._engine.sample(batch, place, check, policy_version)
@@ -150,9 +152,14 @@ class JudgedEngine:
                 yield Case(page, self._decode(thought.answer), truth)
 
 
-def open_judged_engine(model: LanguageModel, config: Config, corpus: Corpus) -> Engine:
-    """Make the engine that samples for training, with judges around it where a scheme asks them."""
-    engine = open_training_engine(model, config)
+def open_judged_engine(
+    model: LanguageModel, config: Config, corpus: Corpus, engine: Engine | None = None
+) -> Engine:
+    """Make the engine that samples for training, with judges around it where a scheme asks them.
+
+    engine: what samples, where it is not this process.
+    """
+    engine = engine or open_training_engine(model, config)
     if not any(NEEDS[name].outside for name in config.reward.names):
         return engine
     auditor = Auditor(config, corpus, partial(decode, model.tokenizer))

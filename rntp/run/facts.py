@@ -34,6 +34,8 @@ class CheckpointState(TypedDict):
 
     next_ordinal: all before it are trained. set_aside: ordinals that are not trained any more.
     data: what ordinals mean; see `rntp.data.state.DataState`. reference: the second set of weights.
+    sampled: the files that samplers brought for the last step; see
+    `rntp.rollout.store.engine.StoreEngine.facts`.
     """
 
     next_ordinal: int
@@ -46,3 +48,4 @@ class CheckpointState(TypedDict):
     segments: list[dict[str, Any]]
     reference: Literal["frozen", "ema"] | None
     torch: str
+    sampled: NotRequired[dict[str, Any]]

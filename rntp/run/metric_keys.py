@@ -4,31 +4,8 @@ A key that a run writes and this table lacks fails a test, and so does a key of 
 run writes.
 """
 
-import re
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One key of metrics.jsonl.
-
-    key: as written; `<scheme>` and `<class>` stand for names. unit: of the number. meaning: what
-    is counted. reading: how to read it. bad: what should make you look; "" where nothing does.
-    when: which runs write it; "" is every run that samples thoughts.
-    """
-
-    key: str
-    unit: str
-    meaning: str
-    reading: str = ""
-    bad: str = ""
-    when: str = ""
-
-    def matches(self, key: str) -> bool:
-        """Tell whether a key of a run is this one."""
-        pattern = re.sub(r"<\w+>", "[^/]+", re.escape(self.key).replace(r"\<", "<"))
-        return re.fullmatch(pattern.replace(r"\>", ">"), key) is not None
-
+from rntp.run.metric import Metric as Metric
+from rntp.run.sampler_metrics import SAMPLER_METRICS
 
 ALWAYS = "every run"
 
@@ -80,7 +57,7 @@ METRICS = (
         "reward/noise_floor",
         "unit of the scheme",
         "What rounding of log-probs alone makes of the reward, as measured between sampler and "
-        "trainer on the same tokens.",
+        "trainer on the same tokens; with `rollout.max_age`, what the type of weights usually has.",
         "Differences of rewards below it are not differences between thoughts.",
         "Near `group/reward_std`: advantages are mostly rounding. Use `model.dtype: float32`.",
     ),
@@ -281,8 +258,27 @@ METRICS = (
         "policy/truncated_frac",
         "share, 0 to 1",
         "Share of the sampled tokens whose importance weight was cut.",
-        when="an `importance_cap` (`objective.algorithm`)",
+        when="an `importance_cap` (`objective.algorithm`), as with `rollout.max_age`",
     ),
+    Metric(
+        "policy/masked_frac",
+        "share, 0 to 1",
+        "Share of the sampled tokens that do not count, because policy and sampler judge them too "
+        "differently (`importance_mask` of `objective.algorithm`).",
+        "Some in a thousand is usual a few updates behind.",
+        "Rising to several in a hundred: rollouts are too old for this learning rate.",
+        "`rollout.max_age`",
+    ),
+    Metric(
+        "policy/ess_frac",
+        "share, 0 to 1",
+        "Effective sample size of the importance weights (Kish), over the number of tokens: how "
+        "much of what was sampled is worth as much as what the policy itself would sample.",
+        "1 where sampler and policy agree.",
+        "Below about 0.5: lower `rollout.max_age` or `optim.lr`.",
+        "an `importance_cap`, or `rollout.max_age`",
+    ),
+    *SAMPLER_METRICS,
     # Where it thought
     Metric(
         "placement/entropy",

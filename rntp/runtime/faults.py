@@ -65,11 +65,24 @@ POINTS = {
     "prune.after": Point("the old checkpoint is gone"),
 }
 
+SAMPLER_POINTS = {
+    "sampler.loaded": Point("a sampler has taken new weights, and not looked at them", "tensors"),
+    "sampler.leased": Point("a sampler has taken a part of a step"),
+    "sampler.inside": Point("a sampler draws a token, or prefills a batch"),
+    "sampler.sampled": Point("a sampler has rollouts, the store has not"),
+    "sampler.staged": Point("a sampler's file is ready to be put into the store", "files"),
+    "sampler.put": Point("the store has a sampler's rollouts"),
+    "store.put": Point("before a file is written to a store"),
+}
+"""Points of samplers and their store, which a run without them does not reach."""
+
 _FILE_ACTIONS = ("truncate", "flip", "zero")
 _TENSOR_ACTIONS = ("nan", "inf")
+_ALL = POINTS | SAMPLER_POINTS
 ACTIONS = {
     "kill": "SIGKILL to the own process",
     "raise": "an error that nothing expects",
+    "slow": "sleep for a second",
     "hang": "sleep for ever",
     "stuck": "sleep for ever in C code that keeps the interpreter's lock",
     "sigterm": "SIGTERM to the own process",
@@ -135,7 +148,7 @@ def fault_point(name: str, *tensors: Tensor | None, files: Path | None = None) -
     """
     if not _armed:
         return
-    assert name in POINTS, f"{name} is not in the catalogue of rntp.runtime.faults"
+    assert name in _ALL, f"{name} is not in the catalogue of rntp.runtime.faults"
     nth = _reached[name] = _reached.get(name, 0) + 1
     rank = int(os.environ.get("RANK", "0"))
     for fault in _armed.get(name, ()):
@@ -150,11 +163,11 @@ def _parse_one(text: str) -> Fault:
             f"{ARMED_BY}: {text!r} is not point[@rank][#nth]=action; e.g. save.file#2=kill"
         )
     point, action, glob = match["point"], match["action"], match["glob"] or ""
-    _known(point, POINTS, "fault point")
+    _known(point, _ALL, "fault point")
     _known(action, ACTIONS, "action")
     needs = "tensors" if action in _TENSOR_ACTIONS else "files"
-    if action in _TENSOR_ACTIONS + _FILE_ACTIONS and POINTS[point].has != needs:
-        able = ", ".join(name for name, facts in POINTS.items() if facts.has == needs)
+    if action in _TENSOR_ACTIONS + _FILE_ACTIONS and _ALL[point].has != needs:
+        able = ", ".join(name for name, facts in _ALL.items() if facts.has == needs)
         raise ConfigError(f"{ARMED_BY}: {action} works on {needs}, and only {able} have any")
     if (action in _FILE_ACTIONS) != bool(glob):
         example = f"{point}={action}" + ("" if glob else ":*.safetensors")
@@ -188,6 +201,8 @@ def _fire(
         raise InjectedFault(f"injected at {fault.point}")
     elif fault.action == "enospc":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"injected at {fault.point}")
+    elif fault.action == "slow":
+        time.sleep(1.0)
     elif fault.action in ("hang", "stuck"):
         _sleep_for_ever(keeps_the_lock=fault.action == "stuck")
     elif fault.action in _TENSOR_ACTIONS:

@@ -16,6 +16,7 @@ from rntp.model.sources import cache_folder
 
 EXTRAS = {
     "demo": ("gguf", "accelerate"),
+    "s3": ("s3fs",),
     "tools": ("tantivy", "pydantic_monty"),
     "prep": ("chardetng_py", "resiliparse"),
     "log": ("wandb",),
@@ -54,6 +55,7 @@ def diagnose(config_path: Path | None) -> tuple[dict[str, object], list[str]]:
 def _config_problems(config: Config) -> list[str]:
     from rntp.data.corpus import open_data
     from rntp.model.sources import localize
+    from rntp.rollout.store.probe import check_store
     from rntp.rollout.tool_calls import check_tools
     from rntp.run import folder as run_folder
     from rntp.run.mirrors import check_installed
@@ -67,6 +69,7 @@ def _config_problems(config: Config) -> list[str]:
         lambda: run_folder.check(config, "auto"),
         lambda: open_data(config),
         lambda: localize(config.model.spec),
+        lambda: check_store(config.store),
     ):
         try:
             check()

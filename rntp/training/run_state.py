@@ -22,6 +22,7 @@ from rntp.runtime.ranks import Ranks
 from rntp.training.followers import Followers
 from rntp.training.guards import Guards
 from rntp.training.optimizer import Optimizer
+from rntp.training.sampling import Sampling
 from rntp.training.saver import Saver
 
 
@@ -40,13 +41,14 @@ class RunState:
         followers: Followers,
         guards: Guards,
         ranks: Ranks,
+        sampling: Sampling,
         *,
         accept_data_change: bool,
     ) -> None:
         self.segments: list[Segment] = []
         self._config, self._model, self._corpus = config, model, corpus
         self._optimizer, self._followers, self._guards = optimizer, followers, guards
-        self._ranks, self._accept = ranks, accept_data_change
+        self._ranks, self._sampling, self._accept = ranks, sampling, accept_data_change
         self._damage_told = 0
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
@@ -89,6 +91,8 @@ class RunState:
             "reference": self._config.reference_weights,
             "torch": torch.__version__,
         }
+        if found := self._sampling.facts():
+            state["sampled"] = found
         saver.save(step, self.tensors(), state, wait=wait)
 
     def restore(self, log: RunLog | NoLog, check: Callable[[], None]) -> int:
@@ -122,6 +126,7 @@ class RunState:
             )
         self._load_tensors(newest, log)
         guards.restore(state)
+        self._sampling.restore(state.get("sampled", {}))
         if self._followers.replay:
             self._followers.replay.forget(guards.no_replay)
         log.rewind(step)

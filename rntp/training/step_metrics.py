@@ -177,12 +177,16 @@ class WholeStep:
             found["answer/ended_frac"] = ended / thoughts
         for key, name, of in (
             ("policy/truncated_frac", "truncated", sampled),
+            ("policy/masked_frac", "masked", sampled),
             ("group/dropped_frac", "dropped", len(reward_PG)),
             ("kl/reference", "kl_reference", sampled),
         ):
             if name in sums:
                 found[key] = sums[name] / of
         bands = Bands(config.placement.band.entropy, config.placement.band.surprise)
+        if "ratios" in sums:
+            total, squares = sums["ratios"]
+            found["policy/ess_frac"] = total.square() / (sampled * squares)
         where = picked(self.pages, bands) | labels.hit_rates(sums["hits"])
         return {key: float(value) for key, value in found.items()} | where | dict(self.classes)
 

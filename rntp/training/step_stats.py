@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rntp import rewards
 from rntp.config import Config
+from rntp.config.correction import Correction
 from rntp.model.moe import Routing
 from rntp.model.reading import bare_lengths
 from rntp.model.thought_tree import live
@@ -20,7 +21,7 @@ from rntp.model.tree_sizes import (
     tree_tokens,
     unshared_tokens,
 )
-from rntp.objective import losses
+from rntp.objective import losses, weighting
 from rntp.objective.loss import Loss
 from rntp.objective.outside import asks_judges, outside_verdicts
 from rntp.objective.quantities import (
@@ -234,9 +235,10 @@ class StepStats:
     def _sums_of_options(self, logp_M: Tensor) -> dict[str, Tensor]:
         """What only some objectives have."""
         objective = self.config.objective
-        found = {}
-        if (cap := objective.algorithm.get("importance_cap")) > 0:
-            found["truncated"] = (self._mismatch_M().exp() > cap).sum()
+        found: dict[str, Tensor] = {}
+        correction = self.config.correction
+        if correction.weighs or self.config.rollout.max_age:
+            found |= self._sums_of_ratios(correction)
         if objective.drops_groups:
             counted_P = torch.cat([j.counted_P.cpu() for j in self.rewarded_parts])
             found["dropped"] = (~counted_P).sum()
@@ -244,6 +246,21 @@ class StepStats:
             references = (e.reference_logp_M for e in self.others)
             reference_M = _cat(r for r in references if r is not None)
             found["kl_reference"] = losses.kl_per_token(logp_M, reference_M, "k3").sum()
+        return found
+
+    def _sums_of_ratios(self, correction: Correction) -> dict[str, Tensor]:
+        """Of policy / sampler: how many are cut and dropped, and what tells how many tokens as
+        the policy draws them the step is worth (Kish): Σ ratio and Σ ratio²."""
+        drawn = torch.tensor([t.num_drawn for t in self.thoughts])
+        index_M = torch.arange(len(drawn)).repeat_interleave(drawn)
+        ratio_M = weighting.ratio_of_sampler(
+            self._mismatch_M(), torch.zeros(()), correction.of, index_M
+        )
+        found: dict[str, Tensor] = {"ratios": _numbers([ratio_M.sum(), ratio_M.square().sum()])}
+        if correction.cap > 0:
+            found["truncated"] = (ratio_M > correction.cap).sum()
+        if correction.mask != (0.0, 0.0):
+            found["masked"] = (~weighting.kept(ratio_M, correction.mask)).sum()
         return found
 
     def _logp_M(self) -> Tensor:

@@ -229,9 +229,9 @@ def resumed(ended: Ended) -> int:
 
 
 def comparable(run_dir: Path) -> list[dict]:
-    """The metrics without what depends on the machine's mood."""
+    """The metrics without what depends on the machine's mood, or on who sampled."""
     return [
-        {k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))}
+        {k: v for k, v in row.items() if not k.startswith(("time/", "memory/", "rollout/"))}
         for row in read_metrics(run_dir)
     ]
 

@@ -1,6 +1,7 @@
 """The whole fault matrix: `make faults`, or `python tests/faults/matrix.py [WORD …] [--out FILE]`.
 
-WORDs run the cases whose names contain one of them, and write nothing. Exits with 1 if a case did
+WORDs run the cases whose names contain one of them, and write a table only where --out says; those
+of samplers: `… matrix.py samplers --out experiments/faults/SAMPLERS.md`. Exits with 1 if a case did
 not end as it has to.
 """
 
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from faults.cases import MATRIX  # noqa: E402
 from faults.lab import Lab, Row  # noqa: E402
 from faults.rank_cases import RANK_MATRIX, RANKS  # noqa: E402
+from faults.sampler_cases import SAMPLER_MATRIX  # noqa: E402
 
 from rntp.run.log import duration  # noqa: E402
 
@@ -35,9 +37,9 @@ from rntp.run.log import duration  # noqa: E402
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="*", metavar="WORD")
-    parser.add_argument("--out", type=Path, default=ROOT / "experiments/faults/RESULTS.md")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    cases = {**MATRIX, **RANK_MATRIX}
+    cases = {**MATRIX, **RANK_MATRIX, **SAMPLER_MATRIX}
     names = [n for n in cases if not arguments.words or any(w in n for w in arguments.words)]
     start = time.monotonic()
     rows: dict[str, Row] = {}
@@ -52,10 +54,12 @@ def main() -> None:
             for problem in rows[name].problems:
                 print("     " + problem.replace("\n", "\n     "), flush=True)
     failed = [name for name, row in rows.items() if not _good(row)]
-    if not arguments.words:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(report(rows, time.monotonic() - start), encoding="utf-8")
-        print(f"written to {arguments.out}")
+    out = arguments.out or (None if arguments.words else ROOT / "experiments/faults/RESULTS.md")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        text = report(rows, time.monotonic() - start, arguments.words)
+        out.write_text(text, encoding="utf-8")
+        print(f"written to {out}")
     print(f"{len(rows) - len(failed)} of {len(rows)} cases ended as they have to")
     sys.exit(1 if failed else 0)
 
@@ -73,7 +77,7 @@ def _good(row: Row) -> bool:
     return row.passed and row.fired
 
 
-def report(rows: dict[str, Row], seconds: float) -> str:
+def report(rows: dict[str, Row], seconds: float, words: Sequence[str] = ()) -> str:
     """RESULTS.md: where the table comes from, and the table."""
     good = sum(map(_good, rows.values()))
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
@@ -88,7 +92,7 @@ def report(rows: dict[str, Row], seconds: float) -> str:
         "the fault left its proof. *Exit code*: of the rank it fired on; torchrun itself says 1. A "
         "dash: the case has no say in it.",
         "",
-        f"Command `python tests/faults/matrix.py` (what `make faults` runs), commit {_commit()}, "
+        f"Command `{' '.join(['python tests/faults/matrix.py', *words])}`, commit {_commit()}, "
         f"{datetime.now(UTC):%Y-%m-%d}, Python "
         f"{platform.python_version()}, {versions}, CPU ranks over gloo, {duration(seconds)}.",
         "",

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,6 +27,7 @@ _CONTEXT.set_forkserver_preload(
         "rntp.report",
         "rntp.show",
         "rntp.cli",
+        "rntp.rollout.store.program",
         "transformers.models.llama.modeling_llama",
         "faults.program",
     ]
@@ -84,6 +86,15 @@ def run(
         paths = [_code_path(output, rank) for rank in range(ranks)]
         codes = tuple(int(p.read_text()) if p.exists() else -signal.SIGKILL for p in paths)
     return Ended(codes, output.read_text(errors="replace"), time.monotonic() - start)
+
+
+def start(arguments: Sequence[str], environment: Mapping[str, str], output: Path) -> BaseProcess:
+    """Start `rntp ARGUMENTS` and go on; for what works beside a run."""
+    process = _CONTEXT.Process(
+        target=_child, args=(list(arguments), {**os.environ, **environment}, str(output), 1)
+    )
+    process.start()
+    return process
 
 
 def _child(arguments: list[str], environment: dict[str, str], output: str, ranks: int) -> None:

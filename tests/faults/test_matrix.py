@@ -10,8 +10,10 @@ from faults.cases import KILLS, MATRIX
 from faults.lab import Lab
 from faults.rank_cases import KILLS as KILLS_OF_RANKS
 from faults.rank_cases import RANK_MATRIX, RANKS
+from faults.sampler_cases import MATRIX as OF_SAMPLERS
+from faults.sampler_cases import SAMPLER_MATRIX
 
-from rntp.runtime.faults import POINTS
+from rntp.runtime.faults import POINTS, SAMPLER_POINTS
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +34,9 @@ FAST_OF_RANKS = [
     "2 ranks: update.after@1#3=sigint",
     "2 ranks: one step not finite",
 ]
+
+
+FAST_OF_SAMPLERS = ["samplers: kill", "samplers: bit flipped", "samplers: all dead"]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +61,18 @@ def test_a_fault_of_one_rank_changes_nothing_that_counts(together: Lab, name: st
     row = RANK_MATRIX[name](together)
     assert row.fired
     assert row.passed, "\n".join(row.problems)
+
+
+@pytest.mark.parametrize("name", FAST_OF_SAMPLERS)
+def test_a_fault_of_a_sampler_changes_nothing_that_counts(lab: Lab, name: str) -> None:
+    row = SAMPLER_MATRIX[name](lab)
+    assert row.fired
+    assert row.passed, "\n".join(row.problems)
+
+
+def test_every_point_of_samplers_fails_in_a_case() -> None:
+    faults = " ".join(f"{' '.join(case.samplers)} {case.run}" for case in OF_SAMPLERS.values())
+    assert [point for point in SAMPLER_POINTS if f"{point}#" not in faults] == []
 
 
 def test_a_hang_is_named_and_ended(lab: Lab) -> None:

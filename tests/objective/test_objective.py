@@ -21,6 +21,7 @@ from rntp.objective.rewards_and_advantages import (
     compute_rewards,
     sampler_logp,
 )
+from rntp.objective.rounding import USUAL
 from rntp.types import Rollout
 
 _ = (model, rollouts, others)  # fixtures
@@ -405,6 +406,54 @@ def test_tokens_of_another_sampler(model: LanguageModel, rollouts: list[Rollout]
     )
     moved = (logp - 0.1 - stale.sampler_logp_M).exp().clamp_max(2) * torch.e**0.1
     torch.testing.assert_close(slope, -moved * advantage / counts.thought)
+
+
+STALE = ("rollout.samplers=1", "rollout.max_age=4")
+
+
+def test_what_is_old_starts_from_the_sampler(model: LanguageModel, rollouts: list[Rollout]) -> None:
+    """With rollout.max_age: weights of 2 at most and nothing outside 0.5 … 5, by themselves."""
+    config = config_of(*ONLY_POLICY, *STALE)
+    tree, outputs, rewarded, counts = case(model, rollouts, config)
+    assert rewarded.rounding.nats == pytest.approx(USUAL[config.model.dtype])  # none is measured
+    logp = outputs.thought_logp_M.detach()
+    ratio = torch.linspace(0.3, 6, len(logp), dtype=torch.float64)
+    stale = OtherLogprobs(sampler_logp_M=logp - ratio.log())
+    advantage = rewarded.advantage_PG.flatten()[tree.thought_index]
+    kept = (ratio >= 0.5) & (ratio <= 5)
+    assert 0 < kept.sum() < len(kept)
+    low, high = ratio < 1 - 0.2, ratio > 1 + 0.28
+    clipped = torch.where(advantage > 0, high, low)
+    expected = {
+        "policy_gradient": ratio.clamp_max(2) * kept,
+        "clipped_ratio": ratio * ~clipped * kept,
+        "cispo": ratio.clamp(0.8, 1.28) * kept,
+        # As it is asked for: tokens as drawn, or weights around the policy of the first forward.
+        "{policy_gradient: {importance_cap: 0, importance_mask: [0, 0]}}": torch.ones_like(ratio),
+        "{clipped_ratio: {importance_cap: 3}}": ratio.clamp_max(3) * kept,
+    }
+    for algorithm, weight in expected.items():
+        config = config_of(*ONLY_POLICY, *STALE, f"objective.algorithm={algorithm}")
+        part = loss(outputs, tree, rewarded, counts, config, stale)
+        (slope,) = torch.autograd.grad(part.total, outputs.thought_logp_M, retain_graph=True)
+        torch.testing.assert_close(slope, -weight * advantage / counts.thought, msg=algorithm)
+
+
+def test_what_is_old_by_whole_thoughts(model: LanguageModel, rollouts: list[Rollout]) -> None:
+    of = "objective.algorithm={policy_gradient: {importance_of: thought}}"
+    config = config_of(*ONLY_POLICY, *STALE, of)
+    tree, outputs, rewarded, counts = case(model, rollouts, config)
+    logp, index = outputs.thought_logp_M.detach(), tree.thought_index
+    away = torch.linspace(-0.4, 1.4, len(logp), dtype=torch.float64)
+    means = torch.stack([away[index == i].mean() for i in index.unique()]).exp()
+    weight = torch.where((means < 0.5) | (means > 5), 0.0, means.clamp_max(2))
+    assert len(weight.unique()) > 3
+    stale = OtherLogprobs(sampler_logp_M=logp - away)
+    part = loss(outputs, tree, rewarded, counts, config, stale)
+    (slope,) = torch.autograd.grad(part.total, outputs.thought_logp_M)
+    of_thought = weight[torch.searchsorted(index.unique(), index)]
+    advantage = rewarded.advantage_PG.flatten()[index]
+    torch.testing.assert_close(slope, -of_thought * advantage / counts.thought)
 
 
 def test_sampler_log_probs_are_in_the_order_of_the_tree(

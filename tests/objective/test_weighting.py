@@ -7,8 +7,9 @@ import torch
 
 from rntp.objective.weighting import (
     continuation_weights,
+    correction_weights,
     denominator,
-    importance_weights,
+    ratio_of_sampler,
     token_weights,
 )
 
@@ -35,11 +36,29 @@ def test_token_weights_and_denominators() -> None:
 
 def test_importance_weights_are_truncated_on_one_side() -> None:
     ratio = torch.tensor([0.1, 1.0, 1.9, 2.1, 50.0])
-    logp = ratio.log().requires_grad_()
-    weight = importance_weights(logp, torch.zeros(5), 2.0)
+    logp, index = ratio.log().requires_grad_(), torch.zeros(5, dtype=torch.int64)
+    found = ratio_of_sampler(logp, torch.zeros(5), "token", index)
+    weight = correction_weights(found, 2.0, (0.0, 0.0))
     torch.testing.assert_close(weight, torch.tensor([0.1, 1, 1.9, 2, 2]))
     assert not weight.requires_grad
-    torch.testing.assert_close(importance_weights(logp, logp, 1.0), torch.ones(5))
+    same = ratio_of_sampler(logp, logp, "token", index)
+    torch.testing.assert_close(correction_weights(same, 1.0, (0.0, 0.0)), torch.ones(5))
+
+
+def test_a_mask_drops_what_lies_far_from_the_sampler() -> None:
+    ratio = torch.tensor([0.1, 0.5, 1.0, 4.0, 5.1])
+    weight = correction_weights(ratio, 2.0, (0.5, 5.0))
+    torch.testing.assert_close(weight, torch.tensor([0, 0.5, 1, 2, 0]))
+    torch.testing.assert_close(
+        correction_weights(ratio, 0.0, (0.5, 5.0)), torch.tensor([0.0, 1, 1, 1, 0])
+    )
+
+
+def test_the_ratio_of_a_thought_is_the_geometric_mean_of_its_tokens() -> None:
+    logp = torch.tensor([8.0, 2.0, 0.25, 0.5]).log()
+    index = torch.tensor([0, 0, 2, 2])  # thought 1 drew nothing here
+    found = ratio_of_sampler(logp, torch.zeros(4), "thought", index)
+    torch.testing.assert_close(found, torch.tensor([4.0, 4.0, 0.125**0.5, 0.125**0.5]))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The table of metrics is complete: it has every key that runs write, and no other."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,19 @@ from plain_models import save_plain
 from scripted_server import MODEL, honest, serving
 
 from rntp.config import Config
+from rntp.rollout.store import engine
+from rntp.rollout.store.files import FolderFiles
+from rntp.rollout.store.sampler import Sampler
 from rntp.run.log import read_metrics
 from rntp.run.metric_keys import METRICS, Metric, find
 from rntp.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
-def written(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """All keys of five runs that between them have every option that makes one."""
+def written(
+    model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[set[str]]:
+    """All keys of six runs that between them have every option that makes one."""
     here = tmp_path_factory.mktemp("metrics")
     labelled = write_corpus(here / "shards", labelled=True)
     llama = model_folders["llama"]
@@ -43,6 +49,11 @@ def written(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFac
         (llama, {"reading": {"window": 6}}),
         (Path(save_plain("mixtral", here / "moe")), {"objective": {"router_weight": 0.01}}),
     ]
+    store = here / "store"
+    options.append((llama, {"rollout": {"store": str(store), "max_age": 1}}))
+    sampler = Sampler(FolderFiles(store), "one", say=print)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(engine, "sleep", lambda seconds: sampler.once())
     found: set[str] = set()
     with serving(honest) as server:
         judges = {"use": {"a": {"url": server.url, "model": MODEL}}, "audit": "warn"}
@@ -56,7 +67,8 @@ def written(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFac
                 raw[section] = {**raw.get(section, {}), **fields}
             Trainer(Config.parse(raw)).fit()
             found |= set(read_metrics(here / f"run{n}")[0])
-    return found
+    yield found
+    patch.undo()
 
 
 def test_every_key_of_a_run_is_explained(written: set[str]) -> None:

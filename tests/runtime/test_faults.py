@@ -36,7 +36,10 @@ def test_a_specification_is_read() -> None:
         ("rollout", "is not point"),
         ("rollout#0=kill", "count from 1"),
         ("rollout#3-2=kill", "the earlier first"),
-        ("rollout=nan", "nan works on tensors, and only forward, gradient have any"),
+        (
+            "rollout=nan",
+            "nan works on tensors, and only forward, gradient, sampler.loaded have any",
+        ),
         ("rollout=flip:*", "flip works on files, and only save.file"),
         ("save.file=flip", r"write save.file=flip:\*.safetensors"),
         ("save.file=kill:*", "write save.file=kill"),

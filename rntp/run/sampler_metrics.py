@@ -1,0 +1,54 @@
+"""The keys of metrics.jsonl that runs with samplers write; see `rntp.run.metric_keys`."""
+
+from rntp.run.metric import Metric
+
+WITH_SAMPLERS = "samplers of a store"
+
+SAMPLER_METRICS = (
+    Metric(
+        "rollout/age_mean",
+        "updates",
+        "Mean age of the step's rollouts: updates between the weights that sampled and those that "
+        "train.",
+        "0 with `rollout.max_age: 0`; close to it with quick samplers.",
+        when=WITH_SAMPLERS,
+    ),
+    Metric("rollout/age_max", "updates", "Age of the oldest of them.", when=WITH_SAMPLERS),
+    Metric(
+        "rollout/age/<age>",
+        "share, 0 to 1",
+        "Share of the rollouts of that age.",
+        when=WITH_SAMPLERS,
+    ),
+    Metric(
+        "rollout/again",
+        "count",
+        "Attempts at parts of the step beside the first: leases that ran out, results that were "
+        "refused.",
+        bad="Often above 0: samplers die, or `rollout.leases.seconds` is too short.",
+        when=WITH_SAMPLERS,
+    ),
+    Metric(
+        "rollout/refused",
+        "count",
+        "Results that were refused: torn, foreign, forged, stale, malformed, of other weights. The "
+        "console says which and why.",
+        bad="Anything above 0.",
+        when=WITH_SAMPLERS,
+    ),
+    Metric(
+        "rollout/canary",
+        "nats a token",
+        "How far log-probs of fixed sequences lie apart between trainer and sampler, on average; "
+        "the largest over the step's parts.",
+        "0 for the same kernels; rounding for others. Far ones are refused.",
+        when=WITH_SAMPLERS,
+    ),
+    Metric(
+        "rollout/digest",
+        "hash",
+        "Of the names and hashes of the step's files of rollouts; `sampled/` of the run folder "
+        "lists them.",
+        when=WITH_SAMPLERS,
+    ),
+)
