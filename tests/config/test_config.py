@@ -155,6 +155,7 @@ BREAKS = [
     ["objective.algorithm={policy_gradient: {importance_mask: [1.5, 5]}}"],
     ["rollout.max_age=1"],
     ["rollout.max_age=1", "rollout.samplers=1", "data.replay_docs=1"],
+    [*CHAIN, "rollout.samplers=1"],
     [
         "rollout.samplers=1",
         "thought.thoughts_per_position=0",
