@@ -8,6 +8,8 @@
 # make pages        a corpus of real prose, 20 MB: Debian's documentation packages (for memory and tools)
 # make faults       every injected fault: kills, damage, hangs, signals → experiments/faults/RESULTS.md
 # make save-stall   how long training stands still for a checkpoint (two minutes)
+# make plans        plans of runs from one GPU to 10^26 FLOP (arithmetic; a minute)
+# make plan-check   is `rntp plan` right: 30 runs, predicted and measured (half an hour; resumes)
 # make gpu-check    is everything right on this GPU, and how fast is it (ten minutes)
 # make docs         the documentation into build/docs, every warning an error
 # make install      only the environment, in .venv
@@ -30,7 +32,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.enabled=false
 
-.PHONY: pages bench-data docs install quickstart planted memory ablations ablations-text methods models faults save-stall gpu-check test \
+.PHONY: pages bench-data docs install quickstart planted memory ablations ablations-text methods models faults save-stall plans plan-check gpu-check test \
 	test-slow test-all \
 	browser-test lint \
 	types clean
@@ -61,6 +63,12 @@ build/memory-reader/config.json: | build/memory/manifest.json
 # Saves of a 135M-parameter model with random weights, at once and asynchronous.
 save-stall: install
 	$(VENV)/bin/python experiments/checkpoints/measure.py --out experiments/checkpoints/results/stall.json
+
+plans: install
+	$(VENV)/bin/python experiments/scale/plans.py --out experiments/scale/results/plans.json
+
+plan-check: install
+	$(VENV)/bin/python experiments/scale/check.py --out experiments/scale/results
 
 # Correctness on a GPU first, then ceilings and rates: build/gpu_check.json.
 gpu-check: install

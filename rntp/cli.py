@@ -26,6 +26,7 @@ from rntp.commands import (
     init,
     judge,
     memories,
+    plan,
     read,
     report,
     soup,
@@ -54,6 +55,7 @@ COMMANDS = (
         data,
         ckpt,
         bench,
+        plan,
     ),
     *(doctor, completion),
 )
