@@ -1,7 +1,7 @@
 """What a whole run takes on a cluster: steps, hours, disk, money, what travels and what fails."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rntp.config import Config
 from rntp.errors import ConfigError
@@ -210,24 +210,24 @@ def simulated_run(
     is the standard deviation of a step's logarithm."""
     devices = step.ranks + (found.samplers if found else 0)
     rollout_s = step.phase_s["rollout"]
-    common = {
-        "train_s": step.total_s - rollout_s,
-        "rollout_s": rollout_s,
-        "straggle": 0.1,
-        "save_s": save_s,
-        "every_steps": config.checkpoint.every_steps,
-        "trainer_fails_s": fails_s(cluster, step.ranks if found else devices),
-        "restart_s": cluster.failures.restart_minutes * 60,
-    }
-    steps = min(config.run.steps, SIMULATED_STEPS)
+    alone = Run(
+        steps=min(config.run.steps, SIMULATED_STEPS),
+        train_s=step.total_s - rollout_s,
+        rollout_s=rollout_s,
+        straggle=0.1,
+        save_s=save_s,
+        every_steps=config.checkpoint.every_steps,
+        trainer_fails_s=fails_s(cluster, step.ranks if found else devices),
+        restart_s=cluster.failures.restart_minutes * 60,
+    )
     if found is None:
-        return Run(steps=steps, **common)
+        return alone
     shares = min(found.samplers, config.data.docs_per_step)
     # Hundreds of samplers are simulated as so many groups that fail and draw together.
     groups = min(found.samplers, 64)
     each = math.ceil(found.samplers / groups)
-    return Run(
-        steps=steps,
+    return replace(
+        alone,
         samplers=groups,
         shares=max(1, round(shares * groups / found.samplers)),
         wave_s=found.wave_s,
@@ -236,7 +236,6 @@ def simulated_run(
         most_age=age,
         sampler_fails_s=fails_s(cluster, each),
         sampler_restart_s=cluster.failures.restart_minutes * 60,
-        **common,
     )
 
 
