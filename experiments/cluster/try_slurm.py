@@ -110,7 +110,7 @@ def array(said: Transcript, cluster: Slurm, folder: Path, config: Path) -> None:
         "set": {"run.steps": 4},
         "arms": {"fast": {"optim.lr": 1e-3}, "slow": {"optim.lr": 1e-9}},
         "controls": ["slow"],
-        "columns": {"loss": {"metrics": "loss/ntp"}},
+        "columns": {"loss": {"metrics": "loss/ntp", "last": 2}},
         "runs": str(folder),
     }
     experiment.write_text(yaml.safe_dump(raw))
