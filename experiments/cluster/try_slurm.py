@@ -148,9 +148,9 @@ def rank_process(run: Path, rank: int) -> int:
             of = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if str(run).encode() in line and f"RANK={rank}".encode() in of and b"train" in line:
-            if not line[0].endswith((b"bash", b"srun")):
-                return pid
+        is_rank = str(run).encode() in line and f"RANK={rank}".encode() in of
+        if is_rank and b"train" in line and not line[0].endswith((b"bash", b"srun")):
+            return pid
     raise RuntimeError(f"no process is rank {rank} of {run}")
 
 

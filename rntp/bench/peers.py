@@ -100,8 +100,7 @@ def steps(job: "Job") -> tuple[Providers, Skipped]:
     if job.sizes.window >= 0:
         return {}, {name: "it reads continuations behind whole prompts"}
     try:
-        from trl import GRPOTrainer as _
-        from trl import __version__
+        from trl import GRPOTrainer, __version__  # noqa: F401
 
         from rntp.bench.trl_loop import TrlLoop
     except Exception as error:  # it imports much that may be too old or too new for it

@@ -15,8 +15,7 @@ from shard_server import ShardServer, answer, served
 from rntp.data.manifest import Manifest
 from rntp.data.reader import Reader
 from rntp.data.retry import Transient, retrying
-from rntp.data.storage import RemoteStorage
-from rntp.data.storage import open_storage
+from rntp.data.storage import RemoteStorage, open_storage
 from rntp.data.stream import ContextStream
 from rntp.errors import ConfigError, DataError
 

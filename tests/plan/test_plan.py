@@ -284,3 +284,40 @@ def test_the_command_prints_json_alone(tmp_path: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert "assumed from the data sheet of some" in said
     assert "% of the devices' FLOP/s" in said
+
+
+@pytest.mark.slow
+def test_calibration_measures_runs_and_goes_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rntp.plan import calibrate, measure
+
+    tiny = Case(hidden=32, layers=1, vocabulary=64, context=32, budget=4, horizon=4, steps=3)
+    cases = [tiny, replace(tiny, ranks=2)]
+    monkeypatch.setattr(calibrate, "calibration_cases", lambda kind, ranks: cases)
+    tiny.model().save_pretrained(tmp_path / "model")
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(tiny.run(tmp_path, "float32", "cpu")))
+    line = ["plan", str(config), "--calibrate", "--rates", str(tmp_path / "rates.json"), "--json"]
+    cli.main(line)
+    found = json.loads(capsys.readouterr().out)
+    assert found["rates"].startswith("measured on")
+    rates = Rates.load(tmp_path / "rates.json")
+    # A process of Python, torch and transformers.
+    assert 0.2e9 < rates.process_bytes < 2e9
+    measured = json.loads((tmp_path / "rates.runs.json").read_text())
+    assert [m["case"]["ranks"] for m in measured] == [1, 2]
+    assert all(0 < m["step_s"] <= m["clock_s"] * 1.001 for m in measured)
+    assert rates.total(points_of(tiny)[0]) == pytest.approx(measured[0]["step_s"], rel=0.5)
+    # What is measured is not measured again.
+    monkeypatch.setattr(measure, "measure", None)
+    cli.main(line)
+
+
+def test_a_measured_run_that_fails_is_told_with_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rntp.plan.measure import RunFailed, measure
+
+    case = Case(hidden=32, layers=1, vocabulary=64, context=32, horizon=4, budget=4)
+    monkeypatch.setattr(Case, "prepare", lambda self, folder: None)
+    with pytest.raises(RunFailed, match="there is no corpus folder"):
+        measure(case, dtype="float32", device="cpu")
