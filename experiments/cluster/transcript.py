@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,8 @@ class Transcript:
 
     def say(self, text: str) -> None:
         """Tell what is done."""
-        for line in text.splitlines() or [""]:
+        shown = re.sub(rf"{tempfile.gettempdir()}/rntp-\w+-\w+", "FOLDER", text)
+        for line in shown.splitlines() or [""]:
             self.lines.append(f"{time.monotonic() - self.began:6.1f} s  {line}")
             print(self.lines[-1], flush=True)
 
