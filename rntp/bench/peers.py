@@ -113,7 +113,8 @@ def steps(job: "Job") -> tuple[Providers, Skipped]:
     }
     if dtype != "float32":
         ways["weights in float32"] = lambda: TrlLoop(job, ROWS, masters=True)
-    found, skipped = Providers(), Skipped()
+    found: Providers = {}
+    skipped: Skipped = {}
     for way, make in ways.items():
         try:
             found[f"{name} {__version__}, {way}"] = make()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from rntp.config import Config
+from rntp.objective.outside import asks_judges
 from rntp.runtime.packing import to_bytes
 from rntp.training.estimate import Shape, Tokens, attention_flop, flop_parts, number_bytes
 from rntp.training.step_table import StepTable
@@ -133,7 +134,8 @@ def _table(config: Config, pages: int) -> StepTable:
     page = Page(0, 0, None, 0, tuple(range(positions)), before_K2, each_K, each_K)
     none_PG = torch.zeros(pages * positions, thoughts, dtype=torch.float64)
     none_P = torch.zeros(pages * positions, dtype=torch.float64)
-    return StepTable([page] * pages, none_PG, none_PG, none_PG, none_P, 0.0, [0])
+    verdict_PG = none_PG if asks_judges(config) else none_PG[:, :0]
+    return StepTable([page] * pages, none_PG, none_PG, none_PG, none_P, 0.0, [0], verdict_PG)
 
 
 def _passes(config: Config, shape: Shape, tokens: Tokens) -> tuple[int, int]:

@@ -432,12 +432,7 @@ METRICS = (
     Metric("time/backward_s", "seconds", "Backward.", when=ALWAYS),
     Metric("time/update_s", "seconds", "Reduction over ranks, clipping and AdamW.", when=ALWAYS),
     Metric(
-        "time/cpu_share",
-        "0 to 1",
-        "Of the time that the thread which trains could have run, the share in which it did.",
-        "Rank 0's. Times of a step, times this, are about what it would take on cores of its own.",
-        "Far below 1: other programs take the processor. Give the run cores of its own.",
-        "Linux",
+        "time/cpu_share", "0 to 1", "Share of its time that it could run, 1 alone.", when="Linux"
     ),
     Metric(
         "memory/peak_gb",
