@@ -13,10 +13,10 @@ def ran_and_waited() -> tuple[float, float] | None:
     """Seconds that this thread has run, and that it was ready and waited for a core, since it
     began; None where the system does not count them."""
     try:
-        ran, waited, _ = _SCHEDULED.read_text().split()
+        ran, waited, _ = map(int, _SCHEDULED.read_text().split())
     except (OSError, ValueError):
         return None
-    return int(ran) * 1e-9, int(waited) * 1e-9
+    return ran * 1e-9, waited * 1e-9
 
 
 class Crowding:
