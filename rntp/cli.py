@@ -26,6 +26,7 @@ from rntp.commands import (
     init,
     judge,
     memories,
+    plan,
     read,
     report,
     sample,
@@ -56,6 +57,7 @@ COMMANDS = (
         data,
         ckpt,
         bench,
+        plan,
     ),
     *(doctor, completion),
 )

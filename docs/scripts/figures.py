@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import figures_scale
+
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
 BENCH = ROOT / "kernels/benchmarks/results/cpu_amd_epyc_2_cores"
@@ -367,4 +369,5 @@ MAKERS: dict[str, Callable[[], str]] = {
     "speed_parts": speed_parts,
     "text_finding": lambda: finding("ablations", "rewards"),
     "text_rewards": text_rewards,
+    **figures_scale.MAKERS,
 }

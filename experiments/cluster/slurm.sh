@@ -22,7 +22,8 @@ CONFIG=${CONFIG:-experiments/quickstart/config.yaml}
 PREEMPTED=5
 # More arguments, such as RNTP_ARGS="--set run.hang_timeout_s=600"
 
-export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# The first node's name, unless it has no address by that name and MASTER_ADDR says another.
+export MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
 

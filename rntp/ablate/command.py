@@ -11,6 +11,7 @@ from rntp.ablate.experiment import Experiment
 from rntp.ablate.grid import Run, check_start, matching, plan, select, state
 from rntp.ablate.launch import Ended, last_lines, launch
 from rntp.ablate.matching import match_lines
+from rntp.ablate.on_ray import launch_on_ray
 from rntp.ablate.page import page
 from rntp.ablate.results import (
     Record,
@@ -45,9 +46,12 @@ def ablate(
     resume: bool = False,
     only: Sequence[str] = (),
     console: Console,
+    on_ray: bool = False,
 ) -> tuple[Results, RunsFailed | None]:
     """Run what is not finished yet, `jobs` at a time, and write table, plot, page and
     JSON.
+
+    on_ray: as tasks of a Ray cluster; see `rntp.ablate.on_ray`.
 
     Returns the results, and the failure to raise once they are shown. Raises ConfigError or
     DataError before anything starts, and Preempted after the runs have saved.
@@ -70,8 +74,25 @@ def ablate(
     if len(todo) < len(chosen):
         done = len(chosen) - len(todo)
         console.print(Text(f"{done} of {len(chosen)} runs are finished already"))
-    ended = launch(todo, jobs=jobs, console=console, on_finished=warner) if todo else []
+    start = launch_on_ray if on_ray else launch
+    ended = start(todo, jobs=jobs, console=console, on_finished=warner) if todo else []
     return _write(experiment, runs), _failure(ended)
+
+
+def run_one(experiment: Experiment, number: int, *, console: Console) -> RunsFailed | None:
+    """Run or resume one run of the grid, from 0, and make no table: a task of a job array.
+
+    Returns its failure. Raises as `ablate`.
+    """
+    runs = plan(experiment)
+    if not 0 <= number < len(runs):
+        raise ConfigError(f"--run {number}: {experiment.name} has runs 0 … {len(runs) - 1}")
+    run = runs[number]
+    check_start([run], resume=True)
+    if state(run) == "finished":
+        console.print(Text(f"{run.label} is finished already"))
+        return None
+    return _failure(launch([run], jobs=1, console=console, on_finished=lambda run: None))
 
 
 def tabulate(experiment: Experiment) -> Results:

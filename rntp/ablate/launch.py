@@ -5,9 +5,9 @@ import shlex
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self
 
@@ -134,20 +134,30 @@ def _start(run: Run, threads: int, gpu: str | None) -> _Child:
 
 
 def _end(child: _Child) -> Ended:
-    code = child.process.returncode
-    ended = Ended(child.run, 128 - code if code < 0 else code, time.monotonic() - child.clock)
+    code = terminated(child.process.returncode)
+    ended = Ended(child.run, code, time.monotonic() - child.clock)
+    load = [round(load, 2) for load in (child.load, os.getloadavg()[0])]
+    record_end(ended, {"gpu": child.gpu, "load_average": load}, child.began)
+    return ended
+
+
+def terminated(code: int) -> int:
+    """An exit code as a shell tells it: 128 + n for signal n."""
+    return 128 - code if code < 0 else code
+
+
+def record_end(ended: Ended, more: Mapping[str, object], began: str = "") -> None:
+    """Write down a start of a run that has ended, beside its folder."""
     record = {
-        "started": child.began,
+        "started": began or _now(ended.wall_s),
         "ended": _now(),
         "wall_s": round(ended.wall_s, 1),
         "exit_code": ended.exit_code,
-        "gpu": child.gpu,
-        "load_average": [round(load, 2) for load in (child.load, os.getloadavg()[0])],
-        "command": shlex.join(["rntp", *child.run.arguments]),
+        **more,
+        "command": shlex.join(["rntp", *ended.run.arguments]),
     }
-    with child.run.starts.open("ab") as file:
+    with ended.run.starts.open("ab") as file:
         file.write(json_line(redact(record, secret_values())))
-    return ended
 
 
 def _terminate(children: Sequence[_Child]) -> None:
@@ -163,8 +173,8 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _now(ago_s: float = 0.0) -> str:
+    return (datetime.now(UTC) - timedelta(seconds=ago_s)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Board:

@@ -3,10 +3,12 @@
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
+
+from rntp.runtime.memory import peak_bytes, reset_peak_bytes
 
 Progress = Callable[[str], None]
 
@@ -40,10 +42,15 @@ def interleaved(
     repeats: int,
     warm_up: int = 1,
     say: Progress = lambda text: None,
+    failed: dict[str, str] | None = None,
+    peaks: dict[str, int] | None = None,
+    needed: Collection[str] = (),
 ) -> dict[str, Timing]:
     """Run every provider `warm_up + repeats` times, in rounds; each round starts with another one.
 
-    say: called with a line after each round, which names the time that is left.
+    say: called with a line after each round, which names the time that is left. failed: takes the
+    reason of each that raises an error, which is then left out, in place of ending all; but for
+    those that are needed. peaks: takes the most bytes of memory of each.
     Raises ValueError for fewer than one repeat.
     """
     if repeats < 1:
@@ -54,13 +61,35 @@ def interleaved(
     for round_ in range(warm_up + repeats):
         for i in range(len(names)):
             name = names[(round_ + i) % len(names)]
-            elapsed = _seconds(providers[name])
+            if failed is not None and name in failed:
+                continue
+            reset_peak_bytes()
+            try:
+                elapsed = _seconds(providers[name])
+            except Exception as error:
+                if failed is None or name in needed:
+                    raise
+                failed[name] = reason_of(error)
+                say(f"{name} failed and is left out: {failed[name]}")
+                continue
+            if peaks is not None:
+                peaks[name] = max(peaks.get(name, 0), peak_bytes())
             if round_ >= warm_up:
                 seconds[name].append(elapsed)
         done = round_ + 1
         left = (time.perf_counter() - begun) / done * (warm_up + repeats - done)
         say(f"round {done}/{warm_up + repeats}, {left:.0f} s left")
-    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+    return {
+        name: Timing(tuple(values))
+        for name, values in seconds.items()
+        if name not in (failed or ())
+    }
+
+
+def reason_of(error: BaseException) -> str:
+    """Say in a line why something failed."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0] if said else 'without a message'}"[:300]
 
 
 def load_average() -> float | None:

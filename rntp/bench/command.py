@@ -3,14 +3,18 @@
 import argparse
 import json
 import math
+import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from rntp.bench.run import run
-from rntp.bench.sizes import CURVE, NAMES, Sizes, command_line
+from rntp.bench.sizes import CURVE, NAMED, NAMES, Sizes, command_line
 from rntp.errors import ConfigError
 from rntp.model import load_model, pick_device
 from rntp.runtime.files import write_json
@@ -20,7 +24,8 @@ from rntp.show import columns
 
 def bench(arguments: argparse.Namespace) -> None:
     """Run one bench, or all. Raises ConfigError for sizes or a model that cannot be."""
-    sizes = Sizes(**{size: getattr(arguments, size) for size in Sizes().as_dict()})
+    given = {size: getattr(arguments, size) for size in Sizes().as_dict()}
+    sizes = replace(NAMED[arguments.size], **{k: v for k, v in given.items() if v is not None})
     check(sizes, arguments.repeats)
     if not 0 <= arguments.continuation_weight < math.inf:
         weight = arguments.continuation_weight
@@ -36,16 +41,18 @@ def bench(arguments: argparse.Namespace) -> None:
         _say(f"{name}: checking that all compute the same")
         curve = CURVE if arguments.curve and name == "step" else None
         dtype = getattr(torch, arguments.dtype)
-        result = run(
-            name,
-            model,
-            sizes,
-            dtype=dtype,
-            repeats=arguments.repeats,
-            curve=curve,
-            continuation_weight=arguments.continuation_weight,
-            say=_say,
-        )
+        with stdout_is_stderr():
+            result = run(
+                name,
+                model,
+                sizes,
+                dtype=dtype,
+                repeats=arguments.repeats,
+                curve=curve,
+                continuation_weight=arguments.continuation_weight,
+                say=_say,
+                chosen=arguments.peers,
+            )
         result["command"] = command_line(sys.argv)
         result["peak_gb"] = peak_bytes() / 1e9
         results.append(result)
@@ -57,6 +64,25 @@ def bench(arguments: argparse.Namespace) -> None:
             write_json(arguments.out / f"{name}{also}.json", result)
     if arguments.json:
         print(json.dumps(results, indent=2))
+
+
+@contextmanager
+def stdout_is_stderr() -> Iterator[None]:
+    """Send what others print, from Python or below it, to standard error: what stands on standard
+    output is the result alone."""
+    sys.stdout.flush()
+    with redirect_stdout(sys.stderr):
+        try:
+            kept = os.dup(1)
+        except OSError:  # closed
+            yield
+            return
+        try:
+            os.dup2(2, 1)
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 def check(sizes: Sizes, repeats: int) -> None:
@@ -83,7 +109,7 @@ def check(sizes: Sizes, repeats: int) -> None:
 
 def table(result: dict[str, Any]) -> str:
     """Lay out for people: providers, what was checked, the machine."""
-    rows = [["provider", "median", "spread", "times rntp", "differs by", "rounding"]]
+    rows = [["provider", "median", "spread", "times rntp", "memory", "differs by", "rounding"]]
     for name, found in result["providers"].items():
         rows.append(
             [
@@ -91,6 +117,7 @@ def table(result: dict[str, Any]) -> str:
                 f"{found['median_s']:.3g} s",
                 f"{found['spread']:.0%}",
                 f"{found['times_rntp']:.2f}",
+                f"{found['peak_gb']:.2f} GB",
                 "reference" if name == result["reference"] else _gap(result["agreement"], name),
                 _gap(result["rounding"], name),
             ]

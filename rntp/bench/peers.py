@@ -1,21 +1,38 @@
 """Other people's kernels, where they are installed; named with the reason where not."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rntp.bench.clock import reason_of
+
 if TYPE_CHECKING:  # the heads are compared without what the trainer needs
     from rntp.bench.job import Job
 
+CHOICES = ("all", "none", "usual", "trl", "torch", "liger", "cce")
+_OF_CHOICE = {
+    "usual": ("unshared loop", "plain autograd"),
+    "trl": ("TRL",),
+    "torch": ("torch ",),
+    "liger": ("liger",),
+    "cce": ("cut-cross-entropy",),
+}
 # Thoughts in one forward of a trainer that does not share.
 ROWS = 8
 
 Providers = dict[str, Callable[[], object]]
 Skipped = dict[str, str]
+
+
+def is_chosen(name: str, chosen: Sequence[str]) -> bool:
+    """Whether a provider is among the peers that were asked for (`CHOICES`)."""
+    return "all" in chosen or any(
+        name.startswith(start) for choice in chosen for start in _OF_CHOICE.get(choice, ())
+    )
 
 
 def heads(
@@ -82,18 +99,28 @@ def steps(job: "Job") -> tuple[Providers, Skipped]:
         return {}, {name: "its loss has no term on continuations"}
     if job.sizes.window >= 0:
         return {}, {name: "it reads continuations behind whole prompts"}
-    from trl import __version__
+    try:
+        from trl import GRPOTrainer, __version__  # noqa: F401
 
-    from rntp.bench.trl_loop import TrlLoop
+        from rntp.bench.trl_loop import TrlLoop
+    except Exception as error:  # it imports much that may be too old or too new for it
+        return {}, {name: reason_of(error)}
 
     dtype = str(job.model.head.dtype).removeprefix("torch.")
-    found: Providers = {
-        f"{name} {__version__}, weights in {dtype}": TrlLoop(job, ROWS),
-        f"{name} {__version__}, as it comes": TrlLoop(job, ROWS, masters=True, checkpointing=True),
+    ways: dict[str, Callable[[], TrlLoop]] = {
+        f"weights in {dtype}": lambda: TrlLoop(job, ROWS),
+        "as it comes": lambda: TrlLoop(job, ROWS, masters=True, checkpointing=True),
     }
     if dtype != "float32":
-        found[f"{name} {__version__}, weights in float32"] = TrlLoop(job, ROWS, masters=True)
-    return found, {}
+        ways["weights in float32"] = lambda: TrlLoop(job, ROWS, masters=True)
+    found: Providers = {}
+    skipped: Skipped = {}
+    for way, make in ways.items():
+        try:
+            found[f"{name} {__version__}, {way}"] = make()
+        except Exception as error:
+            skipped[f"{name} {__version__}, {way}"] = reason_of(error)
+    return found, skipped
 
 
 def _backward(logp: Callable[[], Tensor], signs: Tensor) -> Callable[[], float]:

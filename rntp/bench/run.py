@@ -1,6 +1,6 @@
 """The four benches: what they compare, what they check, what they report."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -152,6 +152,7 @@ def run(
     curve: Mapping[str, list[int]] | None = None,
     continuation_weight: float = 0.0,
     say: Progress = lambda text: None,
+    chosen: Sequence[str] = ("all",),
 ) -> dict[str, Any]:
     """One bench as a JSON-able dict; see `report` for its shape.
 
@@ -160,7 +161,9 @@ def run(
     itself comes in that type (`rounding`).
 
     model: in float32; in `dtype` afterwards. curve: also rntp alone at other values of one size
-    each, {"thoughts": [2, 4, 8], …}. continuation_weight: see `Job`.
+    each, {"thoughts": [2, 4, 8], …}. continuation_weight: see `Job`. chosen: peers that are timed
+    (`rntp.bench.peers.CHOICES`); the reference is compared with in any case. A peer that fails is
+    left out and named with the reason.
     Raises ConfigError if a provider computes something else than the reference.
     """
     keep_freed_memory()
@@ -177,9 +180,14 @@ def run(
         if name != "rollout":  # in another type other thoughts are drawn
             rounding = _rounding(name, bench, exact)
     del exact
-    timings = interleaved(bench.providers, repeats=repeats, say=say)
+    timed = {n: w for n, w in bench.providers.items() if n == OURS or peers.is_chosen(n, chosen)}
+    failed, peaks = dict[str, str](), dict[str, int]()
+    timings = interleaved(
+        timed, repeats=repeats, say=say, failed=failed, peaks=peaks, needed=(OURS,)
+    )
+    bench = replace(bench, skipped={**bench.skipped, **failed})
     rate = matmul_rate(model.head.dtype, model.device)
-    result = report(name, bench, timings) | {
+    result = report(name, bench, timings, peaks) | {
         "agreement": agreement,
         "rounding": rounding,
         "sizes": sizes.as_dict(),
@@ -200,8 +208,11 @@ def run(
     return result
 
 
-def report(name: str, bench: Bench, timings: Mapping[str, Timing]) -> dict[str, Any]:
-    """Medians in seconds, spreads, and how many times slower than rntp each provider is."""
+def report(
+    name: str, bench: Bench, timings: Mapping[str, Timing], peaks: Mapping[str, int]
+) -> dict[str, Any]:
+    """Medians in seconds, spreads, how many times slower than rntp each provider is, and the most
+    memory that was in use while it ran (of the process, without a GPU)."""
     own = timings[OURS].median
     return {
         "bench": name,
@@ -212,6 +223,7 @@ def report(name: str, bench: Bench, timings: Mapping[str, Timing]) -> dict[str, 
                 "spread": timing.spread,
                 "seconds": list(timing.seconds),
                 "times_rntp": timing.median / own,
+                "peak_gb": peaks.get(provider, 0) / 1e9,
             }
             for provider, timing in timings.items()
         },

@@ -43,3 +43,11 @@ class Sizes:
     def as_dict(self) -> dict[str, int]:
         """Return the fields by name, for JSON."""
         return asdict(self)
+
+
+NAMED = {
+    "L256": Sizes(),
+    "L1024": Sizes(context=1024, positions=8, budget=32),
+    "L2048": Sizes(context=2048, positions=16, budget=128, horizon=32),
+}
+"""Steps of sizes that people use; L2048 takes minutes a repeat on a CPU."""

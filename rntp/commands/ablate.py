@@ -24,10 +24,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ARM",
         help="run this arm; may be repeated; the table has all that are finished",
     )
+    parser.add_argument(
+        "--on", choices=("here", "ray"), default="here", help="ray: tasks of a Ray cluster"
+    )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="print the runs and stop")
     instead.add_argument(
         "--table", action="store_true", help="run nothing, make the table from finished runs"
+    )
+    instead.add_argument(
+        "--run",
+        dest="number",
+        type=int,
+        metavar="N",
+        help="one run of --dry-run's list, from 0"
+        "; no table: for job arrays, with --table behind them",
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
@@ -36,13 +47,18 @@ def run(arguments: argparse.Namespace) -> None:
     """Run a grid, or tell what it would run, or make its table. Raises the failure of its runs."""
     from rich.console import Console
 
-    from rntp.ablate import PAGE, Experiment, ablate, dry_run, tabulate
+    from rntp.ablate import PAGE, Experiment, ablate, dry_run, run_one, tabulate
     from rntp.ablate.table import grid_table, results_table
 
     experiment = Experiment.load(arguments.experiment)
     if arguments.dry_run:
         facts = dry_run(experiment, arguments.only)
         print(json.dumps(facts, indent=2) if arguments.json else grid_table(facts))
+        return
+    if arguments.number is not None:
+        failure = run_one(experiment, arguments.number, console=Console(stderr=True))
+        if failure is not None:
+            raise failure
         return
     failure = None
     if arguments.table:
@@ -54,6 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
             resume=arguments.resume,
             only=arguments.only,
             console=Console(stderr=True),
+            on_ray=arguments.on == "ray",
         )
     if arguments.json:
         print(json.dumps(results, indent=2))

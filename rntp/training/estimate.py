@@ -27,7 +27,8 @@ PROCESS = 0.7e9
 @dataclass(frozen=True)
 class Shape:
     """What the arithmetic of a model depends on. trunk: parameters without embeddings. kv_width:
-    numbers that a layer keeps of a token as keys, and as many as values. shares: it runs trees."""
+    numbers that a layer keeps of a token as keys, and as many as values. q_width: of a token's
+    queries in a layer. shares: it runs trees."""
 
     parameters: int
     trunk: int
@@ -37,6 +38,7 @@ class Shape:
     vocabulary: int
     kv_width: int = 0
     shares: bool = True
+    q_width: int = 0
 
     @classmethod
     def of(cls, model: PreTrainedModel, *, shares: bool = True) -> "Shape":
@@ -56,6 +58,7 @@ class Shape:
             vocabulary=text.vocab_size,
             kv_width=(_number(text, "num_key_value_heads") or heads) * head,
             shares=shares,
+            q_width=heads * head,
         )
 
     @classmethod
@@ -191,22 +194,42 @@ def _contexts(config: Config) -> tuple[int, float]:
 
 
 def peak_memory(config: Config, shape: Shape, ranks: int = 1, *, recompute: bool = False) -> float:
-    """Most bytes that training takes: weights, moments, gradients, one microbatch's activations.
+    """Most bytes that training takes, all of `memory_parts`."""
+    return sum(memory_parts(config, shape, ranks, recompute=recompute).values())
 
-    recompute: with activation checkpointing. Of each of `ranks` processes: masters and moments are
+
+def memory_parts(
+    config: Config,
+    shape: Shape,
+    ranks: int = 1,
+    *,
+    recompute: bool = False,
+    kind: str | None = None,
+) -> dict[str, float]:
+    """Bytes by what they are for: weights, moments, gradients, one microbatch's activations, ….
+
+    recompute: with activation checkpointing. kind: of the device, cpu or cuda; None is what the
+    config takes on this machine. Of each of `ranks` processes: masters and moments are
     split over them, the copy that computes and the gradients that add up during a step are not.
     """
     tokens, docs = Tokens.of(config), config.data.docs_per_step
-    wide, narrow = _widths(config)
-    copy = narrow if narrow < wide else 0
-    # Master, gradient, two moments, compute copy.
-    own = 4 * wide + copy if ranks == 1 else 4 * wide / ranks + wide + narrow
-    weights = shape.parameters * (own + _reference_bytes(config)[0])
-    if config.checkpoint.asynchronous and not torch.cuda.is_available():
-        weights += checkpoint_bytes(config, shape.parameters) / ranks  # the buffers
-    if narrow == 2 and pick_device(config.model.device).type == "cpu":
+    wide, narrow = number_bytes(config)
+    kind = kind or pick_device(config.model.device).type
+    split = 4 if ranks == 1 else 4 / ranks  # master, gradient, two moments
+    copy = (narrow if narrow < wide else 0) if ranks == 1 else wide + narrow
+    found = {
+        "process": PROCESS,
+        "masters, moments, gradients": shape.parameters * split * wide,
+        "copy that computes": shape.parameters * copy,
+        "reference": shape.parameters * _reference_bytes(config)[0],
+        "buffers of saves": 0.0,
+    }
+    if config.checkpoint.asynchronous and kind != "cuda":
+        found["buffers of saves"] = checkpoint_bytes(config, shape.parameters) / ranks
+    if narrow == 2 and kind == "cpu":
         # Packed, and the head in float32; see `rntp.model.packed_weights`.
-        weights += narrow * shape.parameters + (wide - narrow) * shape.vocabulary * shape.hidden
+        head = (wide - narrow) * shape.vocabulary * shape.hidden
+        found["copy that computes"] += narrow * shape.parameters + head
     every, learning = _computed(shape, tokens)
     whole = every / docs  # what is never split
     if not shape.shares and ranks == 1:  # but computed again in pieces where it is larger
@@ -220,23 +243,25 @@ def peak_memory(config: Config, shape: Shape, ranks: int = 1, *, recompute: bool
     # quickstart at 608, 1216 and 2432 tokens. Norms, and attention on the CPU, work in `wide`.
     per_token = (16 * shape.hidden + 8 * shape.intermediate) * narrow + 14 * shape.hidden * wide
     # Logits of two chunks at most, in float32, and the gradient of the weight.
-    chunk = default_chunk_rows(pick_device(config.model.device))
+    chunk = default_chunk_rows(torch.device(kind))
     logits = min(2 * chunk, tokens.head_rows) * shape.vocabulary * wide
-    head_chunk = logits + shape.vocabulary * shape.hidden * wide
+    found["head"] = logits + shape.vocabulary * shape.hidden * wide
     if recompute:  # the inputs of all layers, and all of the one whose backward runs
-        activations = (shape.layers * shape.hidden * narrow + per_token) * microbatch
+        found["activations"] = (shape.layers * shape.hidden * narrow + per_token) * microbatch
     else:
-        activations = shape.layers * per_token * microbatch
-    return PROCESS + weights + activations + head_chunk + decoding_bytes(config, shape)
+        found["activations"] = shape.layers * per_token * microbatch
+    found["decoding"] = decoding_bytes(config, shape, kind)
+    return found
 
 
-def decoding_bytes(config: Config, shape: Shape) -> int:
+def decoding_bytes(config: Config, shape: Shape, kind: str | None = None) -> int:
     """Return what the sampler keeps while training goes on: on CUDA the storage that its graph
     works on (keys and values of pages and branches, and the logits of a step, twice: narrower
     graphs, for branches that have not ended, have half of them, a quarter, …); elsewhere nothing.
     """
     thoughts, rollout = config.thought, config.rollout
-    if not thoughts.thoughts_per_position or pick_device(config.model.device).type != "cuda":
+    kind = kind or pick_device(config.model.device).type
+    if not thoughts.thoughts_per_position or kind != "cuda":
         return 0
     docs = min(rollout.docs_per_batch, config.data.docs_per_step)
     rest = config.data.docs_per_step % docs  # of the last batch, which has a graph of its own
@@ -244,14 +269,14 @@ def decoding_bytes(config: Config, shape: Shape) -> int:
     branches = positions * config.sampled_thoughts
     answer = thoughts.answer_tokens + 1 if thoughts.answer_tokens else 0
     kept = config.longest_context + branches * (thoughts.thought_tokens + answer)
-    wide, narrow = _widths(config)
+    wide, narrow = number_bytes(config)
     stored = 2 * shape.layers * shape.kv_width * kept * narrow
     return (docs + rest) * (stored + 2 * branches * shape.vocabulary * wide)
 
 
 def checkpoint_bytes(config: Config, parameters: int) -> int:
     """Weights, two moments, and the second set of weights of a baseline or a KL term."""
-    return parameters * (3 * _widths(config)[0] + _reference_bytes(config)[1])
+    return parameters * (3 * number_bytes(config)[0] + _reference_bytes(config)[1])
 
 
 def record_bytes(config: Config) -> int:
@@ -298,30 +323,65 @@ def full_flop(config: Config, shape: Shape) -> float:
 
 
 def step_flop(config: Config, shape: Shape, tokens: Tokens) -> float:
-    """FLOP of a step's matrix products, attention left out: 2 a parameter of the trunk and token
-    forward and 4 backward; the head computes its logits once more in the backward.
+    """FLOP of a step's matrix products, attention left out: all of `flop_parts`."""
+    return sum(flop_parts(config, shape, tokens).values())
+
+
+def flop_parts(config: Config, shape: Shape, tokens: Tokens) -> dict[str, float]:
+    """FLOP of a step's matrix products by what they are for, attention left out: 2 a parameter of
+    the trunk and token forward and 4 backward; the head computes its logits once more in the
+    backward.
     """
     token, row = 2 * shape.trunk, 2 * shape.hidden * shape.vocabulary
     every, learning = _computed(shape, tokens)
-    forward = token * every + row * tokens.head_rows
-    learn = token * learning + row * tokens.learning_rows  # what has a backward, forward
-    backward = 2 * learn + row * tokens.learning_rows
+    rows, learning_rows = tokens.head_rows, tokens.learning_rows
     most, docs = config.parallel.tokens_per_microbatch, config.data.docs_per_step
-    if not shape.shares and every / docs > most:
-        backward += token * learning  # see `rntp.model.unshared.run_forest`
+    again = token * learning * (not shape.shares and every / docs > most)
     # What is judged ahead, and an epoch over old thoughts, runs what learns once more.
     epochs = config.objective.epochs_per_rollout
-    again = epochs - 1 + config.objective.needs_whole_step
-    train = forward + again * learn + epochs * backward
+    more = epochs - 1 + config.objective.needs_whole_step
     read: float = tokens.read if shape.shares else tokens.plain_read
-    sample = (token + row) * (read + tokens.sampled) if tokens.sampled else 0
     second: float = 0
     # For a KL term the whole tree, for a baseline the contexts alone, for a judge neither.
     if config.objective.kl_weight > 0 and tokens.sampled:
         second = token * every
     elif config.baseline.rereads and tokens.sampled:
         second = token * (tokens.bare or tokens.read)
-    return train + sample + second + token * tokens.asked
+    sampled = tokens.sampled > 0
+    return {
+        "reading pages to sample": (token + row) * read * sampled,
+        "decoding thoughts": (token + row) * tokens.sampled,
+        "forward, layers": token * (every + more * learning),
+        "forward, head": row * (rows + more * learning_rows),
+        # `rntp.model.unshared.run_forest` computes what is too large once more.
+        "backward, layers": epochs * (2 * token * learning + again),
+        "backward, head": epochs * 3 * row * learning_rows,
+        "other weights": second,
+        "judge": token * tokens.asked,
+    }
+
+
+def attention_flop(config: Config, shape: Shape) -> dict[str, float]:
+    """FLOP of a step's attention at full length, which `flop_parts` leaves out, by the same names:
+    4 a number of the queries and pair that may see each other, 2.5 times that backward.
+
+    Of a tree: its page's pairs, those of branches with the page before them, and their own.
+    """
+    length, docs = config.data.context_tokens, config.data.docs_per_step
+    thoughts = config.placement.positions_per_doc * config.thought.thoughts_per_position
+    own = config.branch_tokens
+    drawn = config.thought.thought_tokens + config.thought.answer_tokens
+    prefix = (config.earliest_position + length - config.reward.horizon) / 2
+    page = docs * length * (length + 1) / 2
+    pairs = page + docs * thoughts * (own * prefix + own * (own + 1) / 2)
+    decoded = docs * thoughts * (drawn * prefix + drawn * (drawn + 1) / 2)
+    each = 4.0 * shape.q_width * shape.layers
+    return {
+        "reading pages to sample": each * page * (thoughts > 0),
+        "decoding thoughts": each * decoded,
+        "forward, layers": each * pairs,
+        "backward, layers": 2.5 * each * pairs,
+    }
 
 
 def _computed(shape: Shape, tokens: Tokens) -> tuple[float, float]:
@@ -331,7 +391,7 @@ def _computed(shape: Shape, tokens: Tokens) -> tuple[float, float]:
     return tokens.plain, tokens.plain_learning
 
 
-def _widths(config: Config) -> tuple[int, int]:
+def number_bytes(config: Config) -> tuple[int, int]:
     """Bytes of a number of the master weights and of the compute copy."""
     wide = 8 if config.model.dtype == "float64" else 4
     return wide, 2 if config.model.dtype == "bfloat16" else wide
@@ -339,7 +399,7 @@ def _widths(config: Config) -> tuple[int, int]:
 
 def _reference_bytes(config: Config) -> tuple[int, int]:
     """Bytes a parameter, in memory and in a checkpoint, of the second set of weights."""
-    wide, narrow = _widths(config)
+    wide, narrow = number_bytes(config)
     if config.reference_weights == "ema":
         return wide + (narrow if narrow < wide else 0), wide
     return (narrow, narrow) if config.reference_weights == "frozen" else (0, 0)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from rntp.run.log import NoLog, RunLog
+from rntp.runtime.crowding import Crowding
 from rntp.runtime.memory import peak_bytes, reset_peak_bytes
 from rntp.runtime.watchdog import Watchdog
 
@@ -65,18 +66,22 @@ class Phases:
     ) -> None:
         self._device, self._watchdog, self._log, self._check = device, watchdog, log, check
         self._clock = Stopwatch(device)
+        self._crowding = Crowding()
 
     def begin_step(self) -> None:
         """Start the clock and the count of peak memory anew."""
         reset_peak_bytes()
         self._clock = Stopwatch(self._device)
+        self._crowding = Crowding()
 
     def metrics(self) -> dict[str, float]:
         """Seconds of the step so far, by part and in all, and its peak of memory."""
+        share = self._crowding.share
         return {
             **self._clock.laps,
             "time/step_s": self._clock.total,
             "memory/peak_gb": peak_bytes() / 1e9,
+            **({} if share is None else {"time/cpu_share": share}),
         }
 
     @contextmanager

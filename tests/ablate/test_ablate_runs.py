@@ -155,3 +155,37 @@ def test_a_killed_run_is_told_as_a_shell_tells_it(
     )
     assert call(experiment, "--only", "no lr") == 128 + signal.SIGKILL
     assert "no lr, seed 0: exit code 137" in capsys.readouterr().err
+
+
+def test_runs_of_a_job_array_and_their_table(
+    experiment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One run a task, by its number; the table comes behind them."""
+    assert call(experiment, "--run", 4) == 2
+    assert "has runs 0 … 3" in capsys.readouterr().err
+    for number in (0, 2):
+        assert call(experiment, "--run", number) == 0
+    root = experiment.parent / "runs/ablate/tiny"
+    there = sorted(str(p.parent.relative_to(root)) for p in root.rglob("metrics.jsonl"))
+    assert there == ["lr-1e-3/seed_0", "no-lr/seed_0"]
+    assert not (experiment.parent / "results").exists()  # tasks at a time make no table
+    capsys.readouterr()
+    assert call(experiment, "--run", 2) == 0
+    assert "is finished already" in capsys.readouterr().err
+    assert call(experiment, "--table") == 0
+    assert "lr 1e-3" in capsys.readouterr().out
+
+
+def test_a_grid_on_ray_is_the_same_grid(experiment: Path) -> None:
+    pytest.importorskip("ray")
+    # Ray leaves threads and signal handlers behind: in a process of its own.
+    command = [sys.executable, "-m", "rntp.cli", "ablate", str(experiment), "--on", "ray"]
+    done = subprocess.run([*command, "--jobs", "2"], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    starts = list((experiment.parent / "runs/ablate/tiny").rglob("*.starts.jsonl"))
+    assert len(starts) == 4
+    for path in starts:
+        [start] = [json.loads(line) for line in path.read_text().splitlines()]
+        assert start["on"] == "ray"
+        assert start["exit_code"] == 0
+    assert "lr 1e-3" in done.stdout

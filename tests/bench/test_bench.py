@@ -184,3 +184,77 @@ def test_bfloat16_is_measured_against_the_exact_gradients(
 
 def test_what_the_sampler_notes_is_what_a_scoring_forward_finds(model: LanguageModel) -> None:
     assert run("rollout", model, SIZES, repeats=1)["agreement"]["rntp"] < 1e-5
+
+
+def test_a_peer_that_fails_is_a_row_with_its_reason(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, or later: what was measured of the others stays."""
+    calls = []
+
+    def late() -> None:
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("pyarrow is too new\nand much more")
+
+    found = {"TRL late": late, "TRL well": lambda: None}
+    monkeypatch.setattr(peers, "steps", lambda job: (found, {"TRL early": "ImportError: no"}))
+    result = run("step", model, SIZES, repeats=2)
+    assert result["skipped"] == {
+        "TRL early": "ImportError: no",
+        "TRL late": "RuntimeError: pyarrow is too new",
+    }
+    assert set(result["providers"]) == {"rntp", "unshared loop (transformers)", "TRL well"}
+    assert result["providers"]["rntp"]["peak_gb"] > 0.05
+    shown = table({**result, "command": ""})
+    assert "not measured: TRL late: RuntimeError: pyarrow is too new" in shown
+
+
+def test_peers_are_picked(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"TRL GRPOTrainer 1": lambda: None}
+    monkeypatch.setattr(peers, "steps", lambda job: (found, {}))
+    alone = run("step", model, SIZES, repeats=1, chosen=["none"])
+    assert set(alone["providers"]) == {"rntp"}
+    assert 0 < alone["agreement"]["rntp"] < 1e-3  # compared all the same
+    trl = run("step", model, SIZES, repeats=1, chosen=["trl"])
+    assert set(trl["providers"]) == {"rntp", "TRL GRPOTrainer 1"}
+
+
+def test_own_failures_end_the_bench(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(job: Job) -> float:
+        raise RuntimeError("our own")
+
+    monkeypatch.setattr(Job, "step", fail)
+    with pytest.raises(RuntimeError, match="our own"):
+        run("step", model, SIZES, repeats=1)
+
+
+def test_json_stands_alone_whatever_a_peer_prints(
+    model_folders: dict[str, Path], capfd: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    import os
+
+    def chatty() -> None:
+        print("a progress bar")
+        os.write(1, b"from below Python\n")
+
+    monkeypatch.setattr(peers, "steps", lambda job: ({"TRL": chatty}, {}))
+    sizes = ["--context", "40", "--positions", "2", "--thoughts", "2", "--budget", "3"]
+    more = ["--horizon", "3", "--repeats", "1", "--dtype", "float32", "--peers", "trl"]
+    cli.main(["bench", "step", "--model", str(model_folders["llama"]), *sizes, *more, "--json"])
+    out, err = capfd.readouterr()
+    [result] = json.loads(out)
+    assert set(result["providers"]) == {"rntp", "TRL"}
+    assert "a progress bar" in err
+    assert "from below Python" in err
+
+
+def test_sizes_by_name() -> None:
+    from rntp.bench.sizes import NAMED
+
+    assert NAMED["L256"] == Sizes()
+    large = NAMED["L2048"]
+    assert (large.context, large.positions, large.thoughts) == (2048, 16, 8)
+    assert (large.budget, large.horizon) == (128, 32)
+    for sizes in NAMED.values():
+        check(sizes, 1)

@@ -15,7 +15,7 @@ from shard_server import ShardServer, answer, served
 from rntp.data.manifest import Manifest
 from rntp.data.reader import Reader
 from rntp.data.retry import Transient, retrying
-from rntp.data.storage import open_storage
+from rntp.data.storage import RemoteStorage, open_storage
 from rntp.data.stream import ContextStream
 from rntp.errors import ConfigError, DataError
 
@@ -209,6 +209,33 @@ def test_workers_read_urls_too(server: ShardServer) -> None:
         reader = Reader(there, workers=3, kind=kind)  # type: ignore[arg-type]
         assert [c.token_ids.tolist() for c in reader.take(range(NUM_DOCS))] == expected
         reader.close()
+
+
+def test_a_store_of_s3_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its errors are botocore's own, no OSErrors: seen with a server that was killed and came back.
+    A store without credentials is not waited for."""
+    errors = pytest.importorskip("botocore.exceptions")
+    monkeypatch.setattr("rntp.data.retry.BASE_S", 0.0)
+    storage = RemoteStorage("s3://bucket/corpus", deadline_s=5.0)
+    answers: list[BaseException | bytes] = [
+        errors.EndpointConnectionError(endpoint_url="http://127.0.0.1:1"),
+        errors.ReadTimeoutError(endpoint_url="http://127.0.0.1:1"),
+        b"page",
+    ]
+
+    class Files:
+        def cat_file(self, path: str, **more: int) -> bytes:
+            answer = answers.pop(0)
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+    storage.__dict__["_files"] = Files()
+    assert storage.read("shard", 0, 4) == b"page"
+    assert answers == []
+    answers.append(errors.NoCredentialsError())
+    with pytest.raises(DataError, match="AWS_ACCESS_KEY_ID"):
+        storage.read("shard", 0, 4)
 
 
 def test_only_known_schemes_are_opened() -> None:

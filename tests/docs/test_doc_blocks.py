@@ -18,6 +18,7 @@ from rntp.ablate import Experiment
 from rntp.ablate.grid import plan
 from rntp.cli import build_parser
 from rntp.errors import ConfigError
+from rntp.plan.cluster import Cluster
 from rntp.run.metric_keys import METRICS, find
 
 PYTHON = [block for block in blocks("python") if "not-run" not in block.options]
@@ -97,6 +98,8 @@ def test_yaml_is_a_config(block: Block, tmp_path: Path) -> None:
     raw = yaml.safe_load(block.text)
     if "sources" in raw:
         PrepConfig.model_validate(raw)
+    elif "device" in raw:
+        Cluster.parse(raw)
     elif "arms" in raw:
         path = tmp_path / "experiment.yaml"
         path.write_text(block.text.replace("../quickstart", str(ROOT / "experiments/quickstart")))
