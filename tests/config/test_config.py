@@ -203,7 +203,9 @@ def test_every_rule_is_broken_alone(number: int) -> None:
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as stopped:
-        Config.parse(minimal(), [*BREAKS[8], *BREAKS[19], *BREAKS[10]])
+        algorithm = "objective.algorithm={policy_gradient: {importance_cap: 0.5}}"
+        band = "placement.band={entropy: [2, 1]}"
+        Config.parse(minimal(), ["objective.epochs_per_rollout=2", algorithm, band])
     told = str(stopped.value)
     assert all(
         text in told for text in ("epochs_per_rollout", "entropy [2.0, 1.0]", "importance_cap")
