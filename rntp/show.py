@@ -67,7 +67,28 @@ def before_after(comparison: Mapping[str, Any]) -> str:
         f" ({comparison['num_docs']} documents, {comparison['num_tokens']} tokens,"
         " paired bootstrap over documents)"
     )
+    if "memory" in comparison:
+        lines += ["", *_beside_memory(comparison["memory"])]
     return "\n".join(lines)
+
+
+def _beside_memory(memory: Mapping[str, Any]) -> list[str]:
+    """What a memory has to be compared with, a line each."""
+    rows = memory["rows"]
+    named = [
+        (f"{memory['longer_by']} tokens more of the page", rows["longer"]),
+        ("thinking over these", rows["over_longer"]),
+        *((f"control: {name}", row) for name, row in memory["controls"].items()),
+        ("all of the page before", rows["whole"]),
+    ]
+    header = (
+        f"{'gain of what else could be':<26}{'before':>9}{'after':>9}{'':>9}   95 % interval, after"
+    )
+    return [header, "-" * len(header)] + [
+        f"{label:<26}{row['before']:>+9.3f}{row['after']:>+9.3f}{'':>9}   "
+        f"{_interval(row['ci95_after'])}"
+        for label, row in named
+    ]
 
 
 def evaluation_table(result: Mapping[str, Any]) -> str:

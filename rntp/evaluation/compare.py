@@ -40,9 +40,25 @@ def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> dic
         "after": interval(no_think_1 - think_1, documents, seed),
     }
     table |= _of_positions(before["pages"], after["pages"], seed)
+    if "memory" in before and "memory" in after:
+        table["memory"] = _beside_memory(before["memory"], after["memory"])
     table["num_docs"] = int(documents.max()) + 1
     table["num_tokens"] = len(documents)
     return table
+
+
+def _beside_memory(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """What else could stand in a memory's place, and what it would gain over the window alone:
+    nats a token, with the interval after training."""
+
+    def row(of: str, within: str | None = None) -> dict[str, Any]:
+        old, new = ((m["controls"][within] if within else m) for m in (before, after))
+        return {"before": old[of], "after": new[of], "ci95_after": new[f"{of}_ci95"]}
+
+    rows = {"longer": row("longer"), "over_longer": row("over_longer"), "whole": row("whole")}
+    both = [name for name in after["controls"] if name in before["controls"]]
+    controls = {name: row("gain", name) for name in both}
+    return {"longer_by": after["longer_by"], "rows": rows, "controls": controls}
 
 
 def _of_positions(before: Sequence[Page], after: Sequence[Page], seed: int) -> dict[str, Any]:
