@@ -354,8 +354,8 @@ def results() -> str:
             f"removed is removed by {best}",
         ],
         [
-            "Does thinking pay on ordinary pages, where only their last 16 tokens are left beside it? "
-            "Quickstart, 135M parameters, 18 steps",
+            "Does thinking pay on ordinary pages, where only their last 16 tokens are left? "
+            "Quickstart, 135M, 18 steps",
             quickstart_gains(),
         ],
         [

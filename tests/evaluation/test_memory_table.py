@@ -14,7 +14,7 @@ from rntp.evaluation.memory import memory_table
 from rntp.model import load_model
 from rntp.report import build_report
 from rntp.run.log import read_metrics, read_rollouts
-from rntp.show import evaluation_table
+from rntp.show import before_after, evaluation_table
 from rntp.trainer import Trainer
 
 WINDOW, HORIZON, LONGER = 6, 4, 7
@@ -128,6 +128,20 @@ def test_a_run_writes_down_what_was_lost(trainer: Trainer) -> None:
     share = row["gain/mean"] / row["gain/whole"] if row["gain/whole"] > 0 else 0
     assert row["gain/recovered"] == pytest.approx(share, rel=1e-4)
     assert result["memory"]["num_positions"] == 6
+    before = json.loads((folder / "eval/step_00000000.json").read_text())
+    compared = trainer.comparison()
+    assert compared is not None
+    beside = compared["memory"]
+    longer, shuffled = beside["rows"]["longer"], beside["controls"]["shuffled"]
+    assert beside["longer_by"] == LONGER
+    assert longer["before"] == before["memory"]["longer"] != longer["after"]
+    assert longer["after"] == result["memory"]["longer"]
+    assert longer["ci95_after"] == result["memory"]["longer_ci95"]
+    assert shuffled["after"] == result["memory"]["controls"]["shuffled"]["gain"]
+    lines = before_after(compared).splitlines()
+    named = ("7 tokens more of the page", "thinking over these", "control: shuffled")
+    assert [line.startswith(named) for line in lines[-5:]] == [True, True, True, False, False]
+    assert f"{longer['after']:+.3f}" in lines[-5]
     assert set(result["controls"]) == {"shuffled", "empty"}
     thoughts = list(read_rollouts(folder, 2))
     assert thoughts
