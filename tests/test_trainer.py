@@ -21,6 +21,7 @@ from rntp.config import Config
 from rntp.errors import CheckpointError, ConfigError, DataError, Diverged, Preempted
 from rntp.evaluation import evaluate_target
 from rntp.objective.quantities import ForwardOutputs
+from rntp.rollout.interleaved import open_training_engine
 from rntp.run import folder as run_folder
 from rntp.run.checkpoint import committed
 from rntp.run.log import read_metrics, read_rollouts
@@ -216,7 +217,7 @@ def test_the_update_raises_the_reward_on_the_same_thoughts(raw: dict) -> None:
     from rntp.objective.rewards_and_advantages import compute_rewards
 
     contexts = trainer.corpus.train.take(range(3))
-    rollouts = trainer.engine.sample(contexts, trainer.place)
+    rollouts = open_training_engine(trainer.model, config).sample(contexts, trainer.sampling.place)
 
     def outputs() -> ForwardOutputs:
         tree = build_tree(trainer.model, rollouts, config.reward.horizon)

@@ -146,7 +146,8 @@ def test_contexts_travel_as_they_are() -> None:
     assert payload == pack_contexts(contexts())
     for sent, come in zip(contexts(), unpack_contexts(payload), strict=True):
         assert torch.equal(come.token_ids, sent.token_ids)
-        assert replace(come, token_ids=sent.token_ids) == sent
+        assert replace(come, token_ids=sent.token_ids, left=sent.left) == sent
+        assert torch.equal(come.left, sent.left)
     other = [replace(contexts()[0], visit=2), contexts()[1]]
     assert digest_of_work(pack_contexts(other)) != digest_of_work(payload)
 
