@@ -202,9 +202,9 @@ def test_every_rule_is_broken_alone(number: int) -> None:
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
+    algorithm = "objective.algorithm={policy_gradient: {importance_cap: 0.5}}"
+    band = "placement.band={entropy: [2, 1]}"
     with pytest.raises(ConfigError) as stopped:
-        algorithm = "objective.algorithm={policy_gradient: {importance_cap: 0.5}}"
-        band = "placement.band={entropy: [2, 1]}"
         Config.parse(minimal(), ["objective.epochs_per_rollout=2", algorithm, band])
     told = str(stopped.value)
     assert all(
