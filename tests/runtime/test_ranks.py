@@ -31,6 +31,8 @@ from rntp.run import checkpoint
 from rntp.run.log import read_metrics, read_rollouts
 from rntp.runtime.ranks import SINGLE_RANK, SLOW_DISK, check_size, on_device, open_ranks
 from rntp.trainer import Trainer
+from rntp.training.phases import Phases
+from rntp.training.sampling import Sampling
 from rntp.types import Context, Rollout, Thought
 
 pytestmark = pytest.mark.slow
@@ -378,14 +380,14 @@ def test_a_rank_that_is_asked_to_stop_stops_all(raw: dict, tmp_path: Path) -> No
 
 
 def stop_rank_1_in_step_2(rank: int) -> None:
-    sample = Trainer._sample
+    sample = Sampling.rollouts
 
-    def stopped(self: Trainer, step: int) -> list[Rollout]:
+    def stopped(self: Sampling, step: int, phases: Phases) -> list[Rollout]:
         if (rank, step) == (1, 2):
             os.kill(os.getpid(), signal.SIGTERM)
-        return sample(self, step)
+        return sample(self, step, phases)
 
-    Trainer._sample = stopped
+    Sampling.rollouts = stopped
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_skips_the_step_on_all(
@@ -437,21 +439,21 @@ def test_what_one_rank_cannot_do_ends_all_alike(
 
 
 def break_data_of_rank_1(rank: int) -> None:
-    def broken(self: Trainer, step: int) -> list[Rollout]:
+    def broken(self: Sampling, step: int, phases: Phases) -> list[Rollout]:
         if rank == 1:
             raise DataError("page 7 is gone")
         return []
 
-    Trainer._sample = broken
+    Sampling.rollouts = broken
 
 
 def break_rank_1(rank: int) -> None:
-    def broken(self: Trainer, step: int) -> list[Rollout]:
+    def broken(self: Sampling, step: int, phases: Phases) -> list[Rollout]:
         if rank == 1:
             raise ZeroDivisionError
         return []
 
-    Trainer._sample = broken
+    Sampling.rollouts = broken
 
 
 def test_a_rank_that_does_not_come_is_named(raw: dict, tmp_path: Path) -> None:
@@ -464,14 +466,14 @@ def test_a_rank_that_does_not_come_is_named(raw: dict, tmp_path: Path) -> None:
 
 
 def hang_rank_2(rank: int) -> None:
-    sample = Trainer._sample
+    sample = Sampling.rollouts
 
-    def hung(self: Trainer, step: int) -> list[Rollout]:
+    def hung(self: Sampling, step: int, phases: Phases) -> list[Rollout]:
         if rank == 2:
             time.sleep(16)
-        return sample(self, step)
+        return sample(self, step, phases)
 
-    Trainer._sample = hung
+    Sampling.rollouts = hung
 
 
 def test_the_program_under_torchrun(raw: dict, tmp_path: Path) -> None:
