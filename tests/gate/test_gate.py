@@ -57,11 +57,22 @@ def test_what_cannot_be_foreseen_leaves_the_mean() -> None:
     generator = torch.Generator().manual_seed(5)
     gain = -0.2 + torch.randn(120, generator=generator, dtype=torch.float64)
     others, _ = made(400, 0.0, seed=2)
-    mean, _ = GainModel.fit(x, gain).predict(others)
+    mean, error = GainModel.fit(x, gain).predict(others)
+    assert float((mean - gain.mean()).abs().mean()) < 0.15
+    assert float(error.min()) > 0.9 * float(gain.std()) / 120**0.5
     squares = torch.linalg.lstsq(x, gain[:, None]).solution
     assert float(mean.std()) < 0.35 * float((others @ squares).std())
     with pytest.raises(ValueError, match="two gains"):
         GainModel.fit(x[:1], gain[:1])
+
+
+def test_a_mean_far_from_zero_is_kept() -> None:
+    """Held to 0 with the weights, it would pull every estimate towards "thinking gains nothing"."""
+    x, _ = made(60, 0.0)
+    generator = torch.Generator().manual_seed(6)
+    gain = 3.0 + 0.1 * torch.randn(60, generator=generator, dtype=torch.float64)
+    mean, _ = GainModel.fit(x, gain).predict(x)
+    assert float(mean.mean()) == pytest.approx(3.0, abs=0.05)
 
 
 def test_features_have_no_scale_of_the_model() -> None:
