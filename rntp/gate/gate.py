@@ -4,7 +4,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -33,12 +32,6 @@ class Gate:
         """bool [N]: gain · horizon > price · tokens of a thought. price: nats a thought token."""
         gain, _ = self.expected(hidden, entropy)
         return gain * self.horizon > price * self.thought_tokens
-
-    def price_for(self, hidden: Tensor, entropy: Tensor, share: float) -> float:
-        """The price at which this share of positions is thought at, nats a thought token."""
-        gain, _ = self.expected(hidden, entropy)
-        worth = gain * self.horizon / self.thought_tokens
-        return float(torch.quantile(worth, min(max(1 - share, 0.0), 1.0)))
 
     def save(self, folder: Path) -> None:
         """Write the gate beside a model's weights."""

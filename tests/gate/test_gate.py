@@ -111,17 +111,6 @@ def test_a_gate_thinks_where_it_pays_and_knows_how_well(tmp_path: Path) -> None:
         Gate.beside(str(tmp_path))
 
 
-def test_the_price_that_meets_a_share() -> None:
-    hidden, entropy = torch.randn(400, 32), torch.rand(400) * 3
-    x = features(hidden, entropy)
-    gate = fit_gate(Measured(x, x[:, 1] - 1.0 + 0.2 * x[:, 9], torch.zeros(400), 6.0), horizon=8)
-    for share in (0.1, 0.5, 0.9):
-        price = gate.price_for(hidden, entropy, share)
-        assert float(gate.pays(hidden, entropy, price).double().mean()) == pytest.approx(
-            share, abs=0.01
-        )
-
-
 def test_the_command_writes_a_gate_that_reading_uses(
     model_folders: dict[str, Path], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
