@@ -1,6 +1,7 @@
 """Bayesian linear regression of gains on features: an estimate, and how sure it is."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,6 +88,6 @@ class GainModel:
     @classmethod
     def of_tensors(cls, found: dict[str, Tensor]) -> "GainModel":
         """Take back what `tensors` gave. Raises KeyError where something is missing."""
-        numbers = {name: float(found[name]) for name in _NUMBERS}
-        tensors = {name: found[name] for name in ("weights", "covariance", "centre", "scale")}
-        return cls(**numbers, **tensors)
+        values: dict[str, Any] = {name: float(found[name]) for name in _NUMBERS}
+        values |= {name: found[name] for name in ("weights", "covariance", "centre", "scale")}
+        return cls(**values)
