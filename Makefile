@@ -36,7 +36,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
-	--set placement.policy=oracle --set run.steps=60 --set evaluation.enabled=false
+	--set placement.policy=oracle --set run.steps=60 --set evaluation.docs=0
 
 .PHONY: pages bench-data docs install quickstart planted memory ages ablations ablations-text methods models faults save-stall plans plan-check gpu-check gpu-run test \
 	test-slow test-all \

@@ -240,7 +240,7 @@ class Trainer:
         self.log = open_log(folder, config, ranks.rank, ranks.size, self.console)
         open_.enter_context(self.log)
         open_.enter_context(self.sampling.opened(folder, self.log))
-        watchdog = Watchdog(folder, config.run.hang_timeout_s, ranks.rank)
+        watchdog = Watchdog(folder, config.run.timeouts_s.hang, ranks.rank)
         open_.enter_context(watchdog)
         ranks.waiting = watchdog.waiting
         self.phases = Phases(self.model.device, watchdog, self.log, self.stop.check)

@@ -167,7 +167,7 @@ def test_errors_have_their_exit_code(
 def test_a_write_that_the_system_refuses_is_told_without_a_traceback(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("train", config, "--set=run.steps=1", "--set=evaluation.enabled=false") == 0
+    assert call("train", config, "--set=run.steps=1", "--set=evaluation.docs=0") == 0
     (tmp_path / "file").write_text("")
     assert call("report", tmp_path / "run", "--out", tmp_path / "file" / "report.html") == 1
     assert "check the path, its permissions and the free space" in capsys.readouterr().err
@@ -203,7 +203,7 @@ def test_folders_that_are_not_what_they_should_be(
     assert call("ckpt", "ls", tmp_path / "empty") == 0
     assert call("ckpt", "verify", tmp_path / "empty") == 4
     assert "there is no checkpoint" in capsys.readouterr().err
-    assert call("train", config, "--set=run.steps=1", "--set=evaluation.enabled=false") == 0
+    assert call("train", config, "--set=run.steps=1", "--set=evaluation.docs=0") == 0
     run = yaml.safe_load(config.read_text())["run"]["dir"]
     assert call("data", "stats", run) == 3
     assert "is the folder of a run, not a corpus" in capsys.readouterr().err
@@ -227,7 +227,7 @@ def test_too_little_memory_is_told_in_words(
         raise error
 
     monkeypatch.setattr("rntp.trainer.Trainer.train_step", no_memory)
-    assert call("train", config, "--set=evaluation.enabled=false") == 1
+    assert call("train", config, "--set=evaluation.docs=0") == 1
     told = capsys.readouterr().err
     assert "there is not enough memory" in told
     assert "lower parallel.tokens_per_microbatch" in told
@@ -235,7 +235,7 @@ def test_too_little_memory_is_told_in_words(
         "rntp.trainer.Trainer.train_step", lambda *_: (_ for _ in ()).throw(RuntimeError("else"))
     )
     with pytest.raises(RuntimeError, match="else"):
-        call("train", config, "--set=evaluation.enabled=false")
+        call("train", config, "--set=evaluation.docs=0")
 
 
 def test_usage_errors() -> None:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 3
 LAST = f"step_{STEPS:08d}"
-EVALUATED = ["evaluation.enabled=true", "evaluation.docs=3"]
+EVALUATED = ["evaluation.docs=3"]
 ANSWERS = "thought.answer_tokens=2"
 TWICE = "objective.epochs_per_rollout=2"
 ANOTHER = "objective.advantage=step"
@@ -52,7 +52,7 @@ OPTIONS = [
     ["reward.scheme=net_gain", "reward.token_cost_after=2", "reward.token_cost=0.3"],
     ["reward.scheme=length_triangle", "reward.length_half_life=1"],
     ["reward.scheme={judge_gold: 1, log_ratio: 0.1}", ANSWERS],
-    ["reward.judge=frozen", "reward.scheme=judge_gold", ANSWERS],
+    ["reward.judges.itself=frozen", "reward.scheme=judge_gold", ANSWERS],
     ["reward.scheme={mean_prob: 0.9, format_only: 0.1}", "baseline.use=clip"],
     ["baseline.weights=ema", "baseline.decay=0.9", "baseline.use=clip"],
     ["baseline.weights=frozen", "baseline.use=group_member", "model.dtype=float32"],
@@ -95,7 +95,7 @@ OPTIONS = [
     ["data.source=LIVE"],
     ["data.source=LIVE", "data.windows=all", "data.max_documents=6"],
     ["data.source={CORPUS: 3, OTHER: 1}"],
-    ["optim.weight_decay=0.1", "optim.warmup_steps=2", "optim.max_grad_norm=0.1"],
+    ["optim.adamw.weight_decay=0.1", "optim.warmup_steps=2", "optim.max_grad_norm=0.1"],
     ["optim.schedule=cosine"],
     ["rollout.docs_per_batch=1", "parallel.tokens_per_microbatch=16"],
     ["model.dtype=float64"],
@@ -130,7 +130,7 @@ def raw(model_folders: dict[str, Path], labelled: Path, tmp_path: Path) -> dict:
     raw["run"]["steps"] = STEPS
     raw["data"]["docs_per_step"] = 2
     raw["checkpoint"] = {"every_steps": 1, "keep": 9}
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     return raw
 
 
@@ -198,37 +198,32 @@ def test_straight_is_continued_is_resumed(
 # docs/resume.md lists the same fields.
 FREE = {
     "run.name": "other",
-    "run.hang_timeout_s": 60,
+    "run.timeouts_s": {"hang": 60, "ranks": 60},
     "run.on_trouble": {"stop": {"rollbacks": 9, "damaged": 0.1}},
     "model.device": "auto",
     "model.sharing": "none",
     "data.workers": {"process": 1},
     "reward.shadows": ["logprob"],
     "rollout.docs_per_batch": 1,
-    "rollout.samplers": 1,
-    "rollout.leases": {"contexts": 1, "seconds": 30, "wait_s": 120},
+    "rollout.samplers": {"start": 1, "contexts": 1, "lease_s": 30, "wait_s": 120},
     "checkpoint.every_steps": 2,
     "checkpoint.keep": 1,
     "checkpoint.asynchronous": True,
-    "evaluation.enabled": True,
     "evaluation.every_steps": 1,
     "evaluation.docs": 2,
     "evaluation.reused_docs": 2,
     "evaluation.thoughts_per_position": 2,
-    "evaluation.placement": "even",
-    "evaluation.positions_per_doc": 1,
+    "evaluation.placement": {"even": {"positions_per_doc": 1}},
     "evaluation.controls": ["shuffled"],
     "log.rollouts_per_step": 2,
     "parallel.tokens_per_microbatch": 4096,
     "parallel.activation_checkpointing": True,
-    "parallel.timeout_s": 60,
 }
 # Set by the command, or of another test.
 ELSEWHERE = {
     "run.dir",
     "run.steps",
     "rollout.engine",
-    "rollout.store",
     "data.source",
     "evaluation.source",
 }
@@ -268,7 +263,7 @@ def test_every_field_is_free_or_part_of_what_is_trained() -> None:
         }
     )
     # Chains do not go with samplers, nor does their tool with anything else.
-    others = ["reading.piece=null", "rollout.samplers=1", "rollout.max_age=1"]
+    others = ["reading.piece=null", "rollout.samplers.start=1", "rollout.samplers.max_age=1"]
     stale = Config.parse(config.model_dump(), others)
     parts = [*config.identity().items(), *stale.identity().items()]
     trained = {f"{section}.{field}" for section, part in parts for field in part}
@@ -289,7 +284,7 @@ def two_runs(
     raw["run"]["steps"] = STEPS
     raw["data"]["docs_per_step"] = 2
     raw["checkpoint"] = {"every_steps": 1, "keep": 9}
-    raw["evaluation"] = {"enabled": False, "docs": 3}
+    raw["evaluation"] = {"docs": 0}
     raw["model"]["dtype"] = "float32"  # where work is cut otherwise, rounding stays small
     return raw, fit(raw, here / "two", "run.steps=2"), fit(raw, here / "three")
 
@@ -329,7 +324,9 @@ def test_what_is_trained_may_not_change(two_runs: tuple[dict, Path, Path], tmp_p
         "reward.discount=0.5": r"reward\.discount",
         "placement.policy=even": r"placement\.policy",
         # Here it would leave shorter documents out of training.
-        "evaluation.positions_per_doc=9": r"data\.min_document_tokens: 13 there, 20 here",
+        "evaluation.placement={random: {positions_per_doc: 9}}": (
+            r"data\.min_document_tokens: 13 there, 20 here"
+        ),
     }.items():
         with pytest.raises(ConfigError, match=said):
             fit(raw, folder, override)

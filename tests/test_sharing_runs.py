@@ -264,7 +264,7 @@ def test_experts_are_watched_and_balanced(raw: dict, tmp_path: Path, name: str) 
             for key in ("moe/load_max", "moe/entropy", "loss/router", "loss/total", "grad_norm"):
                 assert other[key] == pytest.approx(row[key], rel=1e-4), key
     # Watched in any case, computed only where it is asked for.
-    fit(raw, "run.steps=1", f"run.dir={tmp_path / 'off'}", "evaluation.enabled=false")
+    fit(raw, "run.steps=1", f"run.dir={tmp_path / 'off'}", "evaluation.docs=0")
     [row] = read_metrics(tmp_path / "off")
     assert "moe/load_max" in row
     assert "loss/router" not in row
@@ -371,7 +371,7 @@ def test_full_lengths_are_what_a_run_of_full_lengths_computes(
 ) -> None:
     """The estimate's tokens, against those of a run whose thoughts never close."""
     raw["data"]["docs_per_step"] = 8
-    sets = ["run.steps=1", "evaluation.enabled=false", "thought.temperature=0.01", *options]
+    sets = ["run.steps=1", "evaluation.docs=0", "thought.temperature=0.01", *options]
     trainer = Trainer(Config.parse(raw, [*sets, "model.sharing=none", "model.dtype=float32"]))
     trainer.fit()
     [row] = read_metrics(trainer.config.run.dir)

@@ -175,7 +175,7 @@ def test_every_token_of_a_step_goes_through_the_trunk_once(
             raw,
             [
                 "run.steps=2",
-                "evaluation.enabled=false",
+                "evaluation.docs=0",
                 "parallel.tokens_per_microbatch=10000",
                 f"objective.continuation_weight={continuation_weight}",
             ],
@@ -252,7 +252,7 @@ def test_other_baseline_weights_reach_the_reward_and_nothing_else(
     raw: dict, tmp_path: Path
 ) -> None:
     """Subtracted they cancel: the same run but for the logged reward."""
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     raw["optim"] = {"lr": 1e-2}
     runs = {}
     for weights in ("current", "frozen", "ema"):
@@ -276,12 +276,14 @@ def test_other_baseline_weights_reach_the_reward_and_nothing_else(
 
 def test_a_frozen_judge_parts_from_the_policy(raw: dict, tmp_path: Path) -> None:
     """On the same answers; the judge only logs, so that the runs are the same otherwise."""
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     raw["optim"] = {"lr": 5e-2}
     options = ["reward.shadows=[judge_gold]", "thought.answer_tokens=2", "run.steps=2"]
     one, other = (
         comparable(
-            fit(raw, *options, f"reward.judge={j}", f"run.dir={tmp_path / j}").config.run.dir
+            fit(
+                raw, *options, f"reward.judges.itself={j}", f"run.dir={tmp_path / j}"
+            ).config.run.dir
         )
         for j in ("policy", "frozen")
     )
@@ -294,7 +296,7 @@ def test_a_frozen_judge_parts_from_the_policy(raw: dict, tmp_path: Path) -> None
 def test_a_skipped_step_is_not_followed(raw: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["baseline.weights=ema", "baseline.decay=0.5", "placement.policy=learnability"]
     monkeypatch.setenv("RNTP_FAULT", "gradient#1=nan")
-    trainer = Trainer(Config.parse(raw, [*options, "evaluation.enabled=false", "run.steps=1"]))
+    trainer = Trainer(Config.parse(raw, [*options, "evaluation.docs=0", "run.steps=1"]))
     kept = {name: t.clone() for name, t in trainer.followers.reference.tensors().items()}
     trainer.fit()
     for name, tensor in trainer.followers.reference.tensors().items():
@@ -303,7 +305,7 @@ def test_a_skipped_step_is_not_followed(raw: dict, monkeypatch: pytest.MonkeyPat
 
 
 def test_labels_are_measured_and_placed_by(raw: dict, tmp_path: Path) -> None:
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     plain = read_metrics(fit(raw, f"run.dir={tmp_path / 'plain'}").config.run.dir)
     of_labels = ("placement/precision", "placement/recall", "class/")
     assert not [key for row in plain for key in row if key.startswith(of_labels)]
@@ -326,7 +328,7 @@ def test_labels_are_measured_and_placed_by(raw: dict, tmp_path: Path) -> None:
 
 def test_an_old_run_folder_goes_on(raw: dict) -> None:
     """Its config has none of the newer fields, whose defaults are what it did, and old names."""
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     folder = fit(raw, "run.steps=2").config.run.dir
     written = yaml.safe_load((folder / "config.yaml").read_text())
     del written["baseline"]["weights"], written["optim"]["betas"], written["objective"]["kl"]
@@ -359,7 +361,7 @@ def test_every_epochs_update_is_told_truly(
     raw: dict, monkeypatch: pytest.MonkeyPatch, dropped: list[int]
 ) -> None:
     """Which of two updates was dropped, whether the weights moved, and what follows them."""
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     raw["parallel"]["tokens_per_microbatch"] = 4096  # one microbatch an epoch
     options = ["objective.algorithm=clipped_ratio", "objective.epochs_per_rollout=2"]
     options += ["baseline.weights=ema", "baseline.decay=0.5", "run.steps=1", "optim.lr=0.01"]
@@ -397,7 +399,7 @@ def test_a_dropped_first_epoch_leaves_the_second_what_it_would_be(
     raw: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights have not moved, so the second epoch's update is the first one's."""
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     options = ["objective.algorithm=clipped_ratio", "run.steps=1", "optim.lr=0.01"]
     once = Trainer(Config.parse(raw, [*options, f"run.dir={tmp_path / 'once'}"]))
     once.fit()
@@ -423,7 +425,7 @@ def test_every_ratio_goes_several_epochs(raw: dict, tmp_path: Path) -> None:
 
 
 def test_rewards_of_a_whole_step_do_not_depend_on_microbatches(raw: dict, tmp_path: Path) -> None:
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     options = ["objective.advantage=step", "model.dtype=float32", "run.steps=2"]
     whole, cut = (
         comparable(fit(raw, *options, *more, f"run.dir={tmp_path / name}").config.run.dir)
@@ -442,7 +444,7 @@ def test_rewards_of_a_whole_step_do_not_depend_on_microbatches(raw: dict, tmp_pa
 def test_rewards_of_a_whole_step_cost_a_forward_without_gradients(
     raw: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     options = ["run.steps=1", "parallel.tokens_per_microbatch=10000", "reward.scheme=format_only"]
     trainer = Trainer(Config.parse(raw, [*options, "objective.drop_dead_groups=true"]))
     calls: list[tuple[bool, int]] = []
@@ -465,7 +467,7 @@ def test_rewards_of_a_whole_step_cost_a_forward_without_gradients(
 def test_a_divergence_is_measured_kept_and_resumed(
     raw: dict, tmp_path: Path, weights: str, where: str
 ) -> None:
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     options = [
         "objective.kl_weight=0.1",
         f"objective.kl_in={where}",
@@ -494,7 +496,7 @@ def test_a_divergence_is_measured_kept_and_resumed(
 
 
 def test_groups_closer_than_usual_are_dropped_and_resumed(raw: dict, tmp_path: Path) -> None:
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     option = "objective.min_group_std=0.9"
     whole = fit(raw, option, f"run.dir={tmp_path / 'whole'}")
     parts = f"run.dir={tmp_path / 'parts'}"
@@ -527,7 +529,7 @@ def test_a_signal_saves_and_the_same_command_resumes(
 ) -> None:
     raw["run"]["steps"] = 60
     raw["checkpoint"]["every_steps"] = 1000
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(raw))
     folder = Path(raw["run"]["dir"])
@@ -551,7 +553,7 @@ def test_a_signal_saves_and_the_same_command_resumes(
 @pytest.mark.slow
 def test_a_kill_loses_nothing_that_was_committed(raw: dict, tmp_path: Path) -> None:
     raw["run"]["steps"] = 60
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(raw))
     folder = Path(raw["run"]["dir"])
@@ -606,7 +608,7 @@ def test_an_alarm_is_said_once_over_a_resume_and_stops_if_asked(
     def constant(inputs):
         return torch.zeros(inputs.logp_think_PGH.shape[:2])
 
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     options = ["reward.scheme=constant", "checkpoint.every_steps=1"]
     folder = Path(raw["run"]["dir"])
     try:
@@ -623,7 +625,7 @@ def test_an_alarm_is_said_once_over_a_resume_and_stops_if_asked(
 
 
 def test_a_checkpoint_from_before_the_alarms_resumes(raw: dict) -> None:
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     folder = fit(raw, "run.steps=2").config.run.dir
     saved = folder / "checkpoints" / "step_00000002"
     commit = json.loads((saved / "COMMIT.json").read_text())
@@ -691,11 +693,11 @@ def test_a_corpus_of_another_tokenizer_is_refused(
 
 
 def test_the_run_folder_belongs_to_one_config(raw: dict, tmp_path: Path) -> None:
-    fit(raw, "run.steps=1", "evaluation.enabled=false")
+    fit(raw, "run.steps=1", "evaluation.docs=0")
     with pytest.raises(ConfigError, match=r"optim.lr: 0.001 there, 0.002 here"):
-        Trainer(Config.parse(raw, ["optim.lr=2e-3", "evaluation.enabled=false"]))
+        Trainer(Config.parse(raw, ["optim.lr=2e-3", "evaluation.docs=0"]))
     with pytest.raises(ConfigError, match="--resume is never"):
-        Trainer(Config.parse(raw, ["evaluation.enabled=false"]), resume="never")
+        Trainer(Config.parse(raw, ["evaluation.docs=0"]), resume="never")
     with pytest.raises(CheckpointError, match="--resume must"):
         Trainer(Config.parse(raw, [f"run.dir={tmp_path / 'new'}"]), resume="must")
     other = tmp_path / "other"
@@ -716,34 +718,34 @@ def test_the_run_folder_belongs_to_one_config(raw: dict, tmp_path: Path) -> None
 
 
 def test_other_data_under_the_same_name_is_refused(raw: dict, tmp_path: Path) -> None:
-    fit(raw, "run.steps=1", "evaluation.enabled=false")
+    fit(raw, "run.steps=1", "evaluation.docs=0")
     raw["data"]["source"] = str(write_corpus(tmp_path / "other", 23))
     with pytest.raises(CheckpointError, match="trained on other data than"):
-        fit(raw, "evaluation.enabled=false")
+        fit(raw, "evaluation.docs=0")
 
 
 def test_damaged_checkpoints(raw: dict) -> None:
-    folder = fit(raw, "evaluation.enabled=false").config.run.dir
+    folder = fit(raw, "evaluation.docs=0").config.run.dir
     good = comparable(folder)
     [newest] = (folder / "checkpoints" / "step_00000004" / "weights").iterdir()
     flipped = bytearray(newest.read_bytes())
     flipped[-5] ^= 1
     newest.write_bytes(flipped)
-    fit(raw, "evaluation.enabled=false")  # falls back to step 2 and repeats 3 and 4
+    fit(raw, "evaluation.docs=0")  # falls back to step 2 and repeats 3 and 4
     assert "step_00000004 is damaged" in (folder / "log.txt").read_text()
     assert f"weights/{newest.name}: its bytes have changed" in (folder / "log.txt").read_text()
     assert comparable(folder) == good
     for _, path in committed(folder / "checkpoints"):
         next((path / "moments").iterdir()).unlink()
     with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
-        fit(raw, "evaluation.enabled=false")
+        fit(raw, "evaluation.docs=0")
 
 
 def test_a_full_disk_during_a_save(raw: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    trainer = Trainer(Config.parse(raw, ["evaluation.enabled=false", "checkpoint.every_steps=1"]))
+    trainer = Trainer(Config.parse(raw, ["evaluation.docs=0", "checkpoint.every_steps=1"]))
     monkeypatch.setattr("rntp.run.checkpoint.shards.write", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         trainer.fit()

@@ -4,7 +4,7 @@
 #
 # Every task of the array is a sampler. They may start before the trainer or after it, be preempted,
 # requeued, and be as many as the cluster gives: a part of a step that a killed one had taken is
-# sampled by another once its lease has run out (rollout.leases.seconds).
+# sampled by another once its lease has run out (rollout.samplers.lease_s).
 #
 #SBATCH --job-name=rntp-samplers
 #SBATCH --array=0-7

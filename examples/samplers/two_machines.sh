@@ -14,7 +14,7 @@ STORE=${STORE:-runs/samplers-store}
 CONFIG=${CONFIG:-examples/samplers/config.yaml}
 
 case "${1:-}" in
-    train) exec rntp train "$CONFIG" --set "rollout.store=$STORE" ;;
+    train) exec rntp train "$CONFIG" --set "rollout.samplers.store=$STORE" ;;
     sample) exec rntp sample "$STORE" ;;
     *) echo "usage: $0 train|sample" >&2; exit 2 ;;
 esac

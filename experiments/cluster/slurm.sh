@@ -20,7 +20,7 @@
 
 CONFIG=${CONFIG:-experiments/quickstart/config.yaml}
 PREEMPTED=5
-# More arguments, such as RNTP_ARGS="--set run.hang_timeout_s=600"
+# More arguments, such as RNTP_ARGS="--set run.timeouts_s.hang=600"
 
 # The first node's name, unless it has no address by that name and MASTER_ADDR says another.
 export MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}

@@ -56,7 +56,7 @@ def train(folder: Path, config: Path, name: str, cut_at: int = 0) -> list[int]:
         command += ["--nnodes=2", "--nproc-per-node=1", f"--node-rank={rank}"]
         command += [f"--master-addr={ADDRESSES[0]}", "--master-port=29511", "-m", "rntp", "train"]
         command += [str(config), "--run-dir", str(folder / name)]
-        command += ["--set", "parallel.timeout_s=20"]
+        command += ["--set", "run.timeouts_s.ranks=20"]
         with (folder / f"{name}.{rank}.log").open("ab") as log:
             started.append(
                 subprocess.Popen(

@@ -41,7 +41,7 @@ def run(folder: Path) -> list[dict[str, Any]]:
             "model.spec": HERE / "base",
             "data.source": folder / "corpus",
             "data.docs_per_step": 4,
-            "evaluation.enabled": "false",
+            "evaluation.docs": 0,
         }
         sets = [f"{name}={value}" for name, value in overrides.items()]
         Trainer(Config.load(HERE / "short.yaml", sets)).fit()

@@ -45,7 +45,7 @@ def main() -> None:
                 if name in done:
                     continue
                 options = [f"run.seed={seed}", f"data.source={arguments.corpus}"]
-                options += [f"rollout.max_age={age}", *([] if corrected else [OFF])]
+                options += [f"rollout.samplers.max_age={age}", *([] if corrected else [OFF])]
                 done[name] = run(age, options + arguments.overrides)
                 path.write_text(json.dumps(done, indent=1) + "\n")
                 print(name, done[name], flush=True)
@@ -67,7 +67,7 @@ def run(age: int, options: list[str]) -> dict[str, float]:
 
         Desk.offer = offer_and_sample  # type: ignore[method-assign]
         try:
-            more = [f"run.dir={folder}/run", f"rollout.store={store}"]
+            more = [f"run.dir={folder}/run", f"rollout.samplers.store={store}"]
             config = Config.load(HERE / "age.yaml", [*options, *more])
             comparison = Trainer(config).fit()
         finally:

@@ -81,8 +81,8 @@ def plan(experiment: Experiment) -> list[Run]:
     sources = {column.source for column in experiment.columns.values()}
     if sources - {"metrics"} and not any(run.config.evaluation.enabled for run in runs):
         raise ConfigError(
-            "columns read the evaluation, and evaluation.enabled is false in every arm; set it to "
-            "true, or read metrics"
+            "columns read the evaluation, and evaluation.docs is 0 in every arm; raise it, "
+            "or read metrics"
         )
     return runs
 

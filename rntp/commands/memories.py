@@ -30,6 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="in turn: first_tokens, last_piece, random_piece, bm25_piece, best_piece (the one "
         "that gains most, which runs the model on all of them)",
     )
+    parser.add_argument(
+        "--pieces",
+        type=int,
+        default=32,
+        metavar="N",
+        help="evenly spaced pieces of a page that best_piece tries (default 32)",
+    )
     parser.add_argument("--json", action="store_true", help="print provenance as JSON")
 
 
@@ -40,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     config = load_config(arguments)
     rules = arguments.rules.split(",")
-    facts = write_memories(config, arguments.out, rules, arguments.contexts)
+    facts = write_memories(config, arguments.out, rules, arguments.contexts, arguments.pieces)
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return

@@ -8,7 +8,9 @@ HELP = "sample thoughts for the run of a store: joins by starting, leaves by bei
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    parser.add_argument("store", metavar="STORE", help="folder or URL: rollout.store of the run")
+    parser.add_argument(
+        "store", metavar="STORE", help="folder or URL: rollout.samplers.store of the run"
+    )
     parser.add_argument("--name", help="in messages; by default the host's")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="instead of model.device")
     parser.add_argument(

@@ -51,6 +51,14 @@ POLICIES = Options(
         )
     },
 )
+PLACES = Options(
+    (),  # the same
+    {
+        "positions_per_doc": Parameter(
+            NonNegative, 0, (), "positions in one held-out context; 0 is as many as in training"
+        )
+    },
+)
 WEIGHTS = Options(("current", "none", "frozen", "ema"), {"decay": DECAY})
 _RATIO = ("clipped_ratio", "cispo", "gspo")
 ALGORITHMS = Options(
@@ -73,15 +81,15 @@ ALGORITHMS = Options(
             None,
             (),
             "tokens count min(policy / sampler, cap): for stale or foreign samplers (1802.01561); "
-            "at least 1, 0 is off; null: 2 where rollout.max_age is above 0 and the ratios of the "
-            "algorithm do not start from the sampler anyhow, else off",
+            "at least 1, 0 is off; null: 2 where max_age of rollout.samplers is above 0 and the "
+            "ratios of the algorithm do not start from the sampler anyhow, else off",
         ),
         "importance_mask": Parameter(
             Annotated[list[Weight], Field(min_length=2, max_length=2)] | None,
             None,
             (),
             "tokens with policy / sampler outside [low, high] do not count; [0, 0] is off; null: "
-            "[0.5, 5] where rollout.max_age is above 0, else off (IcePop's)",
+            "[0.5, 5] where max_age of rollout.samplers is above 0, else off (IcePop's)",
         ),
         "importance_of": Parameter(
             Literal["token", "thought"],

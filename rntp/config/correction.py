@@ -35,7 +35,7 @@ class Correction:
 
 def correction_of(config: Config) -> Correction:
     """Resolve what the config says, and what stands for null."""
-    algorithm, stale = config.objective.algorithm, config.rollout.max_age > 0
+    algorithm, stale = config.objective.algorithm, config.rollout.samplers.max_age > 0
     cap, mask = algorithm.get("importance_cap"), algorithm.get("importance_mask")
     has_ratio = algorithm != "policy_gradient"
     # With a cap that is asked for, clipping stays around the policy: decoupled (2505.24298).

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # What no update depends on: whole sections, and fields of the others.
 _NOT_TRAINED = {"checkpoint", "log", "parallel", "rollout", "evaluation"}
 _FREE = {
-    "run": ("name", "dir", "steps", "hang_timeout_s", "on_trouble"),
+    "run": ("name", "dir", "steps", "timeouts_s", "on_trouble"),
     "model": ("device", "sharing"),
     "data": ("source", "workers"),
     "reward": ("shadows",),
@@ -40,6 +40,7 @@ def trained(config: Config) -> dict[str, Any]:
         name: {"weight": weight, **config.reward.parameters(name)}
         for name, weight in config.reward.weights.items()
     }
+    _put_where_it_stood(facts)
     _leave_out_unread(facts, config)
     # A manifest's digest is a corpus' identity, not its path.
     if isinstance(config.data.source, dict):
@@ -49,6 +50,14 @@ def trained(config: Config) -> dict[str, Any]:
     if config.optim.schedule == "cosine":
         facts["optim"]["steps"] = config.run.steps
     return facts
+
+
+def _put_where_it_stood(facts: dict[str, Any]) -> None:
+    """Move, in place, what has another place by now back to where it was: a run that began before
+    goes on."""
+    facts["model"]["think_open"], facts["model"]["think_close"] = facts["model"].pop("markers")
+    facts["reward"]["judge"] = facts["reward"]["judges"].pop("itself")
+    facts["optim"] |= facts["optim"].pop("adamw")
 
 
 def _leave_out_unread(facts: dict[str, Any], config: Config) -> None:
@@ -69,8 +78,8 @@ def _leave_out_unread(facts: dict[str, Any], config: Config) -> None:
     net_gain = facts["reward"]["scheme"].get("net_gain", {})
     if net_gain.get("call_cost") == 0:
         del net_gain["call_cost"]
-    if config.rollout.max_age:  # else samplers change nothing
-        facts["rollout"] = {"max_age": config.rollout.max_age}
+    if config.rollout.samplers.max_age:  # else samplers change nothing
+        facts["rollout"] = {"max_age": config.rollout.samplers.max_age}
     objective = facts["objective"]
     _name_correction(objective["algorithm"][config.objective.algorithm], config)
     if config.objective.router_weight == 0:
@@ -103,8 +112,9 @@ def _choices(config: Config) -> Iterator[tuple[str, str, Choice]]:
 def measured(config: Config) -> dict[str, Any]:
     """List the fields that decide what is measured of what is trained, and by which schemes."""
     facts = config.model_dump(mode="json", include={"evaluation", "reward"})
-    for name in ("every_steps", "enabled"):
-        del facts["evaluation"][name]
+    del facts["evaluation"]["every_steps"]
+    facts["evaluation"]["placement"] = str(config.evaluation.placement)
+    facts["evaluation"]["positions_per_doc"] = config.evaluation.positions_per_doc
     # A constant now; results of runs that had the field are made alike.
     facts["evaluation"]["bits_per_thought_token"] = 0.01
     # As with the training corpus; a result names its digest.

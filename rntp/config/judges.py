@@ -19,6 +19,9 @@ class JudgeEndpoint(Section):
 
 
 class Judges(Section):
+    itself: Literal["policy", "frozen"] = "policy"
+    """Whose verdict self_judge and judge_gold give: that of the weights in training, which learn to
+    please themselves, or that of the weights of the start, which keeps a copy of them."""
     use: dict[str, JudgeEndpoint] = Field(default={})
     """Judges of the scheme judge, by name: `{local: {url: http://127.0.0.1:8080/v1, model: m}}`."""
     sees: Literal["continuation", "page"] = "continuation"

@@ -42,13 +42,16 @@ def parse(
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
-    section, dot, field = name.strip().partition(".")
-    if not (equals and dot and section and field):
+    *path, field = name.strip().split(".")
+    if not (equals and path and field and all(path)):
         raise ConfigError(f"--set wants section.field=value, not {override!r}")
     value = files.parse_yaml(text, f"--set {override}: the value")
-    if not isinstance(raw.setdefault(section, {}), dict):
-        raise ConfigError(f"--set {override}: {section} is not a section")
-    raw[section][field] = value
+    held = raw
+    for depth, part in enumerate(path, start=1):
+        if not isinstance(held.setdefault(part, {}), dict):
+            raise ConfigError(f"--set {override}: {'.'.join(path[:depth])} is not a section")
+        held = held[part]
+    held[field] = value
 
 
 def _sections(cls: type[BaseModel]) -> dict[str, set[str]]:

@@ -1,6 +1,7 @@
 """Fields of older configs, moved to where they stand now: accepted for one version, and told."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 Raw = dict[str, Any]
@@ -125,14 +126,45 @@ def _band(kind: str) -> Callable[[Raw, Any], None]:
     return move
 
 
-def _beta(index: int) -> Callable[[Raw, Any], None]:
+def _into(section: str, *names: str) -> Callable[[Raw, Any], None]:
+    """Move a value to a place within a section: names of it, from the outermost."""
+
     def move(raw: Raw, value: Any) -> None:
-        optim = _section(raw, "optim")
-        betas = list(optim.get("betas", (0.9, 0.95)))
-        betas[index] = value
-        optim["betas"] = betas
+        held = _section(raw, section)
+        for name in names[:-1]:
+            inner = held.get(name)
+            if isinstance(inner, int) and name == "samplers":
+                inner = {"start": inner}
+            held[name] = dict(inner) if isinstance(inner, dict) else {}
+            held = held[name]
+        held.setdefault(names[-1], value)
 
     return move
+
+
+def _pair(section: str, *names: str, index: int, default: tuple[Any, Any]) -> Callable[..., None]:
+    """Move a value to one of the two that stand at a place within a section."""
+
+    def move(raw: Raw, value: Any) -> None:
+        held = _section(raw, section)
+        for name in names[:-1]:
+            held = held.setdefault(name, {})
+        pair = list(held.get(names[-1], default))
+        pair[index] = value
+        held[names[-1]] = pair
+
+    return move
+
+
+def _leases(raw: Raw, value: Any) -> None:
+    for old, new in (("contexts", "contexts"), ("seconds", "lease_s"), ("wait_s", "wait_s")):
+        if isinstance(value, dict) and old in value:
+            _into("rollout", "samplers", new)(raw, value[old])
+
+
+def _enabled(raw: Raw, value: Any) -> None:
+    if value is False:
+        _section(raw, "evaluation")["docs"] = 0
 
 
 def _worker_kind(raw: Raw, value: Any) -> None:
@@ -146,6 +178,8 @@ def _gone(raw: Raw, value: Any) -> None:
     """A constant now."""
 
 
+_beta = partial(_pair, "optim", "adamw", "betas", default=(0.9, 0.95))
+_marker = partial(_pair, "model", "markers", default=("<think>", "</think>"))
 _RATIO = ("clipped_ratio", "cispo", "gspo")
 _TRIANGLE = "reward.scheme: {length_triangle: …}"
 
@@ -209,8 +243,26 @@ RENAMED: dict[str, tuple[str, Callable[[Raw, Any], None]]] = {
     "objective.kl_in": ("a parameter of objective.kl", _kl("in")),
     "objective.kl_reference": ("a parameter of objective.kl", _kl("reference")),
     "baseline.decay": ("a parameter of baseline.weights: {ema: …} or of objective.kl", _decay),
-    "optim.beta1": ("optim.betas", _beta(0)),
-    "optim.beta2": ("optim.betas", _beta(1)),
+    "optim.beta1": ("optim.adamw: {betas: …}", _beta(index=0)),
+    "optim.beta2": ("optim.adamw: {betas: …}", _beta(index=1)),
+    "optim.betas": ("optim.adamw: {betas: …}", _into("optim", "adamw", "betas")),
+    "optim.weight_decay": (
+        "optim.adamw: {weight_decay: …}",
+        _into("optim", "adamw", "weight_decay"),
+    ),
+    "model.think_open": ("model.markers, the first", _marker(index=0)),
+    "model.think_close": ("model.markers, the second", _marker(index=1)),
+    "run.hang_timeout_s": ("run.timeouts_s: {hang: …}", _into("run", "timeouts_s", "hang")),
+    "parallel.timeout_s": ("run.timeouts_s: {ranks: …}", _into("run", "timeouts_s", "ranks")),
+    "reward.judge": ("reward.judges: {itself: …}", _into("reward", "judges", "itself")),
+    "rollout.store": ("rollout.samplers: {store: …}", _into("rollout", "samplers", "store")),
+    "rollout.max_age": ("rollout.samplers: {max_age: …}", _into("rollout", "samplers", "max_age")),
+    "rollout.leases": ("rollout.samplers: {contexts, lease_s, wait_s}", _leases),
+    "evaluation.positions_per_doc": (
+        "a parameter of evaluation.placement",
+        _parameter("evaluation.placement", "positions_per_doc", "random"),
+    ),
+    "evaluation.enabled": ("evaluation.docs, 0 for false", _enabled),
     "optim.eps": ("a constant, 1e-8", _gone),
     "optim.min_lr_fraction": (
         "a parameter of optim.schedule: {cosine: …}",

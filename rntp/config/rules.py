@@ -78,14 +78,14 @@ _OF_RESULTS = ("other_results", "no_results")
 
 RULES = (
     Rule(
-        ("data.context_tokens", "placement.positions_per_doc", "evaluation.positions_per_doc"),
+        ("data.context_tokens", "placement.positions_per_doc", "evaluation.placement"),
         lambda c: _slots(c) < c.most_positions,
         "a context of {data.context_tokens} tokens has {slots} positions with "
         "{earliest} tokens before and {reward.horizon} after them, but "
         "placement.positions_per_doc is {placement.positions_per_doc} and "
-        "evaluation.positions_per_doc {evaluation.positions_per_doc}; raise data.context_tokens, "
-        "or lower placement.min_prefix_tokens, reading.window, the positions_per_doc or "
-        "reward.horizon",
+        "positions_per_doc of evaluation.placement {evaluation.positions_per_doc}; raise "
+        "data.context_tokens, or lower placement.min_prefix_tokens, reading.window, the "
+        "positions_per_doc or reward.horizon",
     ),
     Rule(
         ("data.replay_docs", "data.docs_per_step"),
@@ -171,28 +171,29 @@ RULES = (
         "[0.5, 5], say; [0, 0] is off",
     ),
     Rule(
-        ("rollout.max_age", "rollout.samplers", "rollout.store"),
-        lambda c: c.rollout.max_age > 0 and c.store is None,
-        "rollout.max_age {rollout.max_age} is of samplers, and there are none: set "
-        "rollout.samplers or rollout.store, or rollout.max_age to 0",
+        ("rollout.samplers",),
+        lambda c: c.rollout.samplers.max_age > 0 and c.store is None,
+        "rollout.samplers: max_age {rollout.samplers.max_age} is of samplers, and there are none: "
+        "set start or store beside it, or max_age to 0",
     ),
     Rule(
-        ("rollout.max_age", "data.replay_docs"),
-        lambda c: c.rollout.max_age > 0 and c.data.replay_docs > 0,
-        "data.replay_docs goes by what the step before has shown, and with rollout.max_age "
-        "{rollout.max_age} steps are sampled before that; set one of them to 0",
+        ("rollout.samplers", "data.replay_docs"),
+        lambda c: c.rollout.samplers.max_age > 0 and c.data.replay_docs > 0,
+        "data.replay_docs goes by what the step before has shown, and with max_age of "
+        "rollout.samplers {rollout.samplers.max_age} steps are sampled before that; set one of "
+        "them to 0",
     ),
     Rule(
-        ("reading.piece", "rollout.samplers", "rollout.store"),
+        ("reading.piece", "rollout.samplers"),
         lambda c: c.store is not None and c.reading.piece is not None,
         "reading.piece: each memory of a page is written behind the one before, and results of "
-        "samplers do not carry such chains yet; take rollout.samplers and rollout.store away",
+        "samplers do not carry such chains yet; take rollout.samplers away",
     ),
     Rule(
-        ("rollout.samplers", "rollout.store", "thought.thoughts_per_position"),
+        ("rollout.samplers", "thought.thoughts_per_position"),
         lambda c: c.store is not None and c.thought.thoughts_per_position == 0,
-        "thought.thoughts_per_position: 0 leaves samplers nothing to do; take rollout.samplers and "
-        "rollout.store away",
+        "thought.thoughts_per_position: 0 leaves samplers nothing to do; take "
+        "rollout.samplers away",
     ),
     Rule(
         ("baseline.weights", "objective.kl"),
@@ -205,10 +206,11 @@ RULES = (
         "more copies of the weights; set them to the same, or baseline.weights to current",
     ),
     Rule(
-        ("reward.judge", "baseline.weights", "objective.kl"),
-        lambda c: c.reward.judge == "frozen" and c.reference_weights == "ema",
-        "reward.judge: frozen and a moving average (baseline.weights or objective.kl) would be two "
-        "more copies of the weights; set both to frozen, or reward.judge to policy",
+        ("reward.judges", "baseline.weights", "objective.kl"),
+        lambda c: c.reward.judges.itself == "frozen" and c.reference_weights == "ema",
+        "reward.judges.itself: frozen and a moving average (baseline.weights or objective.kl) "
+        "would be two more copies of the weights; set both to frozen, or reward.judges.itself to "
+        "policy",
     ),
     Rule(
         ("baseline.use", "baseline.weights"),
@@ -235,7 +237,7 @@ RULES = (
         "baseline.use to subtract, or objective.advantage to another",
     ),
     Rule(
-        ("thought.tools", "model.think_open", "model.think_close"),
+        ("thought.tools", "model.markers"),
         lambda c: bool(c.thought.tools.use)
         and len({*c.thought.tools.markers, c.model.think_open, c.model.think_close, ""}) < 7,
         "thought.tools.markers and the think markers must all differ, and none may be empty",
@@ -258,12 +260,12 @@ RULES = (
         "thought.source pause samples nothing, so that nothing calls thought.tools; take them away",
     ),
     Rule(
-        ("model.think_open", "model.think_close"),
+        ("model.markers",),
         lambda c: c.model.think_open == c.model.think_close,
-        "model.think_open and model.think_close must differ",
+        "model.markers must differ",
     ),
     Rule(
-        ("model.think_open", "model.think_close"),
+        ("model.markers",),
         lambda c: not c.model.think_open or not c.model.think_close,
         "the think markers must not be empty",
     ),
@@ -335,7 +337,7 @@ WARNINGS = (
         lambda c: (
             c.objective.algorithm != "policy_gradient"
             and c.objective.epochs_per_rollout == 1
-            and c.rollout.max_age == 0
+            and c.rollout.samplers.max_age == 0
         ),
         "objective.algorithm: {objective.algorithm} has the gradient of policy_gradient as long as "
         "objective.epochs_per_rollout is 1",
@@ -343,7 +345,8 @@ WARNINGS = (
     Rule(
         ("objective.algorithm", "rollout.engine"),
         lambda c: (
-            (c.objective.algorithm.get("importance_cap") or 0) > 0 and c.rollout.max_age == 0
+            (c.objective.algorithm.get("importance_cap") or 0) > 0
+            and c.rollout.samplers.max_age == 0
         ),
         "importance_cap: rollout.engine: {rollout.engine} samples with the trainer's own "
         "weights, so that every ratio is 1 up to rounding",

@@ -12,6 +12,7 @@ from pydantic import (
 
 from rntp.config import files, identity, load
 from rntp.config.correction import Correction, correction_of
+from rntp.config.rollout import RolloutSection
 from rntp.config.rules import RULES, WARNINGS, broken_rules
 from rntp.config.sections import (
     Baseline,
@@ -26,7 +27,6 @@ from rntp.config.sections import (
     Placement,
     Reading,
     Reward,
-    RolloutSection,
     Run,
     Section,
     Thought,
@@ -125,7 +125,7 @@ class Config(Section):
             return "frozen" if weights == "frozen" else "ema"
         if self.objective.kl_weight > 0:
             return "ema" if self.objective.kl.get("reference") == "ema" else "frozen"
-        return "frozen" if self.reward.judge == "frozen" else None
+        return "frozen" if self.reward.judges.itself == "frozen" else None
 
     @property
     def ema_decay(self) -> float:
@@ -173,16 +173,16 @@ class Config(Section):
     @property
     def store(self) -> Path | str | None:
         """Where trainer and samplers meet; None where the trainer samples itself."""
-        if self.rollout.store is None and self.rollout.samplers:
+        if self.rollout.samplers.store is None and self.rollout.samplers.start:
             return self.run.dir / "store"
-        return self.rollout.store
+        return self.rollout.samplers.store
 
     @property
     def contexts_per_lease(self) -> int:
         """Most contexts that a sampler takes at a time."""
-        if self.rollout.leases.contexts:
-            return self.rollout.leases.contexts
-        share = -(-self.data.docs_per_step // max(self.rollout.samplers, 1))
+        if self.rollout.samplers.contexts:
+            return self.rollout.samplers.contexts
+        share = -(-self.data.docs_per_step // max(self.rollout.samplers.start, 1))
         return min(self.rollout.docs_per_batch, share)
 
     @property

@@ -16,6 +16,7 @@ from rntp.config.choices import (
     ADVANTAGES,
     ALGORITHMS,
     DIVERGENCES,
+    PLACES,
     POLICIES,
     SCHEDULES,
     SCHEMES,
@@ -28,6 +29,7 @@ from rntp.config.choices import (
 )
 from rntp.config.judges import Judges
 from rntp.config.mirrors import Mirrors
+from rntp.config.places import folder_or_url
 from rntp.config.section import Section
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -35,15 +37,20 @@ Interval = tuple[Weight, Weight]
 Parameters = dict[str, FiniteFloat]
 
 
-def _folder_or_url(value: object) -> object:
-    is_path = isinstance(value, str) and "://" not in value and not value.startswith("hf:")
-    return Path(str(value)) if is_path else value
-
-
 Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Source = Annotated[
-    Path | str | Annotated[dict[str, Share], Field(min_length=1)], BeforeValidator(_folder_or_url)
+    Path | str | Annotated[dict[str, Share], Field(min_length=1)], BeforeValidator(folder_or_url)
 ]
+
+
+class Timeouts(Section):
+    hang: Weight = 1800.0
+    """End a rank, with its stacks in stacks/, after so long without a sign of life: more than one
+    forward or one save takes. It is told after 45 s, and of many ranks the others give up after
+    `ranks`. 0 watches nothing and writes no heartbeat."""
+    ranks: Annotated[float, Field(gt=0)] = 600.0
+    """Longest that a rank waits for the others; then the run ends and says for whom it waited.
+    Raise it where one rank's share of a step or an evaluation takes longer."""
 
 
 class Run(Section):
@@ -55,10 +62,8 @@ class Run(Section):
     """Optimizer steps to have done when the run ends."""
     dir: Path
     """Run folder. It belongs to one config; starting again with the same config resumes it."""
-    hang_timeout_s: Weight = 1800.0
-    """End a rank, with its stacks in stacks/, after so many seconds without a sign of life: more
-    than one forward or one save takes. It is told after 45 s, and of many ranks the others give up
-    after parallel.timeout_s. 0 watches nothing and writes no heartbeat."""
+    timeouts_s: Timeouts = Timeouts()
+    """How long nothing may happen, seconds."""
     on_trouble: Annotated[Choice, TROUBLE] = TROUBLE.choice("roll_back")
     """What a streak of non-finite steps and an alarm do, and how much damage is borne. roll_back:
     the streak sends the run back to the last checkpoint before it, with the streak's ordinals set
@@ -70,10 +75,8 @@ class Run(Section):
 class Model(Section):
     spec: str
     """Hub id, local folder, GGUF file, or `package:NAME` for an installed package with weights."""
-    think_open: str = "<think>"
-    """Marker before a thought. Added as a new token where the tokenizer has no such token."""
-    think_close: str = "</think>"
-    """Marker after a thought; ditto."""
+    markers: tuple[str, str] = ("<think>", "</think>")
+    """Before and after a thought. Added as new tokens where the tokenizer has no such tokens."""
     dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
     """Type of the compute copy. Master weights and reductions are float32 or better."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -82,6 +85,16 @@ class Model(Section):
     """tree: thoughts of a page share what they have in common, or the model is refused. none: one
     plain sequence a thought, for any causal model, with the same numbers and as many more tokens as
     --dry-run says. auto: tree where the check at load passes, else none, and the run says so."""
+
+    @property
+    def think_open(self) -> str:
+        """Marker before a thought."""
+        return self.markers[0]
+
+    @property
+    def think_close(self) -> str:
+        """Marker after a thought."""
+        return self.markers[1]
 
 
 class Pages(Section):
@@ -242,9 +255,6 @@ class Reward(Section):
     """Weight ratio of one continuation token to the token before it (gamma)."""
     shadows: tuple[str, ...] | dict[str, Parameters] = ("log_ratio", "logprob", "exact_prefix")
     """Schemes that are only logged, on the same thoughts; with parameters `{net_gain: {…}}`."""
-    judge: Literal["policy", "frozen"] = "policy"
-    """Whose verdict self_judge and judge_gold give: that of the weights in training, which learn to
-    please themselves, or that of the weights of the start, which keeps a copy of them."""
     judges: Judges = Judges()
     """Models behind an endpoint, whose verdict the scheme judge gives."""
 
@@ -363,6 +373,13 @@ class Objective(Section):
         return self.drops_groups and others == 0
 
 
+class AdamW(Section):
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """Decay of the first and of the second moment."""
+    weight_decay: Weight = 0.0
+    """Decoupled; not applied to vectors (norms, biases)."""
+
+
 class Optim(Section):
     lr: Annotated[float, Field(gt=0)] = 1e-6
     """Peak learning rate of AdamW."""
@@ -370,45 +387,10 @@ class Optim(Section):
     """After the warm-up."""
     warmup_steps: NonNegative = 0
     """Steps of linear warm-up."""
-    weight_decay: Weight = 0.0
-    """Decoupled; not applied to vectors (norms, biases)."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    """AdamW: decay of the first and of the second moment."""
+    adamw: AdamW = AdamW()
+    """The optimizer's own constants: `{betas: [0.9, 0.95], weight_decay: 0.1}`."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Global gradient norm is clipped to this."""
-
-
-class Leases(Section):
-    contexts: NonNegative = 0
-    """Contexts that a sampler takes at a time. 0: rollout.docs_per_batch, or less where every local
-    sampler is to have a share of a step."""
-    seconds: Annotated[float, Field(gt=0)] = 60.0
-    """A sampler that gives no sign of life for so long loses what it has taken: more than one batch
-    takes to be prefilled, or one token of it to be drawn."""
-    wait_s: Annotated[float, Field(gt=0)] = 1800.0
-    """Without a sign of life of any sampler, or of the store, for so long the run saves and ends
-    with exit code 5; the same command resumes it."""
-
-
-class RolloutSection(Section):
-    engine: Literal["inprocess"] = "inprocess"
-    """What samples, in the trainer's process or in that of a sampler: inprocess is rntp's own."""
-    samplers: NonNegative = 0
-    """Samplers that the run starts beside itself, on its machine; others may join by
-    `rntp sample STORE`. With 0, and no store, the trainer samples."""
-    store: Annotated[Path | str | None, BeforeValidator(_folder_or_url)] = None
-    """Folder or URL (s3://…) through which trainer and samplers exchange weights and rollouts.
-    null: `store` in run.dir, if there are samplers. See the page on samplers of the
-    documentation."""
-    max_age: NonNegative = 0
-    """Updates that the weights which sampled may be behind those that train. 0: samplers wait for
-    every update, and the run is the in-process one to the bit. Above 0 they do not, and tokens are
-    weighted for it (importance_cap and its like of objective.algorithm)."""
-    leases: Leases = Leases()
-    """Who samples what, and for how long the others wait for it."""
-    docs_per_batch: Positive = 8
-    """Contexts that decode together. Changes speed and memory; the thoughts only as far as a GPU
-    rounds differently."""
 
 
 class Checkpoint(Section):
@@ -438,12 +420,11 @@ Control = Literal[
 
 
 class Evaluation(Section):
-    enabled: bool = True
-    """Measure think and no-think loss on held-out pages before and after training."""
+    docs: NonNegative = 16
+    """Held-out contexts on which think and no-think loss are measured, before and after training;
+    0 measures nothing."""
     every_steps: NonNegative = 0
     """And every so many steps in between; 0 is never."""
-    docs: Positive = 16
-    """Held-out contexts."""
     source: Path | None = None
     """Corpus whose held-out pages are read, where that is not data.source: for training on made
     pages and measuring on ordinary ones."""
@@ -451,10 +432,8 @@ class Evaluation(Section):
     """Also measure on the first so many contexts trained on: fresh against reused gain."""
     thoughts_per_position: Positive = 1
     """Thoughts at each position; the think loss is the mean over them."""
-    placement: str = "random"
+    placement: Annotated[Choice, PLACES] = PLACES.choice("random")
     """Where to think in evaluation: a placement policy; see `rntp.placement`."""
-    positions_per_doc: NonNegative = 0
-    """Positions in one held-out context; 0 is as many as in training."""
     controls: tuple[Control, ...] = ()
     """Thoughts put in place of the sampled ones, each with its own gain; see
     `rntp.evaluation.controls`. first_tokens, last_piece, random_piece and bm25_piece are memories
@@ -462,6 +441,16 @@ class Evaluation(Section):
     decile_model: str = ""
     """Spec of a third model of the same tokenizer, whose loss says which tokens are hard; with ""
     it is the loss of the model before training."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is measured."""
+        return self.docs > 0
+
+    @property
+    def positions_per_doc(self) -> int:
+        """Positions in one held-out context; 0 is as many as in training."""
+        return int(self.placement.get("positions_per_doc"))
 
 
 class Log(Section):
@@ -483,6 +472,3 @@ class Parallel(Section):
     """Keep only the inputs of layers for the backward and compute the rest again: less memory for
     about a third more compute; auto does where a step would not fit otherwise, and says so. The
     gradient does not depend on it."""
-    timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    """Longest that a rank waits for the others, seconds; then the run ends and says for whom it
-    waited. Raise it where one rank's share of a step or an evaluation takes longer."""

@@ -245,7 +245,7 @@ def _check_data(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase) 
     if config.evaluation.enabled and config.data.heldout_fraction == 0:
         raise ConfigError(
             "evaluation needs held-out documents: raise data.heldout_fraction above 0, or set "
-            "evaluation.enabled to false"
+            "evaluation.docs to 0"
         )
     if len(manifests) > 1 and config.data.max_documents:
         raise ConfigError(

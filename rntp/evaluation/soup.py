@@ -171,7 +171,7 @@ class _Evaluator:
     def __init__(self, config: Config) -> None:
         if not config.evaluation.enabled:
             raise ConfigError(
-                "the first ingredient's run has evaluation.enabled false, so no pages are held "
+                "the first ingredient's run has evaluation.docs 0, so no pages are held "
                 "out; begin with a run that has"
             )
         plain = config.evaluation.model_copy(update={"controls": (), "decile_model": ""})

@@ -99,7 +99,7 @@ def _open(
         config = Config.load(target)
         model, trained_on = open_model(config), None
     if not config.evaluation.enabled:
-        raise ConfigError(f"{target}: evaluation.enabled is false, so no pages are held out")
+        raise ConfigError(f"{target}: evaluation.docs is 0, so no pages are held out")
     data = open_data(config)
     if trained_on not in (None, data.digest):
         raise DataError(

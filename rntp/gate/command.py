@@ -44,7 +44,7 @@ def learn_gate(
         raise ConfigError("--contexts, --positions and --thoughts must be 1 or more")
     config, model, path = open_trained(run_dir, step, say)
     if not config.evaluation.enabled:
-        raise ConfigError("the run has evaluation.enabled: false, so no pages are held out")
+        raise ConfigError("the run has evaluation.docs: 0, so no pages are held out")
     corpus = open_corpus(config, open_data(config), model.tokenizer)
     with Bars() as bars:
         fitted, held = (

@@ -66,7 +66,7 @@ def _ids_without(
         raise ConfigError(
             f"the tokenizer encodes the text {text!r} as the think marker "
             f"{' or '.join(map(repr, markers.values()))}, so that pages could not be told from "
-            "thoughts; choose other markers (model.think_open, model.think_close)"
+            "thoughts; choose other markers (model.markers)"
         )
     # A normalizer may have made a marker of other characters: then the text is halved until that
     # place is found.

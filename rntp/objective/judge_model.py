@@ -127,9 +127,9 @@ class Judge:
 def open_judge(model: LanguageModel, config: Config, frozen: LanguageModel | None = None) -> Judge:
     """The judge that the named schemes ask for; of no question if none does.
 
-    frozen: the model of the start, which `reward.judge: frozen` needs.
+    frozen: the model of the start, which `reward.judges.itself: frozen` needs.
     """
-    if config.reward.judge == "frozen":
+    if config.reward.judges.itself == "frozen":
         assert frozen is not None
         model = frozen
     needs = (NEEDS[name].judge for name in config.reward.names)

@@ -76,7 +76,7 @@ def compute_rewards(
     advantage_PG, counted_P = credit(driving, empty, config, missing_PG=missing_PG)
     sampled = sampler_logp(rollouts)
     rounding = Rounding.usual(config.model.dtype, len(sampled))
-    if config.rollout.max_age == 0:
+    if config.rollout.samplers.max_age == 0:
         rounding = Rounding.between(outputs.thought_logp_M, sampled)
     return RewardsAndAdvantages(
         rewards=under,

@@ -57,7 +57,7 @@ class Case:
             "reward": {"horizon": self.horizon},
             "parallel": {"tokens_per_microbatch": self.microbatch},
             "checkpoint": {"every_steps": 1_000_000},
-            "evaluation": {"enabled": False},
+            "evaluation": {"docs": 0},
         }
 
     def model(self) -> LlamaConfig:

@@ -57,7 +57,8 @@ METRICS = (
         "reward/noise_floor",
         "unit of the scheme",
         "What rounding of log-probs alone makes of the reward, as measured between sampler and "
-        "trainer on the same tokens; with `rollout.max_age`, what the type of weights usually has.",
+        "trainer on the same tokens; with `rollout.samplers.max_age`, what the type of weights "
+        "usually has.",
         "Differences of rewards below it are not differences between thoughts.",
         "Near `group/reward_std`: advantages are mostly rounding. Use `model.dtype: float32`.",
     ),
@@ -258,7 +259,7 @@ METRICS = (
         "policy/truncated_frac",
         "share, 0 to 1",
         "Share of the sampled tokens whose importance weight was cut.",
-        when="an `importance_cap` (`objective.algorithm`), as with `rollout.max_age`",
+        when="an `importance_cap` (`objective.algorithm`), as with `rollout.samplers.max_age`",
     ),
     Metric(
         "policy/masked_frac",
@@ -267,7 +268,7 @@ METRICS = (
         "differently (`importance_mask` of `objective.algorithm`).",
         "Some in a thousand is usual a few updates behind.",
         "Rising to several in a hundred: rollouts are too old for this learning rate.",
-        "`rollout.max_age`",
+        "`rollout.samplers.max_age`",
     ),
     Metric(
         "policy/ess_frac",
@@ -275,8 +276,8 @@ METRICS = (
         "Effective sample size of the importance weights (Kish), over the number of tokens: how "
         "much of what was sampled is worth as much as what the policy itself would sample.",
         "1 where sampler and policy agree.",
-        "Below about 0.5: lower `rollout.max_age` or `optim.lr`.",
-        "an `importance_cap`, or `rollout.max_age`",
+        "Below about 0.5: lower `rollout.samplers.max_age` or `optim.lr`.",
+        "an `importance_cap`, or `rollout.samplers.max_age`",
     ),
     *SAMPLER_METRICS,
     # Where it thought

@@ -10,7 +10,7 @@ SAMPLER_METRICS = (
         "updates",
         "Mean age of the step's rollouts: updates between the weights that sampled and those that "
         "train.",
-        "0 with `rollout.max_age: 0`; close to it with quick samplers.",
+        "0 with `rollout.samplers.max_age: 0`; close to it with quick samplers.",
         when=WITH_SAMPLERS,
     ),
     Metric("rollout/age_max", "updates", "Age of the oldest of them.", when=WITH_SAMPLERS),
@@ -25,7 +25,7 @@ SAMPLER_METRICS = (
         "count",
         "Attempts at parts of the step beside the first: leases that ran out, results that were "
         "refused.",
-        bad="Often above 0: samplers die, or `rollout.leases.seconds` is too short.",
+        bad="Often above 0: samplers die, or `rollout.samplers.lease_s` is too short.",
         when=WITH_SAMPLERS,
     ),
     Metric(

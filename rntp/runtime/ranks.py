@@ -82,7 +82,7 @@ class Ranks:
 
         phase: what goes on, for the message. num_bytes: what one rank reads from disks or writes to
         them meanwhile. Raises on every rank what it raised on one, and RanksLost if one does not
-        come within `parallel.timeout_s` and what a slow disk takes for the bytes.
+        come within `run.timeouts_s.ranks` and what a slow disk takes for the bytes.
         """
         return [work()]
 
@@ -287,7 +287,7 @@ class Group(Ranks):
             raise RanksLost(
                 f"rank {self.rank} of {self.size} waited in phase {phase!r} for ranks that did not "
                 f"come within {patience.total_seconds():g} s or went away: {missing}. Look at "
-                "their output; if they were only slow, raise parallel.timeout_s"
+                "their output; if they were only slow, raise run.timeouts_s.ranks"
             ) from error
 
 
@@ -305,7 +305,7 @@ def open_ranks(config: Config) -> Iterator[Ranks]:
     on_gpu = config.model.device != "cpu" and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(_local_device())
-    timeout_s = config.parallel.timeout_s
+    timeout_s = config.run.timeouts_s.ranks
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s)
     )

@@ -3,8 +3,8 @@
 The training process tells it over a pipe what it does; the watchdog writes that to
 heartbeat/rank_R.json, for people and other programs. If nothing comes for NOTICE_S seconds, it has
 the stacks of all threads written to stacks/rank_R.txt and names rank and phase on the console, once
-a phase; after `run.hang_timeout_s` it does so again and kills the process. A thread could not: code
-that keeps the interpreter's lock stops it as well. A rank that waits for others is not silent.
+a phase; after `run.timeouts_s.hang` it does so again and kills the process. A thread could not:
+code that keeps the interpreter's lock stops it as well. A rank that waits for others is not silent.
 """
 
 import contextlib

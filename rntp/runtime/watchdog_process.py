@@ -45,7 +45,7 @@ def main() -> None:
             what = _stacks(watched, facts, f"may hang {_where(facts, last, facts['notice_s'])}")
             _say(
                 f"{what}. Its stacks are in {facts['stacks']}; it is ended after "
-                f"{facts['timeout_s']:g} s (run.hang_timeout_s)"
+                f"{facts['timeout_s']:g} s (run.timeouts_s.hang)"
             )
 
 
@@ -64,7 +64,7 @@ def _end(watched: int, facts: dict, last: dict) -> None:
     what = _stacks(watched, facts, f"hangs {_where(facts, last, facts['timeout_s'])}")
     _say(
         f"{what}. Its stacks are in {facts['stacks']}. The run is ended; the same command resumes "
-        "it. If the phase may take that long, raise run.hang_timeout_s"
+        "it. If the phase may take that long, raise run.timeouts_s.hang"
     )
     os.kill(watched, signal.SIGKILL)
 

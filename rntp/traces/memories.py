@@ -41,7 +41,6 @@ from rntp.traces.shards import token_id_writer
 from rntp.types import Context, Known, Rollout, Thought
 
 BEST = "best_piece"
-MOST_PIECES = 32  # of a page that `best_piece` tries: evenly spaced ones
 KINDS = ("read", "bare", "write")
 
 
@@ -55,12 +54,13 @@ class _Document:
 
 
 def write_memories(
-    config: Config, out: Path, rules: Sequence[str], contexts: int
+    config: Config, out: Path, rules: Sequence[str], contexts: int, pieces_tried: int = 32
 ) -> dict[str, Any]:
     """Write a corpus of memories of the first `contexts` contexts that a config trains on.
 
-    rules: taken in turn, by position; `best_piece` asks the model which piece gains most. Returns
-    the provenance, published beside the shards as memories.json. Raises ConfigError and DataError,
+    rules: taken in turn, by position; `best_piece` asks the model which piece gains most, of
+    `pieces_tried` evenly spaced ones. Returns the provenance, published beside the shards as
+    memories.json. Raises ConfigError and DataError,
     each with the remedy.
     """
     window = config.reading.window
@@ -78,8 +78,8 @@ def write_memories(
         )
     if out.exists():
         raise ConfigError(f"{out} exists; choose another name or remove it")
-    if contexts < 1:
-        raise ConfigError("--contexts must be 1 or more")
+    if contexts < 1 or pieces_tried < 1:
+        raise ConfigError("--contexts and --pieces must be 1 or more")
     data = open_data(config)
     if not isinstance(data, Manifest):
         raise ConfigError("memories want one prepared corpus: set data.source to its folder")
@@ -93,10 +93,11 @@ def write_memories(
         "window": window,
         "memory_tokens": config.thought.thought_tokens,
         "rules": list(rules),
+        "pieces_tried": pieces_tried,
         "contexts": contexts,
     }
     with Bars() as bars:
-        documents = _documents(model, corpus, config, rules, contexts, bars)
+        documents = _documents(model, corpus, config, rules, contexts, pieces_tried, bars)
         counts = _write(out, documents, data, model, config, facts)
     return {**facts, "documents": counts}
 
@@ -107,6 +108,7 @@ def _documents(
     config: Config,
     rules: Sequence[str],
     contexts: int,
+    pieces_tried: int,
     bars: Bars,
 ) -> Iterator[tuple[Context, int, _Document]]:
     """Make the documents of the contexts, position by position."""
@@ -124,7 +126,7 @@ def _documents(
         for position in positions:
             rule = rules[number % len(rules)]
             number += 1
-            memory = _memory(model, rollout, position, rule, config)
+            memory = _memory(model, rollout, position, rule, config, pieces_tried)
             branch = thought_branch(memory.sampled_ids, memory.closed, *markers)
             start = branch.new_tensor([model.start_id])
             # One token more than a tree holds: here the last one, too, is predicted.
@@ -143,7 +145,12 @@ def _documents(
 
 
 def _memory(
-    model: LanguageModel, rollout: Rollout, position: int, rule: str, config: Config
+    model: LanguageModel,
+    rollout: Rollout,
+    position: int,
+    rule: str,
+    config: Config,
+    pieces_tried: int,
 ) -> Thought:
     """Write the memory of a position by a rule."""
     window, tokens = config.reading.window, config.thought.thought_tokens
@@ -153,8 +160,8 @@ def _memory(
         draw = uniform(config.run.seed, "piece", rollout.context.ordinal, position).item()
         return written(RULES[rule](lost, kept, tokens, draw))
     found = pieces(lost, tokens)
-    if len(found) > MOST_PIECES:
-        chosen = torch.linspace(0, len(found) - 1, MOST_PIECES).round().long().tolist()
+    if len(found) > pieces_tried:
+        chosen = torch.linspace(0, len(found) - 1, pieces_tried).round().long().tolist()
         found = [found[n] for n in chosen]
     group = tuple(written(piece) for piece in found)
     return group[_best(model, replace(rollout, positions=(position,), thoughts=(group,)), config)]

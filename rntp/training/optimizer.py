@@ -29,11 +29,12 @@ class Update:
 
 def learning_rate(config: Optim, step: int, total_steps: int) -> float:
     """Rate of step 1 … total_steps: linear warm-up, then constant or a cosine to the minimum."""
-    if step <= config.warmup_steps:
-        return config.lr * step / (config.warmup_steps + 1)
+    warmup = config.warmup_steps
+    if step <= warmup:
+        return config.lr * step / (warmup + 1)
     if config.schedule == "constant":
         return config.lr
-    share = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    share = (step - warmup) / max(1, total_steps - warmup)
     low = config.schedule.get("min_lr_fraction")
     return config.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
@@ -69,11 +70,11 @@ class Optimizer:
         kept = [p for p in self.masters.values() if p.ndim < 2]
         self._adamw = torch.optim.AdamW(
             [
-                {"params": decayed, "weight_decay": config.weight_decay},
+                {"params": decayed, "weight_decay": config.adamw.weight_decay},
                 {"params": kept, "weight_decay": 0.0},
             ],
             lr=config.lr,
-            betas=config.betas,
+            betas=config.adamw.betas,
             eps=EPS,
             fused=True,
         )

@@ -43,10 +43,10 @@ def check_names(config: Config) -> None:
     for name in config.reward.names:
         _check_scheme(name, config)
     judged = any(rewards.NEEDS[name].judge for name in config.reward.names)
-    if config.reward.judge == "frozen" and not judged:
+    if config.reward.judges.itself == "frozen" and not judged:
         raise ConfigError(
-            "reward.judge: frozen keeps a copy of the weights, and no scheme asks a judge; set it "
-            "to policy, or name self_judge or judge_gold in reward.scheme or reward.shadows"
+            "reward.judges.itself: frozen keeps a copy of the weights, and no scheme asks a judge; "
+            "set it to policy, or name self_judge or judge_gold in reward.scheme or reward.shadows"
         )
     use = config.baseline.use
     others = [n for n in config.reward.weights if rewards.BASELINES[n] == "ignores"]

@@ -51,7 +51,7 @@ class Sampling:
         if config.store is not None and not ranks.alone:
             raise ConfigError(
                 "samplers of a store serve a trainer of one rank so far; start one, or take "
-                "rollout.samplers and rollout.store away"
+                "rollout.samplers away"
             )
 
     @contextmanager

@@ -237,7 +237,7 @@ class StepStats:
         objective = self.config.objective
         found: dict[str, Tensor] = {}
         correction = self.config.correction
-        if correction.weighs or self.config.rollout.max_age:
+        if correction.weighs or self.config.rollout.samplers.max_age:
             found |= self._sums_of_ratios(correction)
         if objective.drops_groups:
             counted_P = torch.cat([j.counted_P.cpu() for j in self.rewarded_parts])

@@ -303,8 +303,8 @@ def test_every_arm_with_a_mistake_is_named(raw: dict) -> None:
 
 
 def test_columns_of_an_evaluation_that_is_off(raw: dict) -> None:
-    raw["set"] |= {"evaluation.enabled": False}
-    with pytest.raises(ConfigError, match=r"evaluation\.enabled is false in every arm"):
+    raw["set"] |= {"evaluation.docs": 0}
+    with pytest.raises(ConfigError, match=r"evaluation\.docs is 0 in every arm"):
         plan(load(raw))
 
 
@@ -323,7 +323,7 @@ def test_a_run_is_finished_with_its_last_evaluation_and_its_own_config(raw: dict
 
 
 def test_without_an_evaluation_the_steps_decide(raw: dict) -> None:
-    raw["set"] |= {"evaluation.enabled": False}
+    raw["set"] |= {"evaluation.docs": 0}
     raw["columns"] = {"length": {"metrics": "thought/tokens_mean", "last": 1}}
     raw["plot"], raw["reference"] = None, None
     run = plan(load(raw))[0]

@@ -20,7 +20,7 @@ def test_a_measured_step_takes_about_what_a_step_takes(
     raw = tiny_run(model_folders["llama"], corpus, tmp_path / "run")
     raw["run"]["steps"] = 6
     raw["thought"] |= {"thought_tokens": 16, "thoughts_per_position": 8}
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     config = Config.parse(raw)
     measured = measure_step(config)
     Trainer(config).fit()

@@ -393,7 +393,7 @@ def numbers(folder: Path) -> list[dict]:
 @pytest.mark.usefixtures("small_blocks")
 def test_a_run_on_live_pages_resumes_bit_for_bit(raw: dict, tmp_path: Path) -> None:
     whole = fit(raw, f"run.dir={tmp_path / 'whole'}").config.run.dir
-    fit(raw, "run.steps=2", "evaluation.enabled=true")
+    fit(raw, "run.steps=2", "evaluation.docs=2")
     halves = fit(raw).config.run.dir
     assert numbers(whole) == numbers(halves)
     assert len({row["data/digest"] for row in numbers(whole)}) == 4

@@ -51,7 +51,7 @@ def test_other_data_is_refused_with_the_difference_or_becomes_a_segment() -> Non
 def raw(tmp_path: Path, model_folders: dict[str, Path]) -> dict:
     write_corpus(tmp_path / "corpus", 24)
     raw = tiny_run(model_folders["llama"], tmp_path / "corpus", tmp_path / "run")
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     return raw
 
 
@@ -107,7 +107,7 @@ def test_a_mixture_trains_and_its_weights_are_part_of_the_run(raw: dict, tmp_pat
     write_corpus(tmp_path / "b" / "corpus", 20)
     both = {str(tmp_path / "corpus"): 1, str(tmp_path / "b" / "corpus"): 1}
     raw["data"]["source"] = both
-    raw["evaluation"] = {"enabled": True, "docs": 2, "thoughts_per_position": 1}
+    raw["evaluation"] = {"docs": 2, "thoughts_per_position": 1}
     trainer = fit(raw, "run.steps=2")
     assert trainer.corpus.manifest.num_docs == 44
     config = Config.parse(raw)

@@ -43,7 +43,7 @@ def test_a_notebook_runs(
 def tiny_config(model_folders: dict[str, Path], corpus: Path, tmp_path: Path) -> Path:
     raw = tiny_run(model_folders["llama"], corpus, tmp_path / "run")
     raw["run"]["steps"] = 2
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(raw))
     return path

@@ -112,8 +112,7 @@ def raw(model_folders: dict[str, Path], tmp_path: Path) -> dict:
 
 def test_evaluation_by_class_with_controls(raw: dict) -> None:
     sets = [
-        "evaluation.placement=by_class",
-        "evaluation.positions_per_doc=4",
+        "evaluation.placement={by_class: {positions_per_doc: 4}}",
         "evaluation.controls=[shuffled,pause,truncated,empty,oracle]",
         "model.dtype=float32",
     ]

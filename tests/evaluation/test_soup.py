@@ -129,7 +129,7 @@ def test_a_checkpoint_is_an_ingredient_and_twice_is_none(runs: list[Path]) -> No
     ("change", "error", "message"),
     [
         ({"model": "qwen3"}, ConfigError, "another architecture .* checkpoints of one base model"),
-        ({"sets": ["model.think_open=<hm>"]}, ConfigError, "runs of one tokenizer"),
+        ({"sets": ["model.markers=[<hm>, </think>]"]}, ConfigError, "runs of one tokenizer"),
         ({"corpus": 20}, DataError, "runs of one corpus and one split"),
         ({"sets": ["data.heldout_fraction=0.4"]}, DataError, "may have read the held-out pages"),
     ],
@@ -146,7 +146,7 @@ def test_what_does_not_go_together_is_refused(
     if "corpus" in change:
         corpus = write_corpus(tmp_path / "other", change["corpus"])
     raw = tiny_run(model_folders[change.get("model", "llama")], corpus, tmp_path / "run")
-    sets = [*SHORT, "run.steps=1", "evaluation.enabled=false", *change.get("sets", [])]
+    sets = [*SHORT, "run.steps=1", "evaluation.docs=0", *change.get("sets", [])]
     Trainer(Config.parse(raw, sets)).fit()
     with pytest.raises(error, match=message):
         soup.soup([runs[0], tmp_path / "run"], tmp_path / "out", greedy=False, say=silent)

@@ -65,7 +65,7 @@ def test_twenty_steps_are_finite_and_the_loss_falls(
         "objective": {"ntp_weight": 1.0},
         "optim": {"lr": 5e-3, "warmup_steps": 2},
         "checkpoint": {"every_steps": STEPS, "keep": 1},
-        "evaluation": {"enabled": False},
+        "evaluation": {"docs": 0},
         "parallel": {"tokens_per_microbatch": 500},
     }
     Trainer(Config.parse(config)).fit()

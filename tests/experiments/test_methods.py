@@ -30,7 +30,7 @@ SMALL = {
     "run.steps": 2,
     "optim.lr": 1e-3,
     "optim.warmup_steps": 0,
-    "evaluation.enabled": "false",
+    "evaluation.docs": 0,
     "parallel.tokens_per_microbatch": 500,
 }
 

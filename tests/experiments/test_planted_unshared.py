@@ -45,7 +45,7 @@ def test_the_losses_of_twenty_steps_are_finite_and_fall(
         "reward": {"horizon": 4},
         "objective": {"ntp_weight": 1.0, "continuation_weight": 0.5},
         "optim": {"lr": 1e-2, "warmup_steps": 1},
-        "evaluation": {"enabled": False},
+        "evaluation": {"docs": 0},
     }
     Trainer(Config.parse(raw)).fit()
     rows = read_metrics(tmp_path / "run")

@@ -31,7 +31,7 @@ from faults.lab import (
 from rntp.run.log import read_metrics
 from rntp.runtime.faults import damage
 
-WATCHED = ("run.hang_timeout_s=5",)
+WATCHED = ("run.timeouts_s.hang=5",)
 
 # Point and time → the step that the second start goes on from.
 KILLED_AT = {

@@ -103,7 +103,7 @@ ASYNCHRONOUS = [
     Case("save.file@1#5=enospc", 0, None, "NOT SAVED", BEHIND),
 ]
 
-FLOAT64 = ("model.dtype=float64", "data.docs_per_step=4", "evaluation.enabled=false")
+FLOAT64 = ("model.dtype=float64", "data.docs_per_step=4", "evaluation.docs=0")
 
 
 def elastic(lab: Lab) -> Row:

@@ -1,7 +1,8 @@
 """The fault matrix of samplers: what becomes of a run when those that sample for it fail.
 
-The run is that of the other cases, with `rollout.max_age: 0` and its thoughts sampled by programs
-of their own: whatever happens to them, it has to end as the reference does, which sampled itself.
+The run is that of the other cases, with `rollout.samplers.max_age: 0` and its thoughts sampled by
+programs of their own: whatever happens to them, it has to end as the reference does, which sampled
+itself.
 """
 
 import os
@@ -19,9 +20,15 @@ from faults.program import start
 from rntp.run.log import read_metrics
 from rntp.runtime.files import read_json_lines
 
-LEASE = "rollout.leases={contexts: 1, seconds: 2, wait_s: 120}"
-BRIEF = "rollout.leases={contexts: 1, seconds: 0.7, wait_s: 120}"
-SHORT = "rollout.leases={contexts: 1, seconds: 2, wait_s: 8}"
+
+def leases(seconds: float, wait_s: float) -> tuple[str, ...]:
+    """Options of leases of one context each. seconds: how long one lasts; wait_s: how long the
+    trainer waits for anybody."""
+    values = {"contexts": 1, "lease_s": seconds, "wait_s": wait_s}
+    return tuple(f"rollout.samplers.{name}={value}" for name, value in values.items())
+
+
+LEASE, BRIEF, SHORT = leases(2, 120), leases(0.7, 120), leases(2, 8)
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class SamplerCase:
     samplers: tuple[str, ...]
     run: str = ""
     told: str = ""
-    options: tuple[str, ...] = (LEASE,)
+    options: tuple[str, ...] = LEASE
     joins: bool = False
     exit_code: int = 0
     refused: int = 0
@@ -100,7 +107,7 @@ def fail(lab: Lab, name: str, case: SamplerCase) -> Row:
     _ = lab.reference
     name = re.sub(r"[^\w.#-]+", "_", name)
     samplers = Samplers(lab, name)
-    options = (f"rollout.store={samplers.store}", *case.options)
+    options = (f"rollout.samplers.store={samplers.store}", *case.options)
     environment = dict(case.environment)
     for fault in case.samplers:
         samplers.start(fault, environment)
@@ -201,7 +208,7 @@ MATRIX: dict[str, SamplerCase] = {
     "samplers: slow": SamplerCase(
         "slow; its result comes late, as a duplicate",
         ("sampler.inside#1-400=slow", ""),
-        options=(BRIEF,),
+        options=BRIEF,
         twice=True,
     ),
     "samplers: wrong weights": SamplerCase(
@@ -244,7 +251,7 @@ MATRIX: dict[str, SamplerCase] = {
         "kill all of them",
         ("sampler.leased#8=kill",),
         told="and no sampler gave a sign of life for",
-        options=(SHORT,),
+        options=SHORT,
         exit_code=5,
         joins=True,
     ),
@@ -258,7 +265,7 @@ def killed_at_random(lab: Lab) -> Row:
     _ = lab.reference
     draw, name = random.Random(0), "samplers_at_random"
     folder, samplers = lab.folder / name, Samplers(lab, name)
-    options = (f"rollout.store={samplers.store}", LEASE)
+    options = (f"rollout.samplers.store={samplers.store}", *LEASE)
     arguments = ["train", f"{lab.folder}/config.yaml", f"--run-dir={folder}"]
     arguments += [f"--set={option}" for option in options]
     slow = {

@@ -43,7 +43,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 def raw(model_folders: dict[str, Path], corpus: Path, tmp_path: Path) -> dict[str, Any]:
     raw = tiny_run(model_folders["llama"], corpus, tmp_path / "run")
     raw["thought"]["answer_tokens"] = 4
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     raw["reward"] |= {"scheme": "judge", "shadows": ["log_ratio"]}
     return raw
 

@@ -141,7 +141,7 @@ def test_a_frozen_judge_does_not_follow_the_policy(model_folders: dict[str, Path
     masters = dict(policy.hf.named_parameters())
     overrides = ["thought.answer_tokens=4", "reward.scheme=judge_gold", "data.context_tokens=64"]
     own = open_judge(policy, Config.parse(minimal(), overrides))
-    config = Config.parse(minimal(), [*overrides, "reward.judge=frozen"])
+    config = Config.parse(minimal(), [*overrides, "reward.judges.itself=frozen"])
     reference = open_reference(policy, config, torch.float64)
     assert reference is not None
     frozen, rollouts = open_judge(policy, config, reference.model), make_rollouts()

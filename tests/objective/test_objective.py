@@ -408,11 +408,11 @@ def test_tokens_of_another_sampler(model: LanguageModel, rollouts: list[Rollout]
     torch.testing.assert_close(slope, -moved * advantage / counts.thought)
 
 
-STALE = ("rollout.samplers=1", "rollout.max_age=4")
+STALE = ("rollout.samplers.start=1", "rollout.samplers.max_age=4")
 
 
 def test_what_is_old_starts_from_the_sampler(model: LanguageModel, rollouts: list[Rollout]) -> None:
-    """With rollout.max_age: weights of 2 at most and nothing outside 0.5 … 5, by themselves."""
+    """With samplers of some age: weights of 2 at most, none outside 0.5 … 5, by themselves."""
     config = config_of(*ONLY_POLICY, *STALE)
     tree, outputs, rewarded, counts = case(model, rollouts, config)
     assert rewarded.rounding.nats == pytest.approx(USUAL[config.model.dtype])  # none is measured

@@ -28,7 +28,7 @@ def folder(
     raw = tiny_run(model_folders["llama"], corpus, here / "run")
     raw["run"]["steps"] = 1
     raw["model"]["dtype"] = "float32"
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     Trainer(Config.parse(raw)).fit()
     return export(here / "run", here / "model", say=lambda text: None)
 

@@ -306,7 +306,7 @@ def test_a_kill_in_the_middle_of_a_chain_changes_nothing(
     model_folders: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:
     raw = tiny_run(model_folders["llama"], corpus, tmp_path / "run")
-    sets = [*OPTIONS, "placement.positions_per_doc=3", "run.steps=3", "evaluation.enabled=false"]
+    sets = [*OPTIONS, "placement.positions_per_doc=3", "run.steps=3", "evaluation.docs=0"]
     straight, killed = (
         Config.parse(raw, [*sets, f"run.dir={tmp_path / name}"]) for name in ("one", "other")
     )

@@ -250,7 +250,7 @@ def test_a_run_says_what_was_seen_and_trains_on_the_bare_page(
     model_folders: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:
     raw = tiny_run(model_folders["llama"], corpus, tmp_path / "run")
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     rows, metrics = {}, {}
     for on in (False, True):
         folder = tmp_path / str(on)

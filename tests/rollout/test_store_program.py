@@ -31,7 +31,7 @@ def comparable(run_dir: Path) -> list[dict]:
 @pytest.fixture
 def config(model_folders: dict[str, Path], corpus: Path, tmp_path: Path) -> Path:
     raw = tiny_run(model_folders["llama"], corpus, tmp_path / "run")
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(raw))
     return path
@@ -52,7 +52,7 @@ def start(*arguments: object) -> subprocess.Popen:
 def test_a_run_starts_its_samplers_and_ends_them(config: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     Trainer(Config.load(config, [f"run.dir={plain}"])).fit()
-    run = start("train", config, "--set", "rollout.samplers=2")
+    run = start("train", config, "--set", "rollout.samplers.start=2")
     said, _ = run.communicate(timeout=280)
     assert run.returncode == 0, said
     folder = tmp_path / "run"
@@ -64,7 +64,7 @@ def test_a_run_starts_its_samplers_and_ends_them(config: Path, tmp_path: Path) -
 
 
 def test_samplers_go_with_a_run_that_is_killed(config: Path, tmp_path: Path) -> None:
-    run = start("train", config, "--set", "rollout.samplers=1", "--set", "run.steps=4000")
+    run = start("train", config, "--set", "rollout.samplers.start=1", "--set", "run.steps=4000")
     store = tmp_path / "run" / "store"
     _until(lambda: len(read_metrics(tmp_path / "run")) >= 2, run)
     assert len(_samplers_of(store)) == 1
@@ -77,7 +77,7 @@ def test_a_sampler_is_killed_and_another_joins(config: Path, tmp_path: Path) -> 
     plain, store = tmp_path / "plain", tmp_path / "store"
     Trainer(Config.load(config, [f"run.dir={plain}", "run.steps=8"])).fit()
     store.mkdir()
-    options = [f"rollout.store={store}", "rollout.leases={seconds: 3}", "run.steps=8"]
+    options = [f"rollout.samplers.store={store}", "rollout.samplers.lease_s=3", "run.steps=8"]
     run = start("train", config, *[part for o in options for part in ("--set", o)])
     first = start("sample", store, "--name", "first")
     _until(lambda: len(read_metrics(tmp_path / "run")) >= 2, run)

@@ -42,8 +42,8 @@ def fit(raw: dict, folder: Path, *overrides: str) -> Path:
 @pytest.fixture
 def raw(model_folders: dict[str, Path], corpus: Path, tmp_path: Path) -> dict:
     raw = tiny_run(model_folders["llama"], corpus, tmp_path / "run")
-    raw["run"]["hang_timeout_s"] = 0
-    raw["evaluation"] = {"enabled": False}
+    raw["run"]["timeouts_s"] = {"hang": 0}
+    raw["evaluation"] = {"docs": 0}
     return raw
 
 
@@ -69,7 +69,7 @@ def test_age_0_is_the_in_process_run(raw: dict, tmp_path: Path, between_looks: B
     store = tmp_path / "store"
     one = sampler(store)
     between_looks(lambda: one.once() and None)
-    stored = fit(raw, tmp_path / "stored", f"rollout.store={store}")
+    stored = fit(raw, tmp_path / "stored", f"rollout.samplers.store={store}")
     assert comparable(stored) == comparable(plain)
     last = "checkpoints/step_00000004"
     same_shards(plain / last, stored / last)
@@ -81,7 +81,7 @@ def test_age_0_is_the_in_process_run(raw: dict, tmp_path: Path, between_looks: B
 
 OPTIONS = [
     ["placement.interleaved=true", "placement.policy=learnability", "model.dtype=float32"],
-    ["thought.answer_tokens=2", "placement.policy=selector", "rollout.leases={contexts: 1}"],
+    ["thought.answer_tokens=2", "placement.policy=selector", "rollout.samplers.contexts=1"],
     ["data.replay_docs=1", "placement.policy=entropy", "model.dtype=float64"],
     ["reading.window=6", "placement.policy=surprise"],
 ]
@@ -96,7 +96,7 @@ def test_age_0_is_the_in_process_run_whatever_is_sampled(
     store = tmp_path / "store"
     team = [sampler(store, f"s{n}") for n in range(2)]
     between_looks(lambda: [one.once() for one in team] and None)
-    stored = fit(raw, tmp_path / "stored", *options, f"rollout.store={store}")
+    stored = fit(raw, tmp_path / "stored", *options, f"rollout.samplers.store={store}")
     assert comparable(stored) == comparable(plain)
     same_shards(plain / "checkpoints/step_00000004", stored / "checkpoints/step_00000004")
 
@@ -107,7 +107,9 @@ def test_ages_are_at_most_what_is_allowed_and_steps_come_in_order(
     store = tmp_path / "store"
     one = sampler(store)
     between_looks(lambda: [one.once() for _ in range(3)] and None)
-    folder = fit(raw, tmp_path / "run", f"rollout.store={store}", "rollout.max_age=2")
+    folder = fit(
+        raw, tmp_path / "run", f"rollout.samplers.store={store}", "rollout.samplers.max_age=2"
+    )
     rows = read_metrics(folder)
     # The sampler works while the trainer waits: at its first step, and then when nothing is left.
     assert [row["rollout/age_max"] for row in rows] == [0, 1, 2, 0]
@@ -127,14 +129,14 @@ def test_a_resume_replays_what_was_sampled(
     raw: dict, tmp_path: Path, between_looks: Between
 ) -> None:
     """Killed in step 4 after the save of step 2, and sampled by nobody on the second start."""
-    store, options = tmp_path / "store", ["rollout.max_age=1", "checkpoint.keep=9"]
+    store, options = tmp_path / "store", ["rollout.samplers.max_age=1", "checkpoint.keep=9"]
     one = sampler(store)
     between_looks(lambda: one.once() and None)
-    straight = fit(raw, tmp_path / "run", f"rollout.store={store}", *options)
+    straight = fit(raw, tmp_path / "run", f"rollout.samplers.store={store}", *options)
     resumed = shutil.copytree(straight, tmp_path / "resumed")
     shutil.rmtree(resumed / "checkpoints" / "step_00000004")
     between_looks(lambda: pytest.fail("the stored rollouts were enough"))
-    fit(raw, resumed, f"rollout.store={store}", *options)
+    fit(raw, resumed, f"rollout.samplers.store={store}", *options)
     assert read_metrics(resumed)[3]["rollout/digest"] == read_metrics(straight)[3]["rollout/digest"]
     assert comparable(resumed) == comparable(straight)
     same_shards(straight / "checkpoints/step_00000004", resumed / "checkpoints/step_00000004")
@@ -146,7 +148,7 @@ def test_a_resume_replays_what_was_sampled(
         path.write_bytes(path.read_bytes() + b"x")
     two = sampler(store, "s2")
     between_looks(lambda: two.once() and None)
-    fit(raw, again, f"rollout.store={store}", *options)
+    fit(raw, again, f"rollout.samplers.store={store}", *options)
     assert "stored rollouts of step 3 have changed" in (again / "log.txt").read_text()
     assert [row["data/ordinal_first"] for row in read_metrics(again)] == [0, 3, 6, 9]
 
@@ -157,7 +159,9 @@ def test_a_checkpoint_and_the_ledger_name_the_files(
     store = tmp_path / "store"
     one = sampler(store)
     between_looks(lambda: one.once() and None)
-    folder = fit(raw, tmp_path / "run", f"rollout.store={store}", "rollout.leases={contexts: 2}")
+    folder = fit(
+        raw, tmp_path / "run", f"rollout.samplers.store={store}", "rollout.samplers.contexts=2"
+    )
     state = json.loads((folder / "checkpoints/step_00000004/state.json").read_text())
     assert state["sampled"]["step"] == 4
     entry = json.loads((folder / "sampled/step_00000004.json").read_text())
@@ -227,7 +231,7 @@ def test_what_is_not_right_is_refused_counted_and_sampled_again(
                     tampers[kind](path, {})
 
     between_looks(work)
-    folder = fit(raw, tmp_path / "run", f"rollout.store={store}", "run.steps=2")
+    folder = fit(raw, tmp_path / "run", f"rollout.samplers.store={store}", "run.steps=2")
     assert len(tampered) == 1
     rows = read_metrics(folder)
     assert [row["rollout/refused"] for row in rows] == [0, 1]
@@ -247,14 +251,14 @@ def test_a_key_keeps_strangers_out(
     monkeypatch.setenv(KEY_IN, "a shared secret")
     one, turns = sampler(store), iter([stranger.once, stranger.once])
     between_looks(lambda: next(turns, one.once)() and None)
-    options = [f"rollout.store={store}", "run.steps=1", "rollout.leases={seconds: 0.2}"]
+    options = [f"rollout.samplers.store={store}", "run.steps=1", "rollout.samplers.lease_s=0.2"]
     folder = fit(raw, tmp_path / "run", *options)
     assert read_metrics(folder)[0]["rollout/age_max"] == 0
     entry = json.loads((folder / "sampled/step_00000001.json").read_text())
     assert all(name.endswith(".s1") for name, _ in entry["files"])
     monkeypatch.setenv(KEY_IN, "another secret")
     with pytest.raises(ConfigError, match=r"set \$RNTP_STORE_KEY"):
-        fit(raw, tmp_path / "other", f"rollout.store={store}", "run.steps=1")
+        fit(raw, tmp_path / "other", f"rollout.samplers.store={store}", "run.steps=1")
 
 
 def test_another_run_is_told_that_the_store_is_taken(
@@ -263,12 +267,12 @@ def test_another_run_is_told_that_the_store_is_taken(
     store = tmp_path / "store"
     one = sampler(store)
     between_looks(lambda: one.once() and None)
-    fit(raw, tmp_path / "run", f"rollout.store={store}", "run.steps=1")
+    fit(raw, tmp_path / "run", f"rollout.samplers.store={store}", "run.steps=1")
     with pytest.raises(ConfigError, match="is of another run"):
-        fit(raw, tmp_path / "other", f"rollout.store={store}", "optim.lr=0.5")
+        fit(raw, tmp_path / "other", f"rollout.samplers.store={store}", "optim.lr=0.5")
     with pytest.raises(ConfigError, match="is of another run"):  # of the same config, even
-        fit(raw, tmp_path / "twin", f"rollout.store={store}", "run.steps=1")
-    fit(raw, tmp_path / "run", f"rollout.store={store}", "run.steps=2")
+        fit(raw, tmp_path / "twin", f"rollout.samplers.store={store}", "run.steps=1")
+    fit(raw, tmp_path / "run", f"rollout.samplers.store={store}", "run.steps=2")
 
 
 def test_weights_that_do_not_load_are_caught_before_anything_is_sampled(
@@ -295,7 +299,12 @@ def test_weights_that_do_not_load_are_caught_before_anything_is_sampled(
             good.once()
 
     between_looks(work)
-    options = [f"rollout.store={store}", "run.steps=2", "optim.lr=0.05", "model.dtype=float32"]
+    options = [
+        f"rollout.samplers.store={store}",
+        "run.steps=2",
+        "optim.lr=0.05",
+        "model.dtype=float32",
+    ]
     folder = fit(raw, tmp_path / "run", *options)
     assert any("the canary of version 1 lies" in line for line in said), said
     assert all(row["rollout/refused"] == 0 for row in read_metrics(folder))
@@ -327,7 +336,11 @@ def test_without_samplers_the_run_saves_and_ends_and_goes_on_later(
             one.once()
 
     between_looks(dies_in_step_2)
-    options = [f"rollout.store={store}", "rollout.leases={seconds: 30, wait_s: 100}"]
+    options = [
+        f"rollout.samplers.store={store}",
+        "rollout.samplers.lease_s=30",
+        "rollout.samplers.wait_s=100",
+    ]
     with pytest.raises(SamplersLost, match=r"step 2 lacks 1 of 1 parts.*the same command resumes"):
         fit(raw, folder, *options)
     said = " ".join((folder / "log.txt").read_text().split())
@@ -359,7 +372,11 @@ def test_a_run_that_goes_back_samples_what_is_left_anew(
     one = sampler(store)
     between_looks(lambda: [one.once() for _ in range(3)] and None)
     stored = fit(
-        raw, tmp_path / "run", *options, f"rollout.store={store}", f"rollout.max_age={age}"
+        raw,
+        tmp_path / "run",
+        *options,
+        f"rollout.samplers.store={store}",
+        f"rollout.samplers.max_age={age}",
     )
     assert [r["data/digest"] for r in read_metrics(stored) if not age] == [
         r["data/digest"] for r in read_metrics(plain) if not age
@@ -383,7 +400,9 @@ def test_pages_that_are_read_as_they_come_are_sampled_ahead(
     store = tmp_path / "store"
     one = sampler(store)
     between_looks(lambda: [one.once() for _ in range(3)] and None)
-    stored = fit(raw, tmp_path / "run", live, f"rollout.store={store}", "rollout.max_age=2")
+    stored = fit(
+        raw, tmp_path / "run", live, f"rollout.samplers.store={store}", "rollout.samplers.max_age=2"
+    )
     ordinals = [row["data/ordinal_first"] for row in read_metrics(stored)]
     assert ordinals == [row["data/ordinal_first"] for row in read_metrics(plain)]
     assert max(row["rollout/age_max"] for row in read_metrics(stored)) == 2
@@ -403,7 +422,9 @@ def test_judges_grade_what_samplers_bring(
         raw["reward"] = {**raw["reward"], "scheme": "judge", "judges": judges}
         raw["thought"]["answer_tokens"] = 3
         plain = fit(raw, tmp_path / "plain")
-        stored = fit(raw, tmp_path / "stored", f"rollout.store={store}", "rollout.docs_per_batch=2")
+        stored = fit(
+            raw, tmp_path / "stored", f"rollout.samplers.store={store}", "rollout.docs_per_batch=2"
+        )
     judged = ("judge/", "time/", "memory/", "rollout/")  # what was asked twice was known
     rows = [
         [{k: v for k, v in row.items() if not k.startswith(judged)} for row in read_metrics(folder)]

@@ -59,7 +59,7 @@ def test_a_run_over_s3_is_the_in_process_run_though_the_store_is_away_for_a_whil
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     raw = tiny_run(model_folders["llama"], corpus, tmp_path / "run")
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     Trainer(Config.parse(raw, [f"run.dir={tmp_path / 'plain'}"])).fit()
     sampler = Sampler(UrlFiles("s3://bucket/run"), "one", say=print)
     outages = []
@@ -73,7 +73,7 @@ def test_a_run_over_s3_is_the_in_process_run_though_the_store_is_away_for_a_whil
         sampler.once()
 
     monkeypatch.setattr(store_engine, "sleep", work)
-    Trainer(Config.parse(raw, ["rollout.store=s3://bucket/run"])).fit()
+    Trainer(Config.parse(raw, ["rollout.samplers.store=s3://bucket/run"])).fit()
     assert outages
     rows, plain = read_metrics(tmp_path / "run"), read_metrics(tmp_path / "plain")
     machine = ("time/", "memory/", "rollout/")

@@ -62,7 +62,7 @@ def written(
         for n, (model, changes) in enumerate(options):
             raw = tiny_run(model, labelled, here / f"run{n}")
             raw["run"]["steps"] = 1
-            raw["evaluation"] = {"enabled": False}
+            raw["evaluation"] = {"docs": 0}
             for section, fields in changes.items():
                 raw[section] = {**raw.get(section, {}), **fields}
             Trainer(Config.parse(raw)).fit()

@@ -37,7 +37,7 @@ from rntp.types import Context, Rollout, Thought
 
 pytestmark = pytest.mark.slow
 
-SIZES = ["data.docs_per_step=5", "evaluation.enabled=false"]
+SIZES = ["data.docs_per_step=5", "evaluation.docs=0"]
 # Everything that looks beyond one microbatch, or runs along with training.
 OPTIONS = [
     "model.dtype=float64",
@@ -175,7 +175,7 @@ def test_one_two_and_four_ranks_read_behind_the_same_window(
     raw: dict, tmp_path: Path, reading: list[str]
 ) -> None:
     window = ["model.dtype=float64", *reading, "objective.advantage=step"]
-    window += ["run.steps=2", "evaluation.enabled=true", "evaluation.docs=5"]
+    window += ["run.steps=2", "evaluation.docs=5"]
     fit(raw, tmp_path / "one", window)
     for size in (2, 4):
         there = tmp_path / f"on {size}"
@@ -222,7 +222,7 @@ def test_sinks_biases_and_heads_of_parts_on_two_ranks(
 
 def test_in_bfloat16_with_an_evaluation(raw: dict, tmp_path: Path) -> None:
     """Masters in float32, a gathered copy in bfloat16; tied embeddings; held-out pages shared."""
-    on = ["evaluation.enabled=true", "evaluation.docs=4", "evaluation.reused_docs=3"]
+    on = ["evaluation.docs=4", "evaluation.reused_docs=3"]
     on += ["evaluation.controls=[shuffled, empty]", "model.dtype=bfloat16"]
     fit(raw, tmp_path / "one", on)
     values(fit(raw, tmp_path / "two", [*on, "checkpoint.asynchronous=true"], size=2))
@@ -352,7 +352,7 @@ def test_who_reads_much_may_take_longer(tmp_path: Path, num_bytes: int) -> None:
 
 def slow_rank_1(folder: Path, num_bytes: int) -> Any:
     try:
-        with open_ranks(Config.parse(config_of(folder), ["parallel.timeout_s=3"])) as ranks:
+        with open_ranks(Config.parse(config_of(folder), ["run.timeouts_s.ranks=3"])) as ranks:
 
             def work() -> int:
                 time.sleep(5 * ranks.rank)
@@ -435,7 +435,7 @@ def test_what_one_rank_cannot_do_ends_all_alike(
     outcomes = run_ranks(3, tmp_path / "ranks", command, raw, sets, patch)
     assert [o.exit_code for o in outcomes] == [code] * 3
     assert told in outcomes[0].output
-    assert time.monotonic() - start < 200  # nobody has waited for parallel.timeout_s
+    assert time.monotonic() - start < 200  # nobody has waited for run.timeouts_s.ranks
 
 
 def break_data_of_rank_1(rank: int) -> None:
@@ -457,12 +457,12 @@ def break_rank_1(rank: int) -> None:
 
 
 def test_a_rank_that_does_not_come_is_named(raw: dict, tmp_path: Path) -> None:
-    sets = [*SIZES, f"run.dir={tmp_path / 'there'}", "parallel.timeout_s=6"]
+    sets = [*SIZES, f"run.dir={tmp_path / 'there'}", "run.timeouts_s.ranks=6"]
     outcomes = run_ranks(3, tmp_path / "ranks", command, raw, sets, "hang_rank_2", timeout_s=100)
     assert [o.exit_code for o in outcomes[:2]] == [1, 1]
     assert "rank 0 of 3 waited in phase 'rollout' for ranks that did not come" in outcomes[0].output
     assert "Ranks 2 failed to pass monitoredBarrier" in outcomes[0].output
-    assert "raise parallel.timeout_s" in outcomes[0].output
+    assert "raise run.timeouts_s.ranks" in outcomes[0].output
 
 
 def hang_rank_2(rank: int) -> None:
@@ -491,7 +491,7 @@ def test_the_program_under_torchrun(raw: dict, tmp_path: Path) -> None:
             timeout=600,
         )
 
-    done = torchrun("--set=evaluation.enabled=false", f"--run-dir={tmp_path / 'run'}")
+    done = torchrun("--set=evaluation.docs=0", f"--run-dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step 2/2") == 1
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["world_size"] == 2

@@ -103,7 +103,7 @@ def test_a_run_may_recall_in_a_chain(
     model_folders: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:
     raw = tiny_run(model_folders["llama"], corpus, tmp_path / "run")
-    sets = ["reading.window=4", "reading.piece=8", "run.steps=1", "evaluation.enabled=false"]
+    sets = ["reading.window=4", "reading.piece=8", "run.steps=1", "evaluation.docs=0"]
     sets += ["thought.tools={use: {recall: {words: 4}}, result_tokens: 6, calls: 1}"]
     Trainer(Config.parse(raw, sets)).fit()
     [row] = read_metrics(tmp_path / "run")

@@ -109,7 +109,7 @@ def test_a_run_trains_on_them(
     raw["thought"]["thoughts_per_position"] = 0
     raw["reward"] = {"horizon": 1}
     raw["objective"] = {"pg_weight": 0, "continuation_weight": 0}
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     raw["data"] |= {"context_tokens": 64, "heldout_fraction": 0}
     Trainer(Config.parse(raw, ["run.steps=12", "optim.lr=0.01", "model.dtype=float32"])).fit()
     losses = [row["loss/ntp"] for row in read_metrics(tmp_path / "reads")]

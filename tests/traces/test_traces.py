@@ -98,7 +98,7 @@ def finished(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFa
             writer.add(f"page-{n}", text, facts, len(encode(tokenizer, text)))
         writer.finish({"pages": 12, "kept": 12})
     raw = tiny_run(model_folders["llama"], root / "shards", root / "run")
-    sets = ["run.steps=2", "evaluation.enabled=false", "data.heldout_fraction=0"]
+    sets = ["run.steps=2", "evaluation.docs=0", "data.heldout_fraction=0"]
     config = Config.parse(raw, sets)
     Trainer(config).fit()
     for step in (1, 2):
@@ -175,7 +175,7 @@ def test_shards_have_real_markers_around_thoughts_and_none_from_pages(
         [
             "data.context_tokens=70",
             "data.heldout_fraction=0",
-            "evaluation.enabled=false",
+            "evaluation.docs=0",
             "thought.thoughts_per_position=0",
             "objective.pg_weight=0",
             "objective.continuation_weight=0",
@@ -270,7 +270,7 @@ def test_a_page_cannot_forge_token_ids(model_folders: dict[str, Path], tmp_path:
         writer.finish({"pages": 1})
     config = Config.parse(
         tiny_run(model_folders["llama"], tmp_path / "shards", tmp_path / "run"),
-        ["evaluation.enabled=false", "data.heldout_fraction=0", "data.context_tokens=200"],
+        ["evaluation.docs=0", "data.heldout_fraction=0", "data.context_tokens=200"],
     )
     for marker in ("<think>", "</think>"):
         add_marker(tokenizer, marker)

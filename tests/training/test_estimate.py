@@ -121,7 +121,7 @@ def test_a_frozen_judge_keeps_a_copy_and_reads_no_context_again() -> None:
     asked = ["thought.answer_tokens=6", "reward.scheme=judge_gold"]
     own, frozen, baseline = (
         Config.parse(minimal(), [*asked, *more])
-        for more in ([], ["reward.judge=frozen"], ["baseline.weights=frozen"])
+        for more in ([], ["reward.judges.itself=frozen"], ["baseline.weights=frozen"])
     )
     tokens = work_of(read=50, sampled=10, asked=7)
     work = [step_flop(c, SHAPE, tokens) for c in (own, frozen, baseline)]

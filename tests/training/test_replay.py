@@ -155,7 +155,7 @@ def test_a_run_reads_fresh_pages_once_and_thinks_anew_at_the_others(
     """Three contexts a step, one of them seen before: 3 + 2 + 2 + 2 fresh. And the same after a
     resume, to the bit."""
     raw = tiny_run(model_folders["llama"], corpus, tmp_path / "whole")
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     raw["checkpoint"] = {"every_steps": 2, "keep": 9}
 
     def run(folder: Path, *overrides: str) -> list[dict]:

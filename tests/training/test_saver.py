@@ -210,7 +210,7 @@ def test_a_run_saves_the_same_either_way(
     model_folders: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:
     raw = tiny_run(model_folders["llama"], corpus, tmp_path / "run")
-    raw["evaluation"]["enabled"] = False
+    raw["evaluation"]["docs"] = 0
     raw["checkpoint"] = {"every_steps": 1, "keep": 9}
     folders = [tmp_path / "at-once", tmp_path / "behind"]
     for folder, asynchronous in zip(folders, ("false", "true"), strict=True):

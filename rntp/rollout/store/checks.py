@@ -45,9 +45,10 @@ class Expected:
         if not isinstance(version, int) or not 0 <= version < unit.step:
             raise Refused("malformed", f"policy version {version} at step {unit.step}")
         age = unit.step - 1 - version
-        if age > config.rollout.max_age:
+        if age > config.rollout.samplers.max_age:
             raise Refused(
-                "stale", f"{age} updates old, rollout.max_age is {config.rollout.max_age}"
+                "stale",
+                f"{age} updates old, rollout.samplers.max_age is {config.rollout.samplers.max_age}",
             )
         if self.versions.get(version) != facts.get("weights"):
             raise Refused("weights", f"no weights of this run for version {version}")

@@ -80,9 +80,9 @@ class Desk:
         self._refused: set[str] = set()
         self._tidied = -1
         self._dtype = model.head.dtype
-        seconds = config.rollout.leases.seconds
+        seconds = config.rollout.samplers.lease_s
         self._lookout = Lookout(files, self._key, seconds, clock)
-        self._waiting = Waiting(config.rollout.leases.wait_s, say, clock, pause)
+        self._waiting = Waiting(config.rollout.samplers.wait_s, say, clock, pause)
 
     def open(self, run_id: str, check: Check) -> None:
         """Claim the store for this run, with its config and the model's. Raises ConfigError where
@@ -94,7 +94,7 @@ class Desk:
             if there and (there.get("digest"), there.get("id")) != (digest, run_id):
                 raise ConfigError(
                     f"the store {self._files.where} is of another run ({there.get('name')}); set "
-                    "rollout.store to another place, or remove it"
+                    "rollout.samplers.store to another place, or remove it"
                 )
             # Whom the run tells is nobody's business here.
             sent = config.model_dump(mode="json", exclude={"log"})
@@ -108,7 +108,7 @@ class Desk:
         try:
             self._waiting.through(claim, "open the store", check)
             told = f"thoughts come from samplers of {self._files.where}"
-            self._say(f"{told}, up to {config.rollout.max_age} updates old", "info")
+            self._say(f"{told}, up to {config.rollout.samplers.max_age} updates old", "info")
             if isinstance(self._files, UrlFiles) and not self._files.conditional:
                 self._say(
                     f"{self._files.where} knows no conditional writes: a part may be sampled twice",
@@ -117,8 +117,8 @@ class Desk:
         except Refused as refusal:
             raise ConfigError(
                 f"{RUN} in the store {self._files.where} is not used ({refusal}); set "
-                "$RNTP_STORE_KEY to the key that it was sealed with, or rollout.store to another "
-                "place"
+                "$RNTP_STORE_KEY to the key that it was sealed with, or rollout.samplers.store to "
+                "another place"
             ) from refusal
 
     def publish(self, version: int, placement: dict[str, Tensor], check: Check) -> None:
@@ -161,7 +161,7 @@ class Desk:
     def collect(self, step: int, check: Check) -> Collected:
         """Wait until samplers have brought every part of an open step.
 
-        Raises SamplersLost once nobody has given a sign of life for `rollout.leases.wait_s`.
+        Raises SamplersLost once nobody has given a sign of life for `rollout.samplers.wait_s`.
         """
         work, contexts = self._work[step]
         parts = dict(enumerate(self._parts(len(contexts))))

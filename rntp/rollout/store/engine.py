@@ -56,7 +56,7 @@ class StoreEngine(AbstractContextManager["StoreEngine"]):
         self._ledger = Ledger(config.run.dir)
         self._local = LocalSamplers(
             store,
-            config.rollout.samplers,
+            config.rollout.samplers.start,
             config.run.dir / "samplers",
             lambda line: say(line, "warning"),
         )
@@ -88,16 +88,16 @@ class StoreEngine(AbstractContextManager["StoreEngine"]):
         if self._newest != policy_version:
             self._desk.publish(policy_version, self._placement(), check)
             self._newest = policy_version
-        last = min(step + config.rollout.max_age, config.run.steps)
+        last = min(step + config.rollout.samplers.max_age, config.run.steps)
         steps = {step: contexts, **{s: self._upcoming(s) for s in range(step + 1, last + 1)}}
         self._desk.offer(policy_version, steps, check)
         rollouts = self._stored(step, check)
         if rollouts is None:
             self._local.watch()
             rollouts = self._collected(step, self._desk.collect(step, check))
-        if config.rollout.max_age:
+        if config.rollout.samplers.max_age:
             self._local.watch()
-        self._desk.tidy(self._keep(), policy_version - config.rollout.max_age - 1)
+        self._desk.tidy(self._keep(), policy_version - config.rollout.samplers.max_age - 1)
         return rollouts
 
     def finish(self) -> None:

@@ -22,7 +22,9 @@ def probe_store(where: Location) -> list[str]:
     found = []
     try:
         if not files.put_new(name, b"1") or files.put_new(name, b"2") or files.get(name) != b"1":
-            found.append(f"{where} does not keep what is written first; take another rollout.store")
+            found.append(
+                f"{where} does not keep what is written first; take another rollout.samplers.store"
+            )
         files.remove(name)
         if isinstance(files, UrlFiles) and not files.conditional:
             found.append(
@@ -31,7 +33,7 @@ def probe_store(where: Location) -> list[str]:
             )
     except OSError as error:
         found.append(
-            f"rollout.store {where} does not answer ({error}); check address, keys "
+            f"rollout.samplers.store {where} does not answer ({error}); check address, keys "
             "(AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …) and rights"
         )
     if isinstance(files, UrlFiles) and not key_of_environment():

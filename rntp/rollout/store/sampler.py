@@ -133,7 +133,7 @@ class Sampler:
         if self._device:
             overrides.append(f"model.device={self._device}")
         config = Config.parse(facts["config"], overrides, source=RUN)
-        seconds = config.rollout.leases.seconds
+        seconds = config.rollout.samplers.lease_s
         self._leases = Leases(self._files, self.name, self._key, seconds, self._clock)
         self._leases.beat("loads the model", now=True)
         self._bench = Bench(config, head.run, folder)

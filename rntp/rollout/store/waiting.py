@@ -49,7 +49,7 @@ class Waiting:
         if silent_s > self._wait_s:
             raise SamplersLost(
                 f"{who()}, and no sampler gave a sign of life for {silent_s:.0f} s "
-                "(rollout.leases.wait_s); start one with `rntp sample STORE`, and the same "
+                "(rollout.samplers.wait_s); start one with `rntp sample STORE`, and the same "
                 "command resumes"
             )
         if now >= self._next_told_s:
