@@ -26,11 +26,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Print pieces as they come; thoughts stand in ⟦…⟧."""
     from rntp.errors import ConfigError
     from rntp.reader import Reader
-    from rntp.reader.when import parse_when
+    from rntp.reader.when import parse_when, usual
 
     if arguments.temperature <= 0:
         raise ConfigError("--temperature must be above 0")
-    when = parse_when(arguments.think, arguments.model, arguments.between)
+    when = parse_when(arguments.think or usual(arguments.model), arguments.model, arguments.between)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     reader = Reader(arguments.model, seed=arguments.seed)
     print(prompt, end="", flush=True)

@@ -17,10 +17,10 @@ def reader_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--think",
-        default="entropy:2",
         metavar="RULE",
         help="where to think: never, every:N tokens, entropy:X nats of the next token, gate or "
-        "gate:PRICE (see rntp gate; default entropy:2)",
+        "gate:PRICE (see rntp gate); default entropy:2, or at the end of every piece for a model "
+        "that carries a memory (reading.piece)",
     )
     parser.add_argument(
         "--between", type=int, default=16, metavar="N", help="tokens between thoughts (default 16)"
@@ -43,10 +43,10 @@ def run(arguments: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from rntp.reader import Reader
-    from rntp.reader.when import parse_when
+    from rntp.reader.when import parse_when, usual
     from rntp.runtime.files import write_text_atomic
 
-    when = parse_when(arguments.think, arguments.model, arguments.between)
+    when = parse_when(arguments.think or usual(arguments.model), arguments.model, arguments.between)
     text = arguments.file.read_text(encoding="utf-8", errors="replace")
     page = Reader(arguments.model, seed=arguments.seed).read(text, when)
     if arguments.html:

@@ -92,11 +92,12 @@ def read_pages(
     pages: Sequence[Context],
     config: Config,
     *,
+    arms: Sequence[str] = ARMS,
     rewrites: Rewrites = always,
     check: Check = no_check,
     progress: Progress = lambda name, done, total: None,
 ) -> tuple[list[PageReading], dict[str, Spent]]:
-    """Read pages of more than one piece each by all arms.
+    """Read pages of more than one piece each by all arms, or those that are named.
 
     `reading.piece` and `reading.window` of the config say how. Pages are of any length; with
     memory, all that are long enough go from piece to piece together.
@@ -104,15 +105,18 @@ def read_pages(
     reader = _Reader(model, config, check)
     found = [PageReading(page) for page in pages]
     spent = {arm: Spent() for arm in ARMS}
-    _everything(reader, found, spent["everything"])
+    if "everything" in arms:
+        _everything(reader, found, spent["everything"])
     progress("read pages", 1, 3)
-    _window(reader, found, spent["window"])
+    if "window" in arms:
+        _window(reader, found, spent["window"])
     progress("read pages", 2, 3)
-    engine = open_engine(
-        model, config, thoughts=1, purpose="page memory", slots=config.link_tokens + 1
-    )
-    with serving(engine, model, config):
-        _memory(reader, engine, found, spent["memory"], rewrites)
+    if "memory" in arms:
+        engine = open_engine(
+            model, config, thoughts=1, purpose="page memory", slots=config.link_tokens + 1
+        )
+        with serving(engine, model, config):
+            _memory(reader, engine, found, spent["memory"], rewrites)
     progress("read pages", 3, 3)
     return found, spent
 

@@ -18,8 +18,8 @@ class ReadThought:
     """A thought before a token of the page.
 
     position: index of the token. token_ids: of what was thought. gain_per_token: nats of each of
-    the next tokens. entropy: nats, of the token without the thought. num_tokens: drawn. closed: by
-    the model.
+    the next tokens. entropy: nats, of the token without the thought, or the mean over the piece
+    that a carried memory was written behind. num_tokens: drawn. closed: by the model.
     """
 
     position: int

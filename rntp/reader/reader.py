@@ -14,6 +14,7 @@ from rntp.model import LanguageModel, load_model
 from rntp.model.language_model import pick_device
 from rntp.model.thought_tree import TokenTree
 from rntp.model.tokenizer import decode, encode
+from rntp.reader.carried import read_by_pieces
 from rntp.reader.page import ReadPage, ReadThought
 from rntp.reader.when import Here, When
 from rntp.reader.writing import Written, write
@@ -48,6 +49,9 @@ class Reader:
             dtype=dtype,
             device=pick_device(device),
         )
+        if self.settings.piece is not None:
+            self._check_pieces(self.settings.piece)
+            return
         # A window of the page as in training, where the model sees as much.
         branch = self.settings.thought_tokens + 2 + self.settings.horizon
         room = self.model.max_span - branch
@@ -64,8 +68,12 @@ class Reader:
         """Read a text from start to end, in contexts as long as those of training.
 
         Each thought is judged by the tokens behind it, with it and without. Thoughts do not see
-        each other.
+        each other, but where the model was trained to carry a memory from piece to piece: see
+        `rntp.reader.carried`.
         """
+        if self.settings.piece is not None:
+            ids = encode(self.model.tokenizer, text)
+            return read_by_pieces(self.model, self._config(), ids, when)
         ids, length = encode(self.model.tokenizer, text), self.settings.context_tokens
         engine = open_engine(self.model, self._config(), thoughts=1, purpose="read")
         places: list[int] = []
@@ -96,6 +104,16 @@ class Reader:
             temperature=temperature,
             seed=self.seed,
         )
+
+    def _check_pieces(self, piece: int) -> None:
+        """Raise ConfigError where a memory, a piece and the next memory are too long together."""
+        needed = 1 + 2 * (self.settings.thought_tokens + 2) + piece
+        if needed > self.model.max_span:
+            raise ConfigError(
+                f"{self.model.spec} sees {self.model.max_span} tokens; memories of "
+                f"{self.settings.thought_tokens} tokens and pieces of {piece} want {needed}; lower "
+                "them"
+            )
 
     def _sampled(self, engine: Any, context: Context, when: When) -> list[Rollout]:
         """The context with its thoughts; nothing where the rule wants none."""
@@ -158,7 +176,7 @@ class Reader:
                     "thought_tokens": settings["thought_tokens"],
                     "temperature": settings["temperature"],
                 },
-                "reading": {"window": settings["window"]},
+                "reading": {"window": settings["window"], "piece": settings["piece"]},
                 "reward": {"horizon": settings["horizon"]},
             }
         )

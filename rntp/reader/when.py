@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rntp.errors import ConfigError
 from rntp.gate import Gate
+from rntp.run.settings import Settings
 
 HELP = (
     "never, every:N (tokens), entropy:X (nats; where the next token is less certain than X), gate, "
@@ -17,7 +18,8 @@ HELP = (
 @dataclass(frozen=True)
 class Here:
     """What is known before a token. entropy: nats, of its prediction. since: tokens since the last
-    thought, or since the start. hidden: [D], last hidden state of the token before."""
+    thought, or since the start. hidden: [D], last hidden state of the token before. Where a memory
+    is carried from piece to piece, entropy is the mean over the piece and hidden is empty."""
 
     entropy: Tensor
     since: int
@@ -25,6 +27,12 @@ class Here:
 
 
 When = Callable[[Here], bool]
+
+
+def usual(spec: str) -> str:
+    """Name the rule that is meant where none is given: where the next token is uncertain, or, for
+    a model that carries a memory from piece to piece, at the end of every piece."""
+    return "entropy:2" if Settings.beside(spec).piece is None else "every:1"
 
 
 def parse_when(text: str, spec: str = "", least: int = 1) -> When:
@@ -45,6 +53,11 @@ def parse_when(text: str, spec: str = "", least: int = 1) -> When:
             return lambda here: here.since >= least and float(here.entropy) > bound
         if name == "gate":
             price = float(value) if value else 0.0
+            if Settings.beside(spec).piece is not None:
+                raise ConfigError(
+                    "--think gate: a gate looks at single tokens, and this model writes its "
+                    "memories at the ends of pieces; take every:N or entropy:X"
+                )
             gate = Gate.beside(spec)
             return lambda here: here.since >= least and bool(
                 gate.pays(here.hidden[None], here.entropy[None], price)

@@ -2,7 +2,8 @@
 
 With a window (`Settings.window`) the model goes on from *start · thought · last w tokens*: what it
 has written may be longer than what it sees, and the thought carries the rest. Without one thoughts
-stay where they were thought.
+stay where they were thought. A model that carries a memory (`Settings.piece`) writes one at the end
+of each piece, of the prompt as of what it writes itself; see `rntp.rollout.carried`.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from rntp.model import ATTENTION, LanguageModel, own_attention
 from rntp.model.tokenizer import decode, encode
 from rntp.reader.when import Here, When
 from rntp.rng import uniform
+from rntp.rollout.carried import as_read, written_by_nobody
 from rntp.rollout.sampling import draw
 from rntp.run.settings import Settings
 
@@ -49,21 +51,33 @@ def write(
     page = encode(model.tokenizer, prompt)
     if not len(page):
         page = torch.tensor([model.start_id])
+    carrier = None if settings.piece is None else _Carrier(writer, settings, when)
     with _own_attention(model):
-        writer.begin(page)
+        if carrier is None:
+            writer.begin(page)
+        else:
+            for memory in carrier.read(page):
+                yield Written("thought", decode(model.tokenizer, memory))
         held, since = list[int](), len(page)
         for _ in range(tokens):
-            if when(Here(writer.entropy(), since, writer.hidden)):
+            thought = None
+            if carrier is not None:
+                thought = carrier.due(page)
+            elif when(Here(writer.entropy(), since, writer.hidden)):
+                thought, since = writer.think(page), 0
+            if thought is not None:
                 if held:
                     yield Written("text", decode(model.tokenizer, torch.tensor(held)))
                     held = []
-                yield Written("thought", decode(model.tokenizer, writer.think(page)))
-                since = 0
+                yield Written("thought", decode(model.tokenizer, thought))
             token = writer.draw("write", temperature)
             if token == model.eos_id:
                 break
             page = torch.cat([page, torch.tensor([token])])
-            writer.go_on(token, page)
+            if carrier is None:
+                writer.go_on(token, page)
+            else:
+                carrier.go_on(page)
             held.append(token)
             since += 1
             text = decode(model.tokenizer, torch.tensor(held))
@@ -100,20 +114,25 @@ class _Writer:
         self._drawn = self._seen = 0
         self._cache: Any = None
         self._logits = self.hidden = torch.zeros(0)
+        self.expected = list[Tensor]()  # entropies of the tokens that were fed since the start
 
-    def begin(self, ids: Tensor) -> None:
-        """See these tokens and nothing before them."""
-        self._cache, self._seen = None, 0
-        self.feed(ids[-(self._model.max_span - self._room) :])
+    def begin(self, ids: Tensor, *, noting: bool = False) -> None:
+        """See these tokens and nothing before them; see `feed`."""
+        self._cache, self._seen, self.expected = None, 0, []
+        self.feed(ids[-(self._model.max_span - self._room) :], noting=noting)
 
     @torch.no_grad()
-    def feed(self, ids: Tensor) -> None:
-        """See these tokens, too."""
+    def feed(self, ids: Tensor, *, noting: bool = False) -> None:
+        """See these tokens, too. noting: how uncertain each of them was goes to `expected`."""
         seen = {self._cache_name: self._cache}
         found = self._model.hf(
             ids[None].to(self._model.device), use_cache=True, output_hidden_states=True, **seen
         )
         self._cache = getattr(found, self._cache_name, None) or found.past_key_values
+        if noting:
+            before = [self._logits] if self._seen else []
+            rows = torch.cat([*before, found.logits[0, :-1].float()])
+            self.expected += list(_entropy(rows))
         self._logits = found.logits[0, -1:].float()
         self.hidden = found.hidden_states[-1][0, -1]
         self._seen += len(ids)
@@ -127,8 +146,7 @@ class _Writer:
 
     def entropy(self) -> Tensor:
         """Of the next token, nats."""
-        logp = torch.log_softmax(self._logits[0], dim=-1)
-        return -(logp.exp() * logp).sum()
+        return _entropy(self._logits)[0]
 
     def draw(self, purpose: str, temperature: float, *, markers: bool = False) -> int:
         """The next token, which is not fed yet. markers: whether it may be the close marker."""
@@ -139,8 +157,8 @@ class _Writer:
         token, _ = draw(logits, noise, temperature)
         return int(token)
 
-    def think(self, page: Tensor) -> Tensor:
-        """Think behind all that is seen, and go on from there: int64, the thought's tokens."""
+    def ponder(self) -> Tensor:
+        """Think behind all that is seen: int64, the thought's tokens, the last not closed yet."""
         settings, (opening, closing) = self._settings, self._markers
         self.feed(torch.tensor([opening]))
         thought: list[int] = []
@@ -150,17 +168,78 @@ class _Writer:
                 break
             thought.append(token)
             self.feed(torch.tensor([token]))
-        if settings.window is None:
-            self.feed(torch.tensor([closing]))
-            return torch.tensor(thought, dtype=torch.int64)
-        start = torch.tensor([self._model.start_id])
-        memory = torch.tensor([opening, *thought, closing])
-        window = page[len(page) - min(settings.window, len(page)) :]
-        self.begin(torch.cat([start, memory, window]))
         return torch.tensor(thought, dtype=torch.int64)
+
+    def think(self, page: Tensor) -> Tensor:
+        """Think behind all that is seen, and go on from there: int64, the thought's tokens."""
+        thought, window = self.ponder(), self._settings.window
+        if window is None:
+            self.feed(torch.tensor([self._markers[1]]))
+        else:
+            self.remember(thought, page[len(page) - min(window, len(page)) :])
+        return thought
+
+    def remember(self, memory: Tensor, behind: Tensor) -> None:
+        """See a memory and what stands behind it, and nothing before."""
+        before = as_read(self._model, written_by_nobody(memory))
+        self.begin(torch.cat([before, behind]))
 
     def _bare(self) -> Tensor:
         """Logits without the markers, which are no text."""
         logits = self._logits.clone()
         logits[:, list(self._markers)] = -torch.inf
         return logits
+
+
+class _Carrier:
+    """The memory of a text that is read piece by piece, or written.
+
+    piece: W, tokens. when: asked at the end of each piece whether its memory is written.
+    """
+
+    def __init__(self, writer: _Writer, settings: Settings, when: When) -> None:
+        assert settings.piece is not None
+        assert settings.window is not None
+        self._writer, self._when = writer, when
+        self._piece, self._window = settings.piece, settings.window
+        self._memory = torch.zeros(0, dtype=torch.int64)
+        self._first = self._written = 0  # where this piece begins, and where a memory was written
+
+    def read(self, page: Tensor) -> Iterator[Tensor]:
+        """See a text, and yield the memories that are written on the way; what is left of it is
+        the beginning of a piece."""
+        while True:
+            stop = self._first + self._piece
+            read = self._writer.feed if self._first else self._writer.begin
+            read(page[self._first : stop], noting=True)
+            if stop >= len(page):
+                return
+            if (memory := self.due(page[:stop])) is not None:
+                yield memory
+
+    def go_on(self, page: Tensor) -> None:
+        """See the last token of a text."""
+        self._writer.feed(page[-1:], noting=True)
+
+    def due(self, page: Tensor) -> Tensor | None:
+        """At the end of a piece go on to the next one; returns the memory if one was written."""
+        stop = self._first + self._piece
+        if len(page) < stop:
+            return None
+        entropy = torch.stack(self._writer.expected).mean()
+        written = self._when(Here(entropy, stop - self._written, torch.zeros(0)))
+        if written:
+            if self._first:
+                self._writer.remember(self._memory, page[self._first : stop])
+            else:
+                self._writer.begin(page)
+            self._memory, self._written = self._writer.ponder(), stop
+        self._writer.remember(self._memory, page[max(stop - self._window, 0) : stop])
+        self._first = stop
+        return self._memory if written else None
+
+
+def _entropy(logits_NV: Tensor) -> Tensor:
+    """Nats, [N]."""
+    logp = torch.log_softmax(logits_NV, dim=-1)
+    return -(logp.exp() * logp).sum(dim=-1)

@@ -17,6 +17,7 @@ class Settings:
     context_tokens: of a page that the model saw. thought_tokens: of a thought, at most. horizon:
     tokens that a thought was judged by. window: tokens of the page that are left beside a thought,
     None where all are. min_prefix_tokens: before the first thought. temperature: of thoughts.
+    piece: tokens of a piece, where a memory is carried from piece to piece; None elsewhere.
     """
 
     think_open: str = "<think>"
@@ -27,6 +28,7 @@ class Settings:
     window: int | None = None
     min_prefix_tokens: int = 32
     temperature: float = 1.0
+    piece: int | None = None
 
     @classmethod
     def of(cls, config: Config) -> "Settings":
@@ -40,6 +42,7 @@ class Settings:
             config.reading.window,
             config.earliest_position,
             config.thought.temperature,
+            config.reading.piece,
         )
 
     @classmethod
