@@ -216,11 +216,13 @@ class Trainer:
         more |= audit_numbers(self.sampling.engine, step)
         whole = WholeStep.exchange(stats, self.ranks, asked, more)
         self.asked_to_stop = bool(whole.sums["stop"])
+        gated = whole.judged(self.followers.gate)
         if any(not update.skipped for update in updates):
             self.followers.follow(whole, self.optimizer.masters)
         self.phases.tell("record")
         metrics = {
             **whole.metrics(),
+            **gated,
             **update_metrics(step, updates),
             "data/damaged": self.state.share_damage(self.log, found=bool(whole.sums["damaged"])),
             "compute/tflop": step_flop(config, self.shape, whole.tokens()) / 1e12,

@@ -226,7 +226,8 @@ class Page:
 
     ordinal, visit, replay_of: as of its context. length: tokens of the context. positions: K
     indices into the bare page. before_K2: int64, the token before each, and the one before that.
-    entropy_K, nll_K: nats, of the sampler's no-think prediction.
+    entropy_K, nll_K: nats, of the sampler's no-think prediction. features_KF: float32, what a gate
+    looks at there (see `rntp.gate.features`); empty where nobody asks.
     """
 
     ordinal: int
@@ -237,6 +238,7 @@ class Page:
     before_K2: Tensor
     entropy_K: Tensor
     nll_K: Tensor
+    features_KF: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
     @classmethod
     def of(cls, rollout: Rollout) -> "Page":
@@ -323,6 +325,11 @@ class NextTokenStats(Protocol):
         """−log p of the true token."""
         ...
 
+    @property
+    def hidden_LD(self) -> Tensor:
+        """[L, D], of the trunk; row i has seen token i and predicts the next."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -330,6 +337,7 @@ class Known:
 
     entropy_L: Tensor
     nll_L: Tensor
+    hidden_LD: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
 
 @dataclass(frozen=True)
@@ -342,7 +350,8 @@ class PlacementInputs:
     and nll_L. A policy that looks at neither does not pay for them. noise_L: float64 uniform draws
     of this context, a function of the run seed and its ordinal. count: positions wanted. ramp:
     share of `ramp_steps` of `placement.policy` that lies before this context, None where no such
-    number is set; see `progress`. learned_L: float32, what the policy's own record says of such
+    number is set; see `progress`. random_share: of the positions, that go anywhere, for the policy
+    that looks at it. learned_L: float32, what the policy's own record says of such
     positions (see `rntp.placement.records`); zeros where it keeps none. starts_sentence_L: bool, a
     sentence begins with this token; None for policies that did not ask for it. oracle_gain_L:
     float32 nats that a perfect thought is worth, 0 where none helps. class_L: int64 numbers of the
@@ -355,6 +364,7 @@ class PlacementInputs:
     eligible: slice = field(default_factory=lambda: slice(None))
     count: int = 1
     ramp: float | None = None
+    random_share: float = 0.0
     starts_sentence_L: Tensor | None = None
     oracle_gain_L: Tensor | None = None
     class_L: Tensor | None = None

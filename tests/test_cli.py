@@ -284,7 +284,7 @@ def test_config_commands(config: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert call("config", "show", config, "--set", "run.seed=9") == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["run"]["seed"] == 9
-    assert shown["optim"]["betas"] == [0.9, 0.95]  # defaults are written out
+    assert shown["optim"]["adamw"]["betas"] == [0.9, 0.95]  # defaults are written out
     assert call("config", "validate", config) == 0
     assert "is valid" in capsys.readouterr().out
     assert call("config", "schema") == 0

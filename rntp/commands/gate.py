@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Fit the gate, print how good it is on held-out pages, and write it."""
-    from rntp.gate.command import learn_gate
+    from rntp.evaluation.gate_of_run import learn_gate
     from rntp.show import gate_table
 
     found = learn_gate(

@@ -48,7 +48,13 @@ POLICIES = Options(
             0,
             ("tiers",),
             "steps over which the policy goes from easy to hard; it stays at its end from then on",
-        )
+        ),
+        "random_share": Parameter(
+            Annotated[float, Field(ge=0, le=1)],
+            0.25,
+            ("gate",),
+            "of the positions, rounded up: they go anywhere, whatever the gate says",
+        ),
     },
 )
 PLACES = Options(

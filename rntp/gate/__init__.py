@@ -3,7 +3,8 @@
 hidden state, entropy → features → expected gain ± its error → worth the price of its tokens?
 """
 
+from rntp.gate.along import GateAlong
 from rntp.gate.gain_model import GainModel
 from rntp.gate.gate import Gate
 
-__all__ = ["GainModel", "Gate"]
+__all__ = ["GainModel", "Gate", "GateAlong"]

@@ -6,6 +6,7 @@ from torch import Tensor
 from rntp.rng import uniform
 
 SIZE = 64  # of the projection: a hidden state has more directions than a few thousand gains tell
+WIDTH = SIZE + 3
 
 
 def features(hidden: Tensor, entropy: Tensor) -> Tensor:

@@ -6,7 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rntp.gate.moments import Moments
+
 _ROUNDS = 100
+_TOO_FEW = "a gain model wants two gains at least"
 _NUMBERS = ("mean", "error", "noise")
 _CLOSE = 1e-6  # relative change of both precisions at which the evidence is at its maximum
 
@@ -30,28 +33,38 @@ class GainModel:
 
     @classmethod
     def fit(cls, features_NF: Tensor, gain_N: Tensor) -> "GainModel":
+        """Fit to features [N, F] and gains [N]; see `of_moments`."""
+        if not len(gain_N):
+            raise ValueError(_TOO_FEW)
+        return cls.of_moments(Moments.of(features_NF, gain_N))
+
+    @classmethod
+    def of_moments(cls, moments: Moments) -> "GainModel":
         """Fit by evidence maximisation (MacKay 1992): how strongly weights are held to 0, and the
         noise, are those under which the gains were most likely. The mean is not held to 0: where
         nothing can be foreseen it is the estimate. Raises ValueError for fewer than two gains.
         """
-        if len(gain_N) < 2:
-            raise ValueError("a gain model wants two gains at least")
-        centre, scale = features_NF.mean(dim=0), features_NF.std(dim=0, correction=0)
-        constant = scale <= 1e-12 * features_NF.abs().amax(dim=0).clamp_min(1e-300)
-        scale = torch.where(constant, torch.inf, scale)  # it says nothing
-        x, mean = (features_NF - centre) / scale, gain_N.mean()
-        gain_N = gain_N - mean
-        values, vectors = torch.linalg.eigh(x.T @ x)
-        values, along = values.clamp_min(0), vectors.T @ (x.T @ gain_N)
-        count = float(len(gain_N))
-        variance = float(gain_N.var(correction=0).clamp_min(1e-12))
+        count = float(moments.count)
+        if count < 2:
+            raise ValueError(_TOO_FEW)
+        mean, centre = moments.y / count, moments.x_F / count
+        spread = (moments.xx_FF.diagonal() / count - centre.square()).clamp_min(0).sqrt()
+        # Where a feature is always the same, differences of sums are nothing but rounding.
+        same = moments.least_F == moments.most_F
+        scale = torch.where(same | (spread <= 1e-9 * centre.abs()), torch.inf, spread)
+        inner = (moments.xx_FF - count * torch.outer(centre, centre)) / torch.outer(scale, scale)
+        values, vectors = torch.linalg.eigh(inner)
+        values = values.clamp_min(0)
+        along = vectors.T @ ((moments.xy_F - count * centre * mean) / scale)
+        total = float((moments.yy - count * mean.square()).clamp_min(1e-12 * count))
+        variance = total / count
         held, sure = 1.0, 1.0 / variance  # precisions of a weight, and of a gain
         for _ in range(_ROUNDS):
             weights = sure * along / (held + sure * values)
             used = float((sure * values / (held + sure * values)).sum())
-            left = (gain_N - x @ (vectors @ weights)).square().sum()
+            left = total - 2 * (weights @ along) + (weights.square() @ values)
             new_held = used / float(weights.square().sum().clamp_min(1e-12))
-            new_sure = max(count - used - 1.0, 1.0) / float(left.clamp_min(1e-12))
+            new_sure = max(count - used - 1.0, 1.0) / max(float(left), 1e-12 * count)
             close = abs(new_held - held) < _CLOSE * held and abs(new_sure - sure) < _CLOSE * sure
             held, sure = new_held, new_sure
             if close:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rntp.gate.features import features
 from rntp.model import LanguageModel
 from rntp.model.moe import Routing
 from rntp.model.reading import BRANCHES, LossReads
@@ -93,7 +94,18 @@ def forward(
         bare_logp_PH=bare_PH if learning.get("bare") else None,
         collision_PGH=collision,
         routing=Routing.of(trunk.routed),
+        features_PF=_before_positions(tree, hidden, document.entropy[of_whole]),
     )
+
+
+def _before_positions(tree: ThoughtTree, hidden: Tensor, entropy_PH: Tensor) -> Tensor:
+    """What is known before each position without thinking; see `rntp.gate.features`. entropy_PH:
+    nats, flat, of the continuation in sight of the whole context."""
+    rows = tree.whole_rows_PH
+    if not rows.numel():
+        return torch.zeros(0, 0)
+    before = hidden.detach().index_select(0, rows[:, 0].to(hidden.device))
+    return features(before, entropy_PH.view(rows.shape)[:, 0])
 
 
 def forward_with_gradients(

@@ -1,7 +1,7 @@
 """What one step is made of: its denominators, its log-probs, its rewards and advantages."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -115,7 +115,8 @@ class ForwardOutputs:
     term needs them. bare_logp_PH: no_think_logp_PH with gradients, where a window is read with a
     memory and without one, and learnt; else None. collision_PGH: Σ_v p_v² of each prediction with
     the thought, without gradients, or None if no scheme wants it. routing: of the tokens that
-    learn, in a mixture of experts that is watched.
+    learn, in a mixture of experts that is watched. features_PF: what a gate looks at before each
+    position, float64 on the CPU; see `rntp.gate.features`.
     """
 
     thought_logp_M: Tensor
@@ -128,6 +129,7 @@ class ForwardOutputs:
     bare_logp_PH: Tensor | None = None
     collision_PGH: Tensor | None = None
     routing: Routing | None = None
+    features_PF: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
     def detached(self) -> "ForwardOutputs":
         """The same numbers without the graph, for the record."""
@@ -142,6 +144,7 @@ class ForwardOutputs:
             bare_logp_PH=None if self.bare_logp_PH is None else self.bare_logp_PH.detach(),
             collision_PGH=self.collision_PGH,
             routing=self.routing.detached() if self.routing else None,
+            features_PF=self.features_PF,
         )
 
 

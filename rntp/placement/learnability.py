@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rntp.placement import register, weighted_sample
-from rntp.types import Context, Page, PlacementInputs
+from rntp.types import Context, NextTokenStats, Page, PlacementInputs
 
 # Least weight of a position, as a share of the context's largest: a bucket that taught nothing is
 # visited again some day, because the policy changes.
@@ -48,12 +48,12 @@ class Learnability:
         self._std = torch.zeros(BUCKETS, dtype=torch.float64)
         self._groups = torch.zeros(BUCKETS, dtype=torch.int64)
 
-    def of(self, context: Context, entropy_L: Tensor, nll_L: Tensor) -> Tensor:
-        """Reward units, float32 [L]. entropy_L: nats, of the prediction of each token."""
+    def of(self, context: Context, next_token: NextTokenStats) -> Tensor:
+        """Reward units, float32 [L]."""
         seen = self._groups > 0
         unseen = self._std[seen].mean() if seen.any() else self._std.new_ones(())
         # Nothing stands before the first token, which is never a position.
-        kinds = _buckets(context.token_ids.roll(1), entropy_L)
+        kinds = _buckets(context.token_ids.roll(1), next_token.entropy_L)
         return torch.where(seen, self._std, unseen)[kinds].float()
 
     def observe(self, pages: Sequence[Page], reward_PG: Tensor, gain_PG: Tensor) -> None:

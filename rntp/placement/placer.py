@@ -42,15 +42,12 @@ def placer(
             PlacementInputs(
                 next_token=next_token,
                 noise_L=noise,
-                learned_L=(
-                    record.of(context, next_token.entropy_L, next_token.nll_L)
-                    if record
-                    else torch.zeros(len(context))
-                ),
+                learned_L=(record.of(context, next_token) if record else torch.zeros(len(context))),
                 count=count or section.positions_per_doc,
                 ramp=progress(config, context.ordinal)
                 if section.policy.get("ramp_steps")
                 else None,
+                random_share=float(section.policy.get("random_share")),
                 starts_sentence_L=sentences.of(context.token_ids) if sentences else None,
                 oracle_gain_L=oracle_gains(context.labels) if context.labels else None,
                 class_L=class_numbers(context.labels) if context.labels else None,

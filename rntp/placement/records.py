@@ -5,16 +5,17 @@ from typing import Protocol
 
 from torch import Tensor
 
+from rntp.gate import GateAlong
 from rntp.placement.learnability import Learnability
 from rntp.placement.selector import Selector
-from rntp.types import Context, Page
+from rntp.types import Context, NextTokenStats, Page
 
 
 class Record(Protocol):
     """Predicts, for every position of a context, what thinking there would teach."""
 
-    def of(self, context: Context, entropy_L: Tensor, nll_L: Tensor) -> Tensor:
-        """float32 [L], from the no-think prediction of each token (nats)."""
+    def of(self, context: Context, next_token: NextTokenStats) -> Tensor:
+        """float32 [L], from the no-think prediction of each token."""
         ...
 
     def observe(self, pages: Sequence[Page], reward_PG: Tensor, gain_PG: Tensor) -> None:
@@ -27,7 +28,11 @@ class Record(Protocol):
 
 
 # Policies that follow a record: two evaluations of a run would look at different positions.
-RECORDS: dict[str, type[Record]] = {"learnability": Learnability, "selector": Selector}
+RECORDS: dict[str, type[Record]] = {
+    "gate": GateAlong,
+    "learnability": Learnability,
+    "selector": Selector,
+}
 
 
 def open_record(policy: str) -> Record | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rntp.placement import register, weighted_sample
-from rntp.types import Context, Page, PlacementInputs
+from rntp.types import Context, NextTokenStats, Page, PlacementInputs
 
 # Least weight, as a share of the context's largest: what earned nothing is tried again some day.
 FLOOR = 0.02
@@ -48,10 +48,10 @@ class Selector:
         self._weight = torch.full((FEATURES, BUCKETS), UNSEEN / FEATURES, dtype=torch.float64)
         self._squares = torch.zeros(FEATURES, BUCKETS, dtype=torch.float64)
 
-    def of(self, context: Context, entropy_L: Tensor, nll_L: Tensor) -> Tensor:
+    def of(self, context: Context, next_token: NextTokenStats) -> Tensor:
         """Predicted yield, nats, float32 [L]."""
         ids = context.token_ids
-        kinds = _kinds(ids.roll(1), ids.roll(2), entropy_L, nll_L)
+        kinds = _kinds(ids.roll(1), ids.roll(2), next_token.entropy_L, next_token.nll_L)
         return self._predict(kinds).float()
 
     def observe(self, pages: Sequence[Page], reward_PG: Tensor, gain_PG: Tensor) -> None:

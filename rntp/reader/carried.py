@@ -22,24 +22,24 @@ def read_by_pieces(model: LanguageModel, config: Config, ids: Tensor, when: When
     is asked at the ends of pieces; the entropy that it sees is the mean over the piece, and it sees
     no hidden state.
     """
-    piece = config.reading.piece
-    assert piece is not None
-    if len(ids) <= piece:
+    length = config.reading.piece
+    assert length is not None
+    if len(ids) <= length:
         return ReadPage([decode(model.tokenizer, ids)], [], len(ids))
     written, expected = [0], list[float]()
 
-    def rewrites(read: Piece) -> bool:
-        entropy = read.entropy_W.mean()
+    def rewrites(piece: Piece) -> bool:
+        entropy = piece.entropy_W.mean()
         expected.append(float(entropy))
-        writes = when(Here(entropy, read.stop - written[-1], torch.zeros(0)))
+        writes = when(Here(entropy, piece.stop - written[-1], torch.zeros(0)))
         if writes:
-            written.append(read.stop)
+            written.append(piece.stop)
         return writes
 
     page = Context(0, "text", ids)
     (found,), _ = read_pages(model, [page], config, arms=("window", "memory"), rewrites=rewrites)
-    gains = (found.nll["window"] - found.nll["memory"]).split(piece)
-    starts = accumulate([piece] * len(gains))
+    gains = (found.nll["window"] - found.nll["memory"]).split(length)
+    starts = accumulate([length] * len(gains))
     thoughts = [
         ReadThought(
             position=start,

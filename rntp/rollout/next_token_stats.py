@@ -31,6 +31,11 @@ class LazyNextTokenStats:
         """See `rntp.types.NextTokenStats`."""
         return self._whole[1]
 
+    @property
+    def hidden_LD(self) -> Tensor:
+        """See `rntp.types.NextTokenStats`."""
+        return self._hidden
+
     def at(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Entropy and loss of the predictions of some tokens, none of them the first; [K] each."""
         if "_whole" in vars(self):

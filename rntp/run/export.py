@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rntp import __version__
 from rntp.config import Config
 from rntp.errors import CheckpointError, ConfigError
+from rntp.gate import GateAlong
 from rntp.model import LanguageModel, own_attention
 from rntp.model.tokenizer import encode
 from rntp.run import checkpoint
@@ -26,7 +27,8 @@ def export(
     run_dir: Path, out: Path, step: int | None = None, *, say: Callable[[str], None]
 ) -> Path:
     """Write safetensors (float32), tokenizer with think markers, configs, how to think (rntp.json)
-    and a model card to `out`.
+    and a model card to `out`, and the gate that was learnt along, if it has seen
+    enough.
 
     The folder is loaded again with plain transformers, and its logits on a probe compared with the
     checkpoint's, before it gets its name. Raises ConfigError if `out` exists, and CheckpointError
@@ -37,6 +39,11 @@ def export(
     config, model, path = open_trained(run_dir, step, say)
     texts = {"README.md": _card(config, run_dir, path), FILE: Settings.of(config).text()}
     write_folder(model, out, texts)
+    if checkpoint.has(path, "gate"):
+        along = GateAlong()
+        along.restore(checkpoint.load(path, "gate"))
+        if gate := along.gate(config.reward.horizon):
+            gate.save(out)
     return out
 
 

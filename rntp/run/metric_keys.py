@@ -4,6 +4,7 @@ A key that a run writes and this table lacks fails a test, and so does a key of 
 run writes.
 """
 
+from rntp.run.gate_metrics import GATE_METRICS
 from rntp.run.metric import Metric as Metric
 from rntp.run.sampler_metrics import SAMPLER_METRICS
 
@@ -280,6 +281,7 @@ METRICS = (
         "an `importance_cap`, or `rollout.samplers.max_age`",
     ),
     *SAMPLER_METRICS,
+    *GATE_METRICS,
     # Where it thought
     Metric(
         "placement/entropy",

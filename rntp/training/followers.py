@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rntp.config import Config
+from rntp.gate import GateAlong
 from rntp.model import LanguageModel
 from rntp.objective.group_spread import GroupSpread
 from rntp.objective.reference_model import Reference, open_reference
@@ -30,10 +31,13 @@ class Kept(Protocol):
 class Followers:
     """Those that a config asks for; None where it does not.
 
-    reference: the second set of weights. record: of the placement policy. replay: the contexts that
-    may come back. group_spread: the running spread that `objective.drop_groups_below` measures by.
+    gate: learnt along from every group, for the exported model; the record of the placement policy
+    of that name. reference: the second set of weights. record: of the placement policy. replay: the
+    contexts that may come back. group_spread: the running spread that
+    `objective.drop_groups_below` measures by.
     """
 
+    gate: GateAlong | None
     reference: Reference | None
     record: Record | None
     replay: Replay | None
@@ -42,9 +46,12 @@ class Followers:
     @classmethod
     def open(cls, config: Config, model: LanguageModel) -> "Followers":
         """Make those of a new run, from the model at its start."""
+        record = open_record(config.placement.policy)
+        gate = record if isinstance(record, GateAlong) else GateAlong()
         return cls(
+            gate=gate if config.thought.thoughts_per_position else None,
             reference=open_reference(model, config, getattr(torch, config.model.dtype)),
-            record=open_record(config.placement.policy),
+            record=record,
             replay=Replay(config) if config.data.replay_docs > 0 else None,
             group_spread=GroupSpread() if config.objective.drop_groups_below else None,
         )
@@ -58,10 +65,12 @@ class Followers:
         """Take in a step that has moved the weights. masters: these, by name."""
         if self.reference:
             self.reference.update(masters)
-        if self.record:
-            self.record.observe(
-                step.pages, step.rewards_PG(step.table.reward_PG), step.table.gain_PG
-            )
+        rewarded = step.rewards_PG(step.table.reward_PG), step.table.gain_PG
+        if self.gate:
+            self.gate.note_lengths(*step.thought_lengths())
+        records: dict[int, Record] = {id(r): r for r in (self.record, self.gate) if r}
+        for record in records.values():
+            record.observe(step.pages, *rewarded)
         if self.replay:
             self.replay.observe(step.pages, step.table.gain_PG)
         if self.group_spread:
@@ -72,7 +81,8 @@ class Followers:
         found: dict[str, Kept | None] = {
             "alarms": alarms,
             "reference": self.reference,
-            "placement": self.record,
+            "placement": None if self.record is self.gate else self.record,
+            "gate": self.gate,
             "replay": self.replay,
             "group_spread": self.group_spread,
         }

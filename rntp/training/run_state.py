@@ -25,6 +25,9 @@ from rntp.training.optimizer import Optimizer
 from rntp.training.sampling import Sampling
 from rntp.training.saver import Saver
 
+# Files that checkpoints did not always have: who begins anew where they are missing.
+_LATER = ("alarms", "gate")
+
 
 class RunState:
     """The state of one run. segments: the steps that had the same data, as the manifest lists them.
@@ -188,8 +191,8 @@ class RunState:
             )
         )
         for stem, part in self._followers.kept(self._guards.alarms).items():
-            if stem == "alarms" and not checkpoint.has(path, stem):
-                log.message("the checkpoint is older than the alarms: they start anew")
+            if stem in _LATER and not checkpoint.has(path, stem):
+                log.message(f"the checkpoint is older than the {stem}: anew from here")
                 continue
             part.restore(checkpoint.load(path, stem))
 

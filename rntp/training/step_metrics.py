@@ -13,12 +13,13 @@ from torch import Tensor
 from rntp import rewards
 from rntp.config import Config
 from rntp.data.stream import digest_of
+from rntp.gate import GateAlong
+from rntp.gate.ranking import auc
 from rntp.model.moe import Routing
 from rntp.objective.advantages import dead_groups
 from rntp.objective.baselines import members
 from rntp.objective.outside import filled
 from rntp.objective.quantities import Counts
-from rntp.objective.ranking import auc
 from rntp.objective.rounding import Rounding, tolerance
 from rntp.placement import Bands, labels
 from rntp.placement.picked import picked
@@ -189,6 +190,18 @@ class WholeStep:
             found["policy/ess_frac"] = total.square() / (sampled * squares)
         where = picked(self.pages, bands) | labels.hit_rates(sums["hits"])
         return {key: float(value) for key, value in found.items()} | where | dict(self.classes)
+
+    def thought_lengths(self) -> tuple[float, float]:
+        """Tokens between the markers of the step's thoughts, and how many thoughts there are."""
+        tokens, *_, thoughts = self.sums["thoughts"].tolist()
+        return tokens, thoughts
+
+    def judged(self, gate: GateAlong | None) -> dict[str, float]:
+        """Say how good a gate is on the step's gains, before it learns from them."""
+        if gate is None or not self.pages:
+            return {}
+        features_PF = torch.cat([page.features_KF for page in self.pages])
+        return gate.judge(features_PF, self.table.gain_PG.mean(dim=1))
 
     def _of_window(self) -> dict[str, Tensor]:
         """Compare memories with the whole context that a reading window loses."""

@@ -133,7 +133,7 @@ class StepStats:
 
     def table(self) -> StepTable:
         """Collect the rows that only make sense beside those of the other shares."""
-        pages = [Page.of(page) for page in self.pages]
+        pages = self._noted([Page.of(page) for page in self.pages])
         tokens = [sum(page.length for page in pages)]
         if not self.counts.thought:
             none = torch.zeros(sum(len(page.positions) for page in pages), 0, dtype=torch.float64)
@@ -149,6 +149,14 @@ class StepStats:
             tokens,
             self._verdict_PG(),
         )
+
+    def _noted(self, pages: list[Page]) -> list[Page]:
+        """Pages with what a gate looks at; thoughts are what it learns from."""
+        if not self.counts.thought:
+            return pages
+        whole = torch.cat([s.features_PF for s in self.outputs]).float()
+        parts = whole.split([len(page.positions) for page in pages])
+        return [replace(p, features_KF=own) for p, own in zip(pages, parts, strict=True)]
 
     def _verdict_PG(self) -> Tensor:
         """Of judges outside of the run; [P, 0] where none is asked."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rntp.gate.features import WIDTH
 from rntp.types import Page
 
 
@@ -47,6 +48,9 @@ class StepTable:
             "sizes": torch.tensor(sizes, dtype=torch.int64),
             "places": torch.tensor(places, dtype=torch.int64),
             "before": before_P2,
+            "features": torch.cat(
+                [torch.zeros(0, WIDTH), *(p.features_KF for p in pages if len(p.features_KF))]
+            ),
             "expected": torch.stack([entropy_P, nll_P], dim=1).double(),
             "sensitivity": self.sensitivity_P,
             "thoughts": torch.stack([self.reward_PG, self.driving_PG, self.gain_PG], dim=1),
@@ -59,14 +63,15 @@ class StepTable:
     def joined(cls, parts: Sequence[Mapping[str, Tensor]]) -> "StepTable":
         """Join what `packed` gave of all shares of a step, in order."""
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        sizes = whole["sizes"].tolist()
+        sizes, known = whole["sizes"].tolist(), whole["features"]
         pages = [
-            Page(ordinal, visit, None if again < 0 else again, length, at, before, *expected)
-            for (ordinal, visit, again, length), at, before, expected in zip(
+            Page(ordinal, visit, None if again < 0 else again, length, at, before, *both, own)
+            for (ordinal, visit, again, length), at, before, both, own in zip(
                 whole["pages"].tolist(),
                 (tuple(at.tolist()) for at in whole["places"].split(sizes)),
                 whole["before"].split(sizes),
-                (part.unbind(dim=1) for part in whole["expected"].split(sizes)),
+                ((part[:, 0], part[:, 1]) for part in whole["expected"].split(sizes)),
+                known.split(sizes) if len(known) else [known] * len(sizes),
                 strict=True,
             )
         ]

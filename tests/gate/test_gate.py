@@ -10,9 +10,9 @@ from conftest import tiny_run
 from rntp import Trainer, cli
 from rntp.config import Config
 from rntp.errors import ConfigError
+from rntp.evaluation.gate_fit import Measured, fit_gate, judge_gate
 from rntp.gate import GainModel, Gate
 from rntp.gate.features import SIZE, features
-from rntp.gate.fitting import Measured, fit_gate, judge_gate
 from rntp.reader import Reader
 from rntp.reader.when import Here, parse_when
 from rntp.run.export import export

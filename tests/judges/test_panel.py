@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from rntp.gate.ranking import auc
 from rntp.judges.attacks import FIXED, audit, cases_of
 from rntp.judges.panel import Panel
 from rntp.judges.prompts import Case, Message, messages, neutral
 from rntp.judges.rules import rule_says
-from rntp.objective.ranking import auc
 from rntp.runtime.key_store import KeyStore
 from rntp.types import Verdict
 

@@ -123,7 +123,7 @@ def test_the_record_is_a_running_mean_of_the_groups_spread() -> None:
     record = Learnability()
     entropy = torch.tensor([0.0, 0.2, 1.0, 0.2, 2.0, 9.0])
     context = Context(0, "d", torch.tensor([5, 5, 5, 6, 5, 8]))
-    assert record.of(context, entropy, entropy).tolist() == [1] * 6  # nobody knows better yet
+    assert record.of(context, Known(entropy, entropy)).tolist() == [1] * 6  # nobody knows better yet
     # Spreads 2 and 1 of one kind (token 5, entropy below 0.5), and 3 of another tier.
     record.observe(
         [
@@ -134,7 +134,7 @@ def test_the_record_is_a_running_mean_of_the_groups_spread() -> None:
         torch.zeros(3, 2),
     )
     running = DECAY * 2 + (1 - DECAY) * 1
-    found = record.of(context, entropy, entropy)
+    found = record.of(context, Known(entropy, entropy))
     # Token 5 at 0.2; token 5 at 1.0; the others are new: as good as the mean of the known.
     new = (running + 3) / 2
     torch.testing.assert_close(found[1:], torch.tensor([running, 3, running, new, new]))
@@ -261,13 +261,13 @@ def test_the_selector_learns_the_yield_of_a_kind_of_position() -> None:
     record = Selector()
     context = Context(0, "d", torch.tensor([4, 5, 9, 6, 9]))
     flat = torch.full((5,), 1.0)
-    assert record.of(context, flat, flat).tolist() == pytest.approx([1.0] * 5)  # optimistic
+    assert record.of(context, Known(flat, flat)).tolist() == pytest.approx([1.0] * 5)  # optimistic
     at = (2, 4)
     seen = Rollout(context, at, ((),) * 2, flat[:2], flat[:2])
     gains = torch.tensor([[4.0, 0, 0, 0], [0.0, 0, 0, 0]])  # yields 3 and 0
     for _ in range(300):
         record.observe([Page.of(seen)], gains * 100, gains)  # not of the reward
-    found = record.of(context, flat, flat)
+    found = record.of(context, Known(flat, flat))
     assert found[[2, 4]].tolist() == pytest.approx([3, 0], abs=0.05)
     again = Selector()
     again.restore({name: t.clone() for name, t in record.tensors().items()})

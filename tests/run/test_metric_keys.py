@@ -9,6 +9,7 @@ from plain_models import save_plain
 from scripted_server import MODEL, honest, serving
 
 from rntp.config import Config
+from rntp.gate import along
 from rntp.rollout.store import engine
 from rntp.rollout.store.files import FolderFiles
 from rntp.rollout.store.sampler import Sampler
@@ -47,12 +48,14 @@ def written(
             },
         ),
         (llama, {"reading": {"window": 6}}),
+        (llama, {"run": {"steps": 3}}),  # the gate has learnt something by then
         (Path(save_plain("mixtral", here / "moe")), {"objective": {"router_weight": 0.01}}),
     ]
     store = here / "store"
-    options.append((llama, {"rollout": {"store": str(store), "max_age": 1}}))
+    options.append((llama, {"rollout": {"samplers": {"store": str(store), "max_age": 1}}}))
     sampler = Sampler(FolderFiles(store), "one", say=print)
     patch = pytest.MonkeyPatch()
+    patch.setattr(along, "LEAST", 4)
     patch.setattr(engine, "sleep", lambda seconds: sampler.once())
     found: set[str] = set()
     with serving(honest) as server:
@@ -66,7 +69,7 @@ def written(
             for section, fields in changes.items():
                 raw[section] = {**raw.get(section, {}), **fields}
             Trainer(Config.parse(raw)).fit()
-            found |= set(read_metrics(here / f"run{n}")[0])
+            found |= {key for row in read_metrics(here / f"run{n}") for key in row}
     yield found
     patch.undo()
 

@@ -40,7 +40,7 @@ def test_schedules() -> None:
 
 def test_float32_is_plain_adamw() -> None:
     ours, theirs = model(), model()
-    config = Optim(lr=1e-2, weight_decay=0.1, max_grad_norm=1e9, betas=(0.9, 0.9))
+    config = Optim(lr=1e-2, max_grad_norm=1e9, adamw={"weight_decay": 0.1, "betas": (0.9, 0.9)})
     optimizer = Optimizer(ours, config, dtype=torch.float32, total_steps=3)
     plain = torch.optim.AdamW(
         [

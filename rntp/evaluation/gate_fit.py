@@ -13,9 +13,9 @@ from rntp.evaluation.pages import score_pages
 from rntp.gate.features import features
 from rntp.gate.gain_model import GainModel
 from rntp.gate.gate import Gate
+from rntp.gate.ranking import auc
 from rntp.model import LanguageModel
 from rntp.model.thought_tree import TokenTree
-from rntp.objective.ranking import auc
 from rntp.placement.placer import placer
 from rntp.rollout import Check, no_check
 from rntp.rollout.engine import open_engine

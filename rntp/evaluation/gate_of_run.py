@@ -9,7 +9,7 @@ import torch
 from rntp.config import Config
 from rntp.data.corpus import Corpus, open_corpus, open_data
 from rntp.errors import ConfigError
-from rntp.gate.fitting import Measured, fit_gate, judge_gate, measure
+from rntp.evaluation.gate_fit import Measured, fit_gate, judge_gate, measure
 from rntp.model import LanguageModel
 from rntp.run.settings import FILE as SETTINGS
 from rntp.run.trained import open_trained
