@@ -3,6 +3,7 @@
 # make ablations    its curves: rewards, placement, group size and more (an hour)
 # make ablations-text  the rewards on real text, SmolLM2-135M (two hours and a half)
 # make memory       planted memories: what stood before a window, carried by a thought
+# make memory-text  notes on real pages: does RL teach which are worth keeping? (hours)
 # make methods      every published method on it, with the controls (63 runs, half an hour)
 # make models       which models run, and how: every causal class of transformers (some ten minutes)
 # make pages        a corpus of real prose, 20 MB: Debian's documentation packages (for memory and tools)
@@ -38,7 +39,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.docs=0
 
-.PHONY: pages bench-data docs install quickstart planted memory ages ablations ablations-text methods models faults save-stall plans plan-check gpu-check gpu-run test \
+.PHONY: pages bench-data docs install quickstart planted memory memory-text ages ablations ablations-text methods models faults save-stall plans plan-check gpu-check gpu-run test \
 	test-slow test-all \
 	browser-test lint \
 	types clean
@@ -61,6 +62,18 @@ memory: build/memory-reader/config.json
 		--run-dir runs/memory-planted-$$seed --set run.seed=$$seed || exit; done
 	$(VENV)/bin/python experiments/memory/planted_table.py runs/memory-planted-0 \
 		runs/memory-planted-1 runs/memory-planted-2
+
+# Notes on real pages: learn to read and to copy, then RNTP and its controls; hours; resumes.
+memory-text: build/memory-pages-reader/config.json
+	$(VENV)/bin/rntp ablate experiments/memory/text.yaml --resume
+
+build/memory-pages-reader/config.json: | build/memory-pages/manifest.json
+	$(VENV)/bin/rntp train experiments/memory/pages_reader.yaml
+	$(VENV)/bin/rntp ckpt export runs/memory-pages-reader $(@D)
+
+build/memory-pages/manifest.json: | build/pages/corpus/manifest.json
+	$(VENV)/bin/rntp memories experiments/memory/pages.yaml --set placement.positions_per_doc=2 \
+		--contexts 400 --rules last_piece,bm25_piece,random_piece --out $(@D)
 
 build/memory/manifest.json: | install
 	$(VENV)/bin/python experiments/planted/make_memory.py --out $(@D)

@@ -291,6 +291,33 @@ def pages_table(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def frontier_table(facts: Mapping[str, Any]) -> str:
+    """What rules of where to think make of whole pages."""
+    lines = [
+        f"{facts['num_docs']} pages, {facts['num_tokens']:,} tokens; thoughts at "
+        f"{facts['positions']:,} places, each judged by the next {facts['horizon']} tokens",
+        "",
+        f"{'a thought comes':<28}{'bound':>8}{'thoughts':>10}{'thought':>9}{'computed':>10}"
+        f"{'bits a byte':>13}{'saved':>9}  95 % interval",
+        f"{'':<28}{'':>8}{'a token':>10}{'tokens':>9}",
+    ]
+    for row in facts["rows"]:
+        bound = "" if row["bound"] is None else f"{row['bound']:.3g}"
+        lines.append(
+            f"{row['rule']:<28}{bound:>8}{row['thoughts_per_token']:>10.3f}"
+            f"{row['thought_tokens_per_token']:>9.3f}{row['computed_per_token']:>10.2f}"
+            f"{row['bits_per_byte']:>13.4f}{row['saved']:>+9.4f}  {_interval(row['saved_ci95'])}"
+        )
+    if (gate := facts["gate"]) is None:
+        return "\n".join([*lines, "", "no gate: the run has seen too few positions to learn one"])
+    said = "–" if gate["auc"] is None else f"{gate['auc']:.3f}"
+    lines += ["", f"gate: AUC {said}; gain by tenths of what it expects, nats a token"]
+    for name in ("expected", "measured"):
+        cells = "".join(f"{tenth[name]:>+8.3f}" for tenth in gate["deciles"])
+        lines.append(f"{name:<10}{cells}")
+    return "\n".join(lines)
+
+
 def next_token_table(result: Mapping[str, Any]) -> list[str]:
     """Accuracy of the arg-max by tiers of entropy, and calibration, of the next token."""
     lines = [

@@ -21,7 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pages",
         type=int,
         metavar="N",
-        help="instead, read N held-out pages from start to end, piece by piece with a memory",
+        help="instead, read N held-out pages from start to end: piece by piece with a memory, or, "
+        "without reading.window, with thoughts where rules want them",
+    )
+    parser.add_argument(
+        "--stride",
+        type=int,
+        metavar="S",
+        help="tokens between the places that rules choose from (default 4)",
     )
     parser.add_argument(
         "--piece", type=int, metavar="W", help="tokens of a piece; default: reading.piece"
@@ -51,8 +58,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.pages is not None:
         _evaluate_pages(arguments)
         return
-    if arguments.piece is not None or arguments.page_tokens is not None:
-        raise ConfigError("--piece and --page-tokens go with --pages; say how many")
+    if any(getattr(arguments, name) is not None for name in ("piece", "page_tokens", "stride")):
+        raise ConfigError("--piece, --page-tokens and --stride go with --pages; say how many")
     from rntp.evaluation import evaluate_target
     from rntp.runtime.files import write_json
     from rntp.runtime.memory import keep_freed_memory
@@ -67,27 +74,38 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate_pages(arguments: argparse.Namespace) -> None:
-    from rntp.evaluation.target import evaluate_pages
+    from rntp.evaluation.target import evaluate_everywhere, evaluate_pages, reads_pieces
     from rntp.runtime.files import write_json
     from rntp.runtime.memory import keep_freed_memory
-    from rntp.show import pages_table
+    from rntp.show import frontier_table, pages_table
 
-    if arguments.pages < 1 or any(
-        value is not None and value < 1 for value in (arguments.piece, arguments.page_tokens)
-    ):
-        raise ConfigError("--pages, --piece and --page-tokens must be 1 or more")
+    sizes = (arguments.pages, arguments.piece, arguments.page_tokens, arguments.stride)
+    if any(value is not None and value < 1 for value in sizes):
+        raise ConfigError("--pages, --piece, --page-tokens and --stride must be 1 or more")
     keep_freed_memory()
-    facts = evaluate_pages(
-        arguments.target,
-        arguments.checkpoint,
-        count=arguments.pages,
-        piece=arguments.piece,
-        page_tokens=arguments.page_tokens,
-        say=say,
-    )
+    by_pieces = arguments.piece is not None or reads_pieces(arguments.target)
+    if by_pieces and arguments.stride is not None:
+        raise ConfigError("--stride: pages are read by pieces here; leave it out")
+    if not by_pieces and arguments.page_tokens is not None:
+        raise ConfigError(
+            "--page-tokens: pages are read in contexts of data.context_tokens here; leave it out"
+        )
+    target = (arguments.target, arguments.checkpoint)
+    if by_pieces:
+        facts = evaluate_pages(
+            *target,
+            count=arguments.pages,
+            piece=arguments.piece,
+            page_tokens=arguments.page_tokens,
+            say=say,
+        )
+    else:
+        stride = arguments.stride or 4
+        facts = evaluate_everywhere(*target, count=arguments.pages, stride=stride, say=say)
     if arguments.out:
         write_json(arguments.out, facts)
-    print(json.dumps(facts, indent=2) if arguments.json else pages_table(facts))
+    table = pages_table if by_pieces else frontier_table
+    print(json.dumps(facts, indent=2) if arguments.json else table(facts))
 
 
 def _evaluate_tasks(arguments: argparse.Namespace) -> None:

@@ -14,6 +14,8 @@ from rntp.data.manifest import Manifest
 from rntp.data.mixture import Mixture
 from rntp.errors import ConfigError, DataError
 from rntp.evaluation.during import read_result
+from rntp.evaluation.everywhere import think_everywhere
+from rntp.evaluation.frontier import frontier
 from rntp.evaluation.measure import evaluate
 from rntp.evaluation.page_reading import read_pages
 from rntp.evaluation.page_table import page_table
@@ -21,7 +23,8 @@ from rntp.evaluation.third import check_third
 from rntp.model import LanguageModel, cast_parameters
 from rntp.model.opening import open_model
 from rntp.run import checkpoint
-from rntp.run.trained import open_trained
+from rntp.run import folder as run_folder
+from rntp.run.trained import learnt_gate, open_trained
 from rntp.runtime.progress import Bars
 from rntp.training.preflight import sharing_notes
 from rntp.types import Context
@@ -33,7 +36,7 @@ def evaluate_target(
     """Evaluate a run folder's checkpoint (the newest whole one, or that of `step`), or a config's
     base model. Raises ConfigError, DataError or CheckpointError.
     """
-    config, model, manifest = _open(target, step, say)
+    config, model, manifest, _ = _open(target, step, say)
     reference = read_result(config, 0) if target.is_dir() else None
     check_third(config, model.tokenizer)
     corpus = open_corpus(config, manifest, model.tokenizer)
@@ -57,7 +60,7 @@ def evaluate_pages(
     piece: tokens; by default `reading.piece`. page_tokens: where longer pages are cut. Raises as
     `evaluate_target`, and ConfigError where the config reads no window.
     """
-    config, model, manifest = _open(target, step, say)
+    config, model, manifest, _ = _open(target, step, say)
     config = _in_pieces(config, piece)
     assert config.reading.piece is not None
     if isinstance(manifest, Live):
@@ -87,10 +90,50 @@ def evaluate_pages(
     return page_table(model, found, spent, config)
 
 
+def evaluate_everywhere(
+    target: Path,
+    step: int | None = None,
+    *,
+    count: int,
+    stride: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Think all over `count` held-out pages, and say what rules of where to think make of them; see
+    `rntp.evaluation.frontier`.
+
+    stride: tokens between two positions. Raises as `evaluate_target`, and ConfigError where
+    thoughts are read behind a window.
+    """
+    config, model, manifest, path = _open(target, step, say)
+    if config.reading.window is not None:
+        raise ConfigError(
+            "--pages: thoughts here are read behind a window (reading.window), and the next one "
+            "begins anew; give --piece, or set reading.piece, to carry them through the page"
+        )
+    if config.thought.thoughts_per_position == 0:
+        raise ConfigError("--pages: thought.thoughts_per_position is 0, so nothing is thought")
+    corpus = open_corpus(config, manifest, model.tokenizer)
+    contexts = corpus.heldout_contexts(count)
+    gate = learnt_gate(path, config) if path else None
+    with Bars() as bars:
+        found = think_everywhere(model, contexts, config, stride=stride, gate=gate, progress=bars)
+    if not found:
+        raise DataError("--pages: no held-out page has room for a thought")
+    return {"stride": stride, **frontier(found, config.run.seed)}
+
+
+def reads_pieces(target: Path) -> bool:
+    """Tell whether what a command names reads behind a window, and pages so by pieces."""
+    config = run_folder.load_config(target) if target.is_dir() else Config.load(target)
+    return config.reading.window is not None
+
+
 def _open(
     target: Path, step: int | None, say: Callable[[str], None]
-) -> tuple[Config, LanguageModel, Data]:
-    """Open what a command names, and the corpus whose held-out pages it is measured on."""
+) -> tuple[Config, LanguageModel, Data, Path | None]:
+    """Open what a command names, the corpus whose held-out pages it is measured on, and say which
+    checkpoint it is."""
+    path: Path | None = None
     if target.is_dir():
         config, model, path = open_trained(target, step, say)
         say(f"evaluating {path}")
@@ -109,7 +152,7 @@ def _open(
     for note in sharing_notes(config, model):
         say(note)
     cast_parameters(model.hf, getattr(torch, config.model.dtype))
-    return config, model, data
+    return config, model, data, path
 
 
 def _in_pieces(config: Config, piece: int | None) -> Config:

@@ -12,13 +12,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rntp import __version__
 from rntp.config import Config
 from rntp.errors import CheckpointError, ConfigError
-from rntp.gate import GateAlong
 from rntp.model import LanguageModel, own_attention
 from rntp.model.tokenizer import encode
 from rntp.run import checkpoint
 from rntp.run.log import read_manifest
 from rntp.run.settings import FILE, Settings
-from rntp.run.trained import open_trained
+from rntp.run.trained import learnt_gate, open_trained
 
 PROBE = "A page is read, a thought is had, and the page goes on."
 
@@ -39,11 +38,8 @@ def export(
     config, model, path = open_trained(run_dir, step, say)
     texts = {"README.md": _card(config, run_dir, path), FILE: Settings.of(config).text()}
     write_folder(model, out, texts)
-    if checkpoint.has(path, "gate"):
-        along = GateAlong()
-        along.restore(checkpoint.load(path, "gate"))
-        if gate := along.gate(config.reward.horizon):
-            gate.save(out)
+    if gate := learnt_gate(path, config):
+        gate.save(out)
     return out
 
 

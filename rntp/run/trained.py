@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rntp.config import Config
+from rntp.gate import Gate, GateAlong
 from rntp.model import LanguageModel
 from rntp.model.opening import open_model
 from rntp.run import checkpoint
@@ -33,3 +34,12 @@ def take_weights(model: LanguageModel, weights: Mapping[str, Tensor]) -> None:
     """Copy weights by name into the model, rounded to its type."""
     for name, parameter in model.hf.named_parameters():
         parameter.copy_(weights[name])
+
+
+def learnt_gate(path: Path, config: Config) -> Gate | None:
+    """Give the gate that a checkpoint's run has learnt along; None where it has seen too little."""
+    if not checkpoint.has(path, "gate"):
+        return None
+    along = GateAlong()
+    along.restore(checkpoint.load(path, "gate"))
+    return along.gate(config.reward.horizon)

@@ -123,7 +123,9 @@ def test_the_record_is_a_running_mean_of_the_groups_spread() -> None:
     record = Learnability()
     entropy = torch.tensor([0.0, 0.2, 1.0, 0.2, 2.0, 9.0])
     context = Context(0, "d", torch.tensor([5, 5, 5, 6, 5, 8]))
-    assert record.of(context, Known(entropy, entropy)).tolist() == [1] * 6  # nobody knows better yet
+    assert (
+        record.of(context, Known(entropy, entropy)).tolist() == [1] * 6
+    )  # nobody knows better yet
     # Spreads 2 and 1 of one kind (token 5, entropy below 0.5), and 3 of another tier.
     record.observe(
         [

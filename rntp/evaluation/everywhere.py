@@ -1,0 +1,108 @@
+"""Thoughts all over held-out pages: what every rule of where to think is compared on.
+
+Thoughts do not see each other, so what one gains does not depend on where the others stand. They
+are thought at every few tokens, once, and each rule then takes those that it would have had.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rntp.config import Config
+from rntp.evaluation.pages import score_pages
+from rntp.gate import Gate
+from rntp.model import LanguageModel
+from rntp.model.thought_tree import TokenTree
+from rntp.model.token_bytes import ByteCounter
+from rntp.rollout import Check, no_check
+from rntp.rollout.engine import open_engine
+from rntp.rollout.tool_calls import serving
+from rntp.types import Context, NextTokenStats
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Everywhere:
+    """One page with its thoughts, float64 on the CPU.
+
+    positions: int64 [P], of the page, ascending, `stride` apart. gain_PH: nats, of each of the next
+    H tokens. entropy_P: nats, of the token at the position without a thought. expected_P: gain that
+    the gate expects, nats a token; None without one. drawn_P: tokens of each thought. computed_P:
+    what it costs to think there: thought, markers, and the next tokens read once more. nll_L: nats
+    of each token without thinking; the first has none and is 0. num_bytes: of the tokens that have
+    one. known_P: nats that a perfect thought gains there, on made pages, else None.
+    """
+
+    positions: Tensor
+    gain_PH: Tensor
+    entropy_P: Tensor
+    expected_P: Tensor | None
+    drawn_P: Tensor
+    computed_P: Tensor
+    nll_L: Tensor
+    num_bytes: int
+    known_P: Tensor | None
+
+
+@torch.no_grad()
+def think_everywhere(
+    model: LanguageModel,
+    contexts: Sequence[Context],
+    config: Config,
+    *,
+    stride: int,
+    gate: Gate | None,
+    check: Check = no_check,
+    progress: Progress = lambda name, done, total: None,
+) -> list[Everywhere]:
+    """Think at every `stride` tokens of pages that have room for one thought at least."""
+    engine = open_engine(model, config, thoughts=1, purpose="everywhere")
+    count_bytes, horizon = ByteCounter(model.tokenizer), config.reward.horizon
+    first = config.earliest_position
+
+    def place(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
+        return tuple(range(first, len(context) - horizon + 1, stride))
+
+    fitting = [c for c in contexts if len(c) >= first + horizon]
+    found = []
+    with serving(engine, model, config):
+        for number, context in enumerate(fitting):
+            progress("pages", number, len(fitting))
+            (rollout,) = engine.sample([context], place, check)
+            (page,) = score_pages(model, [rollout], config, check)
+            hidden, nll_L = _plainly(model, context)
+            at = torch.tensor(rollout.positions)
+            empty = torch.tensor([p["logp_empty"] for p in page["positions"]]).double()
+            think = torch.tensor([p["thoughts"][0]["logp_think"] for p in page["positions"]])
+            entropy = rollout.entropy.double()
+            before = hidden[at.to(hidden.device) - 1]
+            given = [group[0] for group in rollout.thoughts]
+            known = context.labels.oracle if context.labels else None
+            found.append(
+                Everywhere(
+                    at,
+                    think.double() - empty,
+                    entropy,
+                    gate.expected(before, entropy)[0] if gate else None,
+                    torch.tensor([t.num_tokens for t in given]).double(),
+                    torch.tensor([len(t.content) + 2 + horizon - 1 for t in given]).double(),
+                    nll_L,
+                    count_bytes.span(context.token_ids, 1, len(context)),
+                    None
+                    if known is None
+                    else torch.tensor([known[p].gain if p in known else 0.0 for p in at.tolist()]),
+                )
+            )
+    progress("pages", len(fitting), len(fitting))
+    return found
+
+
+def _plainly(model: LanguageModel, context: Context) -> tuple[Tensor, Tensor]:
+    """Last hidden states [L, D], and the loss of each token without thinking, nats, [L]."""
+    ids = context.token_ids
+    hidden = TokenTree.build([(ids, -1, 0)]).hidden(model)
+    logp, _, _ = model.logprob(hidden[:-1], ids[1:].to(hidden.device))
+    return hidden, torch.cat([torch.zeros(1), -logp.cpu()]).double()

@@ -1,0 +1,149 @@
+"""What rules of where to think make of whole pages: bits a byte against tokens thought.
+
+Pure functions of `rntp.evaluation.everywhere`. A rule scores positions; a page is read from start
+to end, and a thought comes where the score is above a bound and the last one is a horizon away, so
+that every token is read behind one thought at most.
+"""
+
+from collections.abc import Callable, Sequence
+from math import log
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rntp.evaluation.everywhere import Everywhere
+from rntp.evaluation.resampling import interval
+from rntp.gate.ranking import auc
+
+Score = Callable[[Everywhere], Tensor]
+SHARES = (0.5, 0.25, 0.1, 0.05, 0.02)  # of the positions that lie above a rule's bound
+DECILES = 10
+NATS = log(2)
+
+
+def chosen(page: Everywhere, wanted_P: Tensor) -> Tensor:
+    """Go through a page: bool [P], the positions thought at. wanted_P: bool, of the rule."""
+    horizon, last = page.gain_PH.shape[1], -(10**9)
+    taken = torch.zeros(len(page.positions), dtype=torch.bool)
+    for number, position in enumerate(page.positions.tolist()):
+        if wanted_P[number] and position - last >= horizon:
+            taken[number], last = True, position
+    return taken
+
+
+def saved(page: Everywhere, wanted_P: Tensor) -> tuple[float, float, float]:
+    """Nats that a rule saves on a page, tokens that it thinks, and tokens that it computes."""
+    taken = chosen(page, wanted_P)
+    return (
+        float(page.gain_PH[taken].sum()),
+        float(page.drawn_P[taken].sum()),
+        float(page.computed_P[taken].sum()),
+    )
+
+
+def frontier(pages: Sequence[Everywhere], seed: int) -> dict[str, Any]:
+    """Tabulate all rules over their bounds.
+
+    rows: rule, bound (in its own unit), thoughts and thought tokens a page token, tokens computed a
+    page token, bits a byte and bits a byte saved, with 95 % interval over pages. gate: AUC for
+    "thinking helps here" and expected against measured gain by decile, nats a token, over all
+    positions; None without a gate.
+    """
+    rows = [_row("never", None, pages, [torch.zeros_like(p.entropy_P).bool() for p in pages], seed)]
+    rows += _every(pages, seed)
+    rows += _sweep("entropy", pages, lambda page: page.entropy_P, seed)
+    if all(page.expected_P is not None for page in pages):
+        rows += _sweep("gate", pages, _expected, seed, also=0.0)
+    rows.append(_row("in hindsight", 0.0, pages, [_worth(p) > 0 for p in pages], seed))
+    if all(page.known_P is not None for page in pages):
+        perfect = [_known(p) > 0 for p in pages]
+        rows.append(_row("where the corpus knows one", None, pages, perfect, seed))
+    return {
+        "num_docs": len(pages),
+        "num_tokens": sum(len(page.nll_L) - 1 for page in pages),
+        "positions": sum(len(page.positions) for page in pages),
+        "horizon": pages[0].gain_PH.shape[1],
+        "rows": rows,
+        "gate": _calibration(pages),
+    }
+
+
+def _expected(page: Everywhere) -> Tensor:
+    assert page.expected_P is not None
+    return page.expected_P
+
+
+def _known(page: Everywhere) -> Tensor:
+    assert page.known_P is not None
+    return page.known_P
+
+
+def _worth(page: Everywhere) -> Tensor:
+    return page.gain_PH.sum(dim=1)
+
+
+def _every(pages: Sequence[Everywhere], seed: int) -> list[dict[str, Any]]:
+    """Think at every so many positions, whatever they are."""
+    rows = []
+    for step in (1, 2, 4, 8, 16):
+        wanted = [torch.arange(len(page.positions)) % step == 0 for page in pages]
+        stride = int(pages[0].positions[1] - pages[0].positions[0]) if len(wanted[0]) > 1 else 1
+        rows.append(_row("every so many tokens", step * stride, pages, wanted, seed))
+    return rows
+
+
+def _sweep(
+    name: str, pages: Sequence[Everywhere], score: Score, seed: int, also: float | None = None
+) -> list[dict[str, Any]]:
+    """Think where a score is above a bound, for bounds that shares of the positions lie above, and
+    one more."""
+    scores = torch.cat([score(page) for page in pages])
+    bounds = [float(scores.quantile(1 - share)) for share in SHARES]
+    bounds += [] if also is None else [also]
+    return [
+        _row(name, bound, pages, [score(page) > bound for page in pages], seed) for bound in bounds
+    ]
+
+
+def _row(
+    rule: str,
+    bound: float | None,
+    pages: Sequence[Everywhere],
+    wanted: Sequence[Tensor],
+    seed: int,
+) -> dict[str, Any]:
+    found = np.array([saved(page, own) for page, own in zip(pages, wanted, strict=True)])
+    thoughts = sum(int(chosen(p, own).sum()) for p, own in zip(pages, wanted, strict=True))
+    bits = np.array([float(page.nll_L.sum()) for page in pages]) / NATS
+    sizes = np.array([page.num_bytes for page in pages], dtype=float)
+    tokens = sum(len(page.nll_L) - 1 for page in pages)
+    gained = found[:, 0] / NATS
+    return {
+        "rule": rule,
+        "bound": bound,
+        "thoughts_per_token": thoughts / tokens,
+        "thought_tokens_per_token": float(found[:, 1].sum()) / tokens,
+        "computed_per_token": 1 + float(found[:, 2].sum()) / tokens,
+        "bits_per_byte": float((bits - gained).sum() / sizes.sum()),
+        "saved": float(gained.sum() / sizes.sum()),
+        "saved_ci95": interval(gained, np.arange(len(pages)), seed, sizes=sizes),
+    }
+
+
+def _calibration(pages: Sequence[Everywhere]) -> dict[str, Any] | None:
+    """How good the gate is over all positions."""
+    if any(page.expected_P is None for page in pages):
+        return None
+    expected = torch.cat([_expected(page) for page in pages])
+    gain = torch.cat([page.gain_PH.mean(dim=1) for page in pages])
+    parts = expected.argsort(stable=True).tensor_split(DECILES)
+    return {
+        "auc": auc(expected, gain > 0),
+        "deciles": [
+            {"expected": float(expected[part].mean()), "measured": float(gain[part].mean())}
+            for part in parts
+            if len(part)
+        ],
+    }

@@ -1,0 +1,162 @@
+"""Whole pages under rules of where to think: by hand, and of a run."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_run
+
+from rntp import cli
+from rntp.config import Config
+from rntp.errors import ConfigError
+from rntp.evaluation.everywhere import Everywhere, think_everywhere
+from rntp.evaluation.frontier import chosen, frontier, saved
+from rntp.evaluation.target import evaluate_everywhere
+from rntp.trainer import Trainer
+
+H = 4
+
+
+def page(
+    worth: list[float], entropy: list[float], expected: list[float] | None = None
+) -> Everywhere:
+    """Positions two tokens apart, each with a gain that is the same for all four tokens."""
+    count = len(worth)
+    gain = torch.tensor(worth, dtype=torch.float64)
+    return Everywhere(
+        positions=8 + 2 * torch.arange(count),
+        gain_PH=(gain / H)[:, None].expand(-1, H),
+        entropy_P=torch.tensor(entropy, dtype=torch.float64),
+        expected_P=None if expected is None else torch.tensor(expected, dtype=torch.float64),
+        drawn_P=torch.full((count,), 5.0, dtype=torch.float64),
+        computed_P=torch.full((count,), 10.0, dtype=torch.float64),
+        nll_L=torch.cat([torch.zeros(1), torch.full((39,), math.log(2))]).double(),
+        num_bytes=78,
+        known_P=gain.clamp_min(0),
+    )
+
+
+def test_thoughts_stand_a_horizon_apart() -> None:
+    made = page([1.0] * 6, [0.0] * 6)
+    everywhere = torch.ones(6, dtype=torch.bool)
+    assert chosen(made, everywhere).tolist() == [True, False] * 3
+    some = torch.tensor([False, True, True, False, False, True])
+    assert chosen(made, some).tolist() == [False, True, False, False, False, True]
+    assert saved(made, some) == (2.0, 10.0, 20.0)
+    assert saved(made, ~everywhere) == (0.0, 0.0, 0.0)
+
+
+def test_the_table_by_hand() -> None:
+    log2 = math.log(2)
+    worth = [2 * log2, 0.0, -log2, 0.0, log2, 0.0]
+    pages = [page(worth, [3.0, 0, 1, 0, 2, 0], [w / H for w in worth]) for _ in range(3)]
+    found = frontier(pages, seed=0)
+    rows = {(row["rule"], row["bound"]): row for row in found["rows"]}
+    never = rows["never", None]
+    assert never["bits_per_byte"] == pytest.approx(0.5)  # 39 bits of 78 bytes
+    assert (never["saved"], never["thoughts_per_token"], never["computed_per_token"]) == (0, 0, 1)
+    assert never["saved_ci95"] == [0, 0]
+    always = rows["every so many tokens", 2]
+    assert always["thoughts_per_token"] == pytest.approx(3 / 39)
+    assert always["thought_tokens_per_token"] == pytest.approx(15 / 39)
+    assert always["computed_per_token"] == pytest.approx(1 + 30 / 39)
+    assert always["saved"] == pytest.approx(2 / 78)
+    assert rows["every so many tokens", 8]["saved"] == pytest.approx(3 / 78)
+    gate = rows["gate", 0.0]
+    hindsight, perfect = rows["in hindsight", 0.0], rows["where the corpus knows one", None]
+    assert gate["saved"] == hindsight["saved"] == perfect["saved"] == pytest.approx(3 / 78)
+    assert gate["saved_ci95"] == pytest.approx([3 / 78] * 2)
+    assert gate["thought_tokens_per_token"] == pytest.approx(10 / 39)
+    assert found["gate"]["auc"] == 1
+    for tenth in found["gate"]["deciles"]:
+        assert tenth["expected"] == pytest.approx(tenth["measured"])
+    # The negative case: a gate that has it the wrong way round.
+    wrong = frontier([page(worth, [0.0] * 6, [-w / H for w in worth])] * 2, seed=0)
+    backwards = next(r for r in wrong["rows"] if (r["rule"], r["bound"]) == ("gate", 0.0))
+    assert backwards["saved"] == pytest.approx(-1 / 78)
+    assert wrong["gate"]["auc"] == 0
+    without = frontier([page(worth, [0.0] * 6)] * 2, seed=0)
+    assert without["gate"] is None
+    assert all(row["rule"] != "gate" for row in without["rows"])
+
+
+@pytest.fixture(scope="module")
+def run(
+    model_folders: dict[str, Path], corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict, Path]:
+    folder = tmp_path_factory.mktemp("frontier") / "run"
+    raw = tiny_run(model_folders["llama"], corpus, folder)
+    raw["run"]["steps"] = 4
+    raw["data"]["docs_per_step"] = 8
+    raw["placement"]["positions_per_doc"] = 3
+    raw["model"]["dtype"] = "float32"
+    raw["evaluation"] = {"docs": 0}
+    Trainer(Config.parse(raw)).fit()
+    raw["evaluation"] = {"docs": 3}
+    (folder / "config.yaml").write_text(Config.parse(raw).to_yaml())
+    return raw, folder
+
+
+def test_gains_are_those_of_the_plain_model(run: tuple[dict, Path]) -> None:
+    raw, _ = run
+    trainer = Trainer(Config.parse(raw, ["run.dir=unused"]))
+    model, contexts = trainer.model, trainer.corpus.heldout_contexts(2)
+    seen: list[torch.Tensor] = []
+    found = think_everywhere(model, contexts, trainer.config, stride=5, gate=None)
+    model.hf.set_attn_implementation("sdpa")
+    for context, one in zip(contexts, found, strict=True):
+        ids = context.token_ids
+        assert one.positions.tolist() == list(range(8, len(ids) - 3, 5))
+        with torch.no_grad():
+            logits = model.hf(ids[None]).logits[0].float()
+        logp = torch.log_softmax(logits, -1)
+        plain = -logp[:-1].gather(1, ids[1:, None])[:, 0]
+        torch.testing.assert_close(one.nll_L[1:].float(), plain, rtol=1e-4, atol=1e-4)
+        before = one.positions - 1
+        entropy = -(logp[before].exp() * logp[before]).sum(-1)
+        torch.testing.assert_close(one.entropy_P.float(), entropy, rtol=1e-4, atol=1e-4)
+        assert one.gain_PH.shape == (len(before), 4)
+        assert (one.computed_P >= one.drawn_P + 2 + 3).all()
+        seen.append(one.gain_PH)
+    assert float(torch.cat(seen).abs().max()) > 1e-3
+
+
+def test_the_command_prints_rules_side_by_side(
+    run: tuple[dict, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder = run
+    facts = evaluate_everywhere(folder, count=3, stride=4, say=lambda text: None)
+    rules = [row["rule"] for row in facts["rows"]]
+    assert rules.count("gate") == 6  # the run has learnt one
+    assert rules.count("entropy") == rules.count("every so many tokens") == 5
+    best = max(row["saved"] for row in facts["rows"])
+    hindsight = next(row for row in facts["rows"] if row["rule"] == "in hindsight")
+    assert hindsight["saved"] >= 0
+    assert best >= hindsight["saved"]
+    never = facts["rows"][0]["bits_per_byte"]
+    for row in facts["rows"]:
+        assert row["bits_per_byte"] == pytest.approx(never - row["saved"])
+    out = tmp_path / "pages.json"
+    cli.main(["eval", str(folder), "--pages", "3", "--stride", "4", "--out", str(out)])
+    assert json.loads(out.read_text())["rows"] == facts["rows"]
+    printed = capsys.readouterr().out
+    assert "bits a byte" in printed
+    assert "gate: AUC" in printed
+
+
+def test_what_cannot_be_asked_is_refused(run: tuple[dict, Path], tmp_path: Path) -> None:
+    raw, folder = run
+    window = tmp_path / "window.yaml"
+    window.write_text(Config.parse(raw, ["reading.window=6"]).to_yaml())
+    with pytest.raises(ConfigError, match=r"give --piece, or set reading\.piece"):
+        evaluate_everywhere(window, count=2, stride=4, say=lambda text: None)
+    for arguments, message in (
+        (["--pages", "2", "--stride", "0"], "must be 1 or more"),
+        (["--pages", "2", "--page-tokens", "9"], "leave it out"),
+        (["--stride", "4"], "go with --pages"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["eval", str(folder), *arguments])
+        assert caught.value.code == 2, message
