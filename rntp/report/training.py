@@ -69,6 +69,12 @@ _AFTER_SCHEMES = (
             ("loss/ntp", "next token"),
         ),
     ),
+    _Plot(
+        "Gate: can it tell where thinking helps",
+        "fraction",
+        (("gate/auc", "AUC, 0.5 is chance"), ("gate/pays_frac", "positions where it expects gain")),
+        (0.0, 1.0),
+    ),
     _Plot("Gradient norm before clipping", "L2 norm", (("grad_norm", "norm"),), _NOT_NEGATIVE),
     _Plot("Learning rate", "per step", (("lr", "learning rate"),), _NOT_NEGATIVE),
     _Plot(
