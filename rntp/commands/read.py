@@ -35,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--html", type=Path, metavar="OUT", help="write a page to open in a browser"
     )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="B",
+        help="with --think gate: at most so many thought tokens a token of the text; the price "
+        "that meets it is found and told",
+    )
     parser.add_argument("--json", action="store_true", help="print thoughts and gains as JSON")
 
 
@@ -42,13 +49,22 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the text with its thoughts."""
     from dataclasses import asdict
 
+    from rntp.errors import ConfigError
     from rntp.reader import Reader
     from rntp.reader.when import parse_when, usual
     from rntp.runtime.files import write_text_atomic
 
-    when = parse_when(arguments.think or usual(arguments.model), arguments.model, arguments.between)
+    rule, model = arguments.think or usual(arguments.model), arguments.model
+    if arguments.budget is not None and (rule != "gate" or arguments.budget < 0):
+        raise ConfigError("--budget B, 0 or more, goes with --think gate, whose price it finds")
+    when = parse_when(rule, model, arguments.between)
     text = arguments.file.read_text(encoding="utf-8", errors="replace")
-    page = Reader(arguments.model, seed=arguments.seed).read(text, when)
+    reader = Reader(model, seed=arguments.seed)
+    if arguments.budget is not None:
+        price = reader.price(text, arguments.budget, least=arguments.between)
+        say(f"{price:.4g} nats a thought token keeps within the budget (--think gate:{price:.4g})")
+        when = parse_when(f"gate:{price!r}", model, arguments.between)
+    page = reader.read(text, when)
     if arguments.html:
         write_text_atomic(arguments.html, page.html(arguments.file.name))
         say(f"written to {arguments.html}")

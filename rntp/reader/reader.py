@@ -6,14 +6,17 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rntp.config import Config
 from rntp.errors import ConfigError
 from rntp.evaluation.pages import score_pages
+from rntp.gate import Gate
 from rntp.model import LanguageModel, load_model
 from rntp.model.language_model import pick_device
 from rntp.model.thought_tree import TokenTree
 from rntp.model.tokenizer import decode, encode
+from rntp.reader.budget import price_for
 from rntp.reader.carried import read_by_pieces
 from rntp.reader.page import ReadPage, ReadThought
 from rntp.reader.when import Here, When
@@ -90,6 +93,33 @@ class Reader:
         pieces = [decode(self.model.tokenizer, ids[a:b]) for a, b in pairwise(cuts)]
         thoughts = [replace(t, position=p) for t, p in zip(thoughts, places, strict=True)]
         return ReadPage(pieces, thoughts, len(ids))
+
+    @torch.no_grad()
+    def price(self, text: str, budget: float, *, least: int) -> float:
+        """Find the price, nats a thought token, at which thinking by the gate keeps within a budget
+        on a text. budget: thought tokens a token of the text. least: tokens between two thoughts.
+
+        Nothing is thought for it: it takes one forward over the text. Raises ConfigError where the
+        model has no gate, or carries memories.
+        """
+        if self.settings.piece is not None:
+            raise ConfigError(
+                "--budget: this model writes its memories at the ends of pieces, where no gate is "
+                "asked; take every:N or entropy:X"
+            )
+        gate, gains = Gate.beside(self.model.spec), list[Tensor]()
+        ids, length = encode(self.model.tokenizer, text), self.settings.context_tokens
+        first, horizon = self.settings.min_prefix_tokens, self.settings.horizon
+        for start in range(0, len(ids), length):
+            page = ids[start : start + length]
+            gain = torch.full((len(page),), -torch.inf, dtype=torch.float64)
+            if len(page) > first + horizon:
+                hidden = TokenTree.build([(page, -1, 0)]).hidden(self.model)
+                rows = hidden[first - 1 : len(page) - horizon]
+                _, entropy, _ = self.model.logprob(rows, page[first : len(page) - horizon + 1])
+                gain[first : len(page) - horizon + 1] = gate.expected(rows, entropy)[0]
+            gains.append(gain)
+        return price_for(torch.cat(gains), gate, budget * len(ids), least)
 
     def generate(
         self, prompt: str, when: When, *, tokens: int = 200, temperature: float = 1.0
