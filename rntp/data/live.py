@@ -53,7 +53,7 @@ class Mark:
 def is_live(source: object) -> bool:
     """Tell whether `data.source` names pages rather than a corpus: `hf:…`, or files of their
     kinds."""
-    if isinstance(source, dict):
+    if isinstance(source, dict) or str(source).startswith("task:"):
         return False
     from rntp_data_prep.config import SUFFIXES, is_hub
 
