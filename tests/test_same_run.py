@@ -97,7 +97,11 @@ OPTIONS = [
     ["data.source=LIVE", "data.windows=all", "data.max_documents=6"],
     ["data.source={CORPUS: 3, OTHER: 1}"],
     ["data.source=task:TASKS", *SOLVING, "reward.scheme=correct", *EVALUATED],
-    ["data.source={CORPUS: 1, task:TASKS: 1}", *SOLVING, "reward.scheme={log_ratio: 1, correct: 2}"],
+    [
+        "data.source={CORPUS: 1, task:TASKS: 1}",
+        *SOLVING,
+        "reward.scheme={log_ratio: 1, correct: 2}",
+    ],
     ["data.source=task:gym:chain_sum", *SOLVING, "data.context_tokens=96", "data.workers=2"],
     ["optim.adamw.weight_decay=0.1", "optim.warmup_steps=2", "optim.max_grad_norm=0.1"],
     ["optim.schedule=cosine"],

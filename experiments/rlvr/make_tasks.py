@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "planted"))
 
-import pages  # noqa: E402
+import pages
 
 SEED = 77
 HOPS = (2, 3, 4)

@@ -16,7 +16,7 @@ class Tasks(Section):
     """Field of the rows that holds the answer: a text, or a number."""
     answer_after: str = ""
     """What stands behind the last such mark in that field is the answer (`####`); "" takes all."""
-    template: str = "{prompt}\n{answer}"
+    template: str = "{prompt} {answer}"
     """The text that model and thought see. The thought stands before the answer, and with it the
     spaces before `{answer}`. `chat:…{prompt}…`: a message of the user, in the tokenizer's chat
     template."""

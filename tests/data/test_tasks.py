@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import tiny_run, tiny_tokenizer, write_corpus
 
 from rntp.config import Config
@@ -54,9 +53,9 @@ def test_a_task_is_its_prompt_and_then_its_answer(tmp_path: Path) -> None:
     assert task is not None
     prompt = decode(TOKENIZER, context.token_ids[: len(context) - HORIZON])
     number = int(prompt.split()[0])
-    assert prompt == f"{number} + 1 =\n"
+    assert prompt == f"{number} + 1 ="
     assert task.answer == str(number + 1)
-    answer = encode(TOKENIZER, task.answer)
+    answer = encode(TOKENIZER, f" {task.answer}")
     assert task.num_tokens == len(answer) + 1 == context.num_scored(HORIZON)
     ids = context.token_ids[-HORIZON:]
     assert ids[: task.num_tokens].tolist() == [*answer.tolist(), TOKENIZER.eos_token_id]
@@ -215,8 +214,8 @@ def test_tasks_that_do_not_fit_are_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=told):
             corpus(f"task:{path}", more, "placement.min_prefix_tokens=2")
     pytest.importorskip("reasoning_gym")
+    found = corpus("task:gym:chain_sum", "data.context_tokens=15", "evaluation.enabled=false")
     with pytest.raises(DataError, match=r"of 1000 tasks none will do: its prompt has"):
-        found = corpus("task:gym:chain_sum", "data.context_tokens=15", "evaluation.enabled=false")
         found.train[0]
 
 
