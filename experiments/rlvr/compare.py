@@ -32,7 +32,7 @@ RLVR = Path("experiments/rlvr/rlvr.yaml")
 COMMON = {
     "run.steps": 20,
     "data.source": "build/planted",
-    "evaluation.enabled": "false",
+    "evaluation.docs": 0,
     "model.spec": "experiments/planted/base",
     "model.dtype": "float32",
     "data.context_tokens": 192,

@@ -322,10 +322,10 @@ RULES = (
         "set it, or take first_tokens, last_piece, random_piece and bm25_piece out",
     ),
     Rule(
-        ("data.source", "placement.positions_per_doc", "evaluation.positions_per_doc"),
+        ("data.source", "placement.positions_per_doc", "evaluation.placement"),
         lambda c: c.data.has_tasks and c.most_positions > 1,
         "a task of data.source has one position, where its answer begins; set "
-        "placement.positions_per_doc to 1, and evaluation.positions_per_doc to 0",
+        "placement.positions_per_doc to 1, and take that of evaluation.placement away",
     ),
     Rule(
         ("data.source", "placement.interleaved", "reading.window"),
@@ -340,9 +340,9 @@ RULES = (
         "evaluation.placement out",
     ),
     Rule(
-        ("data.source", "rollout.samplers", "rollout.store"),
+        ("data.source", "rollout.samplers"),
         lambda c: c.data.has_tasks and c.store is not None,
-        "samplers of a store do not get tasks yet; take rollout.samplers and rollout.store away",
+        "samplers of a store do not get tasks yet; take start and store out of rollout.samplers",
     ),
     Rule(
         ("data.source", "data.tasks", "evaluation.source"),
@@ -360,7 +360,7 @@ RULES = (
         ("data.source", "reward.scheme"),
         lambda c: c.data.has_tasks and c.data.has_pages and not _drives(c.reward.weights, False),
         "reward.scheme {reward.label}: on the pages of data.source every thought would earn 0; add "
-        "a scheme for them: {{log_ratio: {{on_tasks: 0}}, correct: 1}}",
+        "a scheme for them, such as log_ratio, with on_tasks: 0",
     ),
     Rule(
         ("data.source", "reward.scheme"),

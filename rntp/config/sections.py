@@ -29,7 +29,7 @@ from rntp.config.choices import (
 )
 from rntp.config.judges import Judges
 from rntp.config.mirrors import Mirrors
-from rntp.config.places import folder_or_url
+from rntp.config.places import folder_or_url, is_task, sources
 from rntp.config.section import Section
 from rntp.config.tasks import Tasks
 
@@ -149,14 +149,12 @@ class Data(Section):
     @property
     def has_tasks(self) -> bool:
         """Some contexts are tasks."""
-        names = self.source if isinstance(self.source, dict) else (self.source,)
-        return any(str(name).startswith("task:") for name in names)
+        return any(map(is_task, sources(self.source)))
 
     @property
     def has_pages(self) -> bool:
         """Some contexts are pages."""
-        names = self.source if isinstance(self.source, dict) else (self.source,)
-        return any(not str(name).startswith("task:") for name in names)
+        return not all(map(is_task, sources(self.source)))
 
     @property
     def num_workers(self) -> int:
@@ -285,11 +283,9 @@ class Reward(Section):
     @property
     def weights_on_tasks(self) -> dict[str, float]:
         """The same where the context is a task."""
-        found = self.weights
-        for name, own in self.scheme.items() if isinstance(self.scheme, dict) else ():
-            if isinstance(own, dict) and "on_tasks" in own:
-                found[name] = own["on_tasks"]
-        return found
+        named = self.scheme if isinstance(self.scheme, dict) else {}
+        own = {name: of for name, of in named.items() if isinstance(of, dict)}
+        return self.weights | {n: of["on_tasks"] for n, of in own.items() if "on_tasks" in of}
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rntp.config import Config, Pages
+from rntp.config.places import is_task
 from rntp.data.live import GUARANTEE, Live, is_live, prepare_command, refuse_live
 from rntp.data.live_stream import LiveHeldout, LiveStream
 from rntp.data.manifest import Manifest
@@ -17,7 +18,7 @@ from rntp.data.order import VERSION
 from rntp.data.reader import Reader
 from rntp.data.state import DataState
 from rntp.data.stream import ContextStream, Split, Stream, Windows, check_tokenizer
-from rntp.data.tasks import TaskSource, is_task, task_stream
+from rntp.data.tasks import TaskSource, task_stream
 from rntp.data.tasks.rendering import Renderer
 from rntp.data.tasks.rows import check_apart
 from rntp.data.token_ids import Markers

@@ -7,6 +7,7 @@ run writes.
 from rntp.run.gate_metrics import GATE_METRICS
 from rntp.run.metric import Metric as Metric
 from rntp.run.sampler_metrics import SAMPLER_METRICS
+from rntp.run.task_metrics import TASK_METRICS
 
 ALWAYS = "every run"
 
@@ -226,32 +227,7 @@ METRICS = (
         "Share of the answers that the model ended itself.",
         when="`thought.answer_tokens`",
     ),
-    Metric(
-        "task/pass_rate",
-        "share, 0 to 1",
-        "Share of the answers to tasks that their rule finds right: pass@1 at the temperature of "
-        "training.",
-        "What RLVR raises. Tasks differ from step to step; the evaluations, on held-out tasks and "
-        "with intervals, say more.",
-        when="tasks in `data.source`, `thought.answer_tokens`",
-    ),
-    Metric(
-        "task/solved_frac",
-        "share, 0 to 1",
-        "Share of the step's tasks that at least one attempt solves: pass@G, G being "
-        "`thought.thoughts_per_position`.",
-        "Where it stays while `task/pass_rate` rises, the policy becomes surer of what it could "
-        "do.",
-        when="tasks in `data.source`, `thought.answer_tokens`",
-    ),
-    Metric(
-        "task/mixed_frac",
-        "share, 0 to 1",
-        "Share of the step's tasks that some attempts solve and others do not.",
-        "These alone teach under the scheme `correct`.",
-        "Near 0: the tasks are too hard (`task/solved_frac` near 0) or too easy (near 1).",
-        when="tasks in `data.source`, `thought.answer_tokens`",
-    ),
+    *TASK_METRICS,
     # Sampler, policy, reference
     Metric(
         "kl/sampler",

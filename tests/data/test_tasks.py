@@ -9,11 +9,11 @@ import pytest
 from conftest import tiny_run, tiny_tokenizer, write_corpus
 
 from rntp.config import Config
+from rntp.config.places import is_task
 from rntp.config.tasks import Tasks
 from rntp.data.corpus import Corpus, open_corpus, open_data
 from rntp.data.live import is_live
 from rntp.data.stream import is_heldout
-from rntp.data.tasks import is_task
 from rntp.data.tasks.rendering import Renderer, task_id
 from rntp.data.tasks.rows import Row, read_rows
 from rntp.errors import ConfigError, DataError
@@ -205,7 +205,7 @@ def test_tasks_that_do_not_fit_are_named(tmp_path: Path) -> None:
         file.write(json.dumps({"prompt": "count", "answer": "1234567890"}) + "\n")
     place = r"t\.jsonl:61: its answer has 1\d tokens with its end token, and reward\.horizon is 6"
     with pytest.raises(DataError, match=place):
-        corpus(f"task:{path}", "data.heldout_fraction=0", "evaluation.enabled=false")
+        corpus(f"task:{path}", "data.heldout_fraction=0", "evaluation.docs=0")
     sums(path)
     for more, told in {
         "data.context_tokens=12": r"its prompt has \d+ tokens, and data\.context_tokens 12 less",
@@ -214,8 +214,8 @@ def test_tasks_that_do_not_fit_are_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=told):
             corpus(f"task:{path}", more, "placement.min_prefix_tokens=2")
     pytest.importorskip("reasoning_gym")
-    found = corpus("task:gym:chain_sum", "data.context_tokens=15", "evaluation.enabled=false")
-    with pytest.raises(DataError, match=r"of 1000 tasks none will do: its prompt has"):
+    found = corpus("task:gym:chain_sum", "data.context_tokens=20", "evaluation.docs=0")
+    with pytest.raises(DataError, match=r"of 1000 tasks none will do: its (prompt|answer) has"):
         found.train[0]
 
 

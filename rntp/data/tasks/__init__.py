@@ -8,6 +8,6 @@ prompt's split is decided by its hash.
 """
 
 from rntp.data.tasks.rows import Row
-from rntp.data.tasks.source import TaskSource, is_task, task_stream
+from rntp.data.tasks.source import TaskSource, task_stream
 
-__all__ = ["Row", "TaskSource", "is_task", "task_stream"]
+__all__ = ["Row", "TaskSource", "task_stream"]

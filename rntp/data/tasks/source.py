@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
+from rntp.config.places import TASK
 from rntp.config.tasks import Tasks
 from rntp.data.selection import Split
 from rntp.data.tasks.procedural import Generator
@@ -13,13 +13,7 @@ from rntp.data.tasks.rows import Row, read_rows
 from rntp.data.tasks.stream import ListedTasks, MadeTasks, split_of
 from rntp.errors import DataError
 
-PREFIX = "task:"
 GYM = "gym:"
-
-
-def is_task(source: object) -> bool:
-    """Tell whether `data.source`, or a part of it, names tasks."""
-    return isinstance(source, str | Path) and str(source).startswith(PREFIX)
 
 
 class TaskSource:
@@ -34,7 +28,7 @@ class TaskSource:
     def __init__(self, source: str, tasks: Tasks) -> None:
         """Raises DataError and ConfigError, as `read_rows` and `Generator`."""
         self.source, self.tasks = source, tasks
-        name = source.removeprefix(PREFIX)
+        name = source.removeprefix(TASK)
         self.rows: Sequence[Row] | None = None
         self.generator: Generator | None = None
         self.num_again = 0
@@ -52,9 +46,9 @@ class TaskSource:
     def facts(self) -> str:
         """The tasks in a few words."""
         if self.rows is None:
-            return f"tasks made by {self.source.removeprefix(PREFIX + GYM)}"
+            return f"tasks made by {self.source.removeprefix(TASK + GYM)}"
         again = f", {self.num_again} more that came again" if self.num_again else ""
-        return f"{len(self.rows)} tasks of {self.source.removeprefix(PREFIX)}{again}"
+        return f"{len(self.rows)} tasks of {self.source.removeprefix(TASK)}{again}"
 
 
 def task_stream(
