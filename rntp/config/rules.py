@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rntp.config.places import sources
+
 if TYPE_CHECKING:
     from rntp.config.schema import Config
 
@@ -76,9 +78,7 @@ def _is_piece(control: str) -> bool:
 
 def _tasks_of(config: Config) -> set[str]:
     """Names of all sources of tasks, without what says that they are."""
-    source = config.data.source
-    names = [*source] if isinstance(source, dict) else [source]
-    every = map(str, [*names, config.evaluation.source])
+    every = map(str, [*sources(config.data.source), config.evaluation.source])
     return {name.removeprefix("task:") for name in every if name.startswith("task:")}
 
 

@@ -5,7 +5,8 @@ end aside. math: they have the same value (math-verify). own: what the maker of 
 for reasoning-gym may be a share.
 
 Of an answer only its first line counts where the truth has one line: a base model that has answered
-goes on writing, and has no other way to say that it is done. An empty answer is wrong.
+goes on writing, and has no other way to say that it is done. Nor does a colon in front of it count.
+An empty answer is wrong.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +46,7 @@ def right(rollouts: Sequence[Rollout], decode: Callable[[Tensor], str]) -> Tenso
 
 def _said(answer: str, truth: str) -> str:
     """What of an answer counts."""
-    text = answer.strip()
+    text = answer.strip().removeprefix(":").strip()
     return text if "\n" in truth.strip() else text.partition("\n")[0].strip()
 
 

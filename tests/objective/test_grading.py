@@ -37,6 +37,8 @@ def task(answer: str, rule: str = "exact", **more) -> Task:
         ("", 0),
         (" \n ", 0),
         ("\n\nNew York", 1),
+        (": New York\n", 1),
+        (":", 0),
         (".", 0),
     ],
 )
