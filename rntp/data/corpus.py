@@ -1,6 +1,6 @@
 """The corpus of a run: its manifest, or several, and the two streams that a config asks for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -232,7 +232,7 @@ def _other_tasks(
     config: Config, data: Data, others: TaskSource, tokenizer: PreTrainedTokenizerBase
 ) -> Stream:
     """The tasks of `evaluation.source`. Raises DataError where training has one of them, too."""
-    parts = data.parts if isinstance(data, Mixture) else [data]
+    parts: Sequence[Data] = data.parts if isinstance(data, Mixture) else [data]
     for part in parts:
         if isinstance(part, TaskSource) and part.rows is not None and others.rows is not None:
             check_apart(part.rows, others.rows)
