@@ -60,7 +60,7 @@ def config_of(model: str, name: str, arguments: argparse.Namespace) -> Config:
     return Config.parse(
         {
             "run": {"steps": 1, "dir": "runs/none"},
-            # Markers that the tokenizer lacks begin as the mean of what they are spelled with, so an
+            # A marker that the tokenizer lacks begins as the mean of what it is spelled with: an
             # untrained model reads these two as what they say.
             "model": {"spec": model, "dtype": "float32", "markers": [" Thought:", " Answer:"]},
             "data": {

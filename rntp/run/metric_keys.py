@@ -1,7 +1,6 @@
 """Explain the keys of metrics.jsonl: the one table that the documentation is made from.
 
-A key that a run writes and this table lacks fails a test, and so does a key of this table that no
-run writes.
+A key that a run writes and this table lacks fails a test, and so does one that no run writes.
 """
 
 from rntp.run.gate_metrics import GATE_METRICS

@@ -22,7 +22,7 @@ from rntp.trainer import Trainer
 def written(
     model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[set[str]]:
-    """All keys of seven runs that between them have every option that makes one."""
+    """All keys of eight runs that between them have every option that makes one."""
     here = tmp_path_factory.mktemp("metrics")
     labelled = write_corpus(here / "shards", labelled=True)
     llama = model_folders["llama"]
