@@ -5,7 +5,7 @@
 # make memory       planted memories: what stood before a window, carried by a thought
 # make memory-text  notes on real pages: does RL teach which are worth keeping? (hours)
 # make methods      every published method on it, with the controls (63 runs, half an hour)
-# make rlvr         base, CPT, RNTP and mixed SFT through the same RLVR, before and after (21 runs; resumes)
+# make rlvr         base, CPT, RNTP and mixed SFT through the same RLVR, before and after (27 runs; resumes)
 # make models       which models run, and how: every causal class of transformers (some ten minutes)
 # make pages        a corpus of real prose, 20 MB: Debian's documentation packages (for memory and tools)
 # make faults       every injected fault: kills, damage, hangs, signals → experiments/faults/RESULTS.md
