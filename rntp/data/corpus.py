@@ -1,6 +1,6 @@
 """The corpus of a run: its manifest, or several, and the two streams that a config asks for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -232,7 +232,9 @@ def _other_tasks(
     config: Config, data: Data, others: TaskSource, tokenizer: PreTrainedTokenizerBase
 ) -> Stream:
     """The tasks of `evaluation.source`. Raises DataError where training has one of them, too."""
-    parts: Sequence[Data] = data.parts if isinstance(data, Mixture) else [data]
+    parts: list[Data] = [data]
+    if isinstance(data, Mixture):
+        parts = [*data.parts]
     for part in parts:
         if isinstance(part, TaskSource) and part.rows is not None and others.rows is not None:
             check_apart(part.rows, others.rows)
