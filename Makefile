@@ -5,6 +5,7 @@
 # make memory       planted memories: what stood before a window, carried by a thought
 # make memory-text  notes on real pages: does RL teach which are worth keeping? (hours)
 # make methods      every published method on it, with the controls (63 runs, half an hour)
+# make rlvr         base, CPT, RNTP and mixed SFT through the same RLVR, before and after (27 runs; resumes)
 # make models       which models run, and how: every causal class of transformers (some ten minutes)
 # make pages        a corpus of real prose, 20 MB: Debian's documentation packages (for memory and tools)
 # make faults       every injected fault: kills, damage, hangs, signals → experiments/faults/RESULTS.md
@@ -39,7 +40,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.docs=0
 
-.PHONY: pages bench-data docs install quickstart planted memory memory-text ages ablations ablations-text methods models faults save-stall plans plan-check gpu-check gpu-run test \
+.PHONY: pages bench-data docs install quickstart planted rlvr memory memory-text ages ablations ablations-text methods models faults save-stall plans plan-check gpu-check gpu-run test \
 	test-slow test-all \
 	browser-test lint \
 	types clean
@@ -130,6 +131,11 @@ methods: build/planted-thoughts/manifest.json build/planted-mixed/manifest.json
 	$(VENV)/bin/rntp ablate experiments/methods/planted.yaml --jobs 2 --resume
 	sed 's|(plot.svg)|(results/methods/plot.svg)|' experiments/methods/results/methods/table.md \
 		> experiments/methods/RESULTS.md
+
+# What an arm is good for afterwards: experiments/rlvr/results/planted.md.
+rlvr: build/planted/manifest.json
+	$(VENV)/bin/python experiments/rlvr/make_tasks.py --out build/rlvr/tasks.jsonl
+	$(VENV)/bin/python experiments/rlvr/compare.py
 
 # Thoughts that helped in a run, written into their pages: what tpt and mixed_sft train on.
 build/planted-thoughts/manifest.json: | build/planted/manifest.json

@@ -67,6 +67,11 @@ def before_after(comparison: Mapping[str, Any]) -> str:
         f" ({comparison['num_docs']} documents, {comparison['num_tokens']} tokens,"
         " paired bootstrap over documents)"
     )
+    if row := comparison.get("tasks/pass_at_1"):
+        lines.append(
+            f"{'tasks solved, pass@1':<26}{row['before']:>9.3f}{row['after']:>9.3f}"
+            f"{row['change']:>+9.3f}   {_interval(row['ci95'])}"
+        )
     if "memory" in comparison:
         lines += ["", *_beside_memory(comparison["memory"])]
     return "\n".join(lines)
@@ -114,6 +119,8 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
             f"{span:<24}{row['num_tokens']:>8}{row['nll/no_think']:>10.3f}"
             f"{row['nll/think']:>8.3f}{row['gain']:>+8.3f}"
         )
+    if "tasks" in result:
+        lines += ["", *pass_rates(result["tasks"])]
     if "memory" in result:
         lines += ["", *memory_table(result["memory"])]
     lines += ["", *next_token_table(result), "", *value_table(result)]
@@ -124,6 +131,16 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
         for name, row in result["controls"].items():
             lines.append(f"{name:<24}{row['gain']:>+8.3f}   {_interval(row['gain_ci95'])}")
     return "\n".join(lines)
+
+
+def pass_rates(tasks: Mapping[str, Any]) -> list[str]:
+    """pass@k of held-out tasks with intervals, and pass@1 of each source where there are more."""
+    lines = [f"{tasks['num_tasks']} tasks, {tasks['attempts']} attempts at each"]
+    for row in tasks["pass_at"]:
+        lines.append(f"{'pass@' + str(row['k']):<24}{row['pass']:>8.3f}   {_interval(row['ci95'])}")
+    if len(tasks["by_source"]) > 1:
+        lines += [f"pass@1 of {name}: {share:.3f}" for name, share in tasks["by_source"].items()]
+    return lines
 
 
 def audit_table(found: Mapping[str, Mapping[str, Any]], together: str) -> str:

@@ -6,7 +6,7 @@ document, G thoughts per position, H horizon, T thought tokens, N any flat row c
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -51,6 +51,26 @@ class EarlierThought:
 
 
 @dataclass(frozen=True, slots=True)
+class Task:
+    """A question with an answer that can be checked; its context is the prompt, then the answer.
+
+    answer: the true one. num_tokens: of the answer in the context, with its end token where there
+    is one (`ended`). filled: tokens behind them that only fill the context up to the horizon:
+    nothing predicts them. rule: who says whether an answer is right; see `rntp.objective.grading`.
+    made: what reasoning-gym's own scorer needs to know of the task; None for others. source: where
+    it is from, for people.
+    """
+
+    answer: str
+    num_tokens: int
+    filled: int
+    ended: bool
+    rule: Literal["exact", "math", "own"] = "exact"
+    made: Mapping[str, Any] | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """The window of one document that a step sees.
 
@@ -63,7 +83,8 @@ class Context:
     the page, in order, where thoughts are interleaved; positions then come after the last of them.
     left: int64, the page's tokens before those of token_ids, where the page is read piece by piece
     (see `rntp.rollout.carried`): no model sees them any more. labels and positions in `seen` are of
-    the page.
+    the page. task: where the page is the prompt of one; its only position is where the answer
+    begins.
     """
 
     ordinal: int
@@ -76,6 +97,7 @@ class Context:
     replay_of: int | None = None
     seen: tuple[EarlierThought, ...] = ()
     left: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    task: Task | None = None
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]
@@ -89,6 +111,16 @@ class Context:
     def shift(self) -> int:
         """By how much an index of token_ids, behind all earlier thoughts, exceeds the page's."""
         return self.inserted - len(self.left)
+
+    def num_scored(self, horizon: int) -> int:
+        """Count the tokens behind a position that are predicted: H, of a task those of its
+        answer."""
+        return self.task.num_tokens if self.task else horizon
+
+    @property
+    def num_text(self) -> int:
+        """Tokens without those that only fill a task's context up to the horizon."""
+        return len(self) - (self.task.filled if self.task else 0)
 
 
 def _no_ids() -> Tensor:
@@ -302,6 +334,30 @@ class RewardInputs:
     collision_PGH: Tensor = field(default_factory=lambda: torch.zeros(1))
     decode: Callable[[Tensor], str] = no_text
     verdicts: Mapping[str, Tensor] = field(default_factory=dict)
+    scored_PH: Tensor | None = None
+    right_PG: Tensor = field(default_factory=lambda: torch.zeros(1))
+
+    @property
+    def continuations(self) -> list[Tensor]:
+        """The continuation of each position, [P] id tensors; of a task its answer."""
+        if self.scored_PH is None:
+            return list(self.continuation_ids_PH)
+        horizon = self.continuation_ids_PH.shape[1]
+        return [ids[:horizon] for ids in self.true_ids]
+
+    def scored(self, values: Tensor) -> Tensor:
+        """Set values of tokens that nothing predicts to 0: [P, H] or [P, G, H]."""
+        if self.scored_PH is None:
+            return values
+        scored = self.scored_PH if values.ndim == 2 else self.scored_PH[:, None]
+        return torch.where(scored, values, 0)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Take the mean over the tokens that are predicted: [P, H] -> [P], [P, G, H] -> [P, G]."""
+        if self.scored_PH is None:
+            return values.mean(dim=-1)
+        count_P = self.scored_PH.sum(dim=-1).to(values.dtype)
+        return self.scored(values).sum(dim=-1) / (count_P if values.ndim == 2 else count_P[:, None])
 
     @property
     def discounts_H(self) -> Tensor:

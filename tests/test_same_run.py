@@ -30,6 +30,7 @@ EVALUATED = ["evaluation.docs=3"]
 ANSWERS = "thought.answer_tokens=2"
 TWICE = "objective.epochs_per_rollout=2"
 ANOTHER = "objective.advantage=step"
+SOLVING = ["placement.positions_per_doc=1", "thought.answer_tokens=4"]
 # Judges outside of the run have tests of their own (tests/judges).
 HERE = sorted(name for name, needs in rewards.NEEDS.items() if not needs.outside)
 ALL_SCHEMES = f"reward.shadows=[{', '.join(HERE)}]"
@@ -95,6 +96,13 @@ OPTIONS = [
     ["data.source=LIVE"],
     ["data.source=LIVE", "data.windows=all", "data.max_documents=6"],
     ["data.source={CORPUS: 3, OTHER: 1}"],
+    ["data.source=task:TASKS", *SOLVING, "reward.scheme=correct", *EVALUATED],
+    [
+        "data.source={CORPUS: 1, task:TASKS: 1}",
+        *SOLVING,
+        "reward.scheme={log_ratio: 1, correct: 2}",
+    ],
+    ["data.source=task:gym:chain_sum", *SOLVING, "data.context_tokens=96", "data.workers=2"],
     ["optim.adamw.weight_decay=0.1", "optim.warmup_steps=2", "optim.max_grad_norm=0.1"],
     ["optim.schedule=cosine"],
     ["rollout.docs_per_batch=1", "parallel.tokens_per_microbatch=16"],
@@ -121,7 +129,14 @@ def sources(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     lines = [json.dumps({"text": page.text * 4, "url": page.id}) for page in pages]
     (here / "pages.jsonl").write_text("\n".join(lines) + "\n")
     other = write_corpus(here / "other", documents=12, sentences=9)
-    return {"LIVE": str(here / "pages.jsonl"), "CORPUS": str(labelled), "OTHER": str(other)}
+    tasks = [json.dumps({"prompt": f"What is {n}?", "answer": n % 10}) for n in range(30)]
+    (here / "tasks.jsonl").write_text("\n".join(tasks) + "\n")
+    return {
+        "LIVE": str(here / "pages.jsonl"),
+        "CORPUS": str(labelled),
+        "OTHER": str(other),
+        "TASKS": str(here / "tasks.jsonl"),
+    }
 
 
 @pytest.fixture
@@ -265,7 +280,9 @@ def test_every_field_is_free_or_part_of_what_is_trained() -> None:
     # Chains do not go with samplers, nor does their tool with anything else.
     others = ["reading.piece=null", "rollout.samplers.start=1", "rollout.samplers.max_age=1"]
     stale = Config.parse(config.model_dump(), others)
-    parts = [*config.identity().items(), *stale.identity().items()]
+    tasks = ["data.source=task:t", "reading.window=null", "reading.piece=null", "thought.tools={}"]
+    asked = Config.parse(config.model_dump(), tasks)
+    parts = [part for one in (config, stale, asked) for part in one.identity().items()]
     trained = {f"{section}.{field}" for section, part in parts for field in part}
     made = {"data.min_document_tokens", "optim.steps"}
     assert trained - made == fields() - set(FREE) - ELSEWHERE

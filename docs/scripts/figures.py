@@ -389,6 +389,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "quickstart_output": quickstart_output,
     "quickstart_table": quickstart_table,
     "results": results,
+    "rlvr": lambda: (EXPERIMENTS / "rlvr/results/planted.md").read_text("utf-8"),
     "rewards_finding": lambda: finding("planted", "rewards"),
     "save_stall": save_stall,
     "speed": speed,

@@ -156,7 +156,10 @@ SCHEDULES = Options(
     },
 )
 # Parameters of reward schemes, beside the weight in the sum of those that drive.
-WEIGHT = Parameter(FiniteFloat, 1.0, (), "in the sum of the schemes that drive")
+WEIGHTS_OF = {
+    "weight": Parameter(FiniteFloat, 1.0, (), "in the sum of the schemes that drive"),
+    "on_tasks": Parameter(FiniteFloat, 1.0, (), "the weight on tasks, where it is another"),
+}
 SCHEMES: dict[str, dict[str, Parameter]] = {
     "net_gain": {
         "token_cost": Parameter(Weight, 0.01, (), "what a thought token costs, nats"),

@@ -40,6 +40,9 @@ def trained(config: Config) -> dict[str, Any]:
         name: {"weight": weight, **config.reward.parameters(name)}
         for name, weight in config.reward.weights.items()
     }
+    if config.data.has_tasks:
+        for name, weight in config.reward.weights_on_tasks.items():
+            facts["reward"]["scheme"][name]["on_tasks"] = weight
     _put_where_it_stood(facts)
     _leave_out_unread(facts, config)
     # A manifest's digest is a corpus' identity, not its path.
@@ -70,6 +73,8 @@ def _leave_out_unread(facts: dict[str, Any], config: Config) -> None:
         del facts["thought"]["tools"]
     else:
         del facts["thought"]["tools"]["workers"]
+    if not config.data.has_tasks:
+        del facts["data"]["tasks"]
     judges = facts["reward"].pop("judges")
     if "judge" in config.reward.weights:  # wherever a model is served, and however it is asked
         models = {name: judge["model"] for name, judge in judges["use"].items()}

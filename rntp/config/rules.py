@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rntp.config.places import sources
+
 if TYPE_CHECKING:
     from rntp.config.schema import Config
 
@@ -72,6 +74,17 @@ def _in_group(config: Config) -> bool:
 
 def _is_piece(control: str) -> bool:
     return control.endswith(("_tokens", "_piece"))
+
+
+def _tasks_of(config: Config) -> set[str]:
+    """Names of all sources of tasks, without what says that they are."""
+    every = map(str, [*sources(config.data.source), config.evaluation.source])
+    return {name.removeprefix("task:") for name in every if name.startswith("task:")}
+
+
+def _drives(weights: dict[str, float], only_tasks: bool) -> bool:
+    """Whether some scheme has a weight, of which `correct` counts on tasks alone."""
+    return any(w != 0 and (only_tasks or name != "correct") for name, w in weights.items())
 
 
 _OF_RESULTS = ("other_results", "no_results")
@@ -307,6 +320,53 @@ RULES = (
         lambda c: c.reading.window is None and any(map(_is_piece, c.evaluation.controls)),
         "evaluation.controls: pieces of what a reading window loses, and reading.window is null; "
         "set it, or take first_tokens, last_piece, random_piece and bm25_piece out",
+    ),
+    Rule(
+        ("data.source", "placement.positions_per_doc", "evaluation.placement"),
+        lambda c: c.data.has_tasks and c.most_positions > 1,
+        "a task of data.source has one position, where its answer begins; set "
+        "placement.positions_per_doc to 1, and take that of evaluation.placement away",
+    ),
+    Rule(
+        ("data.source", "placement.interleaved", "reading.window"),
+        lambda c: c.data.has_tasks and (c.placement.interleaved or c.reading.window is not None),
+        "tasks of data.source are read whole, with one thought in each: set placement.interleaved "
+        "to false, and reading.window to null",
+    ),
+    Rule(
+        ("data.source", "placement.policy", "placement.band", "evaluation.placement"),
+        lambda c: c.data.has_tasks and not c.data.has_pages and _places(c),
+        "there is nothing to place in tasks; leave placement.policy, placement.band and "
+        "evaluation.placement out",
+    ),
+    Rule(
+        ("data.source", "rollout.samplers"),
+        lambda c: c.data.has_tasks and c.store is not None,
+        "samplers of a store do not get tasks yet; take start and store out of rollout.samplers",
+    ),
+    Rule(
+        ("data.source", "data.tasks", "evaluation.source"),
+        lambda c: not _tasks_of(c) and c.data.tasks != type(c.data).model_fields["tasks"].default,
+        "data.tasks says how tasks are read, and data.source names none; take it away, or name one "
+        "(task:FILE.jsonl)",
+    ),
+    Rule(
+        ("data.source", "data.tasks"),
+        lambda c: bool(_tasks_of(c)) and not {f"gym:{n}" for n in c.data.tasks.gym} <= _tasks_of(c),
+        "data.tasks.gym has settings of a generator that data.source does not name; take them "
+        "away, or add task:gym:GENERATOR",
+    ),
+    Rule(
+        ("data.source", "reward.scheme"),
+        lambda c: c.data.has_tasks and c.data.has_pages and not _drives(c.reward.weights, False),
+        "reward.scheme {reward.label}: on the pages of data.source every thought would earn 0; add "
+        "a scheme for them, such as log_ratio, with on_tasks: 0",
+    ),
+    Rule(
+        ("data.source", "reward.scheme"),
+        lambda c: c.data.has_tasks and not _drives(c.reward.weights_on_tasks, True),
+        "reward.scheme {reward.label}: on_tasks is 0 for all that drives, so that tasks teach "
+        "nothing; give one of them a weight, or take the tasks out of data.source",
     ),
 )
 

@@ -21,16 +21,17 @@ from rntp.config.choices import (
     SCHEDULES,
     SCHEMES,
     TROUBLE,
-    WEIGHT,
     WEIGHTS,
+    WEIGHTS_OF,
     NonNegative,
     Positive,
     Weight,
 )
 from rntp.config.judges import Judges
 from rntp.config.mirrors import Mirrors
-from rntp.config.places import folder_or_url
+from rntp.config.places import folder_or_url, is_task, sources
 from rntp.config.section import Section
+from rntp.config.tasks import Tasks
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Interval = tuple[Weight, Weight]
@@ -114,7 +115,9 @@ class Data(Section):
     with their weights are a mixture (`{build/web: 3, build/books: 1}`). Pages train unprepared,
     too, with weaker guarantees that the run says at start: `hf:NAME[:SPLIT]` or `hf:FOLDER` for
     what `datasets` streams (extra `hf`), and files by path or glob (`crawl/*.warc.gz`, .wet,
-    .jsonl, .parquet, .tar, .html, .txt; extra `prep`)."""
+    .jsonl, .parquet, .tar, .html, .txt; extra `prep`). Tasks, alone or in a mixture:
+    `task:FILE.jsonl`, `task:hf:NAME[:SPLIT]`, `task:gym:GENERATOR` (reasoning-gym, extra
+    `tasks`)."""
     context_tokens: Annotated[int, Field(ge=8)]
     """Longest window of a document that one step sees, tokens (L)."""
     docs_per_step: Positive
@@ -139,6 +142,19 @@ class Data(Section):
     pages: Pages = Pages()
     """How pages that train unprepared are read, as `rntp data prep` has it: `text_field` and
     `html_field` of their rows, and `damaged: refuse | use` for files that are not whole."""
+    tasks: Tasks = Tasks()
+    """Of tasks: where prompt and answer stand, how they are put, and who grades; see the page on
+    RLVR of the documentation."""
+
+    @property
+    def has_tasks(self) -> bool:
+        """Some contexts are tasks."""
+        return any(map(is_task, sources(self.source)))
+
+    @property
+    def has_pages(self) -> bool:
+        """Some contexts are pages."""
+        return not all(map(is_task, sources(self.source)))
 
     @property
     def num_workers(self) -> int:
@@ -248,7 +264,8 @@ class Reward(Section):
     scheme: str | Annotated[dict[str, FiniteFloat | Parameters], Field(min_length=1)] = "log_ratio"
     """The scheme that drives the update, or several with the weight of each in their sum
     (`{mean_prob: 0.9, format_only: 0.1}`); see `rntp.rewards`. A scheme's own parameters stand
-    beside its weight: `{net_gain: {weight: 1, token_cost: 0.02}}`."""
+    beside its weight: `{net_gain: {weight: 1, token_cost: 0.02}}`, and so does its weight on tasks
+    where that is another: `{log_ratio: {on_tasks: 0}, correct: 1}`."""
     horizon: Positive
     """Held-out tokens that a thought is judged by (H)."""
     discount: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -264,6 +281,13 @@ class Reward(Section):
         return scheme_weights(self.scheme)
 
     @property
+    def weights_on_tasks(self) -> dict[str, float]:
+        """The same where the context is a task."""
+        named = self.scheme if isinstance(self.scheme, dict) else {}
+        own = {name: of for name, of in named.items() if isinstance(of, dict)}
+        return self.weights | {n: of["on_tasks"] for n, of in own.items() if "on_tasks" in of}
+
+    @property
     def names(self) -> tuple[str, ...]:
         """All schemes that are computed: those that drive, then the shadows."""
         return tuple(dict.fromkeys([*self.weights, *self.shadows]))
@@ -274,12 +298,12 @@ class Reward(Section):
         for named in (self.shadows, self.scheme):
             own = named.get(scheme) if isinstance(named, dict) else None
             if isinstance(own, dict):
-                found |= {name: value for name, value in own.items() if name != "weight"}
+                found |= {name: value for name, value in own.items() if name not in WEIGHTS_OF}
         return found
 
     @model_validator(mode="after")
     def _has_known_parameters(self) -> Self:
-        for named, more in ((self.scheme, {"weight": WEIGHT}), (self.shadows, {})):
+        for named, more in ((self.scheme, WEIGHTS_OF), (self.shadows, {})):
             for name, own in named.items() if isinstance(named, dict) else ():
                 if isinstance(own, dict):
                     Options((name,), SCHEMES.get(name, {}) | more).choice(name, **own)
@@ -427,7 +451,8 @@ class Evaluation(Section):
     """And every so many steps in between; 0 is never."""
     source: Path | None = None
     """Corpus whose held-out pages are read, where that is not data.source: for training on made
-    pages and measuring on ordinary ones."""
+    pages and measuring on ordinary ones. Tasks (`task:FILE.jsonl`) are held out altogether; where
+    training has the same prompt the run does not start."""
     reused_docs: NonNegative = 0
     """Also measure on the first so many contexts trained on: fresh against reused gain."""
     thoughts_per_position: Positive = 1

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rntp.config import Config, Pages
+from rntp.config.places import is_task
 from rntp.data.live import GUARANTEE, Live, is_live, prepare_command, refuse_live
 from rntp.data.live_stream import LiveHeldout, LiveStream
 from rntp.data.manifest import Manifest
@@ -17,12 +18,15 @@ from rntp.data.order import VERSION
 from rntp.data.reader import Reader
 from rntp.data.state import DataState
 from rntp.data.stream import ContextStream, Split, Stream, Windows, check_tokenizer
+from rntp.data.tasks import TaskSource, task_stream
+from rntp.data.tasks.rendering import Renderer
+from rntp.data.tasks.rows import check_apart
 from rntp.data.token_ids import Markers
 from rntp.errors import ConfigError
 from rntp.model.tokenizer import encode, encode_unguarded, prefix_ids, tokenizer_digest
 from rntp.types import Context
 
-Data = Manifest | Mixture | Live
+Data = Manifest | Mixture | Live | TaskSource
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Corpus:
         """What is promised of the data, for the run's metadata and report."""
         if isinstance(self.manifest, Live):
             return f"live pages: {GUARANTEE}"
+        if isinstance(self.manifest, TaskSource):
+            return "tasks: any ordinal again at any time, every prompt of one split alone"
         return "verified shards: any ordinal again at any time, every document checked by hash"
 
     def facts(self) -> str:
@@ -49,6 +55,8 @@ class Corpus:
         heldout = self.heldout.num_documents if self.heldout else 0
         if isinstance(self.manifest, Live):
             return f"live pages of {self.manifest.source} and {heldout} documents held out"
+        if isinstance(self.manifest, TaskSource):
+            return f"{self.manifest.facts()}, {heldout} held out"
         short = f", {self.train.num_too_short} too short" if self.train.num_too_short else ""
         return (
             f"corpus {self.manifest.digest[:12]} with {self.train.num_documents} documents to "
@@ -133,10 +141,24 @@ def open_data(config: Config, *, tolerant: bool = False) -> Data:
             "take it away, or put it into the config of `rntp data prep`"
         )
     if not isinstance(source, dict):
-        return load(source)
+        return TaskSource(str(source), config.data.tasks) if is_task(source) else load(source)
     for name in source:
         refuse_live(name, "a mixture")
-    return Mixture([load(name) for name in source], shares(source))
+    parts = [
+        TaskSource(name, config.data.tasks) if is_task(name) else load(name) for name in source
+    ]
+    return Mixture(parts, shares(source))
+
+
+def open_heldout(config: Config) -> Manifest | TaskSource | None:
+    """Return what `evaluation.source` names; None where it is null. Raises as `open_data`."""
+    source = config.evaluation.source
+    if source is None:
+        return None
+    if is_task(source):
+        return TaskSource(str(source), config.data.tasks)
+    refuse_live(source, "evaluation.source")
+    return Manifest.load(source)
 
 
 def marker_ids(config: Config, tokenizer: PreTrainedTokenizerBase) -> Markers:
@@ -158,12 +180,13 @@ def open_corpus(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase) 
     )
     if not config.evaluation.enabled:
         return Corpus(data, train, None, None)
-    others = data
-    if config.evaluation.source is not None:
-        refuse_live(config.evaluation.source, "evaluation.source")
-        others = Manifest.load(config.evaluation.source)
+    others = open_heldout(config) or data
+    if isinstance(others, Manifest) and others is not data:
         check_tokenizer(others, tokenizer_digest(tokenizer), config.model.spec)
-    heldout = _open_stream(config, others, tokenizer, "heldout")
+    if isinstance(others, TaskSource) and others is not data:
+        heldout: Stream = _other_tasks(config, data, others, tokenizer)
+    else:
+        heldout = _open_stream(config, others, tokenizer, "heldout")
     digest = heldout.digest if isinstance(heldout, LiveHeldout) else others.digest
     return Corpus(data, train, heldout, digest)
 
@@ -176,12 +199,66 @@ def _open_stream(
     if isinstance(data, Live):
         return _live_stream(config, data, tokenizer, split)
     if not isinstance(data, Mixture):
-        return _prepared_stream(config, data, tokenizer, split, seed)
+        return _part_stream(config, data, tokenizer, split, seed)
     parts = [
-        _prepared_stream(config, manifest, tokenizer, split, stream_seed(seed, manifest))
-        for manifest in data.manifests
+        _part_stream(config, part, tokenizer, split, stream_seed(seed, part)) for part in data.parts
     ]
     return MixedStream(parts, data.shares)
+
+
+def _part_stream(
+    config: Config,
+    part: Manifest | TaskSource,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split,
+    seed: int,
+) -> Stream:
+    if isinstance(part, Manifest):
+        return _prepared_stream(config, part, tokenizer, split, seed)
+    return task_stream(
+        part,
+        _renderer(config, tokenizer),
+        split,
+        seed=seed,
+        heldout_fraction=config.data.heldout_fraction,
+        count=config.evaluation.docs,
+        max_documents=config.data.max_documents if split == "train" else 0,
+        # What evaluation.source holds is held out altogether.
+        whole=split == "train" and is_task(config.evaluation.source),
+    )
+
+
+def _other_tasks(
+    config: Config, data: Data, others: TaskSource, tokenizer: PreTrainedTokenizerBase
+) -> Stream:
+    """The tasks of `evaluation.source`. Raises DataError where training has one of them, too."""
+    parts: list[Data] = [data]
+    if isinstance(data, Mixture):
+        parts = [*data.parts]
+    for part in parts:
+        if isinstance(part, TaskSource) and part.rows is not None and others.rows is not None:
+            check_apart(part.rows, others.rows)
+    return task_stream(
+        others,
+        _renderer(config, tokenizer),
+        "heldout",
+        seed=config.run.seed,
+        heldout_fraction=config.data.heldout_fraction,
+        count=config.evaluation.docs,
+        whole=True,
+    )
+
+
+def _renderer(config: Config, tokenizer: PreTrainedTokenizerBase) -> Renderer:
+    tasks = config.data.tasks
+    return Renderer(
+        tokenizer,
+        tasks.template,
+        tasks.rule,
+        horizon=config.reward.horizon,
+        context_tokens=config.data.context_tokens,
+        answer_tokens=config.thought.answer_tokens,
+    )
 
 
 def _prepared_stream(
@@ -242,15 +319,16 @@ def _check_data(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase) 
         manifests = [data]
     for manifest in manifests:
         check_tokenizer(manifest, tokenizer_digest(tokenizer), config.model.spec)
-    if config.evaluation.enabled and config.data.heldout_fraction == 0:
+    apart = is_task(config.evaluation.source)
+    if config.evaluation.enabled and config.data.heldout_fraction == 0 and not apart:
         raise ConfigError(
             "evaluation needs held-out documents: raise data.heldout_fraction above 0, or set "
             "evaluation.docs to 0"
         )
-    if len(manifests) > 1 and config.data.max_documents:
+    if isinstance(data, Mixture) and len(data.parts) > 1 and config.data.max_documents:
         raise ConfigError(
             "data.max_documents counts the documents of one corpus, and data.source has "
-            f"{len(manifests)}; take one of them away"
+            f"{len(data.parts)}; take one of them away"
         )
 
 

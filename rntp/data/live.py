@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rntp.config.places import is_task
 from rntp.data.order import VERSION
 from rntp.errors import ConfigError, DataError
 
@@ -53,7 +54,7 @@ class Mark:
 def is_live(source: object) -> bool:
     """Tell whether `data.source` names pages rather than a corpus: `hf:…`, or files of their
     kinds."""
-    if isinstance(source, dict):
+    if isinstance(source, dict) or is_task(source):
         return False
     from rntp_data_prep.config import SUFFIXES, is_hub
 

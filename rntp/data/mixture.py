@@ -15,6 +15,7 @@ from dataclasses import replace
 from rntp.data.damage import Damage
 from rntp.data.manifest import Manifest
 from rntp.data.stream import Read, Stream
+from rntp.data.tasks import TaskSource
 from rntp.errors import ConfigError
 from rntp.types import Context
 
@@ -64,16 +65,20 @@ class Deal:
 
 
 class Mixture:
-    """The manifests of several corpora, for those who ask what the data of a run is."""
+    """Several corpora, and sources of tasks, for those who ask what the data of a run is.
 
-    def __init__(self, manifests: Sequence[Manifest], shares: Sequence[int]) -> None:
-        """Manifests of one tokenizer, which the caller checks; see `shares`."""
-        self.manifests = list(manifests)
+    manifests: of the corpora among the parts.
+    """
+
+    def __init__(self, parts: Sequence[Manifest | TaskSource], shares: Sequence[int]) -> None:
+        """Corpora of one tokenizer, which the caller checks; see `shares`."""
+        self.parts = list(parts)
+        self.manifests = [part for part in parts if isinstance(part, Manifest)]
         self.shares = list(shares)
-        parts = [[m.digest, share] for m, share in zip(manifests, shares, strict=True)]
-        self.digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        self.num_docs = sum(m.num_docs for m in manifests)
-        self.total_tokens = sum(m.total_tokens for m in manifests)
+        facts = [[part.digest, share] for part, share in zip(parts, shares, strict=True)]
+        self.digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        self.num_docs = sum(part.num_docs for part in parts)
+        self.total_tokens = sum(part.total_tokens for part in parts)
 
 
 class MixedStream:
@@ -119,9 +124,9 @@ class MixedStream:
         return [found for stream in self._streams for found in stream.damaged]
 
 
-def stream_seed(seed: int, manifest: Manifest) -> int:
+def stream_seed(seed: int, part: Manifest | TaskSource) -> int:
     """Seed of one corpus of a mixture: two of the same size are not gone through in step."""
-    return int.from_bytes(_hash(f"{seed}/{manifest.digest}"), "little")
+    return int.from_bytes(_hash(f"{seed}/{part.digest}"), "little")
 
 
 def _hash(text: str) -> bytes:

@@ -7,6 +7,7 @@ import numpy as np
 
 from rntp.evaluation.next_token import accuracies
 from rntp.evaluation.pages import Page, arrays, positions_of
+from rntp.evaluation.pass_rates import beside
 from rntp.evaluation.resampling import interval
 from rntp.evaluation.value import bits
 
@@ -40,6 +41,7 @@ def compare(before: dict[str, Any], after: dict[str, Any], seed: int = 0) -> dic
         "after": interval(no_think_1 - think_1, documents, seed),
     }
     table |= _of_positions(before["pages"], after["pages"], seed)
+    table |= beside(before["pages"], after["pages"], seed)
     if "memory" in before and "memory" in after:
         table["memory"] = _beside_memory(before["memory"], after["memory"])
     table["num_docs"] = int(documents.max()) + 1

@@ -81,6 +81,12 @@ class Evaluations:
             f"thinking, gain {result['gain/mean']:+.3f} [{low:+.3f}, {high:+.3f}] nats per token"
             f"{share}"
         )
+        if tasks := result.get("tasks"):
+            told = ", ".join(
+                "pass@{k} {pass:.1%} [{ci95[0]:.1%}, {ci95[1]:.1%}]".format(**row)
+                for row in (tasks["pass_at"][0], tasks["pass_at"][-1])
+            )
+            log.message(f"held-out tasks ({tasks['num_tasks']}): {told}")
 
     def comparison(self) -> dict[str, Any] | None:
         """Before and after training, side by side; None until both exist, made alike."""

@@ -20,6 +20,7 @@ from rntp.evaluation.pages import (
     score_pages,
     whole_pages,
 )
+from rntp.evaluation.pass_rates import task_table
 from rntp.evaluation.perplexity import read_plainly
 from rntp.evaluation.pieces import rule_controls
 from rntp.evaluation.resampling import interval
@@ -66,7 +67,8 @@ def evaluate(
     """
     section = config.evaluation
     count = section.positions_per_doc or config.placement.positions_per_doc
-    engine = open_evaluation_engine(model, config, count)
+    answers = any(context.task is not None for context in contexts)
+    engine = open_evaluation_engine(model, config, count, answers=answers)
     place = placer(
         config,
         section.placement,
@@ -167,6 +169,7 @@ def _tables(
     return {
         **memory,
         **tool_use(pages, seed),
+        **task_table(pages, seed),
         "controls": controls_table(pages, seed),
         "classes": class_table(pages, seed),
         "deciles": deciles(bins, no_think, think, documents, seed),

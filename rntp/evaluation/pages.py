@@ -18,8 +18,9 @@ from rntp.model.reading import LossReads
 from rntp.model.token_bytes import ByteCounter
 from rntp.model.tokenizer import decode, token_strings
 from rntp.objective.forward import build_tree, forward
+from rntp.objective.grading import grade
 from rntp.rollout import Check
-from rntp.types import Rollout
+from rntp.types import Context, Rollout, Thought
 
 Page = dict[str, Any]
 
@@ -67,19 +68,18 @@ def score_pages(
         number = 0
         for rollout in piece:
             page = _page(model, rollout, horizon)
+            n = rollout.context.num_scored(horizon)
             for k, (start, at) in enumerate(zip(rollout.positions, page["positions"], strict=True)):
-                at["logp_empty"] = empty[number]
+                at["logp_empty"] = empty[number][:n]
                 if window is not None:
                     at["logp_whole"] = whole[number]
                 if behind_more:
                     at["logp_longer"] = behind_more[number]
                 at["first_empty"] = first_empty[number]
-                at["num_bytes"] = count_bytes.span(
-                    rollout.context.token_ids, start, start + horizon
-                )
+                at["num_bytes"] = count_bytes.span(rollout.context.token_ids, start, start + n)
                 at["entropy"] = float(rollout.entropy[k])
                 for g, thought in enumerate(at["thoughts"]):
-                    thought["logp_think"] = think[number][g]
+                    thought["logp_think"] = think[number][g][:n]
                     thought["first"] = first_think[number][g]
                 number += 1
             pages.append(page)
@@ -126,8 +126,21 @@ def positions_of(pages: Sequence[Page]) -> tuple[list[dict[str, Any]], np.ndarra
     return [at for _, at in places], np.array([number for number, _ in places])
 
 
+def _attempt(thought: Thought, context: Context, model: LanguageModel) -> dict[str, Any]:
+    """What a page keeps of an answer to a task; nothing where there is none."""
+    if context.task is None or not len(thought.answer_ids):
+        return {}
+    answer = decode(model.tokenizer, thought.answer)
+    return {
+        "answer": answer,
+        "score": grade(context.task, answer),
+        "answer_tokens": len(thought.answer),
+    }
+
+
 def _page(model: LanguageModel, rollout: Rollout, horizon: int) -> Page:
-    labels = rollout.context.labels
+    task = rollout.context.task
+    labels, ids = rollout.context.labels, rollout.context.token_ids
     positions = []
     for position, own, group in zip(
         rollout.positions, rollout.page_positions, rollout.thoughts, strict=True
@@ -138,6 +151,7 @@ def _page(model: LanguageModel, rollout: Rollout, horizon: int) -> Page:
                 "closed": t.closed,
                 "num_tokens": t.num_tokens,
                 **calls_of(t, model, rollout.context, position, horizon),
+                **_attempt(t, rollout.context, model),
             }
             for t in group
         ]
@@ -151,6 +165,7 @@ def _page(model: LanguageModel, rollout: Rollout, horizon: int) -> Page:
         "ordinal": rollout.context.ordinal,
         "document_id": rollout.context.document_id,
         "title": rollout.context.title,
-        "tokens": token_strings(model.tokenizer, rollout.context.token_ids),
+        **({"task": {"answer": task.answer, "source": task.source}} if task else {}),
+        "tokens": token_strings(model.tokenizer, ids[: rollout.context.num_text]),
         "positions": positions,
     }

@@ -65,5 +65,5 @@ def _losses(
         nll = iter((-scores.context_logp).tolist())
         for rollout in piece:
             labels = rollout.context.labels
-            for index in range(1, len(rollout.context)):
+            for index in range(1, rollout.context.num_text):
                 yield labels.names.get(labels.classes[index], "") if labels else "", next(nll)

@@ -12,6 +12,7 @@ from rntp.data.corpus import Data, open_corpus, open_data
 from rntp.data.live import Live
 from rntp.data.manifest import Manifest
 from rntp.data.mixture import Mixture
+from rntp.data.tasks import TaskSource
 from rntp.errors import ConfigError, DataError
 from rntp.evaluation.during import read_result
 from rntp.evaluation.everywhere import think_everywhere
@@ -67,6 +68,11 @@ def evaluate_pages(
         raise ConfigError(
             f"--pages: {config.data.source} is read as it comes, and its pages have no held-out "
             "order; prepare it with `rntp data prep` first"
+        )
+    if config.data.has_tasks:
+        raise ConfigError(
+            f"--pages: {config.data.source} has tasks, which are not read piece by piece; name a "
+            "config of pages"
         )
     # Windows as long as the longest page begin where it begins.
     longest = max(int(part.num_tokens.max()) for part in _parts(manifest))
@@ -173,5 +179,7 @@ def _in_pieces(config: Config, piece: int | None) -> Config:
     return config
 
 
-def _parts(data: Manifest | Mixture) -> list[Manifest]:
-    return list(data.manifests) if isinstance(data, Mixture) else [data]
+def _parts(data: Manifest | Mixture | TaskSource) -> list[Manifest]:
+    if isinstance(data, Mixture):
+        return data.manifests
+    return [data] if isinstance(data, Manifest) else []

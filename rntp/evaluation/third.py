@@ -52,5 +52,7 @@ def third_losses(
     for piece in microbatches(bare, tokens=most, horizon=horizon, shares=model.shares):
         check()
         scores = forward(model, build_tree(model, piece, horizon), temperature=1.0)
-        found += (-scores.no_think_logp_PH).tolist()
+        counts = [r.context.num_scored(horizon) for r in piece for _ in r.positions]
+        rows = (-scores.no_think_logp_PH).tolist()
+        found += [row[:count] for row, count in zip(rows, counts, strict=True)]
     return found

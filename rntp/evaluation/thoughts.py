@@ -32,6 +32,7 @@ def describe_thoughts(
     """
     thoughts = [t for r in rollouts for group in r.thoughts for t in group]
     ids = [t.content.tolist() for t in thoughts]
+    shortest = min((r.context.num_scored(horizon) for r in rollouts), default=horizon)
     lengths = np.array([len(each) for each in ids])
     openings = Counter(tuple(each[:OPENING_TOKENS]) for each in ids if len(each) >= OPENING_TOKENS)
     opening: dict[str, Any] = {"num_tokens": OPENING_TOKENS, "text": None, "share": None}
@@ -46,7 +47,7 @@ def describe_thoughts(
         "histogram": _histogram(lengths),
         "distinct": {str(n): _distinct(ids, n) for n in NGRAMS},
         "opening": opening,
-        "leak": [_leak(rollouts, n, horizon, seed) for n in NGRAMS if n <= horizon],
+        "leak": [_leak(rollouts, n, horizon, seed) for n in NGRAMS if n <= shortest],
     }
 
 
@@ -83,10 +84,12 @@ def _leak(rollouts: Sequence[Rollout], n: int, horizon: int, seed: int) -> dict[
             zip(rollout.positions, rollout.thoughts, strict=True)
         ):
             place = following.positions[k % len(following.positions)]
-            strange = following.context.token_ids[place : place + horizon].tolist()
+            end = place + following.context.num_scored(horizon)
+            strange = following.context.token_ids[place:end].tolist()
+            held_out = ids[position : position + rollout.context.num_scored(horizon)]
             for thought in group:
                 said = thought.content.tolist()
-                own.append(covered(ids[position : position + horizon], said, n))
+                own.append(covered(held_out, said, n))
                 other.append(covered(strange, said, n))
                 prefix.append(covered(said, ids[:position], n))
                 documents.append(number)

@@ -24,7 +24,7 @@ def bounds_by_thoughts(
     """
     think_PG = np.array([[sum(t["logp_think"]) for t in at["thoughts"]] for at in positions])
     empty_P = np.array([sum(at["logp_empty"]) for at in positions])
-    horizon = len(positions[0]["logp_empty"])
+    horizon = np.array([len(at["logp_empty"]) for at in positions])
     single_P = -think_PG.mean(axis=1) / horizon
     rows = []
     thoughts = 1

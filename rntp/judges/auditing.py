@@ -54,7 +54,7 @@ class Auditor:
     def around(self, context: Context, position: int) -> tuple[str, str]:
         """Texts before a position, and of the continuation that thoughts are judged by."""
         ids = context.token_ids
-        after = ids[position : position + self._config.reward.horizon]
+        after = ids[position : position + context.num_scored(self._config.reward.horizon)]
         return self._decode(ids[:position]), self._decode(after)
 
     def complaint(self, found: Audit) -> str:

@@ -19,17 +19,18 @@ def rule_says(rule: Rule, case: Case) -> float | None:
         return None
     if rule == "exact":
         return 1.0 if (truth + " ").startswith(answer + " ") else None
-    return 1.0 if _same_in_maths(answer, truth) else None
+    return 1.0 if same_in_maths(answer, truth, "reward.judges.rule") else None
 
 
-def _same_in_maths(answer: str, truth: str) -> bool:
-    """Whether two expressions have the same value."""
+def same_in_maths(answer: str, truth: str, field: str) -> bool:
+    """Whether two expressions have the same value, as math-verify finds them in both texts. field:
+    of the config that asks for it. Raises ConfigError where the package is missing."""
     try:
         from math_verify import parse, verify
     except ImportError as error:
         raise ConfigError(
-            "reward.judges.rule: math needs the package math-verify; install the extra `judges` "
-            "(pip install 'rntp[judges]'), or set the rule to exact or none"
+            f"{field}: math needs the package math-verify; install the extra `judges` (pip install "
+            "'rntp[judges]'), or set the rule to exact"
         ) from error
     # Its own limits are signals, which only the main thread may set.
     gold, guess = (parse(text, parsing_timeout=None) for text in (truth, answer))

@@ -114,7 +114,8 @@ class ThoughtTree:
     where there is no reading window. continuation_PH: its ids. context_rows, context_targets:
     int64, for plain next-token prediction on the contexts, those left out that hold earlier
     thoughts: their pages are there, or in another microbatch, without them; empty where
-    `reads.context` is false.
+    `reads.context` is false. scored_PH: bool, which continuation tokens are predicted: not those
+    behind a task's answer; None where all are.
     """
 
     tree: TokenTree
@@ -128,6 +129,7 @@ class ThoughtTree:
     continuation_PH: Tensor
     context_rows: Tensor
     context_targets: Tensor
+    scored_PH: Tensor | None = None
 
     @classmethod
     def build(
@@ -182,8 +184,9 @@ class ThoughtTree:
                 whole_rows.append(page_rows[p - 1 : p - 1 + horizon])
                 continuation_ids.append(ids[p : p + horizon])
             if reads_page(rollout, reads):
-                context_rows.append(page_rows[: len(ids) - 1])
-                context_targets.append(ids[1:])
+                end = rollout.context.num_text
+                context_rows.append(page_rows[: end - 1])
+                context_targets.append(ids[1:end])
         thoughts = [branch.thought for branch in plan.branches]
         shape_PH = len(whole_rows), horizon
         groups = len(thoughts) // max(len(whole_rows), 1)
@@ -205,6 +208,7 @@ class ThoughtTree:
             continuation_PH=_cat(continuation_ids).view(shape_PH),
             context_rows=_cat(context_rows),
             context_targets=_cat(context_targets),
+            scored_PH=_scored(rollouts, horizon),
         )
 
 
@@ -336,6 +340,14 @@ def live(rollouts: Sequence[Rollout], live_P: Tensor, reads: LossReads) -> list[
                 )
             )
     return found
+
+
+def _scored(rollouts: Sequence[Rollout], horizon: int) -> Tensor | None:
+    """Tell which continuation tokens are predicted, bool [P, H]; None where all are."""
+    if all(rollout.context.task is None for rollout in rollouts):
+        return None
+    counts_P = [r.context.num_scored(horizon) for r in rollouts for _ in r.positions]
+    return torch.arange(horizon) < _ids(counts_P)[:, None]
 
 
 def _ids(numbers: list[int]) -> Tensor:

@@ -6,6 +6,7 @@ policy's (thought rows). No side effects: nothing here updates, logs or saves.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -77,8 +78,11 @@ def forward(
     with torch.no_grad():
         found |= _logprobs(model, hidden, {k: v for k, v in asked.items() if not learning[k]})
     thought, think, document = found["thought"], found["think"], found["document"]
-    whole_PH = document.logp.detach()[of_whole].view(tree.whole_rows_PH.shape)
-    bare_PH = found["bare"].logp.view(whole_PH.shape) if "bare" in found else whole_PH
+    sure = partial(_certain, tree.scored_PH)
+    whole_PH = sure(document.logp.detach()[of_whole].view(tree.whole_rows_PH.shape), 0.0)
+    bare_PH = whole_PH
+    if "bare" in found:
+        bare_PH = sure(found["bare"].logp.view(whole_PH.shape), 0.0)
     collision = None
     if with_collision:
         rows = hidden.detach().index_select(0, think_rows.to(device))
@@ -86,10 +90,10 @@ def forward(
     return ForwardOutputs(
         thought_logp_M=thought.logp,
         thought_entropy_M=thought.entropy,
-        think_logp_PGH=think.logp.view(shape),
+        think_logp_PGH=sure(think.logp.view(shape), 0.0),
         no_think_logp_PH=bare_PH.detach(),
         whole_logp_PH=whole_PH,
-        match_PGH=(think.top1 == think_targets.to(device)).view(shape),
+        match_PGH=sure((think.top1 == think_targets.to(device)).view(shape), True),
         context_logp=document.logp.index_select(0, of_context) if tree.reads.context else None,
         bare_logp_PH=bare_PH if learning.get("bare") else None,
         collision_PGH=collision,
@@ -143,6 +147,16 @@ def forward_with_gradients(
         context_logp=found["context"].logp if reads.context else None,
         routing=Routing.of(trunk.routed),
     )
+
+
+def _certain(scored_PH: Tensor | None, values: Tensor, value: float) -> Tensor:
+    """Put what a certain prediction has, without a gradient, where nothing is predicted: [P, H] or
+    [P, G, H]."""
+    if scored_PH is None:
+        return values
+    scored = scored_PH.to(values.device)
+    scored = scored if values.ndim == 2 else scored[:, None]
+    return torch.where(scored, values, torch.tensor(value, dtype=values.dtype).to(values.device))
 
 
 class _Query(NamedTuple):

@@ -113,7 +113,7 @@ class Judge:
             root, ids = len(segments), rollout.context.token_ids
             segments.append((ids[: max(rollout.positions)], -1, 0))
             for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
-                truth = ids[position : position + self._horizon]
+                truth = ids[position : position + rollout.context.num_scored(self._horizon)]
                 for thought in group:
                     for kind in self._questions:
                         segments.append((self._ask(kind, thought.answer, truth), root, position))

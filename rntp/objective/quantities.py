@@ -57,8 +57,10 @@ class Counts:
             counted = [g for g, counts in zip(groups, counted_P.tolist(), strict=True) if counts]
         return cls(
             thought=sum(r.num_sampled for r in rollouts),
-            continuation=thoughts * horizon,
-            context=sum(len(r.context) - 1 for r in rollouts if not r.context.seen),
+            continuation=sum(
+                len(group) * r.context.num_scored(horizon) for r in rollouts for group in r.thoughts
+            ),
+            context=sum(r.context.num_text - 1 for r in rollouts if not r.context.seen),
             thoughts=thoughts,
             counted_tokens=sum(t.num_drawn for group in counted for t in group),
             counted_thoughts=sum(map(len, counted)),
@@ -170,7 +172,7 @@ class RewardsAndAdvantages:
     penalty that `in: reward` of `objective.kl` takes off. no_think_logp_PH: the baseline, nats.
     advantage_PG, counted_P: what driving_PG gives; see `rntp.objective.credit`. sensitivity_P,
     rounding: how much of what log-probs are rounded by arrives in driving_PG; see
-    `rntp.objective.rounding`.
+    `rntp.objective.rounding`. right_PG: what the rules of tasks give the answers; None without any.
     """
 
     rewards: dict[str, Tensor]
@@ -181,6 +183,7 @@ class RewardsAndAdvantages:
     counted_P: Tensor
     sensitivity_P: Tensor
     rounding: Rounding
+    right_PG: Tensor | None = None
 
     def live_P(self, config: Config) -> Tensor:
         """bool [P]: the groups whose thoughts the loss reads."""

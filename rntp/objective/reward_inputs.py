@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rntp.config import Config
+from rntp.objective.grading import right
 from rntp.rng import uniform
 from rntp.types import RewardInputs, Rollout
 
@@ -23,6 +24,7 @@ def gather(
     collision_PGH: Tensor | None,
     decode: Callable[[Tensor], str],
     verdicts: Mapping[str, Tensor],
+    scored_PH: Tensor | None = None,
 ) -> RewardInputs:
     """The inputs of every scheme, detached; see `RewardInputs`."""
     device, shape = logp_think_PGH.device, logp_think_PGH.shape[:2]
@@ -63,10 +65,19 @@ def gather(
         length_budget_P=_by_position(rollouts, budget).to(device),
         answer_ids=[[t.answer for t in g] for g in thoughts],
         collision_PGH=torch.zeros(1) if collision_PGH is None else collision_PGH,
-        true_ids=[r.context.token_ids[p:] for r in rollouts for p in r.positions],
+        true_ids=[_truth(r, p) for r in rollouts for p in r.positions],
         decode=decode,
         verdicts=verdicts,
+        scored_PH=None if scored_PH is None else scored_PH.to(device),
+        right_PG=right(rollouts, decode).to(device).view(shape),
     )
+
+
+def _truth(rollout: Rollout, position: int) -> Tensor:
+    """The true text from a position on, without the end token of a task's answer."""
+    context = rollout.context
+    ended = context.task.ended if context.task else False
+    return context.token_ids[position : context.num_text - ended]
 
 
 def length_budget(start: int, half_life: int, updates: int) -> int:

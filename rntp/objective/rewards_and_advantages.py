@@ -39,6 +39,8 @@ def compute_rewards(
     `objective.needs_whole_step`, `advantages_over_step` has to follow.
     """
     empty = _baseline(outputs.no_think_logp_PH, reference_no_think_PH, config)
+    if tree.scored_PH is not None:
+        empty = torch.where(tree.scored_PH.to(empty.device), empty, 0)
     inputs = gather(
         rollouts,
         config,
@@ -49,6 +51,7 @@ def compute_rewards(
         collision_PGH=outputs.collision_PGH,
         decode=decode,
         verdicts=verdicts or {},
+        scored_PH=tree.scored_PH,
     )
     under = {name: rewards.REGISTRY[name](inputs) for name in config.reward.names}
     # What grades texts does not see how log-probs are rounded, and may take long.
@@ -60,9 +63,10 @@ def compute_rewards(
 
     def from_logprobs(inputs: RewardInputs) -> Tensor:
         again = {name: rewards.REGISTRY[name](inputs) for name in likelihoods}
-        return _weighted(under | again, config)
+        return _weighted(under | again, config, on_tasks)
 
-    reward = driving = _weighted(under, config)
+    on_tasks = tasks_P(rollouts, outputs.think_logp_PGH.device)
+    reward = driving = _weighted(under, config, on_tasks)
     if config.objective.kl_weight > 0 and config.objective.kl.get("in") == "reward":
         assert reference_logp_M is not None
         driving = reward - config.objective.kl_weight * losses.kl_per_thought(
@@ -87,6 +91,7 @@ def compute_rewards(
         counted_P=counted_P,
         sensitivity_P=sensitivity(inputs, from_logprobs, missing_PG),
         rounding=rounding,
+        right_PG=None if on_tasks is None else inputs.right_PG,
     )
 
 
@@ -134,8 +139,15 @@ def _baseline(current_PH: Tensor, reference_PH: Tensor | None, config: Config) -
     return reference_PH
 
 
-def _weighted(under: dict[str, Tensor], config: Config) -> Tensor:
-    """The weighted sum of the schemes that drive, [P, G].
+def tasks_P(rollouts: Sequence[Rollout], device: torch.device) -> Tensor | None:
+    """Tell which positions are of tasks, bool [P]; None where none is."""
+    are = [r.context.task is not None for r in rollouts for _ in r.positions]
+    return torch.tensor(are, device=device) if any(are) else None
+
+
+def _weighted(under: dict[str, Tensor], config: Config, on_tasks: Tensor | None) -> Tensor:
+    """The weighted sum of the schemes that drive, [P, G]. on_tasks: positions that have weights of
+    their own, bool [P].
 
     The floor of `baseline.use: clip` is of each scheme that compares with no thought, before it is
     added to the others (RLPR, 2506.18254).
@@ -144,5 +156,8 @@ def _weighted(under: dict[str, Tensor], config: Config) -> Tensor:
     for name, weight in config.reward.weights.items():
         compares = rewards.BASELINES[name] != "ignores"
         use = config.baseline.use if compares else "subtract"
-        parts.append(weight * baselines.floored(under[name], use))
+        weight_P1: float | Tensor = weight
+        if on_tasks is not None:
+            weight_P1 = torch.where(on_tasks, config.reward.weights_on_tasks[name], weight)[:, None]
+        parts.append(weight_P1 * baselines.floored(under[name], use))
     return torch.stack(parts).sum(dim=0)

@@ -77,6 +77,7 @@ def sensitivity(
     squares = torch.zeros_like(at_P1G)
     for pattern in range(_PATTERNS):
         signs = torch.where(uniform(0, "rounding", index, pattern) < 0.5, -1.0, 1.0)
+        signs = inputs.scored(signs)
         moved = replace(wide, logp_think_PGH=wide.logp_think_PGH + _STEP * signs)
         squares += ((reward(moved).double() - at_P1G) / _STEP).square()
     if missing_PG is not None:

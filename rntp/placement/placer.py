@@ -35,6 +35,8 @@ def placer(
         sentences = SentenceStarts(tokenizer)
 
     def place(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
+        if context.task is not None:
+            return (len(context) - config.reward.horizon,)
         index = torch.arange(len(context))
         noise = uniform(config.run.seed, purpose, context.ordinal, index)
         return placement.place(

@@ -92,6 +92,19 @@ def _change_row(change: dict) -> Row:
     return Row("change", no_think, no_ci, think, think_ci, gain, gain_ci)
 
 
+def _tasks(change: dict, after: dict) -> list[str]:
+    """What became of the pass rate, where there are tasks."""
+    row = change.get("tasks/pass_at_1")
+    if row is None:
+        return []
+    count = after["tasks"]["num_tasks"]
+    return [
+        f"Of {count} held-out tasks an attempt solved {row['before']:.1%} before training and "
+        f"{row['after']:.1%} after it; 95 % interval of the change, over tasks: "
+        f"{interval(row['ci95'])}."
+    ]
+
+
 def _after_name(after: dict | None) -> str:
     return "after training" if after is None else f"after {after['step']:,} steps"
 
@@ -118,6 +131,7 @@ def _sentences(change: dict, before: dict, after: dict) -> list[str]:
         _change_sentence("loss without a thought", no_think["change"], no_think["ci95"]),
         _against_untrained(change["nll/no_think"]["before"], change["nll/think"]["after"]),
         f"Thoughts went from {_thoughts(before)} to {_thoughts(after)}.",
+        *_tasks(change, after),
         f"Measured on {change['num_docs']:,} held-out documents, {change['num_tokens']:,} "
         f"continuation tokens, horizon {after['horizon']}; the intervals cover the choice of "
         "documents, not the choice of the seed: this is one run.",

@@ -40,6 +40,16 @@ _AFTER_SCHEMES = (
         (("nll/no_think", "no think"), ("nll/think", "think")),
         _NOT_NEGATIVE,
     ),
+    _Plot(
+        "Tasks",
+        "fraction",
+        (
+            ("task/pass_rate", "right answers"),
+            ("task/solved_frac", "tasks that some attempt solves"),
+            ("task/mixed_frac", "of them, not by all"),
+        ),
+        (0.0, 1.0),
+    ),
     _Plot("Length of a thought", "tokens", (("thought/tokens_mean", "mean"),), _NOT_NEGATIVE),
     _Plot(
         "Thoughts closed, groups without signal",

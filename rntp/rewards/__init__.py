@@ -36,13 +36,15 @@ JudgeKind = Literal["self", "gold"]
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What a scheme asks of a run: answers to grade, a judge of them, an importable package (of the
-    extra `text`), the collision probability of every prediction, judges outside of the run."""
+    extra `text`), the collision probability of every prediction, judges outside of the run, tasks
+    that say what is right."""
 
     answers: bool = False
     judge: JudgeKind | None = None
     package: str | None = None
     collision: bool = False
     outside: bool = False
+    tasks: bool = False
 
 
 NEEDS: dict[str, Needs] = {}
@@ -57,6 +59,7 @@ def register(
     package: str | None = None,
     collision: bool = False,
     outside: bool = False,
+    tasks: bool = False,
 ) -> Callable[[Scheme], Scheme]:
     """Decorator that adds a scheme, with what it needs; a run that lacks it is refused at start.
 
@@ -66,7 +69,7 @@ def register(
     def add(scheme: Scheme) -> Scheme:
         REGISTRY.register(name)(scheme)
         BASELINES[name] = baseline
-        NEEDS[name] = Needs(answers, judge, package, collision, outside)
+        NEEDS[name] = Needs(answers, judge, package, collision, outside, tasks)
         return scheme
 
     return add
@@ -79,6 +82,7 @@ from rntp.rewards import (  # noqa: E402
     brier_full,
     byte_prefix,
     chrf,
+    correct,
     exact_prefix,
     exact_token,
     format_only,
@@ -112,6 +116,7 @@ __all__ = [
     "brier_full",
     "byte_prefix",
     "chrf",
+    "correct",
     "exact_prefix",
     "exact_token",
     "format_only",

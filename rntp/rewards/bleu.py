@@ -22,4 +22,4 @@ def bleu(inputs: RewardInputs) -> Tensor:
     def similarity(ids: Tensor, truth: Tensor) -> float:
         return sentence_bleu(inputs.decode(ids), [inputs.decode(truth)]).score / 100
 
-    return by_answer(inputs, list(inputs.continuation_ids_PH), similarity)
+    return by_answer(inputs, inputs.continuations, similarity)

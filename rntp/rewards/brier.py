@@ -18,4 +18,4 @@ from rntp.types import RewardInputs
 def brier(inputs: RewardInputs) -> Tensor:
     """r = −mean_k (1 − p(x_k | context, thought))², in [−1, 0], [P, G]. Not discounted."""
     miss_PGH = 1 - inputs.logp_think_PGH.exp()
-    return -miss_PGH.square().mean(dim=-1)
+    return -inputs.mean(miss_PGH.square())

@@ -21,4 +21,4 @@ def brier_full(inputs: RewardInputs) -> Tensor:
     Not discounted.
     """
     p_PGH = inputs.logp_think_PGH.exp()
-    return -(inputs.collision_PGH - 2 * p_PGH + 1).mean(dim=-1)
+    return -inputs.mean(inputs.collision_PGH - 2 * p_PGH + 1)

@@ -19,4 +19,4 @@ def chrf(inputs: RewardInputs) -> Tensor:
     def similarity(ids: Tensor, truth: Tensor) -> float:
         return sentence_chrf(inputs.decode(ids), [inputs.decode(truth)]).score / 100
 
-    return by_answer(inputs, list(inputs.continuation_ids_PH), similarity)
+    return by_answer(inputs, inputs.continuations, similarity)

@@ -9,4 +9,4 @@ from rntp.types import RewardInputs
 @register("exact_prefix")
 def exact_prefix(inputs: RewardInputs) -> Tensor:
     """r = number of continuation tokens matched before the first miss, 0 … H tokens, [P, G]."""
-    return inputs.match_PGH.float().cumprod(dim=-1).sum(dim=-1)
+    return inputs.scored(inputs.match_PGH.float().cumprod(dim=-1)).sum(dim=-1)

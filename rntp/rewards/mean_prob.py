@@ -15,7 +15,7 @@ def mean_prob(inputs: RewardInputs) -> Tensor:
 
     Without a baseline nothing is subtracted. Not discounted: it is the published form.
     """
-    think_PG = inputs.logp_think_PGH.exp().mean(dim=-1)
+    think_PG = inputs.mean(inputs.logp_think_PGH.exp())
     if not inputs.has_baseline:
         return think_PG
-    return think_PG - inputs.logp_no_think_PH.exp().mean(dim=-1)[:, None]
+    return think_PG - inputs.mean(inputs.logp_no_think_PH.exp())[:, None]

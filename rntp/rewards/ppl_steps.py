@@ -22,7 +22,7 @@ def ppl_steps(inputs: RewardInputs) -> Tensor:
     1 for I ≥ 2, 0.9 for I ≥ 1, 0.5 for I ≥ 0.05, else 0. PPL = exp(−mean_k log p). Not discounted.
     """
     assert inputs.has_baseline
-    gain_PG = (inputs.logp_think_PGH - inputs.logp_no_think_PH[:, None]).mean(dim=-1)
+    gain_PG = inputs.mean(inputs.logp_think_PGH - inputs.logp_no_think_PH[:, None])
     improvement_PG = -100 * torch.expm1(-gain_PG)
     reward_PG = torch.zeros_like(improvement_PG)
     for threshold, earned in STEPS:

@@ -19,4 +19,4 @@ def weighted_prob(inputs: RewardInputs) -> Tensor:
     """
     assert inputs.has_baseline
     gained_PGH = inputs.logp_think_PGH.exp() - inputs.logp_no_think_PH.exp()[:, None]
-    return (gained_PGH * surprise_weights(inputs.logp_no_think_PH)[:, None]).mean(dim=-1)
+    return inputs.mean(gained_PGH * surprise_weights(inputs)[:, None])

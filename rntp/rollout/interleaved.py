@@ -106,14 +106,16 @@ def open_training_engine(model: LanguageModel, config: Config) -> Engine:
 
 
 def open_evaluation_engine(
-    model: LanguageModel, config: Config, count: int
+    model: LanguageModel, config: Config, count: int, *, answers: bool = False
 ) -> InProcessEngine | UnsharedEngine | ReadingEngine | CarriedEngine:
     """Make the engine that samples for evaluation, at `count` positions of a page: in isolation, or
-    in chains of memories where pages are read by pieces."""
+    in chains of memories where pages are read by pieces. answers: write them, too, as in training.
+    """
     engine = open_engine(
         model,
         config,
         thoughts=config.evaluation.thoughts_per_position,
+        answer_tokens=config.thought.answer_tokens if answers else 0,
         purpose="evaluation thought",
     )
     if config.reading.piece is None:

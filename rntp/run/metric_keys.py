@@ -1,12 +1,12 @@
 """Explain the keys of metrics.jsonl: the one table that the documentation is made from.
 
-A key that a run writes and this table lacks fails a test, and so does a key of this table that no
-run writes.
+A key that a run writes and this table lacks fails a test, and so does one that no run writes.
 """
 
 from rntp.run.gate_metrics import GATE_METRICS
 from rntp.run.metric import Metric as Metric
 from rntp.run.sampler_metrics import SAMPLER_METRICS
+from rntp.run.task_metrics import TASK_METRICS
 
 ALWAYS = "every run"
 
@@ -226,6 +226,7 @@ METRICS = (
         "Share of the answers that the model ended itself.",
         when="`thought.answer_tokens`",
     ),
+    *TASK_METRICS,
     # Sampler, policy, reference
     Metric(
         "kl/sampler",

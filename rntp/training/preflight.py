@@ -8,8 +8,7 @@ import torch
 
 from rntp import placement, rewards
 from rntp.config import Config
-from rntp.data.corpus import Corpus, open_data
-from rntp.data.manifest import Manifest
+from rntp.data.corpus import Corpus, open_data, open_heldout
 from rntp.errors import CheckpointError, ConfigError, DataError
 from rntp.model import LanguageModel
 from rntp.model.routing import balancing_biases
@@ -84,6 +83,11 @@ def _check_scheme(name: str, config: Config) -> None:
             f"written; set thought.answer_tokens to 1 or more, or take {name} out of reward.scheme "
             "and reward.shadows"
         )
+    if needs.tasks and not config.data.has_tasks:
+        raise ConfigError(
+            f"reward scheme {name} is of tasks, and data.source names none: write "
+            f"task:FILE.jsonl there, or take {name} out of reward.scheme and reward.shadows"
+        )
     if needs.outside and not config.reward.judges.use:
         raise ConfigError(
             f"reward scheme {name} asks judges, and reward.judges.use names none; name one, "
@@ -114,7 +118,7 @@ def missing_data(config: Config) -> list[str]:
         found.append(str(error))
     if config.evaluation.enabled and config.evaluation.source is not None:
         try:
-            Manifest.load(config.evaluation.source)
+            open_heldout(config)
         except DataError as error:
             found.append(str(error))
     return found

@@ -25,7 +25,15 @@ from rntp.placement import Bands, labels
 from rntp.placement.picked import picked
 from rntp.runtime.ranks import Ranks
 from rntp.training.estimate import Tokens
-from rntp.training.step_stats import CALLS, SIZES, TOKENS, VERDICTS, StepStats, loss_terms
+from rntp.training.step_stats import (
+    CALLS,
+    SIZES,
+    TASKS,
+    TOKENS,
+    VERDICTS,
+    StepStats,
+    loss_terms,
+)
 from rntp.training.step_table import StepTable
 from rntp.types import Page
 
@@ -105,6 +113,7 @@ class WholeStep:
             | (self.routing.metrics() if self.routing else {})
             | self._of_calls()
             | self._of_judges()
+            | self._of_tasks()
             | {
                 "data/ordinal_first": self.pages[0].ordinal,
                 "data/visits_max": max(page.visit for page in self.pages),
@@ -129,6 +138,13 @@ class WholeStep:
         agreement = auc(self.table.verdict_PG[there], self.table.gain_PG[there] > 0)
         audited = {name: float(v) for name, v in self.sums.items() if name.startswith("judge/")}
         return found | ({} if agreement is None else {"judge/auc": agreement}) | audited
+
+    def _of_tasks(self) -> dict[str, float]:
+        """Say how many attempts at tasks were right; nothing of a step without any."""
+        if "tasks" not in self.sums or not self.sums["tasks"][1]:
+            return {}
+        right, attempts, some, mixed, tasks = self.sums["tasks"].tolist()
+        return dict(zip(TASKS, (right / attempts, some / tasks, mixed / tasks), strict=True))
 
     def tokens(self) -> Tokens:
         """Count what the step has computed."""

@@ -42,6 +42,7 @@ from rntp.types import Page, Rollout, Thought
 SIZES = ("tokens/context", "tokens/thought", "tokens/spent")
 VERDICTS = ("judge/missing_frac", "judge/tokens", "judge/disagreement")
 CALLS = ("tools/calls", "tools/failures", "tools/withheld", "tokens/given", "tools/calling_frac")
+TASKS = ("task/pass_rate", "task/solved_frac", "task/mixed_frac")
 TOKENS = ("tree", "learning", "unshared", "read", "plain", "plain_learning", "plain_read", "bare")
 """Fields of `rntp.training.estimate.Tokens`; behind them the sampled tokens of the groups that
 learn, and a judge's tokens."""
@@ -125,6 +126,8 @@ class StepStats:
         }
         if routing := Routing.total(s.routing for s in self.outputs):
             found |= routing.sums()
+        if self.config.data.has_tasks and self.config.thought.answer_tokens:
+            found["tasks"] = self._task_sums()
         if self.config.thought.tools.use:
             found["tools"] = call_sums(self.thoughts)
         if asks_judges(self.config):
@@ -143,7 +146,7 @@ class StepStats:
             pages,
             _cat(j.reward_PG for j in self.rewarded_parts),
             _cat(j.driving_PG for j in self.rewarded_parts),
-            self._gain_PGH().mean(dim=2),
+            self._gain_PG(),
             _cat(j.sensitivity_P for j in self.rewarded_parts),
             float(mismatch.max()) if len(mismatch) else 0.0,
             tokens,
@@ -206,6 +209,7 @@ class StepStats:
         """A sum and how many it is of, where the number is not in `Counts`."""
         think = _cat(s.think_logp_PGH for s in self.outputs)
         empty = _cat(s.no_think_logp_PH for s in self.outputs)
+        scored_P = self._scored_P()
         entropy_M = _cat(s.thought_entropy_M for s in self.outputs)
         thoughts, written = self.thoughts, [t for t in self.thoughts if not t.kept]
         drawn = [
@@ -217,8 +221,8 @@ class StepStats:
         rounding = Rounding.total([j.rounding for j in self.rewarded_parts])
         names = self.rewarded_parts[0].rewards
         found = {
-            "think": _numbers([think.sum(), think.numel()]),
-            "empty": _numbers([empty.sum(), empty.numel()]),
+            "think": _numbers([think.sum(), think.shape[1] * scored_P.sum()]),
+            "empty": _numbers([empty.sum(), scored_P.sum()]),
             "gain": (think - empty[:, None]).sum(),
             "thoughts": _numbers(
                 [
@@ -277,6 +281,36 @@ class StepStats:
     def _mismatch_M(self) -> Tensor:
         """log π − log π_sampler of each sampled token, nats."""
         return self._logp_M() - _cat(e.sampler_logp_M for e in self.others)
+
+    def right_PG(self) -> Tensor:
+        """What the rules of tasks give the answers; 0 on pages."""
+        parts = [
+            p.reward_PG.new_zeros(p.reward_PG.shape) if p.right_PG is None else p.right_PG
+            for p in self.rewarded_parts
+        ]
+        return _cat(iter(parts))
+
+    def _task_sums(self) -> Tensor:
+        """Right answers to tasks, and answers; tasks that some answer solves, that some and not all
+        solve, and all of them."""
+        are = [r.context.task is not None for r in self.rollouts for _ in r.positions]
+        if not any(are) or not self.rewarded_parts:
+            return torch.zeros(5, dtype=torch.float64)
+        right_PG = (self.right_PG() >= 1)[torch.tensor(are)]
+        some_P, all_P = right_PG.any(dim=1), right_PG.all(dim=1)
+        return _numbers(
+            [right_PG.sum(), right_PG.numel(), some_P.sum(), (some_P & ~all_P).sum(), len(right_PG)]
+        )
+
+    def _scored_P(self) -> Tensor:
+        """Continuation tokens that are predicted, of each position."""
+        horizon = self.config.reward.horizon
+        return _numbers(r.context.num_scored(horizon) for r in self.rollouts for _ in r.positions)
+
+    def _gain_PG(self) -> Tensor:
+        """Nats a continuation token."""
+        per_token = self._gain_PGH().mean(dim=2)
+        return per_token * (self.config.reward.horizon / self._scored_P())[:, None]
 
     def _gain_PGH(self) -> Tensor:
         """Of every continuation token, nats."""

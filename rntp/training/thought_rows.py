@@ -28,16 +28,18 @@ class _Worth:
     advantage: Tensor
     gain: Tensor
     whole: Tensor | None = None
+    right: Tensor | None = None
 
-    def of(self, place: int, g: int) -> dict[str, object]:
-        """The fields of one thought."""
+    def of(self, place: int, g: int, scored: int) -> dict[str, object]:
+        """The fields of one thought. scored: continuation tokens that are predicted."""
         return {
             "rewards": {name: float(r[place, g]) for name, r in self.rewards.items()},
             "reward": float(self.reward[place, g]),
             "advantage": float(self.advantage[place, g]),
-            "gain": float(self.gain[place, g].mean()),
-            "gain_per_token": self.gain[place, g].tolist(),
+            "gain": float(self.gain[place, g, :scored].mean()),
+            "gain_per_token": self.gain[place, g, :scored].tolist(),
             **({} if self.whole is None else {"gain_whole": float(self.whole[place])}),
+            **({} if self.right is None else {"score": float(self.right[place, g])}),
         }
 
 
@@ -59,6 +61,7 @@ def thought_rows(stats: StepStats, model: LanguageModel, kept: Kept) -> Iterator
         _cat(part.advantage_PG for part in parts),
         think - empty[:, None],
         None if whole is None else (whole - empty).mean(dim=1),
+        None if not stats.config.data.has_tasks else stats.right_PG(),
     )  # and nothing else: the rows must not hold on to the stats
     groups = [(rollout, k) for rollout in stats.rollouts for k in range(len(rollout.positions))]
     return (
@@ -81,7 +84,8 @@ def _group(
     """Rows of one position."""
     context, ids, tokenizer = rollout.context, rollout.context.token_ids, model.tokenizer
     position = rollout.positions[k]
-    continuation = ids[position : position + horizon]
+    scored = context.num_scored(horizon)
+    continuation = ids[position : position + scored]
     shared = {
         "ordinal": context.ordinal,
         **({} if context.replay_of is None else {"replay_of": context.replay_of}),
@@ -94,9 +98,15 @@ def _group(
         "continuation_tokens": token_strings(tokenizer, continuation),
         "policy_version": rollout.policy_version,
         **_window(rollout, position, window, tokenizer),
+        **({"task": context.task.source, "truth": context.task.answer} if context.task else {}),
     }
     for g, thought in enumerate(rollout.thoughts[k]):
-        yield {**shared, "thought_index": g, **_said(thought, model), **worth.of(place, g)} | {
+        yield {
+            **shared,
+            "thought_index": g,
+            **_said(thought, model),
+            **worth.of(place, g, scored),
+        } | {
             "num_tokens": thought.num_tokens,
             "closed": thought.closed,
             "sampler_logprob": float(thought.sampled_logprobs.sum()),

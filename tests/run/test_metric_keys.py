@@ -22,10 +22,12 @@ from rntp.trainer import Trainer
 def written(
     model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[set[str]]:
-    """All keys of six runs that between them have every option that makes one."""
+    """All keys of eight runs that between them have every option that makes one."""
     here = tmp_path_factory.mktemp("metrics")
     labelled = write_corpus(here / "shards", labelled=True)
     llama = model_folders["llama"]
+    tasks = here / "tasks.jsonl"
+    tasks.write_text("".join(f'{{"prompt": "{n} =", "answer": {n % 7}}}\n' for n in range(30)))
     options: list[tuple[Path, dict]] = [
         (
             llama,
@@ -49,6 +51,14 @@ def written(
         ),
         (llama, {"reading": {"window": 6}}),
         (llama, {"run": {"steps": 3}}),  # the gate has learnt something by then
+        (
+            llama,
+            {
+                "data": {"source": f"task:{tasks}", "context_tokens": 48, "docs_per_step": 3},
+                "placement": {"positions_per_doc": 1},
+                "thought": {"answer_tokens": 3},
+            },
+        ),
         (Path(save_plain("mixtral", here / "moe")), {"objective": {"router_weight": 0.01}}),
     ]
     store = here / "store"
