@@ -141,7 +141,7 @@ def test_prompts_and_answers_alone_are_supervised_learning(raw: dict) -> None:
 
 
 def test_the_verifier_wants_tasks_and_answers(raw: dict, corpus: Path) -> None:
-    with pytest.raises(ConfigError, match=r"reward scheme correct is of tasks, and data\.source"):
+    with pytest.raises(ConfigError, match=r"data\.tasks says how tasks are read, and data\.source"):
         Trainer(Config.parse(raw, [f"data.source={corpus}"]))
     with pytest.raises(ConfigError, match=r"correct grades an answer, and thought\.answer_tokens"):
         Trainer(Config.parse(raw, ["thought.answer_tokens=0"]))
