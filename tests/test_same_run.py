@@ -223,7 +223,6 @@ FREE = {
 ELSEWHERE = {
     "run.dir",
     "run.steps",
-    "rollout.engine",
     "data.source",
     "evaluation.source",
 }
@@ -265,7 +264,9 @@ def test_every_field_is_free_or_part_of_what_is_trained() -> None:
     # Chains do not go with samplers, nor does their tool with anything else.
     others = ["reading.piece=null", "rollout.samplers.start=1", "rollout.samplers.max_age=1"]
     stale = Config.parse(config.model_dump(), others)
-    parts = [*config.identity().items(), *stale.identity().items()]
+    others = ["reading.piece=null", "thought.tools={}", "rollout.engine=vllm"]
+    foreign = Config.parse(config.model_dump(), others)
+    parts = [part for c in (config, stale, foreign) for part in c.identity().items()]
     trained = {f"{section}.{field}" for section, part in parts for field in part}
     made = {"data.min_document_tokens", "optim.steps"}
     assert trained - made == fields() - set(FREE) - ELSEWHERE
