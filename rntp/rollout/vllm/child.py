@@ -1,7 +1,7 @@
 """The program that runs vLLM, in an environment of its own: it answers frames on one socket.
 
-It is started by its path and imports nothing of rntp, so that vLLM may pin what it likes. vLLM fixes
-the number of threads of its process, which is why it never runs in the trainer's. Everything
+It is started by its path and imports nothing of rntp, so that vLLM may pin what it likes. vLLM
+fixes the number of threads of its process, which is why it never runs in the trainer's. Everything
 happens in this one process: when it is killed nothing of it stays behind.
 
 A frame is `_HEAD` (magic, bytes of the JSON, bytes of the rest), a JSON object with `kind`, and its
@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -192,7 +193,7 @@ class Served:
             {
                 "length": np.asarray([len(row) for row in ids], dtype=np.int64),
                 "ids": np.concatenate(ids),
-                "logprobs": np.asarray(sum(logprobs, []), dtype=np.float32),
+                "logprobs": np.asarray(list(chain.from_iterable(logprobs)), dtype=np.float32),
             },
         )
 

@@ -51,8 +51,8 @@ class Child:
         except ClosedError as error:
             raise SamplersLost(
                 f"the process of vLLM has ended ({self._ended()}) while it was to {frame.kind}; "
-                f"its last words are in {self.log}: {self._tail()}\nthe same command goes on. Where "
-                "memory ran out, lower cache_gib of rollout.engine"
+                f"its last words are in {self.log}: {self._tail()}\nThe same command goes on; "
+                "where memory ran out, lower cache_gib of rollout.engine first"
             ) from error
         if answer.kind == "error":
             raise ConfigError(
