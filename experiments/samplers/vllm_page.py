@@ -1,0 +1,127 @@
+"""The table of `vllm_check.py`."""
+
+from typing import Any
+
+DTYPES = ("float32", "bfloat16")
+
+
+def page(done: dict[str, Any]) -> str:
+    """Write what was measured as VLLM.md."""
+    first = next(iter(done.values()))["about"]
+    lines = [
+        "# vLLM beside the in-process engine",
+        "",
+        "SmolLM2-135M-Instruct on the CPU, pages of the quickstart, thoughts of at most 16 tokens at "
+        "temperature 1,",
+        "8 at each of 4 positions of a page. Made by `make vllm-check` (`vllm_check.py`; all figures "
+        "in `results/vllm.json`).",
+        "",
+        f"vLLM {first['vllm']}, torch {first['torch']}, transformers {first['transformers']}; "
+        f"{first['threads']} thread(s) of {first['cores']} cores each. The machine was shared: load "
+        "averages stand beside each table.",
+        "",
+    ]
+    for title, part in (
+        ("agreement", _agreement),
+        ("speed", _speed),
+        ("runs", _runs),
+    ):
+        if any(key.startswith(title) for key in done):
+            lines += [*part(done), ""]
+    return "\n".join(lines)
+
+
+def _of(done: dict[str, Any], stage: str) -> dict[str, Any]:
+    return {d: done[f"{stage} {d}"] for d in DTYPES if f"{stage} {d}" in done}
+
+
+def _loads(found: dict[str, Any]) -> str:
+    told = [
+        f"{name}: commit {one['about']['commit']}, load {one['about']['load_before']:.1f} to "
+        f"{one['about']['load_after']:.1f}, {one['about']['seconds']} s"
+        for name, one in found.items()
+    ]
+    return f"({'; '.join(told)})"
+
+
+def _agreement(done: dict[str, Any]) -> list[str]:
+    found = _of(done, "agreement")
+    rows = {
+        "canary: mean distance, nats a token": lambda a: f"{a['canary']:.2g}",
+        "… refused above": lambda a: f"{a['canary_bound']:g}",
+        "thoughts, tokens compared": lambda a: f"{a['thoughts']}, {a['tokens']}",
+        "log-probs, trainer − sampler: mean of the absolute, nats": lambda a: f"{a['gap_mean']:.2g}",
+        "… largest": lambda a: f"{a['gap_max']:.2g}",
+        "… mean": lambda a: f"{a['gap_signed']:+.1g}",
+        "… KL by k3": lambda a: f"{a['kl']:.1g}",
+        "greedy thoughts equal to the in-process ones": lambda a: f"{a['greedy']['thoughts']:.1%}",
+        "… tokens before the first difference": lambda a: f"{a['greedy']['tokens']:.1%}",
+        "the same requests twice: thoughts equal": lambda a: f"{a['same_twice']['thoughts']:.1%}",
+        "start of vLLM with the first load, s": lambda a: f"{a['start_s']:.0f}",
+    }
+    lines = ["## Agreement", "", _loads(found), "", f"| | {' | '.join(found)} |"]
+    lines.append("|---|" + "---|" * len(found))
+    for name, show in rows.items():
+        lines.append(f"| {name} | {' | '.join(show(one) for one in found.values())} |")
+    lines += [
+        "",
+        "Planted, after an update that moves every weight by 1e-4: what vLLM loads in place of the "
+        "trainer's weights.",
+        "",
+        "| weights | " + " | ".join(f"{d}: nats, refused" for d in found) + " |",
+        "|---|" + "---|" * len(found),
+    ]
+    for name in next(iter(found.values()))["planted"]:
+        cells = []
+        for one in found.values():
+            planted = one["planted"][name]
+            cells.append(f"{planted['distance']:.2g}, {'yes' if planted['refused'] else 'no'}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _speed(done: dict[str, Any]) -> list[str]:
+    found = _of(done, "speed")
+    lines = [
+        "## Speed",
+        "",
+        "Drawn tokens a second with the prefill, median of three turns, vLLM and in-process in turns "
+        f"{_loads(found)}.",
+        "",
+        "| | vLLM | in-process | vLLM / in-process |",
+        "|---|---|---|---|",
+    ]
+    for dtype, one in found.items():
+        for branches, rates in one.items():
+            if not branches.endswith("branches"):
+                continue
+            a, b = (rates[name]["tokens_per_s"] for name in ("vllm", "inprocess"))
+            lines.append(f"| {dtype}, {branches} | {a:.0f} | {b:.0f} | {a / b:.2f} |")
+    loads = ", ".join(f"{one['load_s']:.1f} s in {dtype}" for dtype, one in found.items())
+    return [*lines, "", f"New weights (written, loaded, scored by both): {loads}."]
+
+
+def _runs(done: dict[str, Any]) -> list[str]:
+    found = {name: one for name, one in done["runs"].items() if name != "about"}
+    lines = [
+        "## Runs",
+        "",
+        f"Four steps of `vllm.yaml` in bfloat16 {_loads({'runs': done['runs']})}; means over the "
+        "steps.",
+        "",
+        "| | exit code | `kl/sampler` | canary | `policy/ess_frac` | rollout, s a step | step, s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, one in found.items():
+        rows = one["metrics"]
+
+        def mean(*keys: str, of: list[dict[str, float]] = rows) -> str:
+            values = [row[key] for row in of for key in keys if key in row]
+            return f"{sum(values) / len(values):.3g}" if values else "–"
+
+        lines.append(
+            f"| {name} | {one['exit_code']} | {mean('kl/sampler')} | "
+            f"{mean('sampler/canary', 'rollout/canary')} | {mean('policy/ess_frac')} | "
+            f"{mean('time/rollout_s')} | {mean('time/step_s')} |"
+        )
+    return lines
