@@ -107,8 +107,9 @@ else
 endif
 	@touch $@
 
-# Agreement, speed, a planted wrong load, a run with it and one through a store.
-vllm-check: vllm build/quickstart/shards/manifest.json
+# Its tests; then agreement, speed, planted wrong loads, a run with it and one through a store.
+vllm-check: vllm $(VENV)/.installed-dev build/quickstart/shards/manifest.json
+	$(VENV)/bin/python -m pytest -m vllm tests/rollout
 	$(VENV)/bin/python experiments/samplers/vllm_check.py
 
 # Saves of a 135M-parameter model with random weights, at once and asynchronous.

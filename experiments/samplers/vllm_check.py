@@ -162,7 +162,9 @@ def alike(one: list[Rollout], other: list[Rollout]) -> dict[str, float]:
     """Shares of thoughts that are equal, and of tokens before the first that is not."""
     pairs = list(zip(tokens_of(one), tokens_of(other), strict=True))
     before = [
-        next((n for n, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), min(map(len, (x, y))))
+        next(
+            (n for n, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), min(map(len, (x, y)))
+        )
         for x, y in pairs
     ]
     return {

@@ -11,13 +11,12 @@ def page(done: dict[str, Any]) -> str:
     lines = [
         "# vLLM beside the in-process engine",
         "",
-        "SmolLM2-135M-Instruct on the CPU, pages of the quickstart, thoughts of at most 16 tokens at "
-        "temperature 1,",
-        "8 at each of 4 positions of a page. Made by `make vllm-check` (`vllm_check.py`; all figures "
-        "in `results/vllm.json`).",
+        "SmolLM2-135M-Instruct on the CPU, pages of the quickstart, thoughts of at most 16 tokens,",
+        "8 at each of 4 positions of a page, temperature 1. Made by `make vllm-check`; all figures in",
+        "`results/vllm.json`.",
         "",
         f"vLLM {first['vllm']}, torch {first['torch']}, transformers {first['transformers']}; "
-        f"{first['threads']} thread(s) of {first['cores']} cores each. The machine was shared: load "
+        f"{first['threads']} thread(s) of {first['cores']} cores each. The machine was shared: load",
         "averages stand beside each table.",
         "",
     ]
@@ -50,7 +49,7 @@ def _agreement(done: dict[str, Any]) -> list[str]:
         "canary: mean distance, nats a token": lambda a: f"{a['canary']:.2g}",
         "… refused above": lambda a: f"{a['canary_bound']:g}",
         "thoughts, tokens compared": lambda a: f"{a['thoughts']}, {a['tokens']}",
-        "log-probs, trainer − sampler: mean of the absolute, nats": lambda a: f"{a['gap_mean']:.2g}",
+        "log-probs, trainer − sampler: mean |Δ|, nats": lambda a: f"{a['gap_mean']:.2g}",
         "… largest": lambda a: f"{a['gap_max']:.2g}",
         "… mean": lambda a: f"{a['gap_signed']:+.1g}",
         "… KL by k3": lambda a: f"{a['kl']:.1g}",
@@ -85,8 +84,8 @@ def _speed(done: dict[str, Any]) -> list[str]:
     lines = [
         "## Speed",
         "",
-        "Drawn tokens a second with the prefill, median of three turns, vLLM and in-process in turns "
-        f"{_loads(found)}.",
+        "Drawn tokens a second with the prefill, median of three turns, vLLM and in-process in",
+        f"turns {_loads(found)}.",
         "",
         "| | vLLM | in-process | vLLM / in-process |",
         "|---|---|---|---|",

@@ -13,7 +13,7 @@ from conftest import tiny_run
 from rntp.config import Config
 from rntp.errors import ConfigError, Preempted, SamplersLost
 from rntp.rollout.vllm import environment
-from rntp.rollout.vllm.child import ClosedError, Frame, receive, rows, send
+from rntp.rollout.vllm.child import FOLDER, ClosedError, Frame, Served, receive, rows, send
 from rntp.rollout.vllm.environment import Environment, check_environment, find_environment
 from rntp.rollout.vllm.process import CHILD, Child
 from rntp.training.diagnosis import diagnose
@@ -105,6 +105,26 @@ def test_a_stop_request_ends_it_at_once(child: Child) -> None:
     child.close()
     assert time.monotonic() - begun < 10
     assert child._process.returncode is not None
+
+
+def test_a_child_that_hangs_is_given_up(tmp_path: Path) -> None:
+    hangs = Child([sys.executable, "-c", PROGRAM], tmp_path / "log.txt", {}, patience_s=0.3)
+    signs: list[None] = []
+    try:
+        with pytest.raises(SamplersLost, match=r"not answered for 0\.3 s .* to sleep"):
+            hangs.ask(Frame("sleep"), "echo", lambda: signs.append(None))
+    finally:
+        hangs.close()
+    assert len(signs) >= 2
+
+
+def test_weights_of_a_parent_that_was_killed_are_removed(tmp_path: Path) -> None:
+    served, others = Served(), tmp_path / "mine"
+    for folder in (tmp_path / f"{FOLDER}x", others):
+        folder.mkdir()
+        served._folder = str(folder)
+        served.tidy()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_what_is_no_frame_is_refused() -> None:

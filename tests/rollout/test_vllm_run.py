@@ -93,7 +93,7 @@ def test_wrong_weights_end_a_run(
         taken.append(folder)
 
     monkeypatch.setattr(Scripted, "_take", keep_the_first)
-    with pytest.raises(ConfigError, match="weights of version 1: .* to the bit"):
+    with pytest.raises(ConfigError, match=r"weights of version 1: .* to the bit"):
         fit(raw, tmp_path / "run", "optim.lr=0.01")
     assert len(scripted.of("sample")) == 1
     assert len(read_metrics(tmp_path / "run")) == 1

@@ -79,7 +79,7 @@ class ThreadChild(Child):
     """A child that is a thread of this process. delay: called before every answer."""
 
     def __init__(self, answer: Callable[[Frame], Frame], log: Path) -> None:
-        self.log, self.ended = log, False
+        self.log, self._patience_s, self.ended = log, 0.0, False
         self._connection, self._other = socket.socketpair()
         self._connection.settimeout(0.02)
         threading.Thread(target=serve, args=(self._other, answer), daemon=True).start()

@@ -12,6 +12,7 @@ arrays one behind the other. Whoever asks sends a frame and reads one, which is 
 import argparse
 import json
 import os
+import shutil
 import socket
 import struct
 import sys
@@ -26,6 +27,7 @@ import numpy as np
 
 _HEAD = struct.Struct("!4sIQ")
 _MAGIC = b"rvl1"
+FOLDER = "rntp-vllm-"  # folders of weights begin like this
 _MOST_JSON, _MOST_BYTES = 1 << 20, 1 << 33
 
 
@@ -108,6 +110,12 @@ class Served:
 
     def __init__(self) -> None:
         self._llm: Any = None
+        self._folder = ""
+
+    def tidy(self) -> None:
+        """Remove the weights that the parent has not removed: it was killed."""
+        if os.path.basename(self._folder).startswith(FOLDER):
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def answer(self, frame: Frame) -> Frame:
         """Do what a frame asks. Raises whatever vLLM raises."""
@@ -119,7 +127,7 @@ class Served:
         import torch
         import vllm
 
-        begun = time.monotonic()
+        begun, self._folder = time.monotonic(), frame.facts["model"]
         self._llm = vllm.LLM(
             skip_tokenizer_init=True,
             load_format="safetensors",
@@ -147,10 +155,10 @@ class Served:
 
     def _load(self, frame: Frame) -> Frame:
         """Take the weights of a folder, in place."""
-        begun = time.monotonic()
+        begun, self._folder = time.monotonic(), frame.facts["folder"]
         self._llm.collective_rpc(
             "reload_weights",
-            kwargs={"weights_path": frame.facts["folder"], "is_checkpoint_format": True},
+            kwargs={"weights_path": self._folder, "is_checkpoint_format": True},
         )
         return Frame("loaded", {"seconds": time.monotonic() - begun})
 
@@ -251,7 +259,9 @@ def main() -> None:
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-    serve(socket.socket(fileno=parser.parse_args().socket), Served().answer)
+    served = Served()
+    serve(socket.socket(fileno=parser.parse_args().socket), served.answer)
+    served.tidy()
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from rntp.rollout import Check, no_check
 from rntp.rollout.finish import answered, finish
 from rntp.rollout.next_token_stats import read_contexts
 from rntp.rollout.store.weights import canary, canary_distance, canary_ids
-from rntp.rollout.vllm.child import Frame, rows
+from rntp.rollout.vllm.child import FOLDER, Frame, rows
 from rntp.rollout.vllm.environment import find_environment
 from rntp.rollout.vllm.process import CHILD, Child
 from rntp.rollout.vllm.weights import canary_bound, write_weights
@@ -239,7 +239,7 @@ class VllmEngine:
 
     def _load(self, version: int, check: Check) -> None:
         """Write the weights and have them loaded; starts the child if there is none."""
-        folder = Path(tempfile.mkdtemp(prefix="rntp-vllm-"))
+        folder = Path(tempfile.mkdtemp(prefix=FOLDER))
         before, self._folder = self._folder, folder
         self._loads, self._version = self._loads + 1, version
         try:
@@ -302,7 +302,8 @@ class VllmEngine:
     def _start_vllm(self, log: Path) -> Child:
         found = find_environment(self.config)
         variables = found.variables(torch.get_num_threads())
-        return Child([str(found.python), str(CHILD)], log, variables)
+        patience_s = self.config.run.timeouts_s.hang
+        return Child([str(found.python), str(CHILD)], log, variables, patience_s)
 
 
 def vllm_of(engine: object) -> VllmEngine | None:

@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,11 +21,18 @@ class Child:
     """A process that answers frames.
 
     command: without the number of its socket. log: the file that takes what it prints. variables:
-    of its environment, on top of this one's.
+    of its environment, on top of this one's. patience_s: the longest that one answer may take; 0
+    waits for ever.
     """
 
-    def __init__(self, command: Sequence[str], log: Path, variables: Mapping[str, str]) -> None:
-        self.log = log
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        variables: Mapping[str, str],
+        patience_s: float = 0.0,
+    ) -> None:
+        self.log, self._patience_s = log, patience_s
         log.parent.mkdir(parents=True, exist_ok=True)
         own, other = socket.socketpair()
         own.settimeout(_LOOK_S)
@@ -42,12 +50,23 @@ class Child:
     def ask(self, frame: Frame, kind: str, check: Check = no_check) -> Frame:
         """Send a frame and wait for the answer of a kind. check: called meanwhile.
 
-        Raises SamplersLost where the process ends, ConfigError where it cannot do what it is asked,
-        and what `check` raises; then the process is of no use any more, and is to be closed.
+        Raises SamplersLost where the process ends or does not answer, ConfigError where it cannot
+        do what it is asked, and what `check` raises; then the process is of no use any more, and is
+        to be closed.
         """
+        begun = time.monotonic()
+
+        def waiting() -> None:
+            check()  # a sign of life of this process, so that no watchdog sees the other hang
+            if 0 < self._patience_s < time.monotonic() - begun:
+                raise SamplersLost(
+                    f"vLLM has not answered for {self._patience_s:g} s (run.timeouts_s: hang) to "
+                    f"{frame.kind}; see {self.log}. The same command goes on"
+                )
+
         try:
-            send(self._connection, frame, check)
-            answer = receive(self._connection, check)
+            send(self._connection, frame, waiting)
+            answer = receive(self._connection, waiting)
         except ClosedError as error:
             raise SamplersLost(
                 f"the process of vLLM has ended ({self._ended()}) while it was to {frame.kind}; "
