@@ -1,6 +1,6 @@
 """Is vLLM right, and how fast is it: SmolLM2-135M on the CPU, beside the in-process engine.
 
-    python experiments/samplers/vllm_check.py [--stages agreement speed runs] [--threads 1]
+    python experiments/samplers/vllm_check.py [--stages agreement planted speed runs] [--threads 1]
 
 Writes results/vllm.json and VLLM.md. Needs `make vllm` and the quickstart's shards.
 """
@@ -31,8 +31,8 @@ from rntp.model.opening import open_model
 from rntp.model.thought_tree import ThoughtTree
 from rntp.rollout.engine import open_engine
 from rntp.rollout.sampling import greedy
-from rntp.rollout.vllm.environment import find_environment
 from rntp.rollout.vllm.engine import VllmEngine
+from rntp.rollout.vllm.environment import find_environment
 from rntp.rollout.vllm.weights import canary_bound, write_weights
 from rntp.run.log import read_metrics
 from rntp.types import Context, NextTokenStats, Rollout
@@ -48,7 +48,7 @@ STEP = 1e-4  # how far an update of Adam moves a weight at the quickstart's rate
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stages", nargs="+", default=["agreement", "speed", "runs"])
+    parser.add_argument("--stages", nargs="+", default=["agreement", "planted", "speed", "runs"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
@@ -122,7 +122,6 @@ def agreement(dtype: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "start_s": time.monotonic() - begun,
         "canary": engine.distance,
-        "canary_bound": canary_bound(bench.config, bench.model.head.dtype),
     }
     rollouts = engine.sample(bench.contexts, place)
     gaps = torch.cat([gap(bench.model, r) for r in rollouts])
@@ -136,9 +135,7 @@ def agreement(dtype: str) -> dict[str, Any]:
     }
     found["same_twice"] = alike(rollouts, engine.sample(bench.contexts, place))
     engine.close()
-    found |= greedily(bench)
-    found["planted"] = planted(bench)
-    return found
+    return found | greedily(bench)
 
 
 def gap(model: LanguageModel, rollout: Rollout) -> Tensor:
@@ -186,60 +183,73 @@ def greedily(bench: Bench) -> dict[str, Any]:
     return {"greedy": alike(by_vllm, here.sample(bench.contexts, place))}
 
 
-def planted(bench: Bench) -> dict[str, Any]:
-    """What the canary says of weights that are not the trainer's, after an update."""
-    names = list(dict(bench.model.hf.named_parameters()))
+Write = Callable[[LanguageModel, Path], None]
 
-    def old(model: LanguageModel, folder: Path) -> None:
-        for name, p in model.hf.named_parameters():
-            p.data, kept[name] = kept[name], p.data
-        write_weights(model, folder)
-        for name, p in model.hf.named_parameters():
-            p.data, kept[name] = kept[name], p.data
 
-    def off(model: LanguageModel, folder: Path) -> None:
-        one = dict(model.hf.named_parameters())[names[len(names) // 2]]
-        before = one.data.clone()
-        one.data.mul_(1.5)
-        write_weights(model, folder)
-        one.data.copy_(before)
+def writers(bench: Bench, start: dict[str, Tensor], before: dict[str, Tensor]) -> dict[str, Write]:
+    """What is written for vLLM, by what it is."""
 
-    def turned(model: LanguageModel, folder: Path) -> None:
-        one = dict(model.hf.named_parameters())["model.layers.3.self_attn.q_proj.weight"]
-        before = one.data.clone()
-        one.data.copy_(before.flip(0))
-        write_weights(model, folder)
-        one.data.copy_(before)
+    def others(weights: dict[str, Tensor]) -> Write:
+        def write(model: LanguageModel, folder: Path) -> None:
+            kept = taken(bench)
+            give(bench, weights)
+            write_weights(model, folder)
+            give(bench, kept)
 
-    found = {}
-    engine = bench.vllm()
-    writers: dict[str, Callable[[LanguageModel, Path], None]] = {
-        "true": write_weights,
-        "of the step before": old,
-        "one matrix half as large again": off,
-        "one matrix's rows in another order": turned,
+        return write
+
+    def changed(change: Callable[[Tensor], Tensor]) -> Write:
+        def write(model: LanguageModel, folder: Path) -> None:
+            one = dict(model.hf.named_parameters())["model.layers.3.self_attn.q_proj.weight"]
+            kept = one.data
+            one.data = change(kept)
+            write_weights(model, folder)
+            one.data = kept
+
+        return write
+
+    return {
+        "the trainer's": write_weights,
+        "of the step before": others(before),
+        "of the start": others(start),
+        "one matrix half as large again": changed(lambda weight: weight * 1.5),
+        "one matrix's rows in another order": changed(lambda weight: weight.flip(0)),
     }
-    for version, (name, write) in enumerate(writers.items(), start=1):
-        kept = {n: p.data.clone() for n, p in bench.model.hf.named_parameters()}
+
+
+def taken(bench: Bench) -> dict[str, Tensor]:
+    return {name: p.data.clone() for name, p in bench.model.hf.named_parameters()}
+
+
+def give(bench: Bench, weights: dict[str, Tensor]) -> None:
+    for name, p in bench.model.hf.named_parameters():
+        p.data = weights[name].clone()
+
+
+@torch.no_grad()
+def planted(dtype: str) -> dict[str, Any]:
+    """What the canary says of weights that are not the trainer's, each after an update."""
+    bench = Bench(dtype)
+    start, engine = taken(bench), bench.vllm()
+    found: dict[str, Any] = {"bound": canary_bound(bench.config, bench.model.head.dtype)}
+    for version, name in enumerate(writers(bench, {}, {}), start=1):
+        if engine._child is None:  # a refusal has ended it: begin again, from the start
+            give(bench, start)
+            engine._write = write_weights
+            engine.open(bench.log)
+        before = taken(bench)
         generator = torch.Generator().manual_seed(version)
         for p in bench.model.hf.parameters():
             move = STEP * torch.randn(p.shape, generator=generator).sign()
             p.data = (p.data.float() + move).to(p.dtype)
-        engine._write = write
-        if engine._child is None:  # a refusal has ended it
-            engine._write = write_weights
-            engine.open(bench.log)
-            engine._write = write
-            for p in bench.model.hf.parameters():
-                p.data = (p.data.float() + STEP).to(p.dtype)
+        engine._write = writers(bench, start, before)[name]
+        said = ""
         try:
-            engine.sample(bench.contexts[:1], place, policy_version=version)
-            said = ""
+            engine._take_weights(version, lambda: None)
         except ConfigError as error:
             said = str(error)
+            engine.close()
         found[name] = {"distance": engine.distance, "refused": bool(said), "said": said}
-        for n, p in bench.model.hf.named_parameters():
-            p.data = kept[n]
     engine.close()
     return found
 
@@ -298,7 +308,11 @@ def runs(threads: int) -> dict[str, Any]:
     return found
 
 
-STAGES: dict[str, Callable[[str], dict[str, Any]]] = {"agreement": agreement, "speed": speed}
+STAGES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "agreement": agreement,
+    "planted": planted,
+    "speed": speed,
+}
 
 if __name__ == "__main__":
     main()

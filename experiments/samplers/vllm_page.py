@@ -12,16 +12,17 @@ def page(done: dict[str, Any]) -> str:
         "# vLLM beside the in-process engine",
         "",
         "SmolLM2-135M-Instruct on the CPU, pages of the quickstart, thoughts of at most 16 tokens,",
-        "8 at each of 4 positions of a page, temperature 1. Made by `make vllm-check`; all figures in",
-        "`results/vllm.json`.",
+        "8 at each of 4 positions of a page, temperature 1. Made by `make vllm-check`; all figures",
+        "are in `results/vllm.json`.",
         "",
         f"vLLM {first['vllm']}, torch {first['torch']}, transformers {first['transformers']}; "
-        f"{first['threads']} thread(s) of {first['cores']} cores each. The machine was shared: load",
-        "averages stand beside each table.",
+        f"{first['threads']} thread(s) of {first['cores']} cores each. The machine was shared:",
+        "load averages stand beside each table.",
         "",
     ]
     for title, part in (
         ("agreement", _agreement),
+        ("planted", _planted),
         ("speed", _speed),
         ("runs", _runs),
     ):
@@ -47,13 +48,12 @@ def _agreement(done: dict[str, Any]) -> list[str]:
     found = _of(done, "agreement")
     rows = {
         "canary: mean distance, nats a token": lambda a: f"{a['canary']:.2g}",
-        "… refused above": lambda a: f"{a['canary_bound']:g}",
         "thoughts, tokens compared": lambda a: f"{a['thoughts']}, {a['tokens']}",
         "log-probs, trainer − sampler: mean |Δ|, nats": lambda a: f"{a['gap_mean']:.2g}",
         "… largest": lambda a: f"{a['gap_max']:.2g}",
         "… mean": lambda a: f"{a['gap_signed']:+.1g}",
         "… KL by k3": lambda a: f"{a['kl']:.1g}",
-        "greedy thoughts equal to the in-process ones": lambda a: f"{a['greedy']['thoughts']:.1%}",
+        "greedy thoughts equal to in-process ones": lambda a: f"{a['greedy']['thoughts']:.1%}",
         "… tokens before the first difference": lambda a: f"{a['greedy']['tokens']:.1%}",
         "the same requests twice: thoughts equal": lambda a: f"{a['same_twice']['thoughts']:.1%}",
         "start of vLLM with the first load, s": lambda a: f"{a['start_s']:.0f}",
@@ -62,21 +62,32 @@ def _agreement(done: dict[str, Any]) -> list[str]:
     lines.append("|---|" + "---|" * len(found))
     for name, show in rows.items():
         lines.append(f"| {name} | {' | '.join(show(one) for one in found.values())} |")
-    lines += [
+    return lines
+
+
+def _planted(done: dict[str, Any]) -> list[str]:
+    found = _of(done, "planted")
+    lines = [
+        "## Wrong weights, planted",
         "",
-        "Planted, after an update that moves every weight by 1e-4: what vLLM loads in place of the "
-        "trainer's weights.",
+        "Each after an update that moves every weight by 1e-4, up or down by chance: what vLLM gets",
+        f"to load, how far its canary then lies, and whether that is refused {_loads(found)}.",
+        "In bfloat16 the distance alone does not tell earlier weights from new ones; that vLLM gives",
+        "log-probs again that it has given before does.",
         "",
         "| weights | " + " | ".join(f"{d}: nats, refused" for d in found) + " |",
         "|---|" + "---|" * len(found),
     ]
-    for name in next(iter(found.values()))["planted"]:
-        cells = []
-        for one in found.values():
-            planted = one["planted"][name]
-            cells.append(f"{planted['distance']:.2g}, {'yes' if planted['refused'] else 'no'}")
+    for name, planted in next(iter(found.values())).items():
+        if not isinstance(planted, dict) or name == "about":
+            continue
+        cells = [
+            f"{one[name]['distance']:.2g}, {'yes' if one[name]['refused'] else 'no'}"
+            for one in found.values()
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+    bounds = ", ".join(f"{one['bound']:g} in {dtype}" for dtype, one in found.items())
+    return [*lines, "", f"Bounds: {bounds}."]
 
 
 def _speed(done: dict[str, Any]) -> list[str]:

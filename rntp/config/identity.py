@@ -78,7 +78,7 @@ def _leave_out_unread(facts: dict[str, Any], config: Config) -> None:
     net_gain = facts["reward"]["scheme"].get("net_gain", {})
     if net_gain.get("call_cost") == 0:
         del net_gain["call_cost"]
-    others = {}
+    others: dict[str, Any] = {}
     if config.rollout.samplers.max_age:  # else samplers change nothing
         others["max_age"] = config.rollout.samplers.max_age
     if config.rollout.engine != "inprocess":  # another engine draws other thoughts

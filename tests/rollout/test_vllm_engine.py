@@ -201,13 +201,13 @@ def test_a_load_that_changes_nothing_is_told_by_that(
     model.hf.to(torch.bfloat16)
     scripted = Scripted()
     engine = opened(model, config, scripted)
-    assert engine.metrics()["sampler/canary"] < 0.1
+    assert engine.metrics()["sampler/canary"] < 0.15
     scripted._load = lambda frame: Frame("loaded")  # type: ignore[method-assign]
     with torch.no_grad():
         model.hf.model.layers[0].mlp.up_proj.weight.mul_(1.008)
-    with pytest.raises(ConfigError, match="what they were before, to the bit"):
+    with pytest.raises(ConfigError, match="those of earlier weights, to the bit"):
         engine.sample([context(0)], place, policy_version=1)
-    assert engine.distance < 0.1  # the distance alone would have let it pass
+    assert engine.distance < 0.15  # the distance alone would have let it pass
     assert len(scripted.of("sample")) == 0
 
 
