@@ -235,6 +235,30 @@ def test_a_child_that_gives_nonsense_or_nothing(config: Config, model: LanguageM
     engine.close()
 
 
+def test_a_model_that_vllm_does_not_know(config: Config, model: LanguageModel) -> None:
+    """It is said at start, and nothing stays behind."""
+    scripted, folders, children = Scripted(), [], []
+
+    def refuses(frame: Frame) -> Frame:
+        folders.append(Path(frame.facts["model"]))
+        raise ValueError("architecture OddForCausalLM is not supported")
+
+    def start(log: Path) -> ThreadChild:
+        children.append(ThreadChild(scripted.answer, log))
+        return children[-1]
+
+    scripted._open = refuses  # type: ignore[method-assign]
+    engine = VllmEngine(model, config, thoughts=3, start=start)
+    told = r"vLLM cannot open: ValueError: architecture Odd.* rollout.engine: inprocess"
+    with (
+        pytest.raises(ConfigError, match=told),
+        running(engine, config.run.dir, lambda line: None),
+    ):
+        pytest.fail("it was to be refused")
+    assert [folder.exists() for folder in folders] == [False]
+    assert [child.ended for child in children] == [True]
+
+
 def test_a_stop_request_is_heard_while_the_child_works(
     config: Config, model: LanguageModel
 ) -> None:

@@ -90,7 +90,8 @@ class VllmEngine:
         Raises ConfigError where there is no vLLM, or it cannot run this model.
         """
         self._log = log
-        self._take_weights(0, no_check)
+        with self._closed_on_errors():
+            self._take_weights(0, no_check)
 
     def close(self) -> None:
         """End the child, and remove its weights."""
@@ -118,17 +119,23 @@ class VllmEngine:
         Raises SamplersLost where vLLM's process ends, and ConfigError where it does not compute
         with the weights that it has loaded.
         """
-        try:
+        rollouts: list[Rollout] = []
+        with self._closed_on_errors():
             self._take_weights(policy_version, check)
-            rollouts: list[Rollout] = []
             for first in range(0, len(contexts), self.docs_per_batch):
                 check()
                 batch = contexts[first : first + self.docs_per_batch]
                 rollouts += self._sample(batch, place, check, policy_version)
-        except BaseException:
-            self.close()  # what it was asked would be the answer to the next question
-            raise
         return rollouts
+
+    @contextmanager
+    def _closed_on_errors(self) -> Iterator[None]:
+        """End the child where anything fails: what it was asked would answer the next question."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def _sample(
         self, batch: Sequence[Context], place: Place, check: Check, version: int
