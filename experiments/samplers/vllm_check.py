@@ -43,6 +43,12 @@ CONFIG = HERE / "vllm.yaml"
 POSITIONS = (100, 120, 140, 160)
 GROUP, BUDGET, CONTEXTS = 8, 16, 32
 TURNS = 3
+SMALL = (
+    "run.steps=3",
+    "data.docs_per_step=2",
+    "placement.positions_per_doc=2",
+    "thought.thoughts_per_position=2",
+)
 STEP = 1e-4  # how far an update of Adam moves a weight at the quickstart's rate
 
 
@@ -66,6 +72,8 @@ def main() -> None:
                 "load_before": load,
                 "load_after": os.getloadavg()[0],
             }
+            if path.exists():  # others may have written meanwhile
+                done = json.loads(path.read_text())
             done[f"{stage} {dtype}".strip()] = found
             path.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
             print(stage, dtype, json.dumps(found), flush=True)
@@ -133,7 +141,9 @@ def agreement(dtype: str) -> dict[str, Any]:
         "gap_signed": float(gaps.mean()),
         "kl": float((gaps.exp() - 1 - gaps).mean()),
     }
-    found["same_twice"] = alike(rollouts, engine.sample(bench.contexts, place))
+    some = bench.config.rollout.docs_per_batch  # the first batch: the same requests at a time
+    again = engine.sample(bench.contexts[:some], place)
+    found["same_twice"] = alike(rollouts[:some], again)
     engine.close()
     return found | greedily(bench)
 
@@ -284,14 +294,14 @@ def runs(threads: int) -> dict[str, Any]:
     """A short run in-process, with vLLM, and with vLLM in a sampler of a store."""
     found = {}
     settings = {
-        "inprocess": ["rollout.engine=inprocess"],
         "vllm": [],
         "vllm in a sampler": ["rollout.samplers.start=1"],
+        "inprocess": ["rollout.engine=inprocess"],
     }
     for name, overrides in settings.items():
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "rntp", "train", str(CONFIG), "--run-dir", folder]
-            for override in overrides:
+            for override in [*SMALL, *overrides]:
                 command += ["--set", override]
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
             begun = time.monotonic()
@@ -305,6 +315,7 @@ def runs(threads: int) -> dict[str, Any]:
                 "metrics": [{k: row[k] for k in keys if k in row} for row in rows],
                 "said": "" if ran.returncode == 0 else ran.stdout[-800:] + ran.stderr[-800:],
             }
+            print(name, json.dumps(found[name]), flush=True)
     return found
 
 

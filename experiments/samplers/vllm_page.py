@@ -117,8 +117,8 @@ def _runs(done: dict[str, Any]) -> list[str]:
     lines = [
         "## Runs",
         "",
-        f"Four steps of `vllm.yaml` in bfloat16 {_loads({'runs': done['runs']})}; means over the "
-        "steps.",
+        f"Three small steps of `vllm.yaml` in bfloat16 {_loads({'runs': done['runs']})};",
+        "means over them. The start of vLLM is in no step.",
         "",
         "| | exit code | `kl/sampler` | canary | `policy/ess_frac` | rollout, s a step | step, s |",
         "|---|---|---|---|---|---|---|",
