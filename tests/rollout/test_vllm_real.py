@@ -1,10 +1,13 @@
 """vLLM itself, with a tiny model: `make vllm` first, else these are skipped and counted as such."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import ARCHITECTURES, tiny_run, tiny_tokenizer
 
 from rntp.config import Config
@@ -14,6 +17,7 @@ from rntp.model.thought_tree import ThoughtTree
 from rntp.rollout.vllm import environment
 from rntp.rollout.vllm.engine import VllmEngine
 from rntp.rollout.vllm.weights import write_weights
+from rntp.run.log import read_metrics
 from rntp.types import Context, NextTokenStats
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +58,33 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return load_model(str(folder))
+
+
+def test_a_run_whose_sampler_runs_vllm(model: LanguageModel, corpus: Path, tmp_path: Path) -> None:
+    """Trainer, sampler and vLLM are three processes; they meet in a store."""
+    raw = tiny_run(Path(model.spec), corpus, tmp_path / "run")
+    raw["model"]["dtype"] = "float32"
+    raw["run"]["steps"] = 2
+    raw["evaluation"] = {"docs": 0}
+    raw["rollout"] = {
+        "engine": {"vllm": {"python": str(PYTHON), "cache_gib": 0.25}},
+        "samplers": {"start": 1},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
+    paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "data_prep")]
+    ran = subprocess.run(
+        [sys.executable, "-m", "rntp", "train", str(tmp_path / "config.yaml")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    rows = read_metrics(tmp_path / "run")
+    assert [row["rollout/refused"] for row in rows] == [0, 0]
+    assert all(0 <= row["rollout/canary"] < 1e-4 for row in rows)
+    assert all(abs(row["kl/sampler"]) < 1e-6 for row in rows)
+    said = (tmp_path / "run" / "samplers" / "local-1.txt").read_text()
+    assert "thoughts are sampled by vllm 0.32" in said
 
 
 def place(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
