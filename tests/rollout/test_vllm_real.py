@@ -127,6 +127,8 @@ def test_vllm_samples_what_the_trainer_computes(model: LanguageModel, tmp_path: 
             assert all(len(t.sampled_ids) == 24 for t in thoughts if not t.closed)
             assert all(model.think_close_id not in t.content.tolist() for t in thoughts)
             model.hf.model.layers[1].mlp.down_proj.weight.mul_(1.2)
+            # Tied to the head, which vLLM packs: a load of tied weights leaves the old head.
+            model.hf.model.embed_tokens.weight.mul_(1.02)
 
         def old(model: LanguageModel, folder: Path) -> None:
             weight = model.hf.model.layers[1].mlp.down_proj.weight

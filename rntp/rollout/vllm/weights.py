@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import safetensors
+import safetensors.torch
 import torch
-from torch import Tensor
 
 from rntp.config import Config
 from rntp.model import LanguageModel
+from rntp.model.head import weight_of
 from rntp.rollout.store.weights import CANARY_NATS
 
 # Farthest that log-probs of the canary may lie apart on average, nats a token: other kernels round
@@ -23,21 +25,41 @@ def canary_bound(config: Config, dtype: torch.dtype) -> float:
 def write_weights(model: LanguageModel, folder: Path) -> None:
     """Write config and weights, in the type that the model computes in, as its class saves them.
 
-    Rows of the embeddings that no token has are left out: vLLM would draw from them.
+    Rows of the embeddings that no token has are left out: vLLM would draw from them. Tied
+    embeddings are written twice, as if they were not: vLLM's CPU build packs the head at load, and
+    a reload of tied weights leaves the packed copy as it was.
     """
-    rows, state = model.vocabulary, model.hf.state_dict()
-    longer = model.head.shape[0] > rows
-    if longer:
-        cut: dict[int, Tensor] = {}  # tied weights stay one tensor
-        embeddings = (model.hf.get_input_embeddings(), model.hf.get_output_embeddings())
-        own = {p.data_ptr() for part in embeddings if part is not None for p in part.parameters()}
-        for name, tensor in state.items():
-            if tensor.data_ptr() in own:
-                cut.setdefault(tensor.data_ptr(), tensor[:rows].clone())
-                state[name] = cut[tensor.data_ptr()]
-    model.hf.save_pretrained(folder, state_dict=state)
-    if longer:
-        path = folder / "config.json"
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        (facts.get("text_config") or facts)["vocab_size"] = rows
-        path.write_text(json.dumps(facts, indent=2), encoding="utf-8")
+    rows, hf = model.vocabulary, model.hf
+    state, head = hf.state_dict(), _name_of_head(model)
+    ends = {weight_of(hf.get_input_embeddings()).data_ptr(), model.head.data_ptr()}
+    for name, tensor in state.items():
+        if tensor.data_ptr() in ends:
+            state[name] = tensor[:rows].clone()
+    if model.bias is not None:
+        state[head.removesuffix("weight") + "bias"] = model.bias.detach()[:rows].clone()
+    state[head] = model.head.detach()[:rows].clone()
+    hf.save_pretrained(folder, state_dict=state)
+    tied = folder / "tied.safetensors"
+    if not _has(folder, head):
+        safetensors.torch.save_file({head: state[head]}, tied, {"format": "pt"})
+    path = folder / "config.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts["tie_word_embeddings"] = False
+    text = facts.get("text_config") or facts
+    text |= {"vocab_size": rows, "tie_word_embeddings": False}
+    path.write_text(json.dumps(facts, indent=2), encoding="utf-8")
+
+
+def _name_of_head(model: LanguageModel) -> str:
+    """Of the output embedding's weight, as a checkpoint has it."""
+    out = model.hf.get_output_embeddings()
+    return next(f"{name}.weight" for name, part in model.hf.named_modules() if part is out)
+
+
+def _has(folder: Path, name: str) -> bool:
+    """Whether a file of weights has a tensor of this name."""
+    for path in folder.glob("*.safetensors"):
+        with safetensors.safe_open(path, "pt") as file:
+            if name in file.keys():  # noqa: SIM118
+                return True
+    return False
