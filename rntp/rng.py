@@ -59,6 +59,18 @@ def uniform(
     return ((a >> 5) * 67108864 + (b >> 6)).to(torch.float64) / 9007199254740992.0
 
 
+def hashed(
+    seed: int, purpose: str, ordinal: Index, position: Index = 0, thought: Index = 0
+) -> Tensor:
+    """Hash the indices to int64 in [0, 2^63), as `uniform` draws: seeds for generators of others,
+    of which no two are alike but by chance (2^-63)."""
+    given = (ordinal, position, thought)
+    n, p, g = torch.broadcast_tensors(*(torch.as_tensor(i, dtype=torch.int64) for i in given))
+    counter = (n & _MASK, (n >> 32) & _MASK, p & _MASK, (g & 0xFFFF) << 16)
+    a, b, _, _ = philox4x32(counter, _key(seed, purpose))
+    return ((a >> 1) << 32) | b
+
+
 def one(seed: int, purpose: str, ordinal: int) -> float:
     """`uniform(seed, purpose, ordinal).item()`, fifty times as fast: for one draw a context."""
     c0, c1, c2, c3 = ordinal & _MASK, (ordinal >> 32) & _MASK, 0, 0

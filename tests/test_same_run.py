@@ -238,7 +238,6 @@ FREE = {
 ELSEWHERE = {
     "run.dir",
     "run.steps",
-    "rollout.engine",
     "data.source",
     "evaluation.source",
 }
@@ -282,7 +281,9 @@ def test_every_field_is_free_or_part_of_what_is_trained() -> None:
     stale = Config.parse(config.model_dump(), others)
     tasks = ["data.source=task:t", "reading.window=null", "reading.piece=null", "thought.tools={}"]
     asked = Config.parse(config.model_dump(), tasks)
-    parts = [part for one in (config, stale, asked) for part in one.identity().items()]
+    others = ["reading.piece=null", "thought.tools={}", "rollout.engine=vllm"]
+    foreign = Config.parse(config.model_dump(), others)
+    parts = [part for c in (config, stale, asked, foreign) for part in c.identity().items()]
     trained = {f"{section}.{field}" for section, part in parts for field in part}
     # Names that a run of before knows, and fields that are free but for one of their parts.
     stood = {"model.think_open", "model.think_close", "optim.betas", "optim.weight_decay"}

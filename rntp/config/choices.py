@@ -65,6 +65,25 @@ PLACES = Options(
         )
     },
 )
+ENGINES = Options(
+    ("inprocess", "vllm"),
+    {
+        "python": Parameter(
+            str | None,
+            None,
+            ("vllm",),
+            "interpreter of the environment that has vLLM; null: .venv-vllm/bin/python, which "
+            "`make vllm` makes; the variable RNTP_VLLM_PYTHON comes before both",
+        ),
+        "cache_gib": Parameter(
+            Annotated[float, Field(gt=0)],
+            2.0,
+            ("vllm",),
+            "GiB of memory for vLLM's keys and values; with too little it works at fewer thoughts "
+            "at a time",
+        ),
+    },
+)
 WEIGHTS = Options(("current", "none", "frozen", "ema"), {"decay": DECAY})
 _RATIO = ("clipped_ratio", "cispo", "gspo")
 ALGORITHMS = Options(
@@ -87,15 +106,17 @@ ALGORITHMS = Options(
             None,
             (),
             "tokens count min(policy / sampler, cap): for stale or foreign samplers (1802.01561); "
-            "at least 1, 0 is off; null: 2 where max_age of rollout.samplers is above 0 and the "
-            "ratios of the algorithm do not start from the sampler anyhow, else off",
+            "at least 1, 0 is off; null: 2 where max_age of rollout.samplers is above 0 or "
+            "rollout.engine is not inprocess, and the ratios of the algorithm do not start from "
+            "the sampler anyhow; else off",
         ),
         "importance_mask": Parameter(
             Annotated[list[Weight], Field(min_length=2, max_length=2)] | None,
             None,
             (),
             "tokens with policy / sampler outside [low, high] do not count; [0, 0] is off; null: "
-            "[0.5, 5] where max_age of rollout.samplers is above 0, else off (IcePop's)",
+            "[0.5, 5] where max_age of rollout.samplers is above 0 or rollout.engine is not "
+            "inprocess, else off (IcePop's)",
         ),
         "importance_of": Parameter(
             Literal["token", "thought"],

@@ -35,7 +35,9 @@ class Correction:
 
 def correction_of(config: Config) -> Correction:
     """Resolve what the config says, and what stands for null."""
-    algorithm, stale = config.objective.algorithm, config.rollout.samplers.max_age > 0
+    algorithm = config.objective.algorithm
+    # Another engine rounds otherwise, and has drawn from a slightly other policy.
+    stale = config.rollout.samplers.max_age > 0 or config.rollout.engine != "inprocess"
     cap, mask = algorithm.get("importance_cap"), algorithm.get("importance_mask")
     has_ratio = algorithm != "policy_gradient"
     # With a cap that is asked for, clipping stays around the policy: decoupled (2505.24298).

@@ -83,8 +83,13 @@ def _leave_out_unread(facts: dict[str, Any], config: Config) -> None:
     net_gain = facts["reward"]["scheme"].get("net_gain", {})
     if net_gain.get("call_cost") == 0:
         del net_gain["call_cost"]
+    others: dict[str, Any] = {}
     if config.rollout.samplers.max_age:  # else samplers change nothing
-        facts["rollout"] = {"max_age": config.rollout.samplers.max_age}
+        others["max_age"] = config.rollout.samplers.max_age
+    if config.rollout.engine != "inprocess":  # another engine draws other thoughts
+        others["engine"] = str(config.rollout.engine)
+    if others:
+        facts["rollout"] = others
     objective = facts["objective"]
     _name_correction(objective["algorithm"][config.objective.algorithm], config)
     if config.objective.router_weight == 0:

@@ -1,11 +1,12 @@
 """Who samples: the trainer itself, or programs of their own."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from rntp.config.choices import NonNegative, Positive
+from rntp.config.choice import Choice
+from rntp.config.choices import ENGINES, NonNegative, Positive
 from rntp.config.places import folder_or_url
 from rntp.config.section import Section
 
@@ -38,8 +39,10 @@ class Samplers(Section):
 
 
 class RolloutSection(Section):
-    engine: Literal["inprocess"] = "inprocess"
-    """What samples, in the trainer's process or in that of a sampler: inprocess is rntp's own."""
+    engine: Annotated[Choice, ENGINES] = ENGINES.choice("inprocess")
+    """What samples for training, in the trainer's process or in that of a sampler: inprocess is
+    rntp's own; vllm is vLLM in a child process (`make vllm`), for models that it knows. Evaluations
+    are sampled in-process. See the page on samplers of the documentation."""
     samplers: Annotated[Samplers, BeforeValidator(_number_to_start)] = Samplers()
     """Programs of their own that sample for the trainer: `{start: 2, max_age: 1}`, or how many to
     start."""

@@ -87,6 +87,7 @@ def _drives(weights: dict[str, float], only_tasks: bool) -> bool:
     return any(w != 0 and (only_tasks or name != "correct") for name, w in weights.items())
 
 
+_LEAST_OF_VLLM = 0.01
 _OF_RESULTS = ("other_results", "no_results")
 
 RULES = (
@@ -207,6 +208,36 @@ RULES = (
         lambda c: c.store is not None and c.thought.thoughts_per_position == 0,
         "thought.thoughts_per_position: 0 leaves samplers nothing to do; take "
         "rollout.samplers away",
+    ),
+    Rule(
+        ("rollout.engine", "thought.tools"),
+        lambda c: c.rollout.engine == "vllm" and bool(c.thought.tools.use),
+        "rollout.engine: vllm draws a thought to its end, so that it calls no thought.tools; set "
+        "it to inprocess, or take them away",
+    ),
+    Rule(
+        ("rollout.engine", "thought.source"),
+        lambda c: c.rollout.engine == "vllm" and c.thought.source == "pause",
+        "rollout.engine: vllm samples, and thought.source pause does not; set rollout.engine to "
+        "inprocess",
+    ),
+    Rule(
+        ("rollout.engine", "thought.thoughts_per_position"),
+        lambda c: c.rollout.engine == "vllm" and c.thought.thoughts_per_position == 0,
+        "rollout.engine: vllm has nothing to do without thoughts (thought.thoughts_per_position: "
+        "0); set it to inprocess",
+    ),
+    Rule(
+        ("rollout.engine", "model.dtype"),
+        lambda c: c.rollout.engine == "vllm" and c.model.dtype == "float64",
+        "rollout.engine: vllm has no float64; set model.dtype to float32, or rollout.engine to "
+        "inprocess",
+    ),
+    Rule(
+        ("rollout.engine", "thought.temperature"),
+        lambda c: c.rollout.engine == "vllm" and c.thought.temperature < _LEAST_OF_VLLM,
+        "rollout.engine: vllm raises a thought.temperature of {thought.temperature} to 0.01 on its "
+        "own; set it to 0.01 or more, or rollout.engine to inprocess",
     ),
     Rule(
         ("baseline.weights", "objective.kl"),
@@ -398,6 +429,7 @@ WARNINGS = (
             c.objective.algorithm != "policy_gradient"
             and c.objective.epochs_per_rollout == 1
             and c.rollout.samplers.max_age == 0
+            and c.rollout.engine == "inprocess"
         ),
         "objective.algorithm: {objective.algorithm} has the gradient of policy_gradient as long as "
         "objective.epochs_per_rollout is 1",
@@ -407,6 +439,7 @@ WARNINGS = (
         lambda c: (
             (c.objective.algorithm.get("importance_cap") or 0) > 0
             and c.rollout.samplers.max_age == 0
+            and c.rollout.engine == "inprocess"
         ),
         "importance_cap: rollout.engine: {rollout.engine} samples with the trainer's own "
         "weights, so that every ratio is 1 up to rounding",

@@ -236,9 +236,9 @@ def open_engine(
     purpose: str = "thought",
     slots: int | None = None,
 ) -> InProcessEngine | UnsharedEngine | ReadingEngine:
-    """The engine that a config asks for, sampling `thoughts` thoughts at each position, each with
-    an answer of at most `answer_tokens` (0: with none), as the model can. slots: longest context,
-    tokens; by default the run's.
+    """The engine of this process that a config asks for, sampling `thoughts` thoughts at each
+    position, each with an answer of at most `answer_tokens` (0: with none), as the model can.
+    slots: longest context, tokens; by default the run's.
     """
     if thoughts == 0:
         return ReadingEngine()
@@ -259,5 +259,4 @@ def open_engine(
         )
     if not model.shares:
         return UnsharedEngine(model, **common)
-    engines = {"inprocess": InProcessEngine}
-    return engines[config.rollout.engine](model, slots=slots or config.longest_context, **common)
+    return InProcessEngine(model, slots=slots or config.longest_context, **common)

@@ -31,6 +31,7 @@ from rntp.rollout.engine import (
     open_engine,
 )
 from rntp.rollout.unshared import UnsharedEngine
+from rntp.rollout.vllm.engine import VllmEngine
 from rntp.types import Context, EarlierThought, NextTokenStats, Rollout
 
 
@@ -92,12 +93,12 @@ class InterleavedEngine:
 
 def open_training_engine(model: LanguageModel, config: Config) -> Engine:
     """Make the engine that samples for training, interleaved or in chains as the config says."""
-    engine = open_engine(
-        model,
-        config,
-        thoughts=config.sampled_thoughts,
-        answer_tokens=config.thought.answer_tokens,
-    )
+    thoughts, answer_tokens = config.sampled_thoughts, config.thought.answer_tokens
+    engine: Engine
+    if config.rollout.engine == "vllm":
+        engine = VllmEngine(model, config, thoughts=thoughts, answer_tokens=answer_tokens)
+    else:
+        engine = open_engine(model, config, thoughts=thoughts, answer_tokens=answer_tokens)
     if config.reading.piece is not None:
         return open_chain(engine, model, config, config.placement.positions_per_doc, keeps=True)
     if not config.placement.interleaved:

@@ -25,6 +25,7 @@ from rntp.rewards import NEEDS
 from rntp.rollout import Check, Engine, no_check
 from rntp.rollout.interleaved import open_training_engine
 from rntp.rollout.tool_calls import serving
+from rntp.rollout.vllm.engine import running
 from rntp.types import Context, Rollout, Thought, Verdict
 
 # Seconds before missing verdicts are asked for again.
@@ -232,9 +233,10 @@ def judging(
 def helped(
     engine: object, model: LanguageModel, config: Config, folder: Path, rank: int, tell: Tell
 ) -> Iterator[None]:
-    """Let an engine's thoughts call tools and its answers be judged, as a config says, until the
-    context is left. folder: of the run; see `serving` and `judging`."""
+    """Let an engine's thoughts call tools and its answers be judged, as a config says, and its
+    vLLM run, until the context is left. folder: of the run; see `serving`, `judging`, `running`."""
     with (
+        running(engine, folder, lambda line: tell(line, "info")),
         serving(engine, model, config, folder / "tools", rank),
         judging(engine, config, folder / "judges", rank, tell),
     ):

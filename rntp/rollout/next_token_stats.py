@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from rntp.model import LanguageModel
+from rntp.model.thought_tree import ROOT, TokenTree
+from rntp.types import Context
 
 
 class LazyNextTokenStats:
@@ -54,3 +56,14 @@ class LazyNextTokenStats:
         rows = self._hidden.index_select(0, tokens - 1)
         logprob, entropy, _ = self._model.logprob(rows, self._ids.index_select(0, tokens))
         return entropy.cpu(), -logprob.cpu()
+
+
+@torch.no_grad()
+def read_contexts(model: LanguageModel, contexts: Sequence[Context]) -> list[LazyNextTokenStats]:
+    """Read contexts in one forward, for a sampler that does not tell what the model expects."""
+    tree = TokenTree.build([(c.token_ids, ROOT, 0) for c in contexts])
+    parts = tree.hidden(model).split([len(c) for c in contexts])
+    return [
+        LazyNextTokenStats(model, c.token_ids.to(model.device), hidden)
+        for c, hidden in zip(contexts, parts, strict=True)
+    ]

@@ -11,8 +11,9 @@ import torch
 
 from rntp import __version__
 from rntp.config import Config
-from rntp.errors import RntpError
+from rntp.errors import ConfigError, RntpError
 from rntp.model.sources import cache_folder
+from rntp.rollout.vllm.environment import check_environment, find_environment
 
 EXTRAS = {
     "demo": ("gguf", "accelerate"),
@@ -23,7 +24,6 @@ EXTRAS = {
     "tensorboard": ("tensorboard",),
     "trackio": ("trackio",),
     "mlflow": ("mlflow",),
-    "vllm": ("vllm",),
     "eval": ("lm_eval",),
 }
 
@@ -47,6 +47,12 @@ def diagnose(config_path: Path | None) -> tuple[dict[str, object], list[str]]:
         for extra, modules in EXTRAS.items()
         if (absent := [m for m in modules if importlib.util.find_spec(m) is None])
     ]
+    try:
+        vllm = find_environment()
+        facts["vLLM"] = f"{vllm.version} ({vllm.python})"
+    except ConfigError as error:
+        facts["vLLM"] = "absent"
+        missing.append(f"vLLM, for rollout.engine: vllm: {error}")
     if config_path is not None:
         missing += _config_problems(Config.load(config_path))
     return facts, missing
@@ -66,6 +72,7 @@ def _config_problems(config: Config) -> list[str]:
         lambda: check_names(config),
         lambda: check_installed(config),
         lambda: check_tools(config),
+        lambda: check_environment(config),
         lambda: run_folder.check(config, "auto"),
         lambda: open_data(config),
         lambda: localize(config.model.spec),

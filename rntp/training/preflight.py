@@ -15,6 +15,7 @@ from rntp.model.routing import balancing_biases
 from rntp.placement import Place
 from rntp.placement.records import RECORDS
 from rntp.rollout.tool_calls import check_tools
+from rntp.rollout.vllm.environment import check_environment
 from rntp.run import folder as run_folder
 from rntp.run.mirrors import check_installed
 from rntp.runtime.memory import size, total_bytes
@@ -31,6 +32,7 @@ def check_start(config: Config, resume: run_folder.Resume, ranks: Ranks) -> dict
     check_names(config)
     check_installed(config)
     check_tools(config)
+    check_environment(config)
     ranks.decide(lambda: run_folder.check(config, resume), "start")
     return ranks.decide(lambda: run_folder.changes(config), "start")
 

@@ -15,6 +15,7 @@ from rntp.placement.placer import training_placer
 from rntp.rollout import Engine
 from rntp.rollout.judged import helped, open_judged_engine
 from rntp.rollout.store.engine import StoreEngine
+from rntp.rollout.vllm.engine import vllm_of
 from rntp.run import checkpoint
 from rntp.run.log import NoLog, RunLog
 from rntp.runtime.ranks import Ranks
@@ -53,6 +54,11 @@ class Sampling:
                 "samplers of a store serve a trainer of one rank so far; start one, or take "
                 "rollout.samplers away"
             )
+        if config.rollout.engine == "vllm" and not ranks.alone:
+            raise ConfigError(
+                "rollout.engine: vllm samples for a trainer of one rank so far; start one, or set "
+                "it to inprocess"
+            )
 
     @contextmanager
     def opened(self, folder: Path, log: RunLog | NoLog) -> Iterator[None]:
@@ -75,7 +81,10 @@ class Sampling:
 
     def metrics(self) -> dict[str, float | str]:
         """What the step's record says of samplers; nothing where there are none."""
-        return self._store.metrics() if self._store else {}
+        if self._store:
+            return self._store.metrics()
+        vllm = vllm_of(self.engine)
+        return vllm.metrics() if vllm else {}
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps of samplers."""

@@ -129,6 +129,7 @@ def test_every_mistake_is_named_at_once() -> None:
 
 
 ONE = "placement.positions_per_doc=1"
+VLLM = "rollout.engine=vllm"
 CHAIN = ["reading.window=8", "reading.piece=8"]
 # A config that breaks each rule of the table, and no other, in the table's order.
 BREAKS = [
@@ -163,6 +164,16 @@ BREAKS = [
         "objective.pg_weight=0",
         "objective.continuation_weight=0",
     ],
+    [VLLM, "thought.tools={use: {python: null}}"],
+    [VLLM, "thought.source=pause", "objective.pg_weight=0"],
+    [
+        VLLM,
+        "thought.thoughts_per_position=0",
+        "objective.pg_weight=0",
+        "objective.continuation_weight=0",
+    ],
+    [VLLM, "model.dtype=float64"],
+    [VLLM, "thought.temperature=0.009"],
     ["objective.kl={k3: {weight: 0.1}}", "baseline.weights=ema"],
     ["reward.judges={itself: frozen}", "baseline.weights=ema"],
     ["baseline.use=clip", "baseline.weights=none"],
@@ -320,11 +331,27 @@ def test_what_cannot_matter_is_warned_about() -> None:
         assert f"{algorithm} {plain}" in said(f"objective.algorithm={algorithm}")
         assert plain not in said(f"objective.algorithm={algorithm}", several)
     assert plain not in said()
-    assert "every ratio is 1" in said("objective.algorithm={cispo: {importance_cap: 2}}")
-    assert "every ratio is 1" not in said()
+    cap = "objective.algorithm={cispo: {importance_cap: 2}}"
+    assert "every ratio is 1" in said(cap)
+    assert "every ratio is 1" not in said(cap, VLLM)
+    assert plain not in said("objective.algorithm=cispo", VLLM)
     assert "expected gradient of 0" in said("objective.kl={k1: {weight: 0.1}}")
     assert "expected gradient of 0" not in said("objective.kl={k1: {weight: 0.1, in: reward}}")
     assert "expected gradient of 0" not in said("objective.kl={k2: {weight: 0.1}}")
+
+
+def test_another_engine_is_another_run_whose_tokens_are_weighted() -> None:
+    """Which engine samples is a part of what is trained; where it is installed is not."""
+    here, other = Config.parse(minimal()), Config.parse(minimal(), [VLLM])
+    elsewhere = Config.parse(minimal(), ["rollout.engine={vllm: {python: /x, cache_gib: 1}}"])
+    assert here.digest() != other.digest() == elsewhere.digest()
+    assert other.identity()["rollout"] == {"engine": "vllm"}
+    assert (here.correction.cap, here.correction.weighs) == (0, False)
+    assert (other.correction.cap, other.correction.mask) == (2, (0.5, 5))
+    clipped = Config.parse(minimal(), [VLLM, "objective.algorithm=cispo"])
+    assert clipped.correction.start == "sampler"
+    with pytest.raises(ConfigError, match="belongs to vllm"):
+        Config.parse(minimal(), ["rollout.engine={inprocess: {cache_gib: 1}}"])
 
 
 def test_one_thought_learns_where_it_is_not_compared_with_its_group() -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from rntp.config import Config
 from rntp.rollout.store.layout import Unit
 from rntp.rollout.store.sealed import Refused
-from rntp.rollout.store.weights import CANARY_NATS, canary_distance
+from rntp.rollout.store.weights import canary_distance
+from rntp.rollout.vllm.weights import canary_bound
 from rntp.types import Context, Rollout, Thought
 
 
@@ -62,7 +63,7 @@ class Expected:
             return 0.0
         if told is None or told.shape != known.shape:
             raise Refused("malformed", "there is no canary")
-        distance, bound = canary_distance(told, known), CANARY_NATS[self.dtype]
+        distance, bound = canary_distance(told, known), canary_bound(self.config, self.dtype)
         if not distance <= bound:
             raise Refused(
                 "weights",

@@ -4,8 +4,8 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +36,7 @@ from rntp.rollout.store.weights import (
 )
 from rntp.rollout.store.work import parts_of, unpack_contexts
 from rntp.rollout.tool_calls import serving
+from rntp.rollout.vllm.engine import running, vllm_of
 from rntp.runtime.faults import fault_point
 from rntp.types import Context
 
@@ -137,7 +138,7 @@ class Sampler:
         self._leases = Leases(self._files, self.name, self._key, seconds, self._clock)
         self._leases.beat("loads the model", now=True)
         self._bench = Bench(config, head.run, folder)
-        self._open.enter_context(self._bench.serving())
+        self._open.enter_context(self._bench.serving(self._say))
         told = f"{config.run.name}: {self._bench.model.num_parameters / 1e6:.0f}M parameters"
         self._say(f"{self.name} samples for {told} on {self._bench.model.device}")
 
@@ -206,9 +207,14 @@ class Bench:
         self._engine: Engine = open_training_engine(self.model, config)
         self._canary: Tensor = torch.zeros(0)
 
-    def serving(self) -> AbstractContextManager[None]:
-        """Serve the tools of the config, while the context is open."""
-        return serving(self._engine, self.model, self.config, self.folder / "tools")
+    @contextmanager
+    def serving(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Serve the tools of the config and run its vLLM, while the context is open."""
+        with (
+            serving(self._engine, self.model, self.config, self.folder / "tools"),
+            running(self._engine, self.folder, say),
+        ):
+            yield
 
     def load(self, published: Published) -> None:
         """Take weights and what placing has learnt, and prove that the model computes with them.
@@ -228,6 +234,7 @@ class Bench:
         """Sample thoughts for contexts of a part, as the file that the store takes."""
         version, digest = self.version
         rollouts = self._engine.sample(contexts, self._place, check, version)
+        vllm = vllm_of(self._engine)
         facts = {
             "step": unit.step,
             "work": unit.work,
@@ -238,10 +245,11 @@ class Bench:
             "seed": self.config.run.seed,
             "sampler": sampler,
             "host": platform.node(),
-            "engine": f"{self.config.rollout.engine} of rntp {__version__}",
+            "engine": f"{vllm.versions if vllm else 'inprocess'} of rntp {__version__}",
             "torch": torch.__version__,
         }
-        return pack_rollouts(rollouts, contexts, facts, {"canary": self._canary})
+        found = vllm.canary if vllm else self._canary
+        return pack_rollouts(rollouts, contexts, facts, {"canary": found})
 
 
 def _model_folder(files: Files, published: Published, folder: Path, key: bytes) -> Path:

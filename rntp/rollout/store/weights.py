@@ -52,12 +52,17 @@ def canary(model: LanguageModel, seed: int) -> Tensor:
 
     Sequences of random tokens: what no model has learnt by heart moves with every weight.
     """
-    index = torch.arange(_SEQUENCES * _LENGTH).view(_SEQUENCES, _LENGTH)
-    ids = (uniform(seed, "canary", index) * model.vocabulary).long()
+    ids = canary_ids(model, seed)
     tree = TokenTree.build([(row, ROOT, 0) for row in ids])
     hidden = tree.hidden(model).view(_SEQUENCES, _LENGTH, -1)[:, :-1].flatten(0, 1)
     logprob, _, _ = model.logprob(hidden, ids[:, 1:].flatten().to(model.device))
     return logprob.float().cpu()
+
+
+def canary_ids(model: LanguageModel, seed: int) -> Tensor:
+    """The canary's sequences, int64 [4, 16]; all but the first token of each are scored."""
+    index = torch.arange(_SEQUENCES * _LENGTH).view(_SEQUENCES, _LENGTH)
+    return (uniform(seed, "canary", index) * model.vocabulary).long()
 
 
 def canary_distance(one: Tensor, other: Tensor) -> float:
