@@ -39,6 +39,14 @@ class Labels:
     oracle: Mapping[int, Oracle] = field(default_factory=dict)
 
 
+def _no_ids() -> Tensor:
+    return torch.zeros(0, dtype=torch.int64)
+
+
+def _no_tokens() -> Tensor:
+    return torch.zeros(0, dtype=torch.bool)
+
+
 @dataclass(frozen=True, slots=True)
 class EarlierThought:
     """A thought that stands in a context, before the token at a position of the page.
@@ -64,6 +72,8 @@ class Context:
     left: int64, the page's tokens before those of token_ids, where the page is read piece by piece
     (see `rntp.rollout.carried`): no model sees them any more. labels and positions in `seen` are of
     the page.
+    given: bool [L], tokens that tools gave, of a document into which calls were written (see
+    `rntp.traces.calls`): they are read and never predicted. Empty where there are none.
     """
 
     ordinal: int
@@ -75,7 +85,8 @@ class Context:
     labels: Labels | None = None
     replay_of: int | None = None
     seen: tuple[EarlierThought, ...] = ()
-    left: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    left: Tensor = field(default_factory=_no_ids)
+    given: Tensor = field(default_factory=_no_tokens)
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]
@@ -90,13 +101,12 @@ class Context:
         """By how much an index of token_ids, behind all earlier thoughts, exceeds the page's."""
         return self.inserted - len(self.left)
 
-
-def _no_ids() -> Tensor:
-    return torch.zeros(0, dtype=torch.int64)
-
-
-def _no_tokens() -> Tensor:
-    return torch.zeros(0, dtype=torch.bool)
+    @property
+    def predicted(self) -> Tensor:
+        """int64: indices of the tokens that plain next-token prediction is of, all but the first
+        and those that tools gave."""
+        indices = torch.arange(1, len(self))
+        return indices[~self.given[1:]] if len(self.given) else indices
 
 
 @dataclass(frozen=True, slots=True)

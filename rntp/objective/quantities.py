@@ -58,7 +58,7 @@ class Counts:
         return cls(
             thought=sum(r.num_sampled for r in rollouts),
             continuation=thoughts * horizon,
-            context=sum(len(r.context) - 1 for r in rollouts if not r.context.seen),
+            context=sum(len(r.context.predicted) for r in rollouts if not r.context.seen),
             thoughts=thoughts,
             counted_tokens=sum(t.num_drawn for group in counted for t in group),
             counted_thoughts=sum(map(len, counted)),

@@ -147,26 +147,38 @@ def serving(
     folder: where outcomes are kept for a resume; None keeps them in memory. Nothing is done where
     the config names no tools. Raises ConfigError or DataError where a tool cannot be opened.
     """
-    section = config.thought.tools
     inner = engine
     while hasattr(inner, "inner"):
         inner = inner.inner
-    if not section.use or not hasattr(inner, "tools"):
+    if not config.thought.tools.use or not hasattr(inner, "tools"):
         yield
         return
+    with tool_calls(model, config, folder, rank) as calls:
+        inner.tools = calls
+        try:
+            yield
+        finally:
+            inner.tools = None
+
+
+@contextmanager
+def tool_calls(
+    model: LanguageModel, config: Config, folder: Path | None = None, rank: int = 0
+) -> Iterator[ToolCalls]:
+    """Open the tools of a config, and close them when the context is left. Arguments and errors as
+    of `serving`."""
+    section = config.thought.tools
     desk = Desk(
         open_tools(config), Cache(folder, rank), seconds=section.seconds, workers=section.workers
     )
-    inner.tools = ToolCalls(
-        model,
-        desk,
-        section.calls,
-        section.result_tokens,
-        config.reward.horizon,
-        config.reading.window,
-    )
     try:
-        yield
+        yield ToolCalls(
+            model,
+            desk,
+            section.calls,
+            section.result_tokens,
+            config.reward.horizon,
+            config.reading.window,
+        )
     finally:
-        inner.tools = None
         desk.close()
