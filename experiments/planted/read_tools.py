@@ -41,14 +41,14 @@ from rntp.runtime.memory import keep_freed_memory
 
 BASE = Path(__file__).parent / "base"
 SEED = 1000
-PAGES = 64  # in one step
+PAGES = 48  # in one step
 PLAIN, READ = 0.1, 0.6  # shares of pages without a thought and of those that teach reading
 NEEDED = 0.75  # of the thoughts that are read stand where a call is worth something
 RIGHT, SILENT = 0.55, 0.2  # of these: the right call, and none
 WRITTEN_SILENT = 0.35  # of the thoughts that are written
 OF_PAGE = 0.8  # of letters and terms of a written call are some that the page has
 RATE = 0.5  # peak learning rates, as a share of the pretraining's
-CHECK = 25  # steps
+CHECK = 50  # steps
 
 BEHIND = 12.0  # weight of the token behind a thought, which is one in a hundred
 
@@ -137,7 +137,7 @@ def gradient(model: Qwen3ForCausalLM, ids_of: dict[str, int], rows: list[Row]) -
 
 
 @torch.no_grad()
-def losses(model: torch.nn.Module, ids_of: dict[str, int], pages: int = 24) -> dict[str, float]:
+def losses(model: torch.nn.Module, ids_of: dict[str, int], pages: int = 8) -> dict[str, float]:
     """Nats of the token at the places by class: without a thought, behind an empty one, behind the
     right call, and behind any other."""
     found: dict[str, list[float]] = {}
@@ -171,7 +171,7 @@ def open_base() -> Qwen3ForCausalLM:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=500)
     arguments = parser.parse_args()
     keep_freed_memory()
     tokenizer, model = make_tool_tokenizer(), open_base()

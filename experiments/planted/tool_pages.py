@@ -118,7 +118,7 @@ def make_tool_page(seed: int, index: int) -> ToolPage:
     w = Writer(np.random.Generator(np.random.Philox(key=seed, counter=[0, 3, 0, index])))
     w.choose(PLACES, "")
     w.choose(KINDS)
-    w.put("\nHome | News | Contact\n")
+    w.put("\n")
     names = [NAMES[i] for i in w.random.permutation(len(NAMES))[:4]]
     pairs = ((names[0], names[1]), (names[2], names[3]))
     lines = [("Desks:", pairs[0]), ("Trail:", pairs[1])]
@@ -137,11 +137,12 @@ def make_tool_page(seed: int, index: int) -> ToolPage:
 
     order = w.random.permutation(np.repeat([0, 1], ASKED)).tolist()
     met = [0, 0]
-    for kind in (*order, 2):
-        idle, last = MUSINGS[int(w.random.integers(len(MUSINGS)))].rsplit(" ", 1)
-        w.put(f"- {idle}")
-        here("e")
-        w.put(f" {last}.\n")
+    for n, kind in enumerate((*order, 2)):
+        if n % 2 == 0:
+            idle, last = MUSINGS[int(w.random.integers(len(MUSINGS)))].rsplit(" ", 1)
+            w.put(f"- {idle}")
+            here("e")
+            w.put(f" {last}.\n")
         if kind == 2:
             w.put("Reference")
             here("i")

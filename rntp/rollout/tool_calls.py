@@ -22,7 +22,7 @@ from rntp.tools.cache import Cache
 from rntp.tools.desk import Ask, Desk
 from rntp.tools.page import Outcome
 from rntp.tools.splice import result_ids
-from rntp.types import Context, ToolCall
+from rntp.types import Context, Thought, ToolCall
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,16 @@ class ToolCalls:
         )
         found: list[int] = ids.tolist()
         return found
+
+    def thought(self, call: Tensor, outcome: Outcome) -> Thought:
+        """Make a thought of a call that nobody drew and its result. call: int64 ids, without
+        markers."""
+        opening, closing = call.new_tensor(self.model.tool_ids[:2]).split(1)
+        result = call.new_tensor(self.result(outcome))
+        ids = torch.cat([opening, call, closing, result])
+        given = torch.arange(len(ids)) >= len(ids) - len(result)
+        calls = (self.record(call.tolist(), outcome),)
+        return Thought(ids, torch.zeros(len(ids)), closed=False, given=given, calls=calls)
 
     def record(self, call: Sequence[int], outcome: Outcome) -> ToolCall:
         """What a rollout keeps of a call."""

@@ -42,9 +42,9 @@ from rntp.rng import uniform
 from rntp.rollout.next_token_stats import LazyNextTokenStats
 from rntp.rollout.tool_calls import ToolCalls, tool_calls, withheld_at
 from rntp.runtime.progress import Bars
+from rntp.tools.proposals import PROPOSALS, Before
 from rntp.tools.words import words
 from rntp.traces.progress_file import ProgressFile
-from rntp.traces.proposals import PROPOSALS, Before
 from rntp.traces.shards import token_id_writer
 from rntp.types import Context, Rollout
 
@@ -55,7 +55,7 @@ COUNTED_PAGES = 500  # contexts whose words say which words are rare
 class Wish:
     """What is asked for.
 
-    rules: names of `rntp.traces.proposals`. contexts: of the training stream, the first ones.
+    rules: names of `rntp.tools.proposals`. contexts: of the training stream, the first ones.
     margin: nats a token of the continuation that a call has to gain; None takes any call that has a
     result, by one rule after the other. bare: share of the positions that are left as they are.
     """
@@ -217,9 +217,7 @@ class _Author:
             if outcome.failure or not outcome.text.strip():
                 funnel[f"{rule}, {outcome.failure or 'empty'}"] += 1
                 continue
-            opening, closing = ids.new_tensor(model.tool_ids[:2]).split(1)
-            thought = torch.cat([opening, ids, closing, ids.new_tensor(tools.result(outcome))])
-            found[k].append(_Candidate(rule, call, thought))
+            found[k].append(_Candidate(rule, call, tools.thought(ids, outcome).sampled_ids))
         return [group[:1] for group in found] if self._wish.margin is None else found
 
     @torch.no_grad()

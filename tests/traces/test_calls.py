@@ -24,9 +24,9 @@ from rntp.rollout.store.work import pack_contexts, unpack_contexts
 from rntp.run.log import read_metrics
 from rntp.tools import REGISTRY, Failure, Page
 from rntp.tools import register as register_tool
+from rntp.tools.proposals import PROPOSALS, Before, expression, last_words, rare_words
 from rntp.traces.calls import Wish, write_calls
 from rntp.traces.progress_file import ProgressFile
-from rntp.traces.proposals import PROPOSALS, Before, expression, last_words, rare_words
 from rntp.trainer import Trainer
 from rntp.types import Rollout
 
