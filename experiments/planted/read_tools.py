@@ -4,10 +4,10 @@
 
 Of the pages, one thought on each, some teach reading: half of their calls are the right ones, and
 nothing of the thought is a target. Others teach writing, the tokens of the call and never those of
-the result: calls of any tool with names, letters and terms of the page at random, or no call, in
-the same shares wherever the thought stands. So when to call, which tool, and what to ask is left to
-RNTP. It never sees a page twice, nor the seed of the corpus that RNTP trains on, and every page has
-values of its own.
+the result: calls of either tool, with one of two pairs of names and mostly the letter or the terms
+that the page asks for at the time, or no call, in the same shares wherever the thought stands. So
+when to call, which tool, and whose value to ask for is left to RNTP. It never sees a page twice,
+nor the seed of the corpus that RNTP trains on, and every page has values of its own.
 """
 
 import argparse
@@ -45,8 +45,9 @@ PAGES = 48  # in one step
 PLAIN, READ = 0.1, 0.6  # shares of pages without a thought and of those that teach reading
 NEEDED = 0.75  # of the thoughts that are read stand where a call is worth something
 RIGHT, SILENT = 0.55, 0.2  # of these: the right call, and none
-WRITTEN_SILENT = 0.35  # of the thoughts that are written
-OF_PAGE = 0.8  # of letters and terms of a written call are some that the page has
+WRITTEN_SILENT = 0.3  # of the thoughts that are written
+OWN = 0.65  # of the calls name the page's own desks
+CURRENT = 0.85  # of letters and terms are those of the page's latest question
 RATE = 0.5  # peak learning rates, as a share of the pretraining's
 CHECK = 50  # steps
 
@@ -56,16 +57,18 @@ Row = tuple[list[str], list[float]]
 """Tokens, and the weight of each as a target."""
 
 
-def any_call(page: ToolPage, random: np.random.Generator) -> Call:
-    """A call of either tool, whose names, letter or terms are of the page more often than not."""
-    of_page = random.random() < OF_PAGE
+def any_call(page: ToolPage, place: int, random: np.random.Generator) -> Call:
+    """A call of either tool, each as often, as one that does not know what the place wants."""
+    current = random.random() < CURRENT
     if random.random() < 0.5:
-        names = page.pairs[int(random.integers(len(page.pairs)))]
-        letters = page.letters if of_page else LETTERS
-        return search(page.seed, names, letters[int(random.integers(len(letters)))])
-    if of_page:
-        return add(page.terms[int(random.integers(len(page.terms)))])
-    return add(random.integers(10, size=TERMS).tolist())
+        names = page.pairs[int(random.random() >= OWN)]
+        asked = sum(label == "s" for label in page.classes[: place + 1])
+        letter = page.letters[max(asked - 1, 0)]
+        other = LETTERS[int(random.integers(len(LETTERS)))]
+        return search(page.seed, names, letter if current else other)
+    asked = sum(label == "c" for label in page.classes[: place + 1])
+    terms = page.terms[max(asked - 1, 0)]
+    return add(terms if current else random.integers(10, size=TERMS).tolist())
 
 
 def read_thought(page: ToolPage, place: int, random: np.random.Generator) -> list[str]:
@@ -76,7 +79,7 @@ def read_thought(page: ToolPage, place: int, random: np.random.Generator) -> lis
         return right.thought
     if draw < RIGHT + SILENT:
         return []
-    return any_call(page, random).thought
+    return any_call(page, place, random).thought
 
 
 def row(page: ToolPage, random: np.random.Generator) -> Row:
@@ -98,7 +101,7 @@ def row(page: ToolPage, random: np.random.Generator) -> Row:
         of_kind = [i for i in places if page.classes[i] == kind]
         place = of_kind[int(random.integers(len(of_kind)))]
         silent = random.random() < WRITTEN_SILENT
-        thought = [] if silent else any_call(page, random).thought
+        thought = [] if silent else any_call(page, place, random).thought
     branch = [THINK_OPEN, *thought, THINK_CLOSE]
     # Nobody thinks unasked, and nobody writes a result.
     given = given_tokens(branch)
@@ -148,7 +151,7 @@ def losses(model: torch.nn.Module, ids_of: dict[str, int], pages: int = 8) -> di
         for place, label in enumerate(page.classes):
             if label == " ":
                 continue
-            thoughts = {"bare": None, "empty": [], "any": any_call(page, random).thought}
+            thoughts = {"bare": None, "empty": [], "any": any_call(page, place, random).thought}
             if place in right:
                 thoughts["right"] = right[place]
             for kind, thought in thoughts.items():
@@ -160,9 +163,9 @@ def losses(model: torch.nn.Module, ids_of: dict[str, int], pages: int = 8) -> di
     return {name: round(sum(values) / len(values), 3) for name, values in sorted(found.items())}
 
 
-def open_base() -> Qwen3ForCausalLM:
-    """Load the planted base with rows for the new tokens."""
-    model = Qwen3ForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+def open_base(start: Path = BASE) -> Qwen3ForCausalLM:
+    """Load the planted base, or what an earlier part made of it, with rows for the new tokens."""
+    model = Qwen3ForCausalLM.from_pretrained(start, dtype=torch.float32)
     torch.manual_seed(SEED)
     model.resize_token_embeddings(len(make_tool_tokenizer()), mean_resizing=False)
     return model
@@ -172,18 +175,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--start", type=Path, default=BASE, help="weights of an earlier part")
+    parser.add_argument("--first", type=int, default=0, help="steps that it has done")
     arguments = parser.parse_args()
     keep_freed_memory()
-    tokenizer, model = make_tool_tokenizer(), open_base()
+    tokenizer, model = make_tool_tokenizer(), open_base(arguments.start)
     assert all(marker in tokenizer.get_vocab() for marker in (*MARKERS, TOOL_OPEN))
     ids_of, steppers, lines = tokenizer.get_vocab(), Steppers(model), []
-    for step in range(arguments.steps):
+    for step in range(arguments.first, arguments.steps):
         random = np.random.Generator(np.random.Philox(key=SEED, counter=[0, 4, 0, step]))
         # A page's seed is its own, and so are the values that it asks for.
         pages = [make_tool_page(SEED + 2 + step * PAGES + n, 0) for n in range(PAGES)]
         loss = gradient(model, ids_of, [row(page, random) for page in pages])
         left = (arguments.steps - step) / (0.4 * arguments.steps)
-        steppers.step(RATE * min(1.0, (step + 1) / 20, max(0.02, left)))
+        steppers.step(RATE * min(1.0, (step - arguments.first + 1) / 20, max(0.02, left)))
         if (step + 1) % CHECK == 0 or step + 1 == arguments.steps:
             lines.append({"step": step + 1, "loss": loss, "cpu_seconds": time.process_time()})
             lines[-1] |= losses(model, ids_of)

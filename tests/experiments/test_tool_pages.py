@@ -67,7 +67,7 @@ def test_the_tools_give_what_the_reader_is_taught(tmp_path: Path) -> None:
     random = np.random.Generator(np.random.Philox(key=5))
     try:
         for page in PAGES[:30]:
-            for call in (*(p.call for p in page.places), read_tools.any_call(page, random)):
+            for call in (*(p.call for p in page.places), read_tools.any_call(page, 30, random)):
                 name, _, arguments = "".join(call.asks).partition(" ")
                 if name == "search":
                     text = next(iter(search(arguments, nowhere))).text
@@ -104,7 +104,7 @@ def test_pages_are_written_losslessly_and_the_base_knows_their_tokens(tmp_path: 
 def test_reading_is_taught_with_right_calls_and_writing_without_what_and_when() -> None:
     random = np.random.Generator(np.random.Philox(key=1))
     read, written, asked = Counter(), Counter(), Counter()
-    for page in PAGES * 4:
+    for page in PAGES * 12:
         tokens, weights = read_tools.row(page, random)
         assert len(tokens) == len(weights)
         if THINK_OPEN not in tokens:
@@ -130,14 +130,17 @@ def test_reading_is_taught_with_right_calls_and_writing_without_what_and_when() 
             assert not any(within[1 + given : 1 + len(thought)])  # results are never written
         written[what] += 1
         asked[label, what == "silent"] += 1
+    calls = [read_tools.any_call(p, p.places[0].index, random) for p in PAGES * 4]
+    right = sum(c == p.places[0].call for c, p in zip(calls, PAGES * 4, strict=True)) / len(calls)
+    assert 0.2 < right < 0.5
     assert 0.4 < read["right"] / read.total() < 0.6
     assert read["other"] > 0.15 * read.total()
     # Of the calls that are written few are right, and none of the classes is asked at more often.
     assert written["right"] / written.total() < 0.2
-    assert 0.25 < written["silent"] / written.total() < 0.45
+    assert 0.2 < written["silent"] / written.total() < 0.4
     for label in CLASSES:
         silent = asked[label, True] / (asked[label, True] + asked[label, False])
-        assert 0.2 < silent < 0.5
+        assert 0.2 < silent < 0.4
 
 
 def test_an_oracle_may_spell_a_call_and_a_page_may_not() -> None:
