@@ -33,7 +33,9 @@ TOKEN = Regex(r"\n| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]")
 
 def tool_vocabulary() -> list[str]:
     """List the base's tokens under their old ids, and behind them what calls and results have."""
-    new = ["search", "python", " +", "Sum", *pages.NAMES, *map(str, range(tool_pages.MOST + 1))]
+    new = ["search", "python", " +", "Sum", *pages.NAMES]
+    new += map(str, range(tool_pages.TERMS * tool_pages.MOST + 1))
+    new += (f" {number}" for number in range(tool_pages.LEAST, tool_pages.MOST + 1))
     old = vocabulary()
     return [*old, *MARKERS, *(token for token in new if token not in old)]
 

@@ -27,12 +27,12 @@ from tool_pages import (
     HORIZON,
     RESULT_CLOSE,
     RESULT_OPEN,
-    TERMS,
     TOOL_OPEN,
     Call,
     ToolPage,
     add,
     make_tool_page,
+    numbers,
     search,
 )
 from transformers import Qwen3ForCausalLM
@@ -47,7 +47,7 @@ NEEDED = 0.75  # of the thoughts that are read stand where a call is worth somet
 RIGHT, SILENT = 0.55, 0.2  # of these: the right call, and none
 WRITTEN_SILENT = 0.3  # of the thoughts that are written
 OWN = 0.65  # of the calls name the page's own desks
-CURRENT = 0.85  # of letters and terms are those of the page's latest question
+CURRENT, CURRENT_TERMS = 0.85, 0.6  # of letters and terms are those of the latest question
 RATE = 0.5  # peak learning rates, as a share of the pretraining's
 CHECK = 50  # steps
 
@@ -59,16 +59,16 @@ Row = tuple[list[str], list[float]]
 
 def any_call(page: ToolPage, place: int, random: np.random.Generator) -> Call:
     """A call of either tool, each as often, as one that does not know what the place wants."""
-    current = random.random() < CURRENT
+    current = random.random()
     if random.random() < 0.5:
         names = page.pairs[int(random.random() >= OWN)]
         asked = sum(label == "s" for label in page.classes[: place + 1])
         letter = page.letters[max(asked - 1, 0)]
         other = LETTERS[int(random.integers(len(LETTERS)))]
-        return search(page.seed, names, letter if current else other)
+        return search(page.seed, names, letter if current < CURRENT else other)
     asked = sum(label == "c" for label in page.classes[: place + 1])
     terms = page.terms[max(asked - 1, 0)]
-    return add(terms if current else random.integers(10, size=TERMS).tolist())
+    return add(terms if current < CURRENT_TERMS else numbers(random))
 
 
 def read_thought(page: ToolPage, place: int, random: np.random.Generator) -> list[str]:

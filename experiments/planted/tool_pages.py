@@ -4,12 +4,12 @@ A page is a pure function of (seed, index). It names two desks (`Desks: Arlen Bo
 mistaken for them, two others (`Trail: Cide Dalo.`), and then asks, idle lines in between, for
 
     needed, another page    a value of its desks (`Value of b is 7.`): a card elsewhere has it
-    needed, a sum           of four digits (`Sum 3 + 8 + 2 + 9 =22.`)
+    needed, a sum           of two numbers (`Sum 38 + 29 =67.`), each a token and so its sum
     impossible              a digit that nothing determines (`Reference 5.`)
     easy                    the last word of an idle line
 
-Values are drawn for each corpus, pair of desks and letter, uniformly; sums have the entropy of four
-digits. So a reader without tools knows nothing of either, and what a right call is worth is known.
+Values are drawn for each corpus, pair of desks and letter, uniformly, and so are the numbers. So a
+reader without tools knows nothing of either, and what a right call is worth is known.
 """
 
 import math
@@ -24,8 +24,8 @@ from pages import KINDS, LETTERS, MUSINGS, NAMES, PLACES, Writer
 from rntp.rng import fraction
 
 HORIZON = 2  # the answer and the full stop
-TERMS = 4
-MOST = 9 * TERMS
+TERMS = 2
+LEAST, MOST = 10, 49  # numbers that are added
 ASKED = 2  # questions of each kind on a page
 TOOL_OPEN, TOOL_CLOSE, RESULT_OPEN, RESULT_CLOSE = "<tool>", "</tool>", "<result>", "</result>"
 CLASSES = {
@@ -34,8 +34,8 @@ CLASSES = {
     "e": "easy",
     "i": "impossible",
 }
-_SUMS = Counter(map(sum, product(range(10), repeat=TERMS)))
-SUM_NATS = -sum(n / 10**TERMS * math.log(n / 10**TERMS) for n in _SUMS.values())
+_SUMS = Counter(map(sum, product(range(LEAST, MOST + 1), repeat=TERMS)))
+SUM_NATS = -sum(n / _SUMS.total() * math.log(n / _SUMS.total()) for n in _SUMS.values())
 VALUE_NATS = math.log(10)
 
 
@@ -113,6 +113,11 @@ def add(terms: Sequence[int]) -> Call:
     return Call(("python", *asks), (str(sum(terms)),))
 
 
+def numbers(random: np.random.Generator) -> tuple[int, ...]:
+    """Draw numbers to add."""
+    return tuple(random.integers(LEAST, MOST + 1, size=TERMS).tolist())
+
+
 def make_tool_page(seed: int, index: int) -> ToolPage:
     """Make page number `index` of the corpus `seed`."""
     w = Writer(np.random.Generator(np.random.Philox(key=seed, counter=[0, 3, 0, index])))
@@ -126,7 +131,7 @@ def make_tool_page(seed: int, index: int) -> ToolPage:
         word, (a, b) = lines[n]
         w.put(f"{word} {a} {b}.\n")
     letters = tuple(LETTERS[i] for i in w.random.permutation(len(LETTERS))[:ASKED])
-    terms = tuple(tuple(w.random.integers(10, size=TERMS).tolist()) for _ in range(ASKED))
+    terms = tuple(numbers(w.random) for _ in range(ASKED))
     classes: dict[int, str] = {}
     places: list[Place] = []
 
@@ -157,7 +162,7 @@ def make_tool_page(seed: int, index: int) -> ToolPage:
             w.put(f" {value(seed, pairs[0], letter)}.\n")
         else:
             call = add(terms[number])
-            w.put(f"Sum{''.join(call.asks[1:])} =")
+            w.tokens += ["Sum", *call.asks[1:], " ="]  # numbers are whole here
             here("c", call, SUM_NATS)
             w.tokens += [str(sum(terms[number])), ".", "\n"]
     text = "".join(classes.get(i, " ") for i in range(len(w.tokens)))

@@ -48,7 +48,7 @@ def test_answers_are_what_cards_and_sums_say_and_nothing_on_the_page() -> None:
             else:
                 terms = re.search(r"Sum (.*) =$", before)[1]
                 assert sum(map(int, terms.split(" + "))) == int(answer)
-                assert place.gain == pytest.approx(3.164, abs=1e-3)
+                assert place.gain == pytest.approx(4.188, abs=1e-3)
                 assert "".join(place.call.asks) == f"python {terms}"
             # The answer is a token of the result, to be copied.
             assert place.call.result[-1] == answer
@@ -132,7 +132,7 @@ def test_reading_is_taught_with_right_calls_and_writing_without_what_and_when() 
         asked[label, what == "silent"] += 1
     calls = [read_tools.any_call(p, p.places[0].index, random) for p in PAGES * 4]
     right = sum(c == p.places[0].call for c, p in zip(calls, PAGES * 4, strict=True)) / len(calls)
-    assert 0.2 < right < 0.5
+    assert 0.2 < right < 0.4
     assert 0.4 < read["right"] / read.total() < 0.6
     assert read["other"] > 0.15 * read.total()
     # Of the calls that are written few are right, and none of the classes is asked at more often.
