@@ -170,7 +170,7 @@ def test_results_are_read_and_never_learnt(config: Config, tmp_path: Path) -> No
     write_calls(config, tmp_path / "made", Wish(["ends"], 8, margin=None, bare=0.0))
     raw = config.model_dump(mode="json")
     raw["data"] |= {"source": str(tmp_path / "made"), "context_tokens": 200, "heldout_fraction": 0}
-    reading = Config.parse(raw, ["evaluation.enabled=false"])
+    reading = Config.parse(raw, ["evaluation.docs=0"])
     model = open_model(reading)
     model.hf.set_attn_implementation("sdpa")
     train = open_corpus(reading, open_data(reading), model.tokenizer).train
@@ -198,7 +198,7 @@ def test_results_are_read_and_never_learnt(config: Config, tmp_path: Path) -> No
         assert logp == pytest.approx(every[context.predicted - 1], abs=1e-4)
         assert Counts.of([page], 1).context == len(logp) == len(every) - sum(wanted)
     raw["thought"]["tools"]["use"] = {}
-    without = Config.parse(raw, ["evaluation.enabled=false"])
+    without = Config.parse(raw, ["evaluation.docs=0"])
     plain = load_model(without.model.spec)
     with pytest.raises(DataError, match=r"thought\.tools\.use"):
         _ = open_corpus(without, open_data(without), plain.tokenizer).train[0]
@@ -225,7 +225,7 @@ def test_a_run_trains_on_them(
     raw["data"]["heldout_fraction"] = 0
     raw["thought"]["thoughts_per_position"] = 0
     raw["objective"] |= {"pg_weight": 0, "continuation_weight": 0}
-    raw["evaluation"] = {"enabled": False}
+    raw["evaluation"] = {"docs": 0}
     Trainer(Config.parse(raw, ["run.steps=12", "optim.lr=0.01"])).fit()
     rows = read_metrics(tmp_path / "reads")
     losses = [row["loss/ntp"] for row in rows]
