@@ -276,6 +276,11 @@ class _Expected:
         return LazyNextTokenStats(self._model, self._ids.to(hidden.device), hidden)
 
     @property
+    def hidden_LD(self) -> Tensor:
+        with torch.no_grad():
+            return self._stats.hidden_LD
+
+    @property
     def entropy_L(self) -> Tensor:
         with torch.no_grad():
             return self._stats.entropy_L
