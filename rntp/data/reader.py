@@ -168,10 +168,12 @@ def _read_chunk(stream: Stream, ordinals: list[int]) -> list[Read]:
 # torch sends a tensor between processes as shared memory, which a killed process may leave behind;
 # an array goes through the pipe as bytes.
 def _with_array(read: Read) -> Read:
-    ids = read.context.token_ids.numpy()
-    return replace(read, context=replace(read.context, token_ids=ids))  # type: ignore[arg-type]
+    context = read.context
+    arrays = {"token_ids": context.token_ids.numpy(), "given": context.given.numpy()}
+    return replace(read, context=replace(context, **arrays))  # type: ignore[arg-type]
 
 
 def _with_tensor(read: Read) -> Read:
-    ids = torch.as_tensor(read.context.token_ids)
-    return replace(read, context=replace(read.context, token_ids=ids))
+    context = read.context
+    ids, given = torch.as_tensor(context.token_ids), torch.as_tensor(context.given)
+    return replace(read, context=replace(context, token_ids=ids, given=given))

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rntp.errors import ConfigError
-from rntp.model.tokenizer import encode, pause_id
+from rntp.model.tokenizer import encode_marked, pause_id
 from rntp.types import Rollout, Thought
 
 Control = Callable[[Sequence[Rollout], PreTrainedTokenizerBase], list[Rollout]]
@@ -67,7 +67,8 @@ def empty(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) -> li
 
 
 def oracle(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) -> list[Rollout]:
-    """The thought that leaves nothing to guess, where the corpus knows one; else no position.
+    """The thought that leaves nothing to guess, where the corpus knows one; else no position. It
+    may spell markers of tools: a call and its result.
 
     Raises ConfigError if no position of the rollouts has one.
     """
@@ -82,7 +83,9 @@ def oracle(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) -> l
                 replace(
                     rollout,
                     positions=chosen,
-                    thoughts=tuple((_forced(encode(tokenizer, o.thought)),) for o in oracles),
+                    thoughts=tuple(
+                        (_forced(encode_marked(tokenizer, o.thought)),) for o in oracles
+                    ),
                     entropy=rollout.entropy[places],
                     nll=rollout.nll[places],
                 )

@@ -10,6 +10,7 @@ from rntp.config import Config
 from rntp.evaluation.classes import class_table, controls_table
 from rntp.evaluation.controls import CONTROLS
 from rntp.evaluation.deciles import deciles
+from rntp.evaluation.fixed_calls import call_controls
 from rntp.evaluation.memory import longer_by, memory_table
 from rntp.evaluation.next_token import accuracy, calibration
 from rntp.evaluation.pages import (
@@ -104,7 +105,7 @@ def evaluate(
 
     rollouts = ranks.join(sample, "evaluate")
     pages = scored(rollouts, longer_by(config.memory_tokens))
-    controls = CONTROLS | rule_controls(config)
+    controls = CONTROLS | rule_controls(config) | call_controls(model, config)
     for name in section.controls:
         note_control(name, pages, scored(controls[name](rollouts, model.tokenizer)))
 

@@ -53,7 +53,7 @@ def read_plainly(
 def _losses(
     model: LanguageModel, contexts: Sequence[Context], config: Config, check: Check
 ) -> Iterator[tuple[str, float]]:
-    """Class and loss (nats) of every token but the first of each context."""
+    """Class and loss (nats) of every token of each context that is predicted."""
     plain = [without_thoughts(context) for context in contexts]
     most = config.parallel.tokens_per_microbatch
     for piece in microbatches(plain, tokens=most, horizon=1, shares=model.shares):
@@ -65,5 +65,5 @@ def _losses(
         nll = iter((-scores.context_logp).tolist())
         for rollout in piece:
             labels = rollout.context.labels
-            for index in range(1, rollout.context.num_text):
+            for index in rollout.context.predicted.tolist():
                 yield labels.names.get(labels.classes[index], "") if labels else "", next(nll)

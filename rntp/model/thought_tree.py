@@ -112,10 +112,10 @@ class ThoughtTree:
     think_rows_PGH, no_think_rows_PH: rows that predict the continuation with and without the
     thought. whole_rows_PH: those of the page, which see all of the context; they are the latter
     where there is no reading window. continuation_PH: its ids. context_rows, context_targets:
-    int64, for plain next-token prediction on the contexts, those left out that hold earlier
-    thoughts: their pages are there, or in another microbatch, without them; empty where
-    `reads.context` is false. scored_PH: bool, which continuation tokens are predicted: not those
-    behind a task's answer; None where all are.
+    int64, for plain next-token prediction on the contexts, without what tools gave; those left out
+    that hold earlier thoughts: their pages are there, or in another microbatch, without them; empty
+    where `reads.context` is false. scored_PH: bool, which continuation tokens are predicted: not
+    those behind a task's answer; None where all are.
     """
 
     tree: TokenTree
@@ -184,9 +184,9 @@ class ThoughtTree:
                 whole_rows.append(page_rows[p - 1 : p - 1 + horizon])
                 continuation_ids.append(ids[p : p + horizon])
             if reads_page(rollout, reads):
-                end = rollout.context.num_text
-                context_rows.append(page_rows[: end - 1])
-                context_targets.append(ids[1:end])
+                predicted = rollout.context.predicted
+                context_rows.append(page_rows[predicted - 1])
+                context_targets.append(ids[predicted])
         thoughts = [branch.thought for branch in plan.branches]
         shape_PH = len(whole_rows), horizon
         groups = len(thoughts) // max(len(whole_rows), 1)

@@ -39,6 +39,19 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     return torch.tensor(_ids_without(tokenizer, text, protected(tokenizer)), dtype=torch.int64)
 
 
+def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    """Encode a text of a made corpus' labels, in which what spells a marker is that marker: int64
+    [n]. Never for text of a page."""
+    spelt = {marker: token for token, marker in protected(tokenizer).items()}
+    if not spelt:
+        return encode(tokenizer, text)
+    parts = re.split(f"({'|'.join(map(re.escape, spelt))})", text)
+    pieces = [
+        torch.tensor([spelt[part]]) if part in spelt else encode(tokenizer, part) for part in parts
+    ]
+    return torch.cat(pieces)
+
+
 def encode_unguarded(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     """Encode a text as `encode` does where no marker is known: int64 [n]; for comparison only."""
     return torch.tensor(_plain_ids(tokenizer, text), dtype=torch.int64)

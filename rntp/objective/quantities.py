@@ -60,7 +60,7 @@ class Counts:
             continuation=sum(
                 len(group) * r.context.num_scored(horizon) for r in rollouts for group in r.thoughts
             ),
-            context=sum(r.context.num_text - 1 for r in rollouts if not r.context.seen),
+            context=sum(len(r.context.predicted) for r in rollouts if not r.context.seen),
             thoughts=thoughts,
             counted_tokens=sum(t.num_drawn for group in counted for t in group),
             counted_thoughts=sum(map(len, counted)),

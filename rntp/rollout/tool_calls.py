@@ -22,7 +22,7 @@ from rntp.tools.cache import Cache
 from rntp.tools.desk import Ask, Desk
 from rntp.tools.page import Outcome
 from rntp.tools.splice import result_ids
-from rntp.types import Context, ToolCall
+from rntp.types import Context, Thought, ToolCall
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,16 @@ class ToolCalls:
         )
         found: list[int] = ids.tolist()
         return found
+
+    def thought(self, call: Tensor, outcome: Outcome) -> Thought:
+        """Make a thought of a call that nobody drew and its result. call: int64 ids, without
+        markers."""
+        opening, closing = call.new_tensor(self.model.tool_ids[:2]).split(1)
+        result = call.new_tensor(self.result(outcome))
+        ids = torch.cat([opening, call, closing, result])
+        given = torch.arange(len(ids)) >= len(ids) - len(result)
+        calls = (self.record(call.tolist(), outcome),)
+        return Thought(ids, torch.zeros(len(ids)), closed=False, given=given, calls=calls)
 
     def record(self, call: Sequence[int], outcome: Outcome) -> ToolCall:
         """What a rollout keeps of a call."""
@@ -147,26 +157,38 @@ def serving(
     folder: where outcomes are kept for a resume; None keeps them in memory. Nothing is done where
     the config names no tools. Raises ConfigError or DataError where a tool cannot be opened.
     """
-    section = config.thought.tools
     inner = engine
     while hasattr(inner, "inner"):
         inner = inner.inner
-    if not section.use or not hasattr(inner, "tools"):
+    if not config.thought.tools.use or not hasattr(inner, "tools"):
         yield
         return
+    with tool_calls(model, config, folder, rank) as calls:
+        inner.tools = calls
+        try:
+            yield
+        finally:
+            inner.tools = None
+
+
+@contextmanager
+def tool_calls(
+    model: LanguageModel, config: Config, folder: Path | None = None, rank: int = 0
+) -> Iterator[ToolCalls]:
+    """Open the tools of a config, and close them when the context is left. Arguments and errors as
+    of `serving`."""
+    section = config.thought.tools
     desk = Desk(
         open_tools(config), Cache(folder, rank), seconds=section.seconds, workers=section.workers
     )
-    inner.tools = ToolCalls(
-        model,
-        desk,
-        section.calls,
-        section.result_tokens,
-        config.reward.horizon,
-        config.reading.window,
-    )
     try:
-        yield
+        yield ToolCalls(
+            model,
+            desk,
+            section.calls,
+            section.result_tokens,
+            config.reward.horizon,
+            config.reading.window,
+        )
     finally:
-        inner.tools = None
         desk.close()

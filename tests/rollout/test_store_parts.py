@@ -138,6 +138,7 @@ def contexts() -> list[Context]:
     return [
         Context(7, "doc7", torch.arange(3), "Title é", 4, 1, labels),
         Context(1 << 40, "doc8", torch.arange(10, 30), replay_of=3),
+        Context(9, "doc9", torch.arange(4), given=torch.tensor([False, True, True, False])),
     ]
 
 
@@ -146,8 +147,10 @@ def test_contexts_travel_as_they_are() -> None:
     assert payload == pack_contexts(contexts())
     for sent, come in zip(contexts(), unpack_contexts(payload), strict=True):
         assert torch.equal(come.token_ids, sent.token_ids)
-        assert replace(come, token_ids=sent.token_ids, left=sent.left) == sent
+        tensors = {name: getattr(sent, name) for name in ("token_ids", "left", "given")}
+        assert replace(come, **tensors) == sent
         assert torch.equal(come.left, sent.left)
+        assert torch.equal(come.given, sent.given)
     other = [replace(contexts()[0], visit=2), contexts()[1]]
     assert digest_of_work(pack_contexts(other)) != digest_of_work(payload)
 

@@ -14,7 +14,7 @@ from rntp.config import Config
 from rntp.data import Manifest, ShardWriter
 from rntp.data.corpus import open_corpus
 from rntp.data.shard_format import Document
-from rntp.data.token_ids import from_codes, to_codes
+from rntp.data.token_ids import from_codes, given_by_tools, to_codes
 from rntp.errors import DataError
 from rntp.model.tokenizer import add_marker, decode, encode, tokenizer_digest
 from rntp.run.log import read_metrics, read_rollouts
@@ -309,6 +309,21 @@ def test_codes_are_ids_with_markers_of_any_model() -> None:
     assert to_codes([7, OPEN, 8, CLOSE], (OPEN, CLOSE)) == [7, -1, 8, -2]
     document = Document("x", "text", {"token_ids": [7, -1, 8, -2]})
     assert from_codes(document, (50, 60)).tolist() == [7, 50, 8, 60]
-    for wrong in (None, [1, -3], [1.5], ["a"], [True]):
+    for wrong in (None, [1, -7], [1.5], ["a"], [True]):
         with pytest.raises(DataError, match="no usable token ids"):
             from_codes(Document("x", "text", {"token_ids": wrong}), (50, 60))
+
+
+def test_codes_of_tools_want_markers_of_tools() -> None:
+    codes = [7, -1, -3, 8, -4, -5, 9, 9, -6, -2, 7]
+    markers = (50, 60, 70, 80, 90, 95)
+    document = Document("x", "text", {"token_ids": codes})
+    ids = [7, 50, 70, 8, 80, 90, 9, 9, 95, 60, 7]
+    assert from_codes(document, markers).tolist() == ids
+    assert to_codes(ids, markers) == codes
+    assert given_by_tools(document).int().tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0]
+    assert len(given_by_tools(Document("x", "text", {"token_ids": [7, -1, -2]}))) == 0
+    with pytest.raises(DataError, match=r"thought\.tools\.use"):
+        from_codes(document, (50, 60))
+    with pytest.raises(DataError, match="spells one"):
+        from_codes(Document("x", "text", {"token_ids": [7, 90]}), markers)

@@ -26,6 +26,8 @@ def pack_contexts(contexts: Sequence[Context]) -> bytes:
         "starts": torch.tensor([c.start for c in contexts]),
         "visits": torch.tensor([c.visit for c in contexts]),
         "replay_of": torch.tensor([-1 if c.replay_of is None else c.replay_of for c in contexts]),
+        "given": torch.cat([torch.zeros(0, dtype=torch.bool), *(c.given for c in contexts)]),
+        "givens": torch.tensor([len(c.given) for c in contexts]),
     }
     facts = {
         "documents": [c.document_id for c in contexts],
@@ -39,6 +41,7 @@ def unpack_contexts(payload: bytes) -> list[Context]:
     """Read what `pack_contexts` wrote. Raises Refused."""
     tensors, facts = unpack(payload)
     ids = tensors["ids"].split(tensors["lengths"].tolist())
+    given = tensors["given"].split(tensors["givens"].tolist())
     return [
         Context(
             ordinal=ordinal,
@@ -49,6 +52,7 @@ def unpack_contexts(payload: bytes) -> list[Context]:
             visit=visit,
             labels=_labels(facts["labels"][n]),
             replay_of=None if again < 0 else again,
+            given=given[n].clone(),
         )
         for n, (ordinal, start, visit, again) in enumerate(
             torch.stack(
