@@ -88,6 +88,8 @@ def _drives(weights: dict[str, float], only_tasks: bool) -> bool:
 
 
 _LEAST_OF_VLLM = 0.01
+
+
 def _is_query(control: str) -> bool:
     return control.endswith("_words")
 

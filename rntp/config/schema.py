@@ -12,6 +12,7 @@ from pydantic import (
 
 from rntp.config import files, identity, load
 from rntp.config.correction import Correction, correction_of
+from rntp.config.optim import Optim
 from rntp.config.rollout import RolloutSection
 from rntp.config.rules import RULES, WARNINGS, broken_rules
 from rntp.config.sections import (
@@ -22,7 +23,6 @@ from rntp.config.sections import (
     Log,
     Model,
     Objective,
-    Optim,
     Parallel,
     Placement,
     Reading,

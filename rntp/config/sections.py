@@ -18,11 +18,11 @@ from rntp.config.choices import (
     DIVERGENCES,
     PLACES,
     POLICIES,
-    SCHEDULES,
     SCHEMES,
     TROUBLE,
     WEIGHTS,
     WEIGHTS_OF,
+    Fraction,
     NonNegative,
     Positive,
     Weight,
@@ -33,7 +33,6 @@ from rntp.config.places import folder_or_url, is_task, sources
 from rntp.config.section import Section
 from rntp.config.tasks import Tasks
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 Interval = tuple[Weight, Weight]
 Parameters = dict[str, FiniteFloat]
 
@@ -395,26 +394,6 @@ class Objective(Section):
         kl_weight = self.kl_weight if self.kl.get("in") == "loss" else 0
         others = self.continuation_weight + self.entropy_weight + kl_weight + self.router_weight
         return self.drops_groups and others == 0
-
-
-class AdamW(Section):
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    """Decay of the first and of the second moment."""
-    weight_decay: Weight = 0.0
-    """Decoupled; not applied to vectors (norms, biases)."""
-
-
-class Optim(Section):
-    lr: Annotated[float, Field(gt=0)] = 1e-6
-    """Peak learning rate of AdamW."""
-    schedule: Annotated[Choice, SCHEDULES] = SCHEDULES.choice("constant")
-    """After the warm-up."""
-    warmup_steps: NonNegative = 0
-    """Steps of linear warm-up."""
-    adamw: AdamW = AdamW()
-    """The optimizer's own constants: `{betas: [0.9, 0.95], weight_decay: 0.1}`."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Global gradient norm is clipped to this."""
 
 
 class Checkpoint(Section):

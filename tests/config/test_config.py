@@ -183,6 +183,7 @@ BREAKS = [
     ["thought.tools={use: {python: null}, markers: [a, b, c, <think>]}"],
     ["thought.tools={use: {recall: null}}"],
     ["evaluation.controls=[no_results]"],
+    ["evaluation.controls=[last_words]"],
     [
         "thought.tools={use: {python: null}}",
         "thought.source=pause",
