@@ -245,7 +245,7 @@ def test_stopping_and_starting_again_changes_nothing(raw: dict, tmp_path: Path, 
     assert comparable(folder) == comparable(whole)
     assert read_rollouts(folder, 4) == read_rollouts(whole, 4)
     one, other = (d / "checkpoints" / "step_00000004" for d in (whole, folder))
-    assert same_shards(one, other) == {"weights", "moments", "alarms"}
+    assert same_shards(one, other) == {"weights", "moments", "alarms", "gate"}
 
 
 def test_other_baseline_weights_reach_the_reward_and_nothing_else(
@@ -649,7 +649,7 @@ def test_a_checkpoint_from_before_the_alarms_resumes(raw: dict) -> None:
         (
             ["placement.policy=nothing"],
             ConfigError,
-            "there are: by_class, entropy, even, learnability",
+            "there are: by_class, entropy, even, gate, learnability",
         ),
         (["placement.policy=oracle"], DataError, "documents carry labels"),
         (["placement.policy=by_class"], DataError, "documents carry labels"),

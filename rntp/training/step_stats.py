@@ -158,6 +158,8 @@ class StepStats:
         if not self.counts.thought:
             return pages
         whole = torch.cat([s.features_PF for s in self.outputs]).float()
+        if not whole.numel():  # made-up outputs, of a benchmark
+            return pages
         parts = whole.split([len(page.positions) for page in pages])
         return [replace(p, features_KF=own) for p, own in zip(pages, parts, strict=True)]
 

@@ -83,7 +83,7 @@ def test_many_forgeries_take_no_longer_than_their_length() -> None:
 def test_a_character_that_is_a_marker_is_refused_in_words() -> None:
     tokenizer = tiny_tokenizer()
     add_marker(tokenizer, "x")
-    with pytest.raises(ConfigError, match=r"model\.think_open"):
+    with pytest.raises(ConfigError, match=r"model\.markers"):
         encode(tokenizer, "a fox")
     assert len(encode(tokenizer, "a dog"))
 

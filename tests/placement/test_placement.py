@@ -142,7 +142,7 @@ def test_the_record_is_a_running_mean_of_the_groups_spread() -> None:
     torch.testing.assert_close(found[1:], torch.tensor([running, 3, running, new, new]))
     again = Learnability()
     again.restore({name: t.clone() for name, t in record.tensors().items()})
-    assert torch.equal(again.of(context, entropy, entropy), found)
+    assert torch.equal(again.of(context, Known(entropy, entropy)), found)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_the_selector_learns_the_yield_of_a_kind_of_position() -> None:
     assert found[[2, 4]].tolist() == pytest.approx([3, 0], abs=0.05)
     again = Selector()
     again.restore({name: t.clone() for name, t in record.tensors().items()})
-    assert torch.equal(again.of(context, flat, flat), found)
+    assert torch.equal(again.of(context, Known(flat, flat)), found)
 
 
 @pytest.fixture(scope="module")

@@ -123,7 +123,7 @@ def test_texts_are_decoded_only_where_a_scheme_compares_them() -> None:
 def test_what_schemes_say_they_need() -> None:
     answers = {name for name, needs in rewards.NEEDS.items() if needs.answers}
     graded = {"answer_exact", "byte_prefix", "bleu", "chrf"}
-    assert answers == graded | {"self_judge", "judge_gold", "judge"}
+    assert answers == graded | {"self_judge", "judge_gold", "judge", "correct"}
     assert {name for name, n in rewards.NEEDS.items() if n.outside} == {"judge"}
     judged = {name: n.judge for name, n in rewards.NEEDS.items() if n.judge}
     assert judged == {"self_judge": "self", "judge_gold": "gold"}

@@ -7,12 +7,15 @@ import pytest
 from conftest import tiny_run, write_corpus
 from plain_models import save_plain
 from scripted_server import MODEL, honest, serving
+from vllm_scripted import Scripted, starting
 
 from rntp.config import Config
 from rntp.gate import along
 from rntp.rollout.store import engine
 from rntp.rollout.store.files import FolderFiles
 from rntp.rollout.store.sampler import Sampler
+from rntp.rollout.vllm import environment
+from rntp.rollout.vllm.engine import VllmEngine
 from rntp.run.log import read_metrics
 from rntp.run.metric_keys import METRICS, Metric, find
 from rntp.trainer import Trainer
@@ -66,6 +69,11 @@ def written(
     sampler = Sampler(FolderFiles(store), "one", say=print)
     patch = pytest.MonkeyPatch()
     patch.setattr(along, "LEAST", 4)
+    scripted = Scripted()
+    patch.setattr(VllmEngine, "_start_vllm", lambda self, log: starting(scripted)(log))
+    patch.setattr(environment, "_version", lambda python: "0.32.0")
+    patch.setenv(environment.NAMED_BY, "/bin/sh")
+    options.append((llama, {"rollout": {"engine": "vllm"}, "model": {"dtype": "float32"}}))
     patch.setattr(engine, "sleep", lambda seconds: sampler.once())
     found: set[str] = set()
     with serving(honest) as server:

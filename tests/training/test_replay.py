@@ -188,7 +188,7 @@ def test_a_run_reads_fresh_pages_once_and_thinks_anew_at_the_others(
     assert run(copy) == metrics
     assert {step: read_rollouts(copy, step) for step in rows} == rows
     last = "checkpoints/step_00000004"
-    kept = {"weights", "moments", "replay", "alarms"}
+    kept = {"weights", "moments", "replay", "alarms", "gate"}
     assert same_shards(tmp_path / "whole" / last, copy / last) == kept
     with pytest.raises((CheckpointError, ConfigError)):
         run(copy, "data.replay_docs=2", "run.steps=5")
