@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import figures_gate
 import figures_scale
 
 ROOT = Path(__file__).parents[2]
@@ -396,5 +397,6 @@ MAKERS: dict[str, Callable[[], str]] = {
     "speed_parts": speed_parts,
     "text_finding": lambda: finding("ablations", "rewards"),
     "text_rewards": text_rewards,
+    **figures_gate.MAKERS,
     **figures_scale.MAKERS,
 }

@@ -125,7 +125,14 @@ def evaluate_everywhere(
         found = think_everywhere(model, contexts, config, stride=stride, gate=gate, progress=bars)
     if not found:
         raise DataError("--pages: no held-out page has room for a thought")
-    return {"stride": stride, **frontier(found, config.run.seed)}
+    return {
+        "step": int(checkpoint.load_state(path)["step"]) if path else 0,
+        "seed": config.run.seed,
+        "config_digest": config.digest(),
+        "data_digest": manifest.digest,
+        "stride": stride,
+        **frontier(found, config.run.seed),
+    }
 
 
 def reads_pieces(target: Path) -> bool:
