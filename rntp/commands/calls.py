@@ -2,9 +2,8 @@
 
 import argparse
 import json
-from pathlib import Path
 
-from rntp.commands.common import config_arguments, load_config
+from rntp.commands.common import load_config, made_corpus_arguments
 
 NAME = "calls"
 HELP = "useful calls of tools as shards, to learn to call before any is sampled; resumes"
@@ -12,17 +11,7 @@ HELP = "useful calls of tools as shards, to learn to call before any is sampled;
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    config_arguments(parser)
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="the corpus to write"
-    )
-    parser.add_argument(
-        "--contexts",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="contexts of the training stream (default 1000)",
-    )
+    made_corpus_arguments(parser)
     parser.add_argument(
         "--rules",
         default="last_words,rare_words",

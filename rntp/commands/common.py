@@ -23,6 +23,21 @@ def config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def made_corpus_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what a command takes that makes a corpus of the pages that a config trains on."""
+    config_arguments(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="the corpus to write"
+    )
+    parser.add_argument(
+        "--contexts",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="contexts of the training stream (default 1000)",
+    )
+
+
 def load_config(arguments: argparse.Namespace) -> "Config":
     """Load the config that the arguments name, with their overrides. Raises ConfigError."""
     from rntp.config import Config

@@ -2,9 +2,8 @@
 
 import argparse
 import json
-from pathlib import Path
 
-from rntp.commands.common import config_arguments, load_config
+from rntp.commands.common import load_config, made_corpus_arguments
 
 NAME = "memories"
 HELP = "memories by fixed rules as shards, to learn to read one before any is sampled"
@@ -12,17 +11,7 @@ HELP = "memories by fixed rules as shards, to learn to read one before any is sa
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
-    config_arguments(parser)
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="the corpus to write"
-    )
-    parser.add_argument(
-        "--contexts",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="contexts of the training stream (default 1000)",
-    )
+    made_corpus_arguments(parser)
     parser.add_argument(
         "--rules",
         default="random_piece,bm25_piece,first_tokens",
