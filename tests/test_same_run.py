@@ -31,8 +31,10 @@ ANSWERS = "thought.answer_tokens=2"
 TWICE = "objective.epochs_per_rollout=2"
 ANOTHER = "objective.advantage=step"
 SOLVING = ["placement.positions_per_doc=1", "thought.answer_tokens=4"]
-# Judges outside of the run have tests of their own (tests/judges).
-HERE = sorted(name for name, needs in rewards.NEEDS.items() if not needs.outside)
+# Judges outside of the run, and tasks, have tests of their own (tests/judges, tests/training).
+HERE = sorted(
+    name for name, needs in rewards.NEEDS.items() if not needs.outside and not needs.tasks
+)
 ALL_SCHEMES = f"reward.shadows=[{', '.join(HERE)}]"
 
 PLACEMENTS = [
@@ -334,9 +336,9 @@ def test_what_may_change_changes_no_update(
     assert second["from_step"] == 2
     told = second["changed"]
     assert told["run.steps"] == {"was": 2, "is": STEPS}
-    was = Config.parse(raw).model_dump(mode="json")[section][name]
-    if was != FREE[field]:
-        assert told[field] == {"was": was, "is": FREE[field]}
+    was, now = (Config.parse(c).model_dump(mode="json")[section][name] for c in (raw, changed))
+    if was != now:
+        assert told[field] == {"was": was, "is": now}
 
 
 def test_what_is_trained_may_not_change(two_runs: tuple[dict, Path, Path], tmp_path: Path) -> None:
