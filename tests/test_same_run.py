@@ -228,7 +228,6 @@ FREE = {
     "checkpoint.asynchronous": True,
     "evaluation.every_steps": 1,
     "evaluation.docs": 2,
-    "evaluation.reused_docs": 2,
     "evaluation.thoughts_per_position": 2,
     "evaluation.placement": {"even": {"positions_per_doc": 1}},
     "evaluation.controls": ["shuffled"],

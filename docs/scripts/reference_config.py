@@ -25,7 +25,6 @@ UNITS = {
     "evaluation.positions_per_doc": "positions",
     "evaluation.thoughts_per_position": "thoughts",
     "evaluation.docs": "documents",
-    "evaluation.reused_docs": "documents",
     "thought.thoughts_per_position": "thoughts",
     "objective.epochs_per_rollout": "updates",
     "checkpoint.keep": "checkpoints",

@@ -123,6 +123,8 @@ def measured(config: Config) -> dict[str, Any]:
     """List the fields that decide what is measured of what is trained, and by which schemes."""
     facts = config.model_dump(mode="json", include={"evaluation", "reward"})
     del facts["evaluation"]["every_steps"]
+    facts["evaluation"]["docs"] = config.evaluation.heldout_docs
+    facts["evaluation"]["reused_docs"] = config.evaluation.reused_docs
     facts["evaluation"]["placement"] = str(config.evaluation.placement)
     facts["evaluation"]["positions_per_doc"] = config.evaluation.positions_per_doc
     # A constant now; results of runs that had the field are made alike.

@@ -167,6 +167,13 @@ def _enabled(raw: Raw, value: Any) -> None:
         _section(raw, "evaluation")["docs"] = 0
 
 
+def _reused_docs(raw: Raw, value: Any) -> None:
+    evaluation = _section(raw, "evaluation")
+    docs = evaluation.get("docs", 16)
+    if value and not isinstance(docs, dict):
+        evaluation["docs"] = {"heldout": docs, "reused": value}
+
+
 def _worker_kind(raw: Raw, value: Any) -> None:
     data = _section(raw, "data")
     workers = data.get("workers", 0)
@@ -262,6 +269,7 @@ RENAMED: dict[str, tuple[str, Callable[[Raw, Any], None]]] = {
         "a parameter of evaluation.placement",
         _parameter("evaluation.placement", "positions_per_doc", "random"),
     ),
+    "evaluation.reused_docs": ("evaluation.docs: {heldout: …, reused: …}", _reused_docs),
     "evaluation.enabled": ("evaluation.docs, 0 for false", _enabled),
     "optim.eps": ("a constant, 1e-8", _gone),
     "optim.min_lr_fraction": (

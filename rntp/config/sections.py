@@ -426,17 +426,16 @@ Control = Literal[
 
 
 class Evaluation(Section):
-    docs: NonNegative = 16
+    docs: NonNegative | dict[Literal["heldout", "reused"], NonNegative] = 16
     """Held-out contexts on which think and no-think loss are measured, before and after training;
-    0 measures nothing."""
+    0 measures nothing. {heldout: N, reused: M}: also on the first M contexts that are trained on,
+    fresh against reused gain."""
     every_steps: NonNegative = 0
     """And every so many steps in between; 0 is never."""
     source: Path | None = None
     """Corpus whose held-out pages are read, where that is not data.source: for training on made
     pages and measuring on ordinary ones. Tasks (`task:FILE.jsonl`) are held out altogether; where
     training has the same prompt the run does not start."""
-    reused_docs: NonNegative = 0
-    """Also measure on the first so many contexts trained on: fresh against reused gain."""
     thoughts_per_position: Positive = 1
     """Thoughts at each position; the think loss is the mean over them."""
     placement: Annotated[Choice, PLACES] = PLACES.choice("random")
@@ -453,7 +452,17 @@ class Evaluation(Section):
     @property
     def enabled(self) -> bool:
         """Whether anything is measured."""
-        return self.docs > 0
+        return self.heldout_docs > 0
+
+    @property
+    def heldout_docs(self) -> int:
+        """Held-out contexts that are measured on."""
+        return self.docs if isinstance(self.docs, int) else self.docs.get("heldout", 16)
+
+    @property
+    def reused_docs(self) -> int:
+        """Contexts trained on that are measured on as well."""
+        return 0 if isinstance(self.docs, int) else self.docs.get("reused", 0)
 
     @property
     def positions_per_doc(self) -> int:

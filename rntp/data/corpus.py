@@ -223,7 +223,7 @@ def _part_stream(
         split,
         seed=seed,
         heldout_fraction=config.data.heldout_fraction,
-        count=config.evaluation.docs,
+        count=config.evaluation.heldout_docs,
         max_documents=config.data.max_documents if split == "train" else 0,
         # What evaluation.source holds is held out altogether.
         whole=split == "train" and is_task(config.evaluation.source),
@@ -246,7 +246,7 @@ def _other_tasks(
         "heldout",
         seed=config.run.seed,
         heldout_fraction=config.data.heldout_fraction,
-        count=config.evaluation.docs,
+        count=config.evaluation.heldout_docs,
         whole=True,
     )
 
@@ -292,7 +292,7 @@ def _live_stream(
     common = {"seed": config.run.seed, **_common(config, tokenizer)}
     to_ids = partial(encode, tokenizer)
     if split == "heldout":
-        return LiveHeldout(live, to_ids, count=config.evaluation.docs, **common)
+        return LiveHeldout(live, to_ids, count=config.evaluation.heldout_docs, **common)
     return LiveStream(
         live,
         to_ids,

@@ -55,7 +55,7 @@ class Evaluations:
         log.message(f"evaluating on held-out pages, after step {step}")
         result = evaluate(
             self._model,
-            self._corpus.heldout_contexts(section.docs),
+            self._corpus.heldout_contexts(section.heldout_docs),
             config,
             reference=self._read(0),
             check=check,

@@ -179,7 +179,7 @@ class _Evaluator:
         self.model = open_model(config)
         manifest = open_data(config)
         corpus = open_corpus(config, manifest, self.model.tokenizer)
-        self.contexts = corpus.heldout_contexts(config.evaluation.docs)
+        self.contexts = corpus.heldout_contexts(config.evaluation.heldout_docs)
         cast_parameters(self.model.hf, getattr(torch, config.model.dtype))
 
     def measure(self, weights: Weights | None, contexts: Sequence[Context]) -> dict[str, Any]:

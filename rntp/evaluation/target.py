@@ -41,7 +41,7 @@ def evaluate_target(
     reference = read_result(config, 0) if target.is_dir() else None
     check_third(config, model.tokenizer)
     corpus = open_corpus(config, manifest, model.tokenizer)
-    contexts = corpus.heldout_contexts(config.evaluation.docs)
+    contexts = corpus.heldout_contexts(config.evaluation.heldout_docs)
     with Bars() as bars:
         return evaluate(model, contexts, config, reference=reference, progress=bars)
 

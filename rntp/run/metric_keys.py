@@ -459,7 +459,7 @@ METRICS = (
         "count",
         "How often the most-read document of the step had been handed out before.",
         "0 in the first pass over the corpus.",
-        "Many passes: noise is learnt by heart (see `evaluation.reused_docs`).",
+        "Many passes: noise is learnt by heart (see `evaluation.docs`).",
         ALWAYS,
     ),
     Metric(

@@ -74,7 +74,7 @@ def test_every_key_of_evaluations_and_rollouts_is_explained(
     labelled = write_corpus(tmp_path / "shards", labelled=True)
     raw = tiny_run(model_folders["llama"], labelled, tmp_path / "run")
     raw["run"]["steps"] = 1
-    raw["evaluation"] = {"docs": 3, "reused_docs": 2, "controls": ["shuffled", "pause"]}
+    raw["evaluation"] = {"docs": {"heldout": 3, "reused": 2}, "controls": ["shuffled", "pause"]}
     rntp.Trainer(rntp.Config.parse(raw)).fit()
     found = json.loads((tmp_path / "run/eval/step_00000001.json").read_text())
     page = "docs/evaluation.md"

@@ -185,7 +185,7 @@ def test_training_without_thoughts_is_plain_next_token_training(raw: dict) -> No
 
 
 def test_few_documents_come_again_and_their_gain_is_compared(raw: dict) -> None:
-    config = Config.parse(raw, ["data.max_documents=3", "evaluation.reused_docs=8"])
+    config = Config.parse(raw, ["data.max_documents=3", "evaluation.docs={heldout: 16, reused: 8}"])
     trainer = Trainer(config)
     names = [trainer.corpus.train[n].document_id for n in range(9)]
     assert len(set(names)) == 3
@@ -213,7 +213,7 @@ def test_few_documents_come_again_and_their_gain_is_compared(raw: dict) -> None:
 
 
 def test_pages_known_by_heart_are_reported(raw: dict) -> None:
-    options = ["data.max_documents=2", "evaluation.reused_docs=2", "run.steps=12", "optim.lr=0.03"]
+    options = ["data.max_documents=2", "evaluation.docs={heldout: 16, reused: 2}", "run.steps=12", "optim.lr=0.03"]
     options += [
         "thought.thoughts_per_position=0",
         "objective.pg_weight=0",

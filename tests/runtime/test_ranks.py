@@ -222,7 +222,7 @@ def test_sinks_biases_and_heads_of_parts_on_two_ranks(
 
 def test_in_bfloat16_with_an_evaluation(raw: dict, tmp_path: Path) -> None:
     """Masters in float32, a gathered copy in bfloat16; tied embeddings; held-out pages shared."""
-    on = ["evaluation.docs=4", "evaluation.reused_docs=3"]
+    on = ["evaluation.docs={heldout: 4, reused: 3}"]
     on += ["evaluation.controls=[shuffled, empty]", "model.dtype=bfloat16"]
     fit(raw, tmp_path / "one", on)
     values(fit(raw, tmp_path / "two", [*on, "checkpoint.asynchronous=true"], size=2))
