@@ -74,13 +74,17 @@ memory: build/memory-reader/config.json
 memory-text: build/memory-pages-reader/config.json
 	$(VENV)/bin/rntp ablate experiments/memory/text.yaml --resume
 
-build/memory-pages-reader/config.json: | build/memory-pages/manifest.json
+build/memory-pages-reader/config.json: | build/memory-pages/read/manifest.json build/memory-pages/write/manifest.json
 	$(VENV)/bin/rntp train experiments/memory/pages_reader.yaml
 	$(VENV)/bin/rntp ckpt export runs/memory-pages-reader $(@D)
 
-build/memory-pages/manifest.json: | build/pages/corpus/manifest.json
-	$(VENV)/bin/rntp memories experiments/memory/pages.yaml --set placement.positions_per_doc=2 \
-		--contexts 400 --rules last_piece,bm25_piece,random_piece --out $(@D)
+build/memory-pages/read/manifest.json: | build/pages/corpus/manifest.json
+	$(VENV)/bin/rntp memories experiments/memory/pages.yaml --out $(@D) --contexts 500 \
+		--rules last_piece,random_piece,bm25_piece --kinds read,bare
+
+build/memory-pages/write/manifest.json: | build/pages/corpus/manifest.json
+	$(VENV)/bin/rntp memories experiments/memory/pages.yaml --out $(@D) --contexts 130 \
+		--rules best_piece --pieces 10 --kinds write
 
 build/memory/manifest.json: | install
 	$(VENV)/bin/python experiments/planted/make_memory.py --out $(@D)

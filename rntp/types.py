@@ -92,8 +92,9 @@ class Context:
     left: int64, the page's tokens before those of token_ids, where the page is read piece by piece
     (see `rntp.rollout.carried`): no model sees them any more. labels and positions in `seen` are of
     the page. task: where the page is the prompt of one; its only position is where the answer
-    begins. given: bool [L], tokens that tools gave, of a document into which calls were written
-    (see `rntp.traces.calls`): they are read and never predicted. Empty where there are none.
+    begins. given: bool [L], tokens that are read and never predicted, of a document into which
+    calls or memories were written: what tools gave, and the page before a memory (see
+    `rntp.traces`). Empty where there are none.
     """
 
     ordinal: int
@@ -135,7 +136,7 @@ class Context:
     @property
     def predicted(self) -> Tensor:
         """int64: indices of the tokens that plain next-token prediction is of, all but the first
-        those that tools gave and those that only fill."""
+        those that are given and those that only fill."""
         indices = torch.arange(1, self.num_text)
         return indices[~self.given[1 : self.num_text]] if len(self.given) else indices
 

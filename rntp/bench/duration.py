@@ -81,7 +81,8 @@ class _OneStep:
         sizes = Sizes(
             context=config.data.context_tokens,
             positions=config.placement.positions_per_doc,
-            thoughts=max(config.thought.thoughts_per_position, 1),
+            # A group has two at least; a step of fewer counts by its products.
+            thoughts=max(config.thought.thoughts_per_position, 2),
             budget=config.thought.thought_tokens,
             horizon=config.reward.horizon,
             docs=docs,

@@ -26,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="evenly spaced pieces of a page that best_piece tries (default 32)",
     )
+    parser.add_argument(
+        "--kinds",
+        default="read,bare,write",
+        metavar="NAME,…",
+        help="documents of a position: read (behind a memory), bare (the same without), write (a "
+        "memory behind the page)",
+    )
     parser.add_argument("--json", action="store_true", help="print provenance as JSON")
 
 
@@ -36,7 +43,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     config = load_config(arguments)
     rules = arguments.rules.split(",")
-    facts = write_memories(config, arguments.out, rules, arguments.contexts, arguments.pieces)
+    kinds = arguments.kinds.split(",")
+    facts = write_memories(
+        config, arguments.out, rules, arguments.contexts, arguments.pieces, kinds
+    )
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return

@@ -20,7 +20,7 @@ from rntp.data.manifest import Manifest
 from rntp.data.order import Order
 from rntp.data.selection import Choice, Listed, Place, Places, Selection, Split
 from rntp.data.shard_format import Document
-from rntp.data.token_ids import Markers, from_codes, given_by_tools
+from rntp.data.token_ids import Markers, from_codes, given
 from rntp.data.windows import Pieces, check_window
 from rntp.errors import DataError
 from rntp.model.sources import cache_folder
@@ -222,12 +222,12 @@ class ContextStream:
         )
 
     def _given(self, document: Document, start: int, end: int) -> Tensor:
-        """What tools gave in a window of a document, the prefix before it: bool [L], or empty."""
+        """What is only read in a window of a document, the prefix before it: bool [L], or empty."""
         if self.manifest.content == "text":
             return torch.zeros(0, dtype=torch.bool)
-        given = given_by_tools(document)
-        before = torch.zeros(len(self._prefix) * bool(len(given)), dtype=torch.bool)
-        return torch.cat([before, given[start:end]])
+        only_read = given(document)
+        before = torch.zeros(len(self._prefix) * bool(len(only_read)), dtype=torch.bool)
+        return torch.cat([before, only_read[start:end]])
 
     def _load(self, number: int) -> tuple[Document, Tensor]:
         """A document and its token ids, [n] of an integer type."""

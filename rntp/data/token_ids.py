@@ -57,10 +57,12 @@ def from_codes(document: Document, markers: Markers) -> Tensor:
     return ids
 
 
-def given_by_tools(document: Document) -> Tensor:
-    """Find what tools gave in a document of `from_codes`, results with their markers: bool [n], or
-    empty where there is nothing."""
+def given(document: Document) -> Tensor:
+    """Find what is only read in a document of `from_codes`: its first `given_tokens`, and what
+    tools gave, results with their markers. bool [n], or empty where there is nothing."""
     codes = torch.tensor(document.metadata["token_ids"], dtype=torch.int64)
     opened, closed = codes == RESULT_OPEN, codes == RESULT_CLOSE
     inside = opened.long().cumsum(0) > closed.long().cumsum(0)
-    return inside | closed if opened.any() else torch.zeros(0, dtype=torch.bool)
+    first = torch.arange(len(codes)) < document.metadata.get("given_tokens", 0)
+    only_read = inside | closed | first
+    return only_read if only_read.any() else torch.zeros(0, dtype=torch.bool)

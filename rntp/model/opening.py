@@ -6,7 +6,12 @@ import torch
 
 from rntp.config import Config
 from rntp.errors import ConfigError, is_out_of_memory
-from rntp.model.language_model import LanguageModel, load_model, pick_device
+from rntp.model.language_model import (
+    LanguageModel,
+    cast_parameters,
+    load_model,
+    pick_device,
+)
 from rntp.model.routing import routers
 from rntp.model.thought_tree import ROOT, TokenTree
 
@@ -46,6 +51,13 @@ def open_model(config: Config) -> LanguageModel:
             f"{config.span_tokens} positions, and {config.model.spec} sees {model.max_span}; lower "
             f"data.context_tokens, thought.thought_tokens or {third}"
         )
+    return model
+
+
+def open_to_compute(config: Config) -> LanguageModel:
+    """The model of a config in the type that it computes in: for what trains nothing."""
+    model = open_model(config)
+    cast_parameters(model.hf, getattr(torch, config.model.dtype))
     return model
 
 

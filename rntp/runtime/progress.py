@@ -1,10 +1,12 @@
 """Bars with the time that is left, for whoever sits at the terminal.
 
-They are on standard error, of the first rank alone; where no terminal is there are none.
+They are on standard error, of the first rank alone; where no terminal is, a line a minute stands
+for them, so that the logs of long works, too, tell how far they are.
 """
 
 import os
 import sys
+import time
 from types import TracebackType
 from typing import Self
 
@@ -19,10 +21,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+LINE_S = 60.0  # between two lines of a log
+
 
 def is_shown() -> bool:
     """Tell whether somebody sees bars of this process."""
-    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+    return sys.stderr.isatty() and _is_first()
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def hide_library_bars() -> None:
@@ -45,6 +53,8 @@ class Bars:
         if console is None and is_shown():
             console = Console(stderr=True)
         self._tasks: dict[str, TaskID] = {}
+        self._began: dict[str, float] = {}
+        self._told = time.monotonic()
         self._progress: Progress | None = None
         if console is not None and console.is_terminal:
             self._progress = Progress(
@@ -75,7 +85,18 @@ class Bars:
     def __call__(self, name: str, done: int, total: int) -> None:
         """So much of a part is done. The first call of a part makes its bar."""
         if self._progress is None:
+            self._tell(name, done, total)
             return
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=total)
         self._progress.update(self._tasks[name], completed=done, total=total)
+
+    def _tell(self, name: str, done: int, total: int) -> None:
+        """Print a line once a minute."""
+        now = time.monotonic()
+        began = self._began.setdefault(name, now)
+        if now - self._told < LINE_S or not done or not _is_first():
+            return
+        self._told = now
+        left = (now - began) / done * (total - done)
+        print(f"{name} {done}/{total}, {left / 60:.0f} min left", file=sys.stderr, flush=True)

@@ -33,7 +33,7 @@ from rntp.data.token_ids import to_codes
 from rntp.errors import ConfigError
 from rntp.evaluation.pieces import written
 from rntp.model import LanguageModel
-from rntp.model.opening import open_model
+from rntp.model.opening import open_to_compute
 from rntp.model.thought_tree import ROOT, TokenTree, thought_branch
 from rntp.model.tokenizer import decode, encode, prefix_ids
 from rntp.objective.forward import build_tree, forward
@@ -86,7 +86,7 @@ def write_calls(config: Config, out: Path, wish: Wish) -> dict[str, Any]:
     data = open_data(config)
     if not isinstance(data, Manifest):
         raise ConfigError("calls want one prepared corpus: set data.source to its folder")
-    model = open_model(config)
+    model = open_to_compute(config)
     corpus = open_corpus(config, data, model.tokenizer)
     facts = {
         "rntp": __version__,

@@ -9,7 +9,11 @@ of a page there are three documents, of token ids:
     write    the page up to the position · <think> memory </think>
 
 Without `bare` a window alone would be a text that the model has never seen, and every gain over it
-too large. What stands before a memory is lost in `read`, so that only the memory can tell of it.
+too large. What stands before a memory is lost in `read`, so that only the memory can tell of it. Of
+`write` the memory alone is learnt, of `read` what stands behind it: the rest is `given`.
+
+`best_piece` is chosen with the continuation in view, so that a model which reads such memories
+comes to believe them more than any that a policy writes deserve: those are for writing (`kinds`).
 """
 
 import json
@@ -29,7 +33,7 @@ from rntp.data.token_ids import to_codes
 from rntp.errors import ConfigError
 from rntp.evaluation.pieces import RULES, lost_and_window, pieces, written
 from rntp.model import LanguageModel
-from rntp.model.opening import open_model
+from rntp.model.opening import open_to_compute
 from rntp.model.reading import LossReads, read_behind
 from rntp.model.thought_tree import thought_branch
 from rntp.model.tokenizer import decode, prefix_ids
@@ -46,21 +50,28 @@ KINDS = ("read", "bare", "write")
 
 @dataclass(frozen=True)
 class _Document:
-    """One document. kind: see above. memory: the rule that wrote it."""
+    """One document. kind: see above. rule: what wrote the memory. given: how many of its first ids
+    are read and never predicted."""
 
     kind: str
     ids: Tensor
     rule: str
+    given: int
 
 
 def write_memories(
-    config: Config, out: Path, rules: Sequence[str], contexts: int, pieces_tried: int = 32
+    config: Config,
+    out: Path,
+    rules: Sequence[str],
+    contexts: int,
+    pieces_tried: int = 32,
+    kinds: Sequence[str] = KINDS,
 ) -> dict[str, Any]:
     """Write a corpus of memories of the first `contexts` contexts that a config trains on.
 
     rules: taken in turn, by position; `best_piece` asks the model which piece gains most, of
-    `pieces_tried` evenly spaced ones. Returns the provenance, published beside the shards as
-    memories.json. Raises ConfigError and DataError,
+    `pieces_tried` evenly spaced ones. kinds: which documents each position gives. Returns the
+    provenance, published beside the shards as memories.json. Raises ConfigError and DataError,
     each with the remedy.
     """
     window = config.reading.window
@@ -76,6 +87,9 @@ def write_memories(
         raise ConfigError(
             f"--rules: {', '.join(unknown) or 'none'}; there are {', '.join((*RULES, BEST))}"
         )
+    strange = [kind for kind in kinds if kind not in KINDS]
+    if strange or not kinds:
+        raise ConfigError(f"--kinds: {', '.join(strange) or 'none'}; there are {', '.join(KINDS)}")
     if out.exists():
         raise ConfigError(f"{out} exists; choose another name or remove it")
     if contexts < 1 or pieces_tried < 1:
@@ -83,7 +97,7 @@ def write_memories(
     data = open_data(config)
     if not isinstance(data, Manifest):
         raise ConfigError("memories want one prepared corpus: set data.source to its folder")
-    model = open_model(config)
+    model = open_to_compute(config)
     corpus = open_corpus(config, data, model.tokenizer)
     facts = {
         "rntp": __version__,
@@ -93,11 +107,13 @@ def write_memories(
         "window": window,
         "memory_tokens": config.thought.thought_tokens,
         "rules": list(rules),
+        "kinds": list(kinds),
         "pieces_tried": pieces_tried,
         "contexts": contexts,
     }
     with Bars() as bars:
         documents = _documents(model, corpus, config, rules, contexts, pieces_tried, bars)
+        documents = (row for row in documents if row[2].kind in kinds)
         counts = _write(out, documents, data, model, config, facts)
     return {**facts, "documents": counts}
 
@@ -141,7 +157,9 @@ def _documents(
                 ([start, branch, behind], [start, behind], [context.token_ids[:position], branch]),
                 strict=True,
             ):
-                yield context, position, _Document(kind, torch.cat(parts), rule)
+                # A marker to open is put where a thought shall stand; no one predicts it.
+                given = {"read": 1 + len(branch), "bare": 0, "write": position + 1}[kind]
+                yield context, position, _Document(kind, torch.cat(parts), rule, given)
 
 
 def _memory(
@@ -193,8 +211,9 @@ def _write(
         for context, position, document in documents:
             counts[document.kind] += 1
             # What the tokenizer puts before a text, the loader does.
-            ids = document.ids.tolist()
-            ids = ids[len(prefix) :] if tuple(ids[: len(prefix)]) == prefix else ids
+            ids, given = document.ids.tolist(), document.given
+            if prefix and tuple(ids[: len(prefix)]) == prefix:
+                ids, given = ids[len(prefix) :], max(given - len(prefix), 0)
             origin = manifest.read(number[context.document_id]).metadata
             writer.add(
                 f"{document.kind}-{context.ordinal}-{position}",
@@ -202,6 +221,7 @@ def _write(
                 {
                     **{key: origin[key] for key in ("url", "title", "source")},
                     "token_ids": to_codes(ids, markers),
+                    "given_tokens": given,
                     "memory": {"rule": document.rule, "document_id": context.document_id},
                 },
                 len(ids),

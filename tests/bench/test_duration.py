@@ -52,3 +52,14 @@ def test_what_a_layer_adds_counts_for_each(
     # Twice: the config's step has twice the products of the plain one that ran.
     assert found.seconds == pytest.approx(2 * 0.7)
     assert found.spread == pytest.approx(0)
+
+
+def test_training_without_thoughts_has_an_estimate_too(
+    model_folders: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    raw = tiny_run(model_folders["llama"], corpus, tmp_path / "run")
+    raw["thought"]["thoughts_per_position"] = 0
+    raw["objective"] = {"pg_weight": 0, "continuation_weight": 0, "ntp_weight": 1}
+    plain = measure_step(Config.parse(raw)).seconds
+    thinking = Config.parse(tiny_run(model_folders["llama"], corpus, tmp_path / "other"))
+    assert 0 < plain < measure_step(thinking).seconds

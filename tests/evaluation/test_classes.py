@@ -213,7 +213,12 @@ def test_few_documents_come_again_and_their_gain_is_compared(raw: dict) -> None:
 
 
 def test_pages_known_by_heart_are_reported(raw: dict) -> None:
-    options = ["data.max_documents=2", "evaluation.docs={heldout: 16, reused: 2}", "run.steps=12", "optim.lr=0.03"]
+    options = [
+        "data.max_documents=2",
+        "evaluation.docs={heldout: 16, reused: 2}",
+        "run.steps=12",
+        "optim.lr=0.03",
+    ]
     options += [
         "thought.thoughts_per_position=0",
         "objective.pg_weight=0",

@@ -62,3 +62,27 @@ def test_bars_of_libraries_go_where_a_run_has_its_own(monkeypatch: pytest.Monkey
     assert called == [1]
     monkeypatch.delitem(sys.modules, "transformers")
     hide_library_bars()
+
+
+def test_a_log_gets_a_line_a_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setenv("RANK", "0")
+    with Bars() as bars:
+        for done in range(10):
+            clock[0] = 25.0 * done
+            bars("pages", done, 20)
+    # At 75, 150 and 225 s; 25 s for each that is left.
+    assert capsys.readouterr().err.splitlines() == [
+        "pages 3/20, 7 min left",
+        "pages 6/20, 6 min left",
+        "pages 9/20, 5 min left",
+    ]
+    monkeypatch.setenv("RANK", "1")
+    with Bars() as bars:
+        for done in range(10):
+            clock[0] += 100.0
+            bars("pages", done, 20)
+    assert capsys.readouterr().err == ""

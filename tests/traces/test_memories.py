@@ -66,6 +66,31 @@ def test_documents_are_the_readings_with_and_without_a_memory_and_its_writing(
     assert {row[2]["rule"] for row in found["read"]} == set(rules)
 
 
+def test_of_memories_only_what_is_to_be_learnt_is_predicted(config: Config, tmp_path: Path) -> None:
+    write_memories(config, tmp_path / "made", ["last_piece"], 2, kinds=["read", "write"])
+    raw = config.model_dump(mode="json")
+    raw["data"] |= {"source": str(tmp_path / "made"), "heldout_fraction": 0}
+    raw["data"]["context_tokens"] = 64
+    raw["placement"] = {"positions_per_doc": 1, "min_prefix_tokens": 1}
+    again = Config.parse(raw, ["reward.horizon=1", "reading.window=null", "evaluation.docs=0"])
+    model = load_model(config.model.spec)
+    pages = open_corpus(again, open_data(again), model.tokenizer).train
+    seen = set()
+    for n in range(8):
+        context = pages[n]
+        kind, ids = context.document_id.partition("-")[0], context.token_ids.tolist()
+        seen.add(kind)
+        opened, closed = (ids.index(i) for i in (model.think_open_id, model.think_close_id))
+        predicted = context.predicted.tolist()
+        if kind == "write":
+            assert predicted == list(range(opened + 1, closed + 1))
+        else:
+            assert predicted == list(range(closed + 1, len(ids)))
+    assert seen == {"read", "write"}
+    with pytest.raises(ConfigError, match="--kinds: reads; there are read, bare, write"):
+        write_memories(config, tmp_path / "other", ["last_piece"], 2, kinds=["reads"])
+
+
 def test_the_best_piece_is_the_one_that_gains_most(config: Config, tmp_path: Path) -> None:
     write_memories(config, tmp_path / "made", ["best_piece"], 2)
     hf = load_model(config.model.spec).hf

@@ -14,7 +14,7 @@ from rntp.config import Config
 from rntp.data import Manifest, ShardWriter
 from rntp.data.corpus import open_corpus
 from rntp.data.shard_format import Document
-from rntp.data.token_ids import from_codes, given_by_tools, to_codes
+from rntp.data.token_ids import from_codes, given, to_codes
 from rntp.errors import DataError
 from rntp.model.tokenizer import add_marker, decode, encode, tokenizer_digest
 from rntp.run.log import read_metrics, read_rollouts
@@ -321,8 +321,10 @@ def test_codes_of_tools_want_markers_of_tools() -> None:
     ids = [7, 50, 70, 8, 80, 90, 9, 9, 95, 60, 7]
     assert from_codes(document, markers).tolist() == ids
     assert to_codes(ids, markers) == codes
-    assert given_by_tools(document).int().tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0]
-    assert len(given_by_tools(Document("x", "text", {"token_ids": [7, -1, -2]}))) == 0
+    assert given(document).int().tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0]
+    assert len(given(Document("x", "text", {"token_ids": [7, -1, -2]}))) == 0
+    page = Document("x", "text", {"token_ids": [7, 8, -1, 9, -2], "given_tokens": 3})
+    assert given(page).int().tolist() == [1, 1, 1, 0, 0]
     with pytest.raises(DataError, match=r"thought\.tools\.use"):
         from_codes(document, (50, 60))
     with pytest.raises(DataError, match="spells one"):
