@@ -16,15 +16,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rules",
         default="random_piece,bm25_piece,first_tokens",
         metavar="NAME,…",
-        help="in turn: first_tokens, last_piece, random_piece, bm25_piece, best_piece (the one "
-        "that gains most, which runs the model on all of them)",
+        help="in turn: first_tokens, last_piece, random_piece, bm25_piece; and what the model "
+        "chooses, which runs it on all of them: likely_piece (the one behind which the window is "
+        "most likely), best_piece (behind which what follows is)",
     )
     parser.add_argument(
         "--pieces",
         type=int,
         default=32,
         metavar="N",
-        help="evenly spaced pieces of a page that best_piece tries (default 32)",
+        help="evenly spaced pieces of a page that these two try (default 32)",
     )
     parser.add_argument(
         "--kinds",

@@ -363,7 +363,7 @@ RULES = (
         ("evaluation.controls", "reading.window"),
         lambda c: c.reading.window is None and any(map(_is_piece, c.evaluation.controls)),
         "evaluation.controls: pieces of what a reading window loses, and reading.window is null; "
-        "set it, or take first_tokens, last_piece, random_piece and bm25_piece out",
+        "set it, or take first_tokens and the names that end in _piece out",
     ),
     Rule(
         ("data.source", "placement.positions_per_doc", "evaluation.placement"),

@@ -417,6 +417,8 @@ Control = Literal[
     "last_piece",
     "random_piece",
     "bm25_piece",
+    "likely_piece",
+    "best_piece",
     "other_results",
     "no_results",
     "last_words",
@@ -443,8 +445,10 @@ class Evaluation(Section):
     controls: tuple[Control, ...] = ()
     """Thoughts put in place of the sampled ones, each with its own gain; see
     `rntp.evaluation.controls`. first_tokens, last_piece, random_piece and bm25_piece are memories
-    by rule, with a reading window; see `rntp.evaluation.pieces`. last_words, rare_words and
-    others_words are searches by rule; see `rntp.evaluation.fixed_calls`."""
+    by rule, with a reading window; see `rntp.evaluation.pieces`. likely_piece and best_piece are
+    what the model itself would have chosen, before and after; see `rntp.evaluation.chosen_pieces`.
+    last_words, rare_words and others_words are searches by rule; see
+    `rntp.evaluation.fixed_calls`."""
     decile_model: str = ""
     """Spec of a third model of the same tokenizer, whose loss says which tokens are hard; with ""
     it is the loss of the model before training."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from rntp.config import Config
+from rntp.evaluation.chosen_pieces import chosen_controls
 from rntp.evaluation.classes import class_table, controls_table
 from rntp.evaluation.controls import CONTROLS
 from rntp.evaluation.deciles import deciles
@@ -106,6 +107,7 @@ def evaluate(
     rollouts = ranks.join(sample, "evaluate")
     pages = scored(rollouts, longer_by(config.memory_tokens))
     controls = CONTROLS | rule_controls(config) | call_controls(model, config)
+    controls |= chosen_controls(model, config)
     for name in section.controls:
         note_control(name, pages, scored(controls[name](rollouts, model.tokenizer)))
 

@@ -18,7 +18,7 @@ comes to believe them more than any that a policy writes deserve: those are for 
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +31,19 @@ from rntp.data.corpus import Corpus, marker_ids, open_corpus, open_data
 from rntp.data.manifest import Manifest
 from rntp.data.token_ids import to_codes
 from rntp.errors import ConfigError
-from rntp.evaluation.pieces import RULES, lost_and_window, pieces, written
+from rntp.evaluation.chosen_pieces import CHOSEN, chosen_piece
+from rntp.evaluation.pieces import RULES, lost_and_window, written
 from rntp.model import LanguageModel
 from rntp.model.opening import open_to_compute
-from rntp.model.reading import LossReads, read_behind
+from rntp.model.reading import read_behind
 from rntp.model.thought_tree import thought_branch
 from rntp.model.tokenizer import decode, prefix_ids
-from rntp.objective.forward import build_tree, forward
 from rntp.placement.placer import training_placer
 from rntp.rng import uniform
 from rntp.runtime.progress import Bars
 from rntp.traces.shards import token_id_writer
 from rntp.types import Context, Known, Rollout, Thought
 
-BEST = "best_piece"
 KINDS = ("read", "bare", "write")
 
 
@@ -69,10 +68,10 @@ def write_memories(
 ) -> dict[str, Any]:
     """Write a corpus of memories of the first `contexts` contexts that a config trains on.
 
-    rules: taken in turn, by position; `best_piece` asks the model which piece gains most, of
-    `pieces_tried` evenly spaced ones. kinds: which documents each position gives. Returns the
-    provenance, published beside the shards as memories.json. Raises ConfigError and DataError,
-    each with the remedy.
+    rules: taken in turn, by position; those of `rntp.evaluation.chosen_pieces` try `pieces_tried`
+    evenly spaced pieces. kinds: which documents each position gives. Returns the provenance,
+    published beside the shards as memories.json. Raises ConfigError and DataError, each with the
+    remedy.
     """
     window = config.reading.window
     if window is None:
@@ -82,10 +81,10 @@ def write_memories(
             "memories by rule are pieces of all that a window loses; set reading.piece to null "
             "here: a model that reads them reads those of a chain"
         )
-    unknown = [rule for rule in rules if rule not in (*RULES, BEST)]
+    unknown = [rule for rule in rules if rule not in (*RULES, *CHOSEN)]
     if unknown or not rules:
         raise ConfigError(
-            f"--rules: {', '.join(unknown) or 'none'}; there are {', '.join((*RULES, BEST))}"
+            f"--rules: {', '.join(unknown) or 'none'}; there are {', '.join((*RULES, *CHOSEN))}"
         )
     strange = [kind for kind in kinds if kind not in KINDS]
     if strange or not kinds:
@@ -173,25 +172,11 @@ def _memory(
     """Write the memory of a position by a rule."""
     window, tokens = config.reading.window, config.thought.thought_tokens
     assert window is not None
+    if rule in CHOSEN:
+        return written(chosen_piece(model, rollout, position, rule, config, pieces_tried))
     lost, kept = lost_and_window(rollout, position, window)
-    if rule != BEST:
-        draw = uniform(config.run.seed, "piece", rollout.context.ordinal, position).item()
-        return written(RULES[rule](lost, kept, tokens, draw))
-    found = pieces(lost, tokens)
-    if len(found) > pieces_tried:
-        chosen = torch.linspace(0, len(found) - 1, pieces_tried).round().long().tolist()
-        found = [found[n] for n in chosen]
-    group = tuple(written(piece) for piece in found)
-    return group[_best(model, replace(rollout, positions=(position,), thoughts=(group,)), config)]
-
-
-@torch.no_grad()
-def _best(model: LanguageModel, rollout: Rollout, config: Config) -> int:
-    """Find which memory makes the continuation most likely."""
-    reads = LossReads(window=config.reading.window)
-    tree = build_tree(model, [rollout], config.reward.horizon, reads)
-    outputs = forward(model, tree, temperature=config.thought.temperature)
-    return int(outputs.think_logp_PGH[0].sum(dim=1).argmax())
+    draw = uniform(config.run.seed, "piece", rollout.context.ordinal, position).item()
+    return written(RULES[rule](lost, kept, tokens, draw))
 
 
 def _write(
