@@ -401,10 +401,19 @@ class Checkpoint(Section):
     """Steps between checkpoints. The last step and a stop request are always saved."""
     keep: Positive = 2
     """Newest checkpoints to keep."""
-    asynchronous: bool = False
-    """Write while training goes on: only the next update waits until weights and moments are copied
-    to buffers in the host's memory, which take as much as a checkpoint does. The last step and a
-    stop request wait for the disk."""
+    asynchronous: (
+        bool
+        | Annotated[dict[Literal["copies_gib"], Annotated[float, Field(gt=0)]], Field(min_length=1)]
+    ) = False
+    """Write while training goes on. What is not on the disk when the next update comes is copied
+    to the host's memory, with {copies_gib: N} so many GiB at most a rank: then that update waits
+    for the rest. The last step and a stop request wait for the disk."""
+
+    @property
+    def copies_bytes(self) -> float | None:
+        """Bytes that copies of a rank may take; None is no limit."""
+        gib = self.asynchronous.get("copies_gib") if isinstance(self.asynchronous, dict) else None
+        return None if gib is None else gib * (1 << 30)
 
 
 Control = Literal[

@@ -47,10 +47,12 @@ def save(
     state: Mapping[str, Any],
     keep: int,
     ranks: Ranks = SINGLE_RANK,
+    source: Callable[[str], shards.Source] = lambda stem: shards.Source(),
 ) -> Path:
     """Write `step_<step>`, and `prune` to the newest `keep`; a collective.
 
     tensors: by stem, by name; shards (DTensor) or, alike on all ranks, whole. state: JSON facts.
+    source: of a stem, where its numbers are by the time that they are written.
     What lies under the name of the step, a damaged checkpoint that a resume passed over, is
     replaced. Raises CheckpointError if the disk does not take it; the others are untouched.
     """
@@ -58,7 +60,7 @@ def save(
     staging = folder / f"{_WRITING}{final.name}"
 
     def write(stem: str) -> dict[str, dict[str, Any]]:
-        table = _table(staging, shards.write(staging / stem, tensors[stem], ranks))
+        table = _table(staging, shards.write(staging / stem, tensors[stem], ranks, source(stem)))
         fault_point("save.file", files=staging)
         return table
 

@@ -9,7 +9,7 @@ import os
 import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import RawIOBase
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,27 @@ _OF_THE_DISK = (OSError, RuntimeError, ValueError, KeyError, AssertionError)
 _Part = tuple[str, torch.Size, Tensor]  # name, where it lies in the whole tensor, numbers
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> list[Path]:
+class Source:
+    """Where the numbers of tensors are while they are written: in the tensors, which nobody changes
+    meanwhile. `rntp.training.snapshot` has another."""
+
+    def planned(self, names: Sequence[str]) -> None:
+        """Be told what this rank writes, before it does; the others are not read here."""
+
+    def reading(self, names: Sequence[str]) -> AbstractContextManager[Mapping[str, Tensor]]:
+        """Give, while these are written into one file, what stands for some of them."""
+        return nullcontext({})
+
+
+def write(
+    folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks, source: Source | None = None
+) -> list[Path]:
     """Write tensors and shards by name, and flush them to the disk; the files of this rank.
 
     Whole tensors, which all ranks have, are written by one of them. A collective: if it fails on
     one rank, it raises OSError on all.
     """
-    writer = _Writer(folder, _files(tensors), ranks.rank)
+    writer = _Writer(folder, _files(tensors), ranks.rank, source or Source())
     with _errors_of_the_disk():
         dcp.save(
             {name: tensor.detach() for name, tensor in tensors.items()},
@@ -94,21 +108,23 @@ class _Writer(StorageWriter):
     before it writes it, twice, and has the names in another order every time.
     """
 
-    def __init__(self, folder: Path, files: Mapping[str, int], rank: int) -> None:
+    def __init__(self, folder: Path, files: Mapping[str, int], rank: int, source: Source) -> None:
         self.paths: list[Path] = []
-        self._folder, self._files, self._rank = folder, files, rank
+        self._folder, self._files, self._rank, self._source = folder, files, rank, source
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         found: list[WriteResult] = []
         last = max(self._files.values())
+        self._source.planned([item.index.fqn for item in plan.items])
         for number in range(1, last + 1):
             items = [item for item in plan.items if self._files[item.index.fqn] == number]
             if not items:
                 continue
             name = f"shard-{self._rank + 1:05d}-model-{number:05d}-of-{last:05d}.safetensors"
             self.paths.append(self._folder / name)
-            parts = [_part(item, planner) for item in items]
-            _write_file(self.paths[-1], parts)
+            with self._source.reading([item.index.fqn for item in items]) as others:
+                parts = [_part(item, planner, others) for item in items]
+                _write_file(self.paths[-1], parts)
             sizes = [tensor.nbytes for _, _, tensor in parts]
             found += [WriteResult(i.index, n, name) for i, n in zip(items, sizes, strict=True)]
         done: Future[list[WriteResult]] = Future()
@@ -135,11 +151,13 @@ class _Writer(StorageWriter):
         return True
 
 
-def _part(item: WriteItem, planner: SavePlanner) -> _Part:
+def _part(item: WriteItem, planner: SavePlanner, others: Mapping[str, Tensor]) -> _Part:
     tensor = planner.resolve_data(item)
     assert isinstance(tensor, Tensor)
     assert item.tensor_data is not None
-    return item.index.fqn, item.tensor_data.chunk.offsets, tensor
+    other = others.get(item.index.fqn, tensor)
+    assert other.shape == tensor.shape
+    return item.index.fqn, item.tensor_data.chunk.offsets, other
 
 
 def _write_file(path: Path, parts: Sequence[_Part]) -> None:

@@ -225,7 +225,9 @@ def memory_parts(
         "buffers of saves": 0.0,
     }
     if config.checkpoint.asynchronous and kind != "cuda":
-        found["buffers of saves"] = checkpoint_bytes(config, shape.parameters) / ranks
+        most = config.checkpoint.copies_bytes
+        whole = checkpoint_bytes(config, shape.parameters) / ranks
+        found["buffers of saves"] = whole if most is None else min(whole, most)
     if narrow == 2 and kind == "cpu":
         # Packed, and the head in float32; see `rntp.model.packed_weights`.
         head = (wide - narrow) * shape.vocabulary * shape.hidden

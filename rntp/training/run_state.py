@@ -67,16 +67,15 @@ class RunState:
     def open_saver(self, done: int, log: RunLog | NoLog) -> Saver:
         """Make what writes the checkpoints. done: steps of which the newest is."""
         section = self._config.checkpoint
-        saver = Saver(
+        return Saver(
             self._config.run.dir / "checkpoints",
             section.keep,
             self._ranks,
-            asynchronous=section.asynchronous,
+            asynchronous=bool(section.asynchronous),
+            copies_bytes=section.copies_bytes,
             log=log,
             saved=done,
         )
-        saver.prepare(self.tensors())
-        return saver
 
     def save(self, step: int, saver: Saver, check: Callable[[], None], *, wait: bool) -> None:
         """Save the state after a step; see `Saver.save`. check: called often; raises to stop."""

@@ -1,27 +1,25 @@
 """Saving checkpoints, at once or while the training goes on.
 
-Asynchronous: a thread copies the tensors to buffers in the host's memory, writes, hashes and
-commits them. Training goes on at once, since sampling, forward and backward change nothing that is
-saved; only the next update waits until the copies are there. There is one set of buffers, so a save
-waits for the one before it. What the thread says to other ranks goes through a process group of its
-own: messages of two threads in one group would meet in any order.
+Asynchronous: a thread writes, hashes and commits the tensors themselves, and training goes on at
+once; what is not written when the next update comes is copied then, or waited for (see
+`rntp.training.snapshot`). A save waits for the one before it. What the thread says to other ranks
+goes through a process group of its own: messages of two threads in one group would meet in any
+order.
 """
 
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 from typing import Any, TypeVar
-
-import torch
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from rntp.errors import CheckpointError
 from rntp.run import checkpoint
+from rntp.run.checkpoint_shards import Source
 from rntp.run.log import NoLog, RunLog
 from rntp.runtime.ranks import Ranks
+from rntp.training.snapshot import Snapshot
 
 T = TypeVar("T")
 
@@ -42,25 +40,19 @@ class Saver:
         ranks: Ranks,
         *,
         asynchronous: bool,
+        copies_bytes: float | None = None,
         log: RunLog | NoLog,
         saved: int,
     ) -> None:
         self.saved = saved
         self._folder, self._keep, self._log = folder, keep, log
         self._ranks = ranks.apart() if asynchronous else ranks
-        self._asynchronous = asynchronous
-        self._buffers: dict[tuple[str, str], Tensor] = {}
+        self._asynchronous, self._copies_bytes = asynchronous, copies_bytes
+        self._snapshot = Snapshot({})
         self._thread: Thread | None = None
-        self._copied = Event()
-        self._copied.set()
         self._stall_s = 0.0  # of the save in flight
         self._report: Callable[[], None] = lambda: None
         self._failed: list[CheckpointError] = []  # in a row
-
-    def prepare(self, tensors: checkpoint.Tensors) -> None:
-        """Make the buffers before the first save has to."""
-        if self._asynchronous:
-            self._stage(tensors)
 
     def save(
         self,
@@ -94,7 +86,7 @@ class Saver:
             stall = time.perf_counter() - start
             self._log.message(f"saved {path} (training stood still for {stall:.2f} s)")
             return
-        self._copied.clear()
+        self._snapshot = Snapshot(tensors, self._copies_bytes)
         self._thread = Thread(
             target=self._write_behind, args=(step, tensors, state, start), name="checkpoint"
         )
@@ -102,9 +94,9 @@ class Saver:
         self._stall_s = time.perf_counter() - start
 
     def let_change(self) -> None:
-        """Wait until what is being saved is copied: before it is changed."""
+        """Copy what is being saved, or wait until it is: before it is changed."""
         start = time.perf_counter()
-        self._copied.wait()
+        self._snapshot.let_change()
         self._stall_s += time.perf_counter() - start
 
     def poll(self) -> None:
@@ -119,10 +111,15 @@ class Saver:
             self._thread = None
             self._report()
 
-    def _write(self, step: int, tensors: checkpoint.Tensors, state: Mapping[str, Any]) -> Path:
-        path = self._count(
-            lambda: checkpoint.save(self._folder, step, tensors, state, self._keep, self._ranks)
-        )
+    def _write(
+        self,
+        step: int,
+        tensors: checkpoint.Tensors,
+        state: Mapping[str, Any],
+        *more: Callable[[str], Source],
+    ) -> Path:
+        where = self._folder, step, tensors, state, self._keep, self._ranks
+        path = self._count(lambda: checkpoint.save(*where, *more))
         self._failed.clear()
         self.saved = step
         return path
@@ -159,12 +156,9 @@ class Saver:
         start: float,
     ) -> None:
         """In the thread, which leaves the telling to the one that trains."""
+        snapshot = self._snapshot
         try:
-            try:
-                staged = self._stage(tensors)
-            finally:
-                self._copied.set()
-            path = self._write(step, staged, state)
+            path = self._write(step, tensors, state, snapshot.of)
         except CheckpointError as error:
             failure = error
             self._report = lambda: self._tell_failure(failure)
@@ -172,39 +166,11 @@ class Saver:
         except BaseException as error:
             self._report = partial(_raise, error)
             return
+        finally:
+            snapshot.close()
         took = time.perf_counter() - start
         self._report = lambda: self._log.message(
             f"saved {path} (training stood still for {self._stall_s:.2f} s of {took:.2f} s)"
-        )
-
-    @torch.no_grad()
-    def _stage(self, tensors: checkpoint.Tensors) -> checkpoint.Tensors:
-        """Copies in the buffers, shards as shards."""
-        staged: dict[str, dict[str, Tensor]] = {}
-        for stem, group in tensors.items():
-            staged[stem] = {}
-            for name, tensor in group.items():
-                local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-                buffer = self._buffers.get((stem, name))
-                if buffer is None:
-                    buffer = torch.empty_like(local, device="cpu", pin_memory=local.is_cuda)
-                    self._buffers[stem, name] = buffer
-                buffer.copy_(local, non_blocking=True)
-                staged[stem][name] = self._like(tensor, buffer)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return staged
-
-    def _like(self, tensor: Tensor, buffer: Tensor) -> Tensor:
-        if not isinstance(tensor, DTensor):
-            return buffer
-        return DTensor.from_local(
-            buffer,
-            self._ranks.host_mesh,
-            tensor.placements,
-            run_check=False,
-            shape=tensor.shape,
-            stride=tensor.stride(),
         )
 
 
