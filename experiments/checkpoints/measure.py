@@ -9,9 +9,13 @@ at_once      written while training waits
 stall        asynchronous: what `save` and, after a piece of work in place of the next step's
              rollout, `let_change` take together
 stall_worst  the same without the work: the update comes at once
+tight_worst  and copies may take a quarter of a GiB, so that it waits for the disk
 behind       until the asynchronous save of `stall` is on the disk
 work_alone, work_beside   that piece of work (matrix products) by itself, and while a checkpoint is
              written, which takes computing and memory bandwidth from it
+
+Then a state of `--large-gb`, made up of one tensor under many names, whose update comes at once,
+with copies of 1 GiB at most: what memory the save takes.
 """
 
 import argparse
@@ -54,9 +58,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Plain)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--repeats", type=int, default=6, help="saves of each kind")
+    parser.add_argument("--large-gb", type=float, default=20.0, help="of the large state")
     arguments = parser.parse_args()
     keep_freed_memory()
-    found = measure(SMOLLM2_135M, arguments.repeats, arguments.out.parent)
+    large = measure_large(arguments.large_gb, arguments.out.parent)
+    found = measure(SMOLLM2_135M, arguments.repeats, arguments.out.parent) | {"large": large}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))
@@ -69,29 +75,23 @@ def measure(shape: LlamaConfig, repeats: int, beside: Path) -> dict[str, Any]:
     tensors = {"weights": optimizer.masters, "moments": optimizer.moments()}
     seconds: dict[str, list[float]] = {
         name: []
-        for name in ("at_once", "stall", "stall_worst", "behind", "work_alone", "work_beside")
+        for name in (
+            *("at_once", "stall", "stall_worst", "tight_worst"),
+            *("behind", "work_alone", "work_beside"),
+        )
     }
     load = [load_average()]
     beside.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".saves-", dir=beside))
     try:
         log = _Log()
-        savers = {
-            asynchronous: Saver(
-                folder,
-                1,
-                SINGLE_RANK,
-                asynchronous=asynchronous,
-                log=log,
-                saved=0,
-            )
-            for asynchronous in (False, True)
-        }
-        savers[True].prepare(tensors)
+        at_once, behind, tight = (
+            Saver(folder, 1, SINGLE_RANK, log=log, saved=0, asynchronous=kind, copies_bytes=most)
+            for kind, most in ((False, None), (True, None), (True, 1 << 28))
+        )
         memory = peak_bytes()
-        behind = savers[True]
-        for first in range(1, 3 * repeats, 3):
-            seconds["at_once"].append(_seconds(savers[False].save, first, tensors, {}))
+        for first in range(1, 4 * repeats, 4):
+            seconds["at_once"].append(_seconds(at_once.save, first, tensors, {}))
             seconds["work_alone"].append(_seconds(_work))
             start = time.perf_counter()
             stall = _seconds(behind.save, first + 1, tensors, {})
@@ -99,10 +99,13 @@ def measure(shape: LlamaConfig, repeats: int, beside: Path) -> dict[str, Any]:
             seconds["stall"].append(stall + _seconds(behind.let_change))
             behind.wait()
             seconds["behind"].append(time.perf_counter() - start)
-            stall = _seconds(behind.save, first + 2, tensors, {})
-            seconds["stall_worst"].append(stall + _seconds(behind.let_change))
-            behind.wait()
-        assert len(log.said) == 3 * repeats, log.said
+            for number, (name, saver) in enumerate(
+                (("stall_worst", behind), ("tight_worst", tight))
+            ):
+                stall = _seconds(saver.save, first + 2 + number, tensors, {})
+                seconds[name].append(stall + _seconds(saver.let_change))
+                saver.wait()
+        assert len(log.said) == 4 * repeats, log.said
         assert all(STALL.search(text) for text in log.said), log.said
         size = checkpoint.num_bytes(checkpoint.committed(folder)[-1][1])
     finally:
@@ -123,6 +126,38 @@ def measure(shape: LlamaConfig, repeats: int, beside: Path) -> dict[str, Any]:
         "torch": torch.__version__,
         "command": "make save-stall",
     }
+
+
+def measure_large(gigabytes: float, beside: Path) -> dict[str, Any]:
+    """Seconds and memory of a save whose update comes at once, with copies of 1 GiB at most."""
+    one = torch.ones(1 << 26)  # 268 MB
+    number = int(gigabytes * 1e9 / one.nbytes)
+    tensors = {"weights": {f"layer {n}": one.view(-1) for n in range(number)}}
+    beside.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".saves-", dir=beside))
+    try:
+        saver = Saver(
+            folder,
+            1,
+            SINGLE_RANK,
+            asynchronous=True,
+            copies_bytes=1 << 30,
+            log=_Log(),
+            saved=0,
+        )
+        before, start = peak_bytes(), time.perf_counter()
+        saver.save(1, tensors, {})
+        saver.let_change()
+        stall = time.perf_counter() - start
+        saver.wait()
+        return {
+            "gb": number * one.nbytes / 1e9,
+            "stall_s": stall,
+            "until_on_disk_s": time.perf_counter() - start,
+            "more_memory_gb": (peak_bytes() - before) / 1e9,
+        }
+    finally:
+        shutil.rmtree(folder)
 
 
 def _work(size: int = 1024, times: int = 40) -> None:
