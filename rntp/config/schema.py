@@ -12,6 +12,7 @@ from pydantic import (
 
 from rntp.config import files, identity, load
 from rntp.config.correction import Correction, correction_of
+from rntp.config.evaluation import Evaluation
 from rntp.config.optim import Optim
 from rntp.config.rollout import RolloutSection
 from rntp.config.rules import RULES, WARNINGS, broken_rules
@@ -19,7 +20,6 @@ from rntp.config.sections import (
     Baseline,
     Checkpoint,
     Data,
-    Evaluation,
     Log,
     Model,
     Objective,
