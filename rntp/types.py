@@ -315,8 +315,8 @@ class RewardInputs:
     thought_ids: for each of P positions a list of G id tensors, markers left out. noise_PG: float64
     uniform draws in [0, 1), a function of the run seed and the thought's indices. discount: γ in
     (0, 1]. token_cost_P: nats that a thought token costs by now. num_calls_PG: calls of tools, and
-    call_cost: nats that each costs. length_budget_P: tokens that a
-    thought should have by now.
+    call_cost_P: nats that each costs by now. length_budget_P: tokens that a thought should have by
+    now.
     answer_ids: as thought_ids, what the policy wrote after the thought, without the end token.
     true_ids: [P] id tensors, the true text from the position to the end of the context.
     collision_PGH: Σ_v p_v² over the vocabulary of each prediction with the thought, for schemes
@@ -337,7 +337,7 @@ class RewardInputs:
     discount: float
     token_cost_P: Tensor = field(default_factory=lambda: torch.zeros(1))
     num_calls_PG: Tensor = field(default_factory=lambda: torch.zeros(1))
-    call_cost: float = 0.0
+    call_cost_P: Tensor = field(default_factory=lambda: torch.zeros(1))
     length_budget_P: Tensor = field(default_factory=lambda: torch.ones(1))
     answer_ids: list[list[Tensor]] = field(default_factory=list)
     true_ids: list[Tensor] = field(default_factory=list)

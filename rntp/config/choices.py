@@ -193,6 +193,12 @@ SCHEMES: dict[str, dict[str, Parameter]] = {
             "has paid",
         ),
         "call_cost": Parameter(Weight, 0.0, (), "what a call of a tool costs, nats"),
+        "call_cost_after": Parameter(
+            NonNegative,
+            0,
+            (),
+            "steps without that price: until a policy has found what to ask, nearly all calls cost",
+        ),
     },
     "length_triangle": {
         "length_budget": Parameter(

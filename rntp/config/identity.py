@@ -83,6 +83,8 @@ def _leave_out_unread(facts: dict[str, Any], config: Config) -> None:
     net_gain = facts["reward"]["scheme"].get("net_gain", {})
     if net_gain.get("call_cost") == 0:
         del net_gain["call_cost"]
+    if "call_cost" not in net_gain or net_gain["call_cost_after"] == 0:
+        net_gain.pop("call_cost_after", None)
     others: dict[str, Any] = {}
     if config.rollout.samplers.max_age:  # else samplers change nothing
         others["max_age"] = config.rollout.samplers.max_age

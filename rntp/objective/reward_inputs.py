@@ -30,10 +30,10 @@ def gather(
     device, shape = logp_think_PGH.device, logp_think_PGH.shape[:2]
     thoughts = [group for r in rollouts for group in r.thoughts]
     section = config.reward
-    cost = partial(
-        token_cost,
-        section.parameters("net_gain")["token_cost"],
-        int(section.parameters("net_gain")["token_cost_after"]),
+    net_gain = section.parameters("net_gain")
+    of_token, of_call = (
+        partial(price, net_gain[name], int(net_gain[f"{name}_after"]))
+        for name in ("token_cost", "call_cost")
     )
     start = (
         int(section.parameters("length_triangle")["length_budget"])
@@ -57,11 +57,11 @@ def gather(
         thought_ids=[[t.content for t in g] for g in thoughts],
         noise_PG=_noise(rollouts, shape[1], config.run.seed).to(device),
         discount=config.reward.discount,
-        token_cost_P=_by_position(rollouts, cost).to(device),
+        token_cost_P=_by_position(rollouts, of_token).to(device),
         num_calls_PG=torch.tensor(
             [[len(t.calls) for t in g] for g in thoughts], device=device
         ).view(shape),
-        call_cost=section.parameters("net_gain")["call_cost"],
+        call_cost_P=_by_position(rollouts, of_call).to(device),
         length_budget_P=_by_position(rollouts, budget).to(device),
         answer_ids=[[t.answer for t in g] for g in thoughts],
         collision_PGH=torch.zeros(1) if collision_PGH is None else collision_PGH,
@@ -89,8 +89,9 @@ def length_budget(start: int, half_life: int, updates: int) -> int:
     return max(1, math.floor(shrunk))
 
 
-def token_cost(cost: float, after: int, updates: int) -> float:
-    """Nats that a token costs a policy with so many updates behind it: none before `after`."""
+def price(cost: float, after: int, updates: int) -> float:
+    """Nats that a token or a call costs a policy with so many updates behind it: none before
+    `after`."""
     return cost if updates >= after else 0.0
 
 

@@ -17,4 +17,4 @@ def net_gain(inputs: RewardInputs) -> Tensor:
     − call cost · calls, nats, [P, G]. What tools give costs nothing by its length.
     """
     cost = inputs.token_cost_P[:, None] * inputs.num_tokens_PG
-    return log_ratio(inputs) - cost - inputs.call_cost * inputs.num_calls_PG
+    return log_ratio(inputs) - cost - inputs.call_cost_P[:, None] * inputs.num_calls_PG

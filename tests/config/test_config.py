@@ -551,6 +551,7 @@ def test_a_choice_carries_its_parameters() -> None:
         "token_cost": 0.2,
         "token_cost_after": 0,
         "call_cost": 0.0,
+        "call_cost_after": 0,
     }
     assert config.reward.parameters("length_triangle")["length_budget"] == 6
     assert config.reward.names == ("log_ratio", "net_gain", "length_triangle", "logprob")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rntp import rewards
-from rntp.objective.reward_inputs import length_budget, token_cost
+from rntp.objective.reward_inputs import length_budget, price
 from rntp.types import RewardInputs
 
 EDGE = 1e-6
@@ -168,10 +168,10 @@ def test_net_gain() -> None:
     assert reward("net_gain", given) == pytest.approx([gain, gain - 0.03, gain - 1])
     free = replace(given, token_cost_P=torch.zeros(1))
     assert reward("net_gain", free) == reward("log_ratio", free)
-    calls = replace(free, num_calls_PG=torch.tensor([[0, 1, 3]]), call_cost=0.2)
+    calls = replace(free, num_calls_PG=torch.tensor([[0, 1, 3]]), call_cost_P=torch.tensor([0.2]))
     assert reward("net_gain", calls) == pytest.approx([gain, gain - 0.2, gain - 0.6])
-    assert [token_cost(0.03, 90, updates) for updates in (0, 89, 90, 200)] == [0, 0, 0.03, 0.03]
-    assert token_cost(0.03, 0, 0) == 0.03
+    assert [price(0.03, 90, updates) for updates in (0, 89, 90, 200)] == [0, 0, 0.03, 0.03]
+    assert price(0.03, 0, 0) == 0.03
 
 
 def test_length_triangle() -> None:
