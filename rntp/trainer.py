@@ -211,7 +211,7 @@ class Trainer:
 
     def _record(self, step: int, updates: Sequence[Update], stats: StepStats) -> None:
         """Let what follows training see the step, and write down what it was."""
-        config, asked = self.config, self.passes.ask.num_tokens(stats.rollouts)
+        config, asked = self.config, self.passes.num_asked(stats.rollouts)
         more = {"stop": float(self.stop.received is not None), "damaged": self.state.new_damage}
         more |= audit_numbers(self.sampling.engine, step)
         whole = WholeStep.exchange(stats, self.ranks, asked, more)

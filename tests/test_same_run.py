@@ -33,7 +33,9 @@ ANOTHER = "objective.advantage=step"
 SOLVING = ["placement.positions_per_doc=1", "thought.answer_tokens=4"]
 # Judges outside of the run, and tasks, have tests of their own (tests/judges, tests/training).
 HERE = sorted(
-    name for name, needs in rewards.NEEDS.items() if not needs.outside and not needs.tasks
+    name
+    for name, needs in rewards.NEEDS.items()
+    if not needs.outside and not needs.tasks and not needs.recall
 )
 ALL_SCHEMES = f"reward.shadows=[{', '.join(HERE)}]"
 
@@ -46,6 +48,7 @@ OPTIONS = [
     ["placement.entropy_band=[0.5, 9]", "placement.surprise_band=[0.1, 100]"],
     ["placement.interleaved=true", "placement.policy=learnability", "model.dtype=float32"],
     ["reading.window=6", *EVALUATED, "evaluation.controls=[shuffled]"],
+    ["reading.window=6", "reward.scheme={log_ratio: 1, recall: 0.5}"],
     ["reading.window=0", "placement.interleaved=true", "objective.continuation_weight=0", ANOTHER],
     ["reading.window=4", "reading.piece=8", *EVALUATED, "evaluation.controls=[shuffled]"],
     ["reading.window=9", "baseline.weights=ema", "baseline.decay=0.9", "baseline.use=clip"],

@@ -18,8 +18,7 @@ from rntp.config import Config
 from rntp.evaluation.controls import Control
 from rntp.evaluation.pieces import last_piece, lost_and_window, pieces, written
 from rntp.model import LanguageModel
-from rntp.model.reading import LossReads
-from rntp.objective.forward import build_tree, forward
+from rntp.model.forgetful import memory_logp
 from rntp.types import Rollout, Thought
 
 CHOSEN = ("likely_piece", "best_piece")
@@ -53,23 +52,10 @@ def chosen_piece(
     behind, horizon = window, config.reward.horizon
     if rule == "likely_piece":
         position, behind, horizon = position - len(kept), 0, len(kept)
-    return found[int(_logp(model, rollout, position, found, behind, horizon).argmax())]
-
-
-@torch.no_grad()
-def _logp(
-    model: LanguageModel,
-    rollout: Rollout,
-    position: int,
-    found: Sequence[Tensor],
-    window: int,
-    horizon: int,
-) -> Tensor:
-    """log p of the `horizon` tokens behind a position, read behind each piece: [N], nats."""
     group = tuple(written(piece) for piece in found)
     one = replace(rollout, positions=(position,), thoughts=(group,))
-    tree = build_tree(model, [one], horizon, LossReads(window=window))
-    return forward(model, tree, temperature=1.0).think_logp_PGH[0].sum(dim=1)
+    (logp,) = memory_logp(model, [one], behind, horizon)
+    return found[int(logp[0].sum(dim=1).argmax())]
 
 
 def chosen_controls(model: LanguageModel, config: Config) -> dict[str, Control]:

@@ -19,6 +19,7 @@ from rntp.evaluation.pages import (
     arrays,
     note_control,
     positions_of,
+    score_memories,
     score_pages,
     whole_pages,
 )
@@ -91,7 +92,7 @@ def evaluate(
 
     num_scored = 0
 
-    def scored(rollouts: Sequence[Rollout], longer: int = 0) -> list[Page]:
+    def scored(rollouts: Sequence[Rollout], *, control: bool = False) -> list[Page]:
         mine = ranks.share(rollouts)
 
         def told(count: int) -> None:
@@ -99,17 +100,20 @@ def evaluate(
             num_scored += count
             progress("score", num_scored, len(mine) * (1 + len(section.controls)))
 
-        found = ranks.join(
-            lambda: score_pages(model, mine, config, check, told, longer=longer), "evaluate"
-        )
-        return whole_pages(found)
+        def score() -> list[Page]:
+            if control and config.reading.window is not None:
+                return score_memories(model, mine, config, check, told)
+            longer = 0 if control else longer_by(config.memory_tokens)
+            return score_pages(model, mine, config, check, told, longer=longer)
+
+        return whole_pages(ranks.join(score, "evaluate"))
 
     rollouts = ranks.join(sample, "evaluate")
-    pages = scored(rollouts, longer_by(config.memory_tokens))
+    pages = scored(rollouts)
     controls = CONTROLS | rule_controls(config) | call_controls(model, config)
     controls |= chosen_controls(model, config)
     for name in section.controls:
-        note_control(name, pages, scored(controls[name](rollouts, model.tokenizer)))
+        note_control(name, pages, scored(controls[name](rollouts, model.tokenizer), control=True))
 
     before = _by_place(reference["pages"]) if reference else {}
     if section.decile_model:

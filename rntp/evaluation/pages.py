@@ -12,7 +12,7 @@ from rntp.config import Config
 from rntp.evaluation.next_token import predictions
 from rntp.evaluation.tool_use import calls_of
 from rntp.model import LanguageModel
-from rntp.model.forgetful import bare_logp
+from rntp.model.forgetful import bare_logp, memory_logp
 from rntp.model.microbatches import microbatches
 from rntp.model.reading import LossReads
 from rntp.model.token_bytes import ByteCounter
@@ -84,6 +84,34 @@ def score_pages(
                 number += 1
             pages.append(page)
         scored(len(piece))
+    return pages
+
+
+def score_memories(
+    model: LanguageModel,
+    rollouts: Sequence[Rollout],
+    config: Config,
+    check: Check,
+    scored: Callable[[int], None] = lambda count: None,
+) -> list[Page]:
+    """With a reading window: one page a rollout as of `score_pages`, but with nothing in it of how
+    its thoughts are read than their log-probs. For memories that no policy drew."""
+    window, horizon = config.reading.window, config.reward.horizon
+    assert window is not None
+    most, size = config.parallel.tokens_per_microbatch, config.rollout.docs_per_batch
+    pages: list[Page] = []
+    for first in range(0, len(rollouts), size):
+        check()
+        some = rollouts[first : first + size]
+        for rollout, think in zip(
+            some, memory_logp(model, some, window, horizon, most), strict=True
+        ):
+            page = _page(model, rollout, horizon)
+            for at, group in zip(page["positions"], think.tolist(), strict=True):
+                for thought, logp in zip(at["thoughts"], group, strict=True):
+                    thought["logp_think"] = logp
+            pages.append(page)
+        scored(len(some))
     return pages
 
 

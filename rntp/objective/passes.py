@@ -1,8 +1,10 @@
 """The forwards of a step, over one microbatch at a time."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from rntp import rewards
 from rntp.config import Config
@@ -21,6 +23,7 @@ from rntp.objective.quantities import (
     RewardsAndAdvantages,
     loss_reads,
 )
+from rntp.objective.recalling import open_recalling
 from rntp.objective.reference_model import Reference
 from rntp.objective.rewards_and_advantages import compute_rewards, sampler_logp
 from rntp.types import Rollout
@@ -38,7 +41,8 @@ class Passes:
         self._reads = loss_reads(config)
         self._watches = bool(routers(model.hf))
         self._decode = partial(decode, model.tokenizer)
-        self.ask = open_judge(model, config, reference.model if reference else None)
+        judge = open_judge(model, config, reference.model if reference else None)
+        self._asked = judge, open_recalling(model, config)
 
     @property
     def device(self) -> torch.device:
@@ -111,6 +115,15 @@ class Passes:
             reference_PH,
             reference_M,
             decode=self._decode,
-            verdicts={**self.ask(batch), **outside_verdicts(batch, config)},
+            verdicts=self._verdicts(batch),
         )
         return rewarded, OtherLogprobs(sampler_logp(batch).to(self._model.device), reference_M)
+
+    def num_asked(self, rollouts: Sequence[Rollout]) -> int:
+        """Count the tokens of the trees beside the step's own: the judge's, what is recalled."""
+        return sum(asked.num_tokens(rollouts) for asked in self._asked)
+
+    def _verdicts(self, batch: Batch) -> dict[str, Tensor]:
+        """What others than the continuation say of thoughts, by name: [P, G]."""
+        found = {name: said for asked in self._asked for name, said in asked(batch).items()}
+        return {**found, **outside_verdicts(batch, self.config)}

@@ -152,6 +152,10 @@ class Tokens:
         learning, learning_rows = config.branch_tokens, drawn + horizon
         if not reads.continuation:
             learning, learning_rows = config.learning_branch_tokens, drawn
+        asked = length + branches * judges * question if judges else 0
+        if any(rewards.NEEDS[name].recall for name in config.reward.names):
+            asked += positions * config.bare_tokens  # and behind every memory
+            asked += branches * (config.thought.thought_tokens + 2 + config.bare_tokens)
         return cls(
             tree=docs * (read + branches * config.branch_tokens + bare),
             learning=docs * (read + branches * learning + bare * reads.continuation),
@@ -166,7 +170,7 @@ class Tokens:
                 + document_rows * reads.context
                 + bare_rows * reads.continuation
             ),
-            asked=docs * (length + branches * judges * question) if judges else 0,
+            asked=docs * asked,
             plain=docs * plain,
             plain_learning=docs * plain_learning,
             plain_read=docs * (read + positions * prefix + branches * again),

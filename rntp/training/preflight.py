@@ -90,6 +90,14 @@ def _check_scheme(name: str, config: Config) -> None:
             f"reward scheme {name} is of tasks, and data.source names none: write "
             f"task:FILE.jsonl there, or take {name} out of reward.scheme and reward.shadows"
         )
+    apart = config.reading.piece is not None or config.placement.interleaved
+    if needs.recall and (config.reading.window is None or apart or config.data.has_tasks):
+        raise ConfigError(
+            f"reward scheme {name} reads again what a reading window has lost of a page, and here "
+            "nothing is, or not of one page that a thought has seen whole; set reading.window, "
+            "leave reading.piece and placement.interleaved as they are by default, train on pages "
+            f"alone, or take {name} out of reward.scheme and reward.shadows"
+        )
     if needs.outside and not config.reward.judges.use:
         raise ConfigError(
             f"reward scheme {name} asks judges, and reward.judges.use names none; name one, "

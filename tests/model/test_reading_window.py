@@ -13,7 +13,7 @@ from test_thought_tree import CASES, CLOSE, HORIZON, OPEN, load, make_rollout
 
 from rntp.errors import ConfigError
 from rntp.model import LanguageModel, load_model
-from rntp.model.forgetful import bare_logp
+from rntp.model.forgetful import bare_logp, memory_logp
 from rntp.model.reading import LossReads, read_behind, window_start
 from rntp.model.thought_tree import ThoughtTree, thought_branch
 from rntp.model.tokenizer import start_id
@@ -261,6 +261,20 @@ def test_other_weights_read_the_same_window(model_folders: dict[str, Path]) -> N
     longer = bare_logp(model, [PAGE, OTHER], 4, HORIZON)
     assert (longer - bare).abs().min() > 1e-6
     assert (reference.no_think([PAGE, OTHER], HORIZON) - bare).abs().min() > 1e-6
+
+
+def test_memories_alone_are_read_as_in_a_tree(model_folders: dict[str, Path]) -> None:
+    """What controls are scored by, for less: neither page nor policy is computed beside them."""
+    model, rollouts = load(model_folders["llama"]), [PAGE, OTHER]
+    for window in (0, 3):
+        tree = build_tree(model, rollouts, HORIZON, LossReads(window=window))
+        wanted = forward(model, tree, temperature=1.0).think_logp_PGH
+        for most in (1 << 14, 30):  # all at once, and some at a time
+            found = memory_logp(model, rollouts, window, HORIZON, most)
+            assert [len(one) for one in found] == [len(r.positions) for r in rollouts]
+            torch.testing.assert_close(torch.cat(found), wanted, rtol=1e-10, atol=1e-12)
+    bare = replace(PAGE, positions=(), thoughts=())
+    assert memory_logp(model, [bare, OTHER], 3, HORIZON)[0].shape == (0, 0, HORIZON)
 
 
 def test_earlier_thoughts_in_the_window_come_along() -> None:
