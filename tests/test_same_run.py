@@ -35,7 +35,7 @@ SOLVING = ["placement.positions_per_doc=1", "thought.answer_tokens=4"]
 HERE = sorted(
     name
     for name, needs in rewards.NEEDS.items()
-    if not needs.outside and not needs.tasks and not needs.recall
+    if not needs.outside and not needs.tasks and not needs.lost_span
 )
 ALL_SCHEMES = f"reward.shadows=[{', '.join(HERE)}]"
 
@@ -48,7 +48,7 @@ OPTIONS = [
     ["placement.entropy_band=[0.5, 9]", "placement.surprise_band=[0.1, 100]"],
     ["placement.interleaved=true", "placement.policy=learnability", "model.dtype=float32"],
     ["reading.window=6", *EVALUATED, "evaluation.controls=[shuffled]"],
-    ["reading.window=6", "reward.scheme={log_ratio: 1, recall: 0.5}"],
+    ["reading.window=6", "reward.scheme={log_ratio: 1, lost_span: 0.5}"],
     ["reading.window=0", "placement.interleaved=true", "objective.continuation_weight=0", ANOTHER],
     ["reading.window=4", "reading.piece=8", *EVALUATED, "evaluation.controls=[shuffled]"],
     ["reading.window=9", "baseline.weights=ema", "baseline.decay=0.9", "baseline.use=clip"],

@@ -59,7 +59,7 @@ def reward_schemes() -> str:
             *(["answers"] if needs.answers else []),
             *([f"a judge ({needs.judge})"] if needs.judge else []),
             *(["extra `text`"] if needs.package else []),
-            *(["a reading window"] if needs.recall else []),
+            *(["a reading window"] if needs.lost_span else []),
         ]
         lines.append(
             f"| `{name}` | {first_line(scheme)} | {rewards.BASELINES[name]} | {', '.join(wants)} |"

@@ -15,6 +15,7 @@ from rntp.model.thought_tree import ThoughtTree
 from rntp.model.tokenizer import decode
 from rntp.objective.forward import build_tree, forward, forward_with_gradients
 from rntp.objective.judge_model import open_judge
+from rntp.objective.lost_spans import open_lost_spans
 from rntp.objective.outside import outside_verdicts
 from rntp.objective.quantities import (
     ForwardOutputs,
@@ -23,7 +24,6 @@ from rntp.objective.quantities import (
     RewardsAndAdvantages,
     loss_reads,
 )
-from rntp.objective.recalling import open_recalling
 from rntp.objective.reference_model import Reference
 from rntp.objective.rewards_and_advantages import compute_rewards, sampler_logp
 from rntp.types import Rollout
@@ -42,7 +42,7 @@ class Passes:
         self._watches = bool(routers(model.hf))
         self._decode = partial(decode, model.tokenizer)
         judge = open_judge(model, config, reference.model if reference else None)
-        self._asked = judge, open_recalling(model, config)
+        self._asked = judge, open_lost_spans(model, config)
 
     @property
     def device(self) -> torch.device:
@@ -120,7 +120,7 @@ class Passes:
         return rewarded, OtherLogprobs(sampler_logp(batch).to(self._model.device), reference_M)
 
     def num_asked(self, rollouts: Sequence[Rollout]) -> int:
-        """Count the tokens of the trees beside the step's own: the judge's, what is recalled."""
+        """Count the tokens of the trees beside the step's own: the judge's, of lost spans."""
         return sum(asked.num_tokens(rollouts) for asked in self._asked)
 
     def _verdicts(self, batch: Batch) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ JudgeKind = Literal["self", "gold"]
 class Needs:
     """What a scheme asks of a run: answers to grade, a judge of them, an importable package (of the
     extra `text`), the collision probability of every prediction, judges outside of the run, tasks
-    that say what is right, a reading window that loses something to recall."""
+    that say what is right, a reading window that loses something."""
 
     answers: bool = False
     judge: JudgeKind | None = None
@@ -45,7 +45,7 @@ class Needs:
     collision: bool = False
     outside: bool = False
     tasks: bool = False
-    recall: bool = False
+    lost_span: bool = False
 
 
 NEEDS: dict[str, Needs] = {}
@@ -61,7 +61,7 @@ def register(
     collision: bool = False,
     outside: bool = False,
     tasks: bool = False,
-    recall: bool = False,
+    lost_span: bool = False,
 ) -> Callable[[Scheme], Scheme]:
     """Decorator that adds a scheme, with what it needs; a run that lacks it is refused at start.
 
@@ -71,7 +71,7 @@ def register(
     def add(scheme: Scheme) -> Scheme:
         REGISTRY.register(name)(scheme)
         BASELINES[name] = baseline
-        NEEDS[name] = Needs(answers, judge, package, collision, outside, tasks, recall)
+        NEEDS[name] = Needs(answers, judge, package, collision, outside, tasks, lost_span)
         return scheme
 
     return add
@@ -93,6 +93,7 @@ from rntp.rewards import (  # noqa: E402
     length_triangle,
     log_ratio,
     logprob,
+    lost_span,
     mean_prob,
     net_gain,
     positive_gain,
@@ -100,7 +101,6 @@ from rntp.rewards import (  # noqa: E402
     ppl_steps,
     prob,
     random,
-    recall,
     sample_bound,
     self_judge,
     weighted_log_ratio,
@@ -128,6 +128,7 @@ __all__ = [
     "length_triangle",
     "log_ratio",
     "logprob",
+    "lost_span",
     "mean_prob",
     "net_gain",
     "positive_gain",
@@ -135,7 +136,6 @@ __all__ = [
     "ppl_steps",
     "prob",
     "random",
-    "recall",
     "register",
     "sample_bound",
     "self_judge",

@@ -153,7 +153,7 @@ class Tokens:
         if not reads.continuation:
             learning, learning_rows = config.learning_branch_tokens, drawn
         asked = length + branches * judges * question if judges else 0
-        if any(rewards.NEEDS[name].recall for name in config.reward.names):
+        if any(rewards.NEEDS[name].lost_span for name in config.reward.names):
             asked += positions * config.bare_tokens  # and behind every memory
             asked += branches * (config.thought.thought_tokens + 2 + config.bare_tokens)
         return cls(

@@ -91,7 +91,7 @@ def _check_scheme(name: str, config: Config) -> None:
             f"task:FILE.jsonl there, or take {name} out of reward.scheme and reward.shadows"
         )
     apart = config.reading.piece is not None or config.placement.interleaved
-    if needs.recall and (config.reading.window is None or apart or config.data.has_tasks):
+    if needs.lost_span and (config.reading.window is None or apart or config.data.has_tasks):
         raise ConfigError(
             f"reward scheme {name} reads again what a reading window has lost of a page, and here "
             "nothing is, or not of one page that a thought has seen whole; set reading.window, "

@@ -37,7 +37,7 @@ def inputs(*answers: torch.Tensor) -> RewardInputs:
         true_ids=[truth],
         decode=lambda tokens: decode(TOKENIZER, tokens),
         verdicts={
-            "recall": torch.zeros(1, 1),
+            "lost_span": torch.zeros(1, 1),
             "self": torch.full((1, group), 0.25),
             "gold": torch.full((1, group), 0.75),
             "outside": torch.full((1, group), 0.5),

@@ -200,7 +200,7 @@ def test_groups_of_none() -> None:
         noise_PG=torch.zeros(0, 0),
         continuation_ids_PH=torch.zeros(0, 1, dtype=torch.int64),
         length_budget_P=torch.zeros(0),
-        verdicts=dict.fromkeys(("self", "gold", "outside", "recall"), torch.zeros(0, 0)),
+        verdicts=dict.fromkeys(("self", "gold", "outside", "lost_span"), torch.zeros(0, 0)),
         right_PG=torch.zeros(0, 0),
     )
     for name in rewards.REGISTRY:

@@ -11,9 +11,9 @@ from rntp.rewards import register
 from rntp.types import RewardInputs
 
 
-@register("recall", baseline="subtracts", recall=True)
-def recall(inputs: RewardInputs) -> Tensor:
+@register("lost_span", baseline="subtracts", lost_span=True)
+def lost_span(inputs: RewardInputs) -> Tensor:
     """r = Σ_k log p(y_k | memory, window before y) − log p(y_k | window before y), with y a span of
-    H lost tokens drawn by the counter, nats, [P, G]. See `rntp.objective.recalling`.
+    H lost tokens drawn by the counter, nats, [P, G]. See `rntp.objective.lost_spans`.
     """
-    return inputs.verdicts["recall"]
+    return inputs.verdicts["lost_span"]

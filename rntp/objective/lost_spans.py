@@ -23,14 +23,14 @@ from rntp.rng import uniform
 from rntp.types import Rollout
 
 
-def lost_span(position: int, window: int, horizon: int, draw: float) -> int | None:
+def span_start(position: int, window: int, horizon: int, draw: float) -> int | None:
     """Choose where a span of `horizon` tokens begins that lies before the window: an index of the
     page, 1 or more; None where what is lost is shorter. draw: uniform in [0, 1)."""
     places = position - window - horizon
     return 1 + int(draw * places) if places > 0 else None
 
 
-class Recalling:
+class LostSpans:
     """Reads lost spans behind the memories of rollouts, under the weights of that moment.
 
     window, horizon: of the readings, tokens. seed: of the draws. on: whether any scheme asks;
@@ -45,7 +45,7 @@ class Recalling:
 
     def __call__(self, rollouts: Sequence[Rollout]) -> dict[str, Tensor]:
         """Σ log p(span | memory, window before it) − the same without the memory, by the name
-        "recall": float32 [P, G], nats; 0 where nothing that long is lost."""
+        "lost_span": float32 [P, G], nats; 0 where nothing that long is lost."""
         if not self._on:
             return {}
         places = list(self._places(rollouts))
@@ -57,7 +57,7 @@ class Recalling:
             logp = logp.view(-1, 1 + group)  # of each position, the bare one first
             there = torch.tensor([place is not None for place in places])
             gain_PG[there.to(gain_PG.device)] = logp[:, 1:] - logp[:, :1]
-        return {"recall": gain_PG}
+        return {"lost_span": gain_PG}
 
     def num_tokens(self, rollouts: Sequence[Rollout]) -> int:
         """Tokens of these readings, for the account of the step's work."""
@@ -67,8 +67,8 @@ class Recalling:
         """Where the span of each position begins."""
         for rollout in rollouts:
             for position in rollout.positions:
-                draw = uniform(self._seed, "recall", rollout.context.ordinal, position).item()
-                yield lost_span(position, self._window, self._horizon, draw)
+                draw = uniform(self._seed, "lost_span", rollout.context.ordinal, position).item()
+                yield span_start(position, self._window, self._horizon, draw)
 
     def _readings(self, rollouts: Sequence[Rollout]) -> Iterator[Tensor]:
         """Sequences that end with a span: of every position that has one, without a memory and
@@ -89,12 +89,12 @@ class Recalling:
                     yield torch.cat([start, branch, behind])
 
 
-def open_recalling(model: LanguageModel, config: Config) -> Recalling:
+def open_lost_spans(model: LanguageModel, config: Config) -> LostSpans:
     """Make what the named schemes ask for; it computes nothing where none does."""
-    return Recalling(
+    return LostSpans(
         model,
         window=config.reading.window or 0,
         horizon=config.reward.horizon,
         seed=config.run.seed,
-        on=any(rewards.NEEDS[name].recall for name in config.reward.names),
+        on=any(rewards.NEEDS[name].lost_span for name in config.reward.names),
     )
