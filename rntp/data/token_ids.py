@@ -63,6 +63,6 @@ def given(document: Document) -> Tensor:
     codes = torch.tensor(document.metadata["token_ids"], dtype=torch.int64)
     opened, closed = codes == RESULT_OPEN, codes == RESULT_CLOSE
     inside = opened.long().cumsum(0) > closed.long().cumsum(0)
-    first = torch.arange(len(codes)) < document.metadata.get("given_tokens", 0)
+    first = torch.arange(len(codes)) < int(str(document.metadata.get("given_tokens", 0)))
     only_read = inside | closed | first
     return only_read if only_read.any() else torch.zeros(0, dtype=torch.bool)
