@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from rntp.grow.frontier import Region
-from rntp.rng import uniform
+from rntp.rng import one
 
 DISCOUNT = 0.5
 _SD, _SPREAD = 0.3, 0.1  # nats a token, of a page's gain and spread, before pages have shown theirs
@@ -94,7 +94,7 @@ def choose(
     """
     if not regions:
         raise ValueError("no region is open")
-    at_random, which = (uniform(seed, _PURPOSE, number, place).item() for place in (0, 1))
+    at_random, which = (_draw(seed, number, place) for place in (0, 1))
     values = [_value(known[r.name], seed, number, r.index) for r in regions]
     if at_random < random_share:
         picked = int(which * len(regions))
@@ -113,8 +113,11 @@ def _value(belief: Belief, seed: int, number: int, index: int) -> float:
 
 
 def _normal(seed: int, number: int, place: int) -> float:
-    draw = uniform(seed, _PURPOSE, number, place).item()
-    return NormalDist().inv_cdf(min(max(draw, 1e-12), 1 - 1e-12))
+    return NormalDist().inv_cdf(min(max(_draw(seed, number, place), 1e-12), 1 - 1e-12))
+
+
+def _draw(seed: int, number: int, place: int) -> float:
+    return one(seed, _PURPOSE, number << 20 | place)
 
 
 def _pooled_sd(groups: Sequence[Sequence[float]], before: float) -> float:

@@ -87,7 +87,8 @@ class Prober:
     ) -> dict[int, tuple[tuple[int, ...], Tensor]]:
         """By ordinal: positions, and gains of thoughts, nats a token, float64 [P, G]."""
         engine = open_engine(model, self.config, thoughts=self.thoughts, purpose=PURPOSE)
-        size, found = self.config.rollout.docs_per_batch, {}
+        size = self.config.rollout.docs_per_batch
+        found: dict[int, tuple[tuple[int, ...], Tensor]] = {}
         for first in range(0, len(contexts), size):
             rollouts = engine.sample(contexts[first : first + size], place, no_check)
             pages = score_pages(model, rollouts, self.config, no_check)

@@ -13,6 +13,7 @@ pytest.importorskip("datatrove", reason="extra `prep`")
 
 from web_of_regions import kind, known_worth
 
+import make_base  # isort: skip
 import serve  # isort: skip
 import web  # isort: skip
 from tokenizer import make_tokenizer  # isort: skip
@@ -69,12 +70,14 @@ def test_twice_the_learnable_pages_of_an_even_frontier_and_traps_cost_a_twentiet
     site: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     address, asked = site
-    learnt = grown(settings(tmp_path / "learnt", address, pages=400))
-    even = grown(settings(tmp_path / "even", address, pages=400, random_share=1.0))
+    make_base.write_base(tmp_path / "base", 60)  # whose pages the mirror copies
+    base = [tmp_path / "base"]
+    learnt = grown(settings(tmp_path / "learnt", address, pages=400), base)
+    even = grown(settings(tmp_path / "even", address, pages=400, random_share=1.0), base)
     found = requests_by_region(learnt)
     assert 400 <= found.total() <= 403  # the last page may be redirected
     assert sum(found[name] for name in (*web.TRAPS, "etc")) <= 0.05 * found.total()
-    assert found["trap"] > 0 and found["mirror"] > 0 and found["calendar"] > 0
+    assert all(found[name] > 0 for name in web.TRAPS)
     assert learnable_share(learnt) >= 2 * learnable_share(even)
     assert learnable_share(even) > 0.1
     # Nothing starves: every region of noise was looked at again by chance.
@@ -82,7 +85,7 @@ def test_twice_the_learnable_pages_of_an_even_frontier_and_traps_cost_a_twentiet
     # Links to other hosts and schemes were never asked for.
     assert all(path.startswith("/") and "other.example" not in path for path in asked)
     refused = [row for row in learnt.rows("page") if row["refused_links"]]
-    assert refused and refused[0]["region"].endswith("/trap")
+    assert refused[0]["region"].endswith("/trap")
     reasons = {row["outcome"] for row in learnt.rows("page")} - {READ}
     assert reasons <= {"redirect_loop", "not_allowed", "page_too_large", "too_slow", "http_status"}
 
@@ -128,7 +131,6 @@ def test_a_segment_holds_what_was_taken_and_not_what_was_there(
     others = [found.output / "segments" / "0001"]
     second = grown(settings(tmp_path / "two", site[0], pages=40), others)
     rows = [w for row in second.rows("worth") for w in row["pages"]]
-    assert {w["document"] for w in rows} - {None} & kept == set() | {None} - {None}
     assert not ({w["document"] for w in rows} & kept)
     assert sum(w["dropped"] == "duplicate" for w in rows) > 5
     # A page that is not what was written is not trained on.

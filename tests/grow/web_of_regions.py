@@ -7,7 +7,7 @@ from pathlib import Path
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 sys.path[:0] = [str(EXPERIMENTS / "grow"), str(EXPERIMENTS / "planted")]
 
-from rntp.rng import fraction
+from rntp.rng import fraction  # noqa: E402
 
 
 def kind(text: str) -> str:
