@@ -201,18 +201,21 @@ def _exchange(
 ) -> tuple[int, dict[str, str], bytes]:
     """Raises _Refused, TimeoutError past the deadline, and what sockets and http.client raise."""
     connection = _connection(url, max(deadline - time.monotonic(), 0.01))
-    late = threading.Event()
+    late, sockets = threading.Event(), list[socket.socket]()
 
     def end() -> None:
         late.set()
-        with contextlib.suppress(OSError):
-            connection.sock.shutdown(socket.SHUT_RDWR)
+        for each in sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
 
     # A socket's own timeout counts from byte to byte, and a host may send one a second.
     timer = threading.Timer(max(deadline - time.monotonic(), 0.01), end)
     body = bytearray()
     try:
         connection.connect()
+        # Kept here: http.client lets go of it when the response begins.
+        sockets.append(connection.sock)
         timer.start()
         parts = urlsplit(url)
         path = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"

@@ -1,9 +1,6 @@
 """The links of a page, in the order they stand in."""
 
-from typing import Any
-
-from rntp_data_prep.extract import Unextractable, bounded
-from rntp_data_prep.packages import module
+from rntp_data_prep.extract import start_tags
 from rntp_data_prep.web.urls import canonical
 
 MAX_LINKS = 500
@@ -13,35 +10,23 @@ MAX_LINKS = 500
 def links(html: str, url: str) -> list[str]:
     """Canonical addresses that a page links to, each once, MAX_LINKS at most.
 
-    url: of the page. Left out are links that say `rel=nofollow`, all of a page whose head says so
-    to robots, and what `canonical` refuses; `<base>` is honoured.
+    url: of the page. Left out are links that say `rel=nofollow`, all of a page that says so to
+    robots, and what `canonical` refuses; `<base>` is honoured. No tree is built: a parser could be
+    kept busy for minutes by nested tags.
     """
-    try:
-        document = _document(html)
-    except Unextractable:
-        return []
-    for meta in document.query_selector_all("meta[name][content]"):
-        if (meta.getattr("name") or "").lower() == "robots" and (
-            {"nofollow", "none"} & set(_words(meta.getattr("content")))
-        ):
-            return []
-    base = document.query_selector("base[href]")
-    start = (canonical(base.getattr("href"), url) if base is not None else None) or url
-    found: dict[str, None] = {}
-    for anchor in document.query_selector_all("a[href]"):
-        if len(found) == MAX_LINKS:
-            break
-        if "nofollow" in _words(anchor.getattr("rel")):
-            continue
-        target = canonical(anchor.getattr("href") or "", start)
-        if target and target != url:
-            found[target] = None
+    start, found = url, dict[str, None]()
+    for name, attributes in start_tags(html):
+        if name == "base" and start == url and "href" in attributes:
+            start = canonical(attributes["href"], url) or url
+        elif name == "meta" and attributes.get("name", "").lower() == "robots":
+            if {"nofollow", "none"} & set(_words(attributes.get("content", ""))):
+                return []
+        elif name == "a" and "nofollow" not in _words(attributes.get("rel", "")):
+            target = canonical(attributes.get("href", ""), start)
+            if target and target != url and len(found) < MAX_LINKS:
+                found[target] = None
     return list(found)
 
 
-def _document(html: str) -> Any:
-    return module("resiliparse.parse.html").HTMLTree.parse(bounded(html)).document
-
-
-def _words(value: str | None) -> list[str]:
-    return (value or "").lower().replace(",", " ").split()
+def _words(value: str) -> list[str]:
+    return value.lower().replace(",", " ").split()
