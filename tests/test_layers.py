@@ -26,7 +26,7 @@ FLOORS = (
     ("training",),
     ("evaluation",),
     ("trainer",),
-    ("bench", "plan", "reader", "report", "traces"),
+    ("bench", "grow", "plan", "reader", "report", "traces"),
     ("ablate",),
     ("commands",),
     ("cli",),

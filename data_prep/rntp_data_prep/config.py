@@ -27,6 +27,8 @@ SUFFIXES = (*KINDS, *(kind + packed for kind in KINDS for packed in PACKED))
 # Always part of a preparation's identity, as when there were no others.
 _FIRST_SETTINGS = ("min_tokens", "min_chars", "max_chars", "shard_bytes")
 
+_NO_DECISIONS = ("sources", "output", "tokenizer", "workers")
+
 Filter = Literal["url", "gopher_repetition", "gopher_quality", "c4_quality", "fineweb_quality"]
 
 
@@ -78,6 +80,9 @@ class PrepConfig(BaseModel):
     decontaminate: dict[str, Path] = {}
     """Benchmarks by name: .jsonl files with `text`, or `question` and `answer`. A document that
     holds 12 words of one in a row, with words of the answer among them, is dropped."""
+    apart_from: tuple[Path, ...] = ()
+    """Corpora whose documents are duplicates here: for one that is to grow another. Only the same
+    texts are found, near-duplicates are not."""
     token_ids: bool = False
     """Keep token ids beside the texts: a run reads these and tokenises nothing. Two bytes a token,
     four with a vocabulary above 65,536."""
@@ -135,7 +140,7 @@ class PrepConfig(BaseModel):
     def decisions(self) -> dict[str, Any]:
         """The settings that decide what becomes of a page; newer ones only where they are set."""
         facts = self.model_dump(
-            mode="json", exclude={"sources", "output", "tokenizer", "workers", "decontaminate"}
+            mode="json", exclude={*_NO_DECISIONS, "decontaminate", "apart_from"}
         )
         fields = type(self).model_fields
         return {

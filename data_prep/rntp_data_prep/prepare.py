@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Collection, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,7 +94,8 @@ def prepare(
         source_digests = _check(paths, options, workers, progress)
         benchmarks = Benchmarks(config.decontaminate)
         names = [path if is_hub(path) else Path(path).name for path in paths]
-        prep_digest = _prep_digest(config, names, source_digests, version, benchmarks)
+        others = [Manifest.load(folder) for folder in config.apart_from]
+        prep_digest = _prep_digest(config, names, source_digests, version, benchmarks, others)
         if (config.output / MANIFEST_NAME).is_file():
             return _finished(config, prep_digest, tokenizer_digest, progress)
         keys = [
@@ -114,7 +115,8 @@ def prepare(
             prep_digest=prep_digest,
             with_ids=config.token_ids,
         ) as writer:
-            funnel = _write_documents(folders, removed, benchmarks, writer, keys, progress)
+            known = frozenset(name for other in others for name in other.document_ids)
+            funnel = _write_documents(folders, removed, benchmarks, known, writer, keys, progress)
             if funnel["kept"] == 0:
                 raise DataError(
                     f"no page of {len(paths)} sources was kept ({_summary(funnel)}); lower "
@@ -195,6 +197,7 @@ def _write_documents(
     folders: list[Path],
     removed: Path | None,
     benchmarks: Benchmarks,
+    known: Collection[str],
     writer: ShardWriter,
     keys: list[str],
     progress: Callable[[str], None],
@@ -224,7 +227,7 @@ def _write_documents(
                 looked_at += 1
                 facts = document.metadata
                 reason = ""
-                if document.id in writer:  # the id is the text's hash
+                if document.id in writer or document.id in known:  # the id is the text's hash
                     reason = "duplicate"
                 elif number in gone:
                     reason = "near_duplicate"
@@ -362,6 +365,7 @@ def _prep_digest(
     source_digests: list[str],
     version: str,
     benchmarks: Benchmarks,
+    others: list[Manifest],
 ) -> str:
     """Identity of a preparation: contents and file names of the sources, settings and rules."""
     facts: dict[str, Any] = {
@@ -372,6 +376,8 @@ def _prep_digest(
     }
     if benchmarks.digests:
         facts["benchmarks"] = benchmarks.digests
+    if others:
+        facts["apart_from"] = [other.digest for other in others]
     return _digest(facts)
 
 

@@ -1,26 +1,14 @@
 """A few pages of every source, before and after: what a preparation would make of them."""
 
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from datatrove.data import Document
-
-from rntp_data_prep.books import Books
 from rntp_data_prep.config import PrepConfig
+from rntp_data_prep.single import OnePage
 from rntp_data_prep.sources import pages
-from rntp_data_prep.steps import Encode, page_steps
+from rntp_data_prep.steps import Encode
 
 _SHOWN_CHARS = 400
-
-
-class _Last(Books):
-    """Books of one page at a time, that are never written."""
-
-    reason = ""
-
-    def drop(self, url: str, source: str, reason: str) -> None:
-        self.reason = reason
 
 
 def preview(config: PrepConfig, encode: Encode, docs: int) -> list[dict[str, Any]]:
@@ -28,30 +16,22 @@ def preview(config: PrepConfig, encode: Encode, docs: int) -> list[dict[str, Any
 
     Duplicates and contamination show only in a whole preparation. Raises as `prepare` does.
     """
-    books = _Last(Path())
-    steps = page_steps(config, encode, books)
-    found = []
+    one_page, found = OnePage(config, encode), []
     for source in config.source_files():
         for page in islice(pages(source, config.options(source)), docs):
             raw = page.html if page.html is not None else page.text
-            books.reason = page.reason
+            kept, reason, document = one_page(page)
             row: dict[str, Any] = {
                 "source": page.source,
                 "url": page.url,
                 "read_chars": len(raw or ""),
             }
             row["read"] = (raw or "")[:_SHOWN_CHARS]
-            if raw is not None:
-                facts: dict[str, Any] = {"url": page.url, "source": page.source}
-                facts |= {"title": page.title, "is_html": page.html is not None}
-                document = Document(raw, page.url, metadata=facts)
-                through: Any = iter([document])
-                for step in steps:
-                    through = step.run(through)
-                row["kept"] = bool(list(through))
+            if document is not None:
+                row["kept"] = kept is not None
                 row["tokens"] = document.metadata.get("num_tokens")
                 row["text"] = "" if document.text == raw else document.text[:_SHOWN_CHARS]
-            found.append({"kept": False, "text": "", **row, "reason": books.reason})
+            found.append({"kept": False, "text": "", **row, "reason": reason})
     return found
 
 

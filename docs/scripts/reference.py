@@ -8,6 +8,7 @@ from reference_config import (
     config_warnings,
     configuration,
     free_fields,
+    frontier,
     preparation,
     rules,
     scheme_parameters,
@@ -16,7 +17,7 @@ from reference_config import (
 MAKERS: dict[str, Callable[[], str]] = {
     maker.__name__: maker
     for maker in (
-        *(commands, config_warnings, configuration, free_fields, metrics, modules),
+        *(commands, config_warnings, configuration, free_fields, frontier, metrics, modules),
         *(placement_policies, preparation, reward_schemes, rules, scheme_parameters),
     )
 }

@@ -194,6 +194,13 @@ def preparation() -> str:
     return "\n\n".join(field_list(PrepConfig, "", "###"))
 
 
+def frontier() -> str:
+    """Write every key of a frontier."""
+    from rntp.grow.settings import Frontier
+
+    return "\n\n".join(field_list(Frontier, "", "###"))
+
+
 def scheme_parameters() -> str:
     """Write the parameters of reward schemes."""
     lines = ["| scheme | parameter | type, default | meaning |", "|---|---|---|---|"]

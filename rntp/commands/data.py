@@ -41,6 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     index.add_argument("--json", action="store_true")
     index.set_defaults(run=_data_index)
 
+    grow = data_commands.add_parser(
+        "grow", help="more pages for a run, from where the model learns most; goes on after a kill"
+    )
+    grow.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    grow.add_argument("--frontier", type=Path, required=True, metavar="YAML", help="what to take")
+    grow.add_argument("--checkpoint", type=int, metavar="N", help="the newest whole one if unset")
+    grow.add_argument("--json", action="store_true")
+    grow.set_defaults(run=_data_grow)
+
     convert = data_commands.add_parser(
         "convert", help="an index of a corpus that is mapped, not read; the corpus stays the same"
     )
@@ -157,6 +166,18 @@ def _data_index(arguments: argparse.Namespace) -> None:
         "bytes of text": facts.extent.text_bytes,
     }
     print(json.dumps(found, indent=2) if arguments.json else facts_table(found))
+
+
+def _data_grow(arguments: argparse.Namespace) -> None:
+    from rntp_data_prep.packages import module
+
+    module("datatrove")
+    from rntp.grow.command import go_on, grow
+    from rntp.grow.table import growth_table
+
+    facts = grow(arguments.run_dir, arguments.frontier, arguments.checkpoint, say)
+    print(json.dumps(facts, indent=2) if arguments.json else growth_table(facts))
+    say(f"train on with the config of {arguments.run_dir} and {go_on(facts)}")
 
 
 def _data_convert(arguments: argparse.Namespace) -> None:

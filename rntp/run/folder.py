@@ -117,7 +117,10 @@ def _differences(config: Config, same_measures: bool) -> Iterator[str]:
     except ConfigError as error:
         yield f"its config cannot be read by this version of rntp: {error}"
         return
-    differing = list(_pairs(there.identity(), config.identity()))
+    # Shares of a mixture are part of its digest, so that a resume stops at other ones all the same,
+    # unless a change of the data is accepted (see `rntp.data.state.segments`).
+    pairs = _pairs(there.identity(), config.identity())
+    differing = [pair for pair in pairs if pair[0] != "data.weights"]
     if same_measures:
         differing += _pairs(there.measured(), config.measured())
     for field, was, now in differing:

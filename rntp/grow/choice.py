@@ -1,0 +1,133 @@
+"""From which region the next page is taken: Thompson sampling over what thinking gains there.
+
+What a policy gradient can learn from is that thoughts of one group differ in reward (`spread`): the
+improvement of a small step is the reward's variance within groups. But noise spreads rewards as
+well: a thought moves the prediction of a token that nothing tells, up or down, and no thought is
+right. What tells the two apart is the mean: over noise a thought costs on average, since it can
+only lead away from the best prediction. And where all thoughts are right already, they gain and do
+not differ. So a region is worth
+
+    its share of pages that become documents × (the lesser of gain and spread + change)
+
+where a draw of its mean gain is above 0, of the change what is above 0, and otherwise the draw
+itself, which is worse than any such. The draw is from the normal posterior of the region's mean
+gain, behind a prior of one page with the mean of the region that first linked there: what hangs on
+a trap is taken for one. Pages of earlier growths count half for each growth since, for the model
+has changed.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from rntp.grow.frontier import Region
+from rntp.rng import one
+
+DISCOUNT = 0.5
+_SD, _SPREAD = 0.3, 0.1  # nats a token, of a page's gain and spread, before pages have shown theirs
+_LEAST_SD = 0.02
+_LEAST_PAGES = 8
+_PURPOSE = "grow"
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """What is thought of a region: means and the standard deviations of these means, nats a token;
+    yields: share of its pages that become documents."""
+
+    gain: float
+    gain_sd: float
+    spread: float
+    spread_sd: float
+    change: float
+    yields: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A region, why it was chosen ("promise" or "random"), and its drawn value, nats a token."""
+
+    region: str
+    why: str
+    value: float
+
+
+def beliefs(regions: Sequence[Region], growth: int) -> dict[str, Belief]:
+    """Of all regions, in the order of appearance. growth: the number of the one that asks."""
+    gain_sd = _pooled_sd([[w.gain for w in r.worths] for r in regions], _SD)
+    spread_sd = _pooled_sd([[w.spread for w in r.worths] for r in regions], _SD)
+    spreads = [w.spread for r in regions for w in r.worths]
+    usual = math.fsum(spreads) / len(spreads) if spreads else _SPREAD
+    found: dict[str, Belief] = {}
+    for region in regions:
+        weights = [DISCOUNT ** (growth - w.growth) for w in region.worths]
+        pages = 1 + math.fsum(weights)
+        before = found[region.parent].gain if region.parent in found else 0.0
+
+        def mean(values: list[float], prior: float, w: list[float] = weights) -> float:
+            products = (a * b for a, b in zip(w, values, strict=True))
+            return (prior + math.fsum(products)) / (1 + math.fsum(w))
+
+        found[region.name] = Belief(
+            gain=mean([w.gain for w in region.worths], before),
+            gain_sd=gain_sd / math.sqrt(pages),
+            spread=mean([w.spread for w in region.worths], usual),
+            spread_sd=spread_sd / math.sqrt(pages),
+            change=mean([w.change for w in region.worths], 0.0),
+            yields=(1 + region.kept) / (1 + region.judged),
+        )
+    return found
+
+
+def choose(
+    regions: Sequence[Region],
+    known: dict[str, Belief],
+    *,
+    seed: int,
+    number: int,
+    random_share: float,
+) -> Choice:
+    """Choose among the open regions for page `number`; a function of its arguments.
+
+    known: see `beliefs`. Raises ValueError without a region.
+    """
+    if not regions:
+        raise ValueError("no region is open")
+    at_random, which = (_draw(seed, number, place) for place in (0, 1))
+    values = [_value(known[r.name], seed, number, r.index) for r in regions]
+    if at_random < random_share:
+        picked = int(which * len(regions))
+        return Choice(regions[picked].name, "random", values[picked])
+    best = max(range(len(regions)), key=values.__getitem__)
+    return Choice(regions[best].name, "promise", values[best])
+
+
+def _value(belief: Belief, seed: int, number: int, index: int) -> float:
+    gain, spread = (_normal(seed, number, 2 + 2 * index + k) for k in (0, 1))
+    drawn = belief.gain + belief.gain_sd * gain
+    if drawn <= 0:
+        return drawn
+    width = max(belief.spread + belief.spread_sd * spread, 0.0)
+    return belief.yields * (min(drawn, width) + max(belief.change, 0.0))
+
+
+def _normal(seed: int, number: int, place: int) -> float:
+    return NormalDist().inv_cdf(min(max(_draw(seed, number, place), 1e-12), 1 - 1e-12))
+
+
+def _draw(seed: int, number: int, place: int) -> float:
+    return one(seed, _PURPOSE, number << 20 | place)
+
+
+def _pooled_sd(groups: Sequence[Sequence[float]], before: float) -> float:
+    """Standard deviation within groups, `before` where there is too little to tell it."""
+    squares, freedom = list[float](), 0
+    for group in groups:
+        if len(group) > 1:
+            mean = math.fsum(group) / len(group)
+            squares += [(value - mean) ** 2 for value in group]
+            freedom += len(group) - 1
+    if freedom < _LEAST_PAGES:
+        return before
+    return max(math.sqrt(math.fsum(squares) / freedom), _LEAST_SD)
