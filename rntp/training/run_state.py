@@ -67,6 +67,7 @@ class RunState:
     def open_saver(self, done: int, log: RunLog | NoLog) -> Saver:
         """Make what writes the checkpoints. done: steps of which the newest is."""
         section = self._config.checkpoint
+        self._optimizer.moments()  # made before the first step, as a resume finds them
         return Saver(
             self._config.run.dir / "checkpoints",
             section.keep,

@@ -365,8 +365,14 @@ def test_one_thought_learns_where_it_is_not_compared_with_its_group() -> None:
     ("overrides", "message"),
     [
         (["reward.scheme=logprob", "baseline.use=clip"], "set reward.scheme to one that subtracts"),
-        (["reward.scheme=exact_token", "baseline.use=group_member"], "log_ratio, lost_span, mean_prob, net_"),
-        (["reward.scheme=exact_token", "baseline.use=gate"], "log_ratio, lost_span, mean_prob, net_"),
+        (
+            ["reward.scheme=exact_token", "baseline.use=group_member"],
+            "log_ratio, lost_span, mean_prob, net_",
+        ),
+        (
+            ["reward.scheme=exact_token", "baseline.use=gate"],
+            "log_ratio, lost_span, mean_prob, net_",
+        ),
         (["reward.scheme=weighted_log_ratio", "baseline.weights=none"], "weights to current"),
         (["reward.shadows=[weighted_log_ratio]", "baseline.weights=none"], "weights to current"),
         (["reward.scheme=positive_gain", "baseline.weights=none"], "weights to current"),
