@@ -183,6 +183,23 @@ def save_stall() -> str:
     return table(["training stands still", "best", "median"], rows)
 
 
+def growing() -> str:
+    """Write what a corpus that grows teaches, by frontier."""
+    names = {"learnt": "learnt", "even": "drawn evenly"}
+    rows = [
+        [
+            names[row["arm"]],
+            f"{row['learnable']:.0%}",
+            f"{row['traps']:.1%}",
+            " → ".join(number(row[f"gain_{when}"], 3, sign=True) for when in ("before", "after")),
+            f"{row['nll_before']:.3f} → {row['nll_after']:.3f}",
+        ]
+        for row in read(EXPERIMENTS / "grow/results/table.json")
+    ]
+    asked = "requests to the two regions"
+    return table(["frontier", asked, "to traps", "gain, nats a token", "loss with thoughts"], rows)
+
+
 def planted_run() -> str:
     """Write the planted run and its controls."""
     return arms(
@@ -392,6 +409,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "results": results,
     "rlvr": lambda: (EXPERIMENTS / "rlvr/results/planted.md").read_text("utf-8"),
     "rewards_finding": lambda: finding("planted", "rewards"),
+    "growing": growing,
     "save_stall": save_stall,
     "speed": speed,
     "speed_parts": speed_parts,

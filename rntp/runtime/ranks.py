@@ -45,7 +45,6 @@ class Ranks:
     rank = 0
     size = 1
     mesh: DeviceMesh | None = None
-    host_mesh: DeviceMesh | None = None  # the same ranks, for shards in the host's memory
     talk: dist.ProcessGroup | None = None  # what agreements go through, and who writes which shard
 
     def __init__(self) -> None:
@@ -150,9 +149,6 @@ class Group(Ranks):
     def __init__(self, mesh: DeviceMesh, timeout_s: float) -> None:
         super().__init__()
         self.mesh = mesh
-        self.host_mesh = mesh
-        if mesh.device_type != "cpu":
-            self.host_mesh = init_device_mesh("cpu", (mesh.size(),))
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._timeout = timedelta(seconds=timeout_s)
         self.talk = dist.new_group(backend="gloo", timeout=self._timeout)
