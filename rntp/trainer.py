@@ -39,10 +39,11 @@ from rntp.training.greeting import greeting, pages_read
 from rntp.training.guards import Guards
 from rntp.training.optimizer import Update, open_optimizer
 from rntp.training.phases import Phases
-from rntp.training.preflight import check_disk, check_start, recomputes
+from rntp.training.preflight import check_disk, check_start
 from rntp.training.recorded import recorded
 from rntp.training.run_state import RunState
 from rntp.training.sampling import Sampling
+from rntp.training.step_memory import StepMemory
 from rntp.training.step_metrics import WholeStep
 from rntp.training.step_stats import StepStats, update_metrics
 from rntp.training.thought_rows import thought_rows
@@ -84,7 +85,8 @@ class Trainer:
         check_third(config, self.model.tokenizer)
         check_disk(config, self.model.num_parameters)
         # Layers gather their weights once more to compute again, so all ranks have to do the same.
-        self.recomputes = any(ranks.gather(lambda: recomputes(config, self.model, ranks), "start"))
+        self.memory = StepMemory.of(config, self.model, ranks)
+        self.recomputes = any(ranks.gather(lambda: self.memory.recomputes, "start"))
         self.shape = Shape.of(self.model.hf, shares=self.model.shares)
         self.followers = Followers.open(config, self.model)
         self.passes = Passes(self.model, config, self.followers.reference)
@@ -254,9 +256,9 @@ class Trainer:
             self.model,
             self.corpus,
             self.guards,
-            self.ranks,
             done=done,
             packs=self.packs,
+            memory=self.memory,
             recomputes=self.recomputes,
             changed=self.changed,
         )

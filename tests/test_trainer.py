@@ -26,7 +26,7 @@ from rntp.run import folder as run_folder
 from rntp.run.checkpoint import committed
 from rntp.run.log import read_metrics, read_rollouts
 from rntp.trainer import Trainer
-from rntp.training.estimate import Shape, peak_memory
+from rntp.training.step_memory import StepMemory
 
 CONTRACT = [
     "step",
@@ -784,12 +784,20 @@ def test_a_step_that_may_not_fit_is_told_and_tried(
     """An estimate is no proof: the run goes on, with the same numbers."""
     raw["run"]["steps"] = 1
     known = comparable(fit(raw, f"run.dir={raw['run']['dir']}-known").config.run.dir)
-    monkeypatch.setattr("rntp.training.preflight.total_bytes", lambda device: 500_000_000)
+    monkeypatch.setattr("rntp.training.step_memory.total_bytes", lambda device: 500_000_000)
     folder = fit(raw).config.run.dir
     log = (folder / "log.txt").read_text(encoding="utf-8")
     told = r"about 7\d\d\.\d MB .* there are 500\.0 MB; should it be killed: lower"
     assert re.search(told, log)
     assert comparable(folder) == known
+
+
+def tried(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, there: float) -> tuple[float, float]:
+    """Bytes of a step that keeps all and of one that computes again, by a page that was tried."""
+    monkeypatch.setattr("rntp.training.step_memory.total_bytes", lambda device: there)
+    memory = StepMemory.of(trainer.config, trainer.model)
+    assert memory.measured
+    return memory.whole, memory.again
 
 
 def test_layers_compute_again_what_does_not_fit_and_the_numbers_are_the_same(
@@ -798,10 +806,10 @@ def test_layers_compute_again_what_does_not_fit_and_the_numbers_are_the_same(
     known = comparable(fit(raw).config.run.dir)
     trainer = Trainer(Config.parse(raw))
     assert trainer.recomputes is False
-    shape = Shape.of(trainer.model.hf)
-    most, least = (peak_memory(trainer.config, shape, recompute=again) for again in (False, True))
+    assert not trainer.memory.measured  # the estimate leaves no doubt
+    most, least = tried(trainer, monkeypatch, trainer.memory.whole)
     assert least < most
-    monkeypatch.setattr("rntp.training.preflight.total_bytes", lambda device: (least + most) / 2)
+    monkeypatch.setattr("rntp.training.step_memory.total_bytes", lambda device: (least + most) / 2)
     raw["run"]["dir"] += "-small"
     off = fit(raw, "parallel.activation_checkpointing=false", f"run.dir={raw['run']['dir']}-off")
     assert off.recomputes is False
@@ -813,7 +821,7 @@ def test_layers_compute_again_what_does_not_fit_and_the_numbers_are_the_same(
     assert "layers keep only their inputs for the backward" in log
     assert "should it be killed" not in log
     assert comparable(small.config.run.dir) == known
-    monkeypatch.setattr("rntp.training.preflight.total_bytes", lambda device: least - 1)
+    monkeypatch.setattr("rntp.training.step_memory.total_bytes", lambda device: least - 1)
     raw["run"]["dir"] += "-smaller"
     smaller = fit(raw).config.run.dir
     log = (smaller / "log.txt").read_text(encoding="utf-8")

@@ -432,5 +432,6 @@ class Parallel(Section):
     memory runs out. The gradient does not depend on it."""
     activation_checkpointing: bool | Literal["auto"] = "auto"
     """Keep only the inputs of layers for the backward and compute the rest again: less memory for
-    about a third more compute; auto does where a step would not fit otherwise, and says so. The
-    gradient does not depend on it."""
+    about a third more compute; auto does where a step would not fit otherwise, and says so: by
+    an estimate, and where that leaves doubt by the forward of a page. The gradient does not depend
+    on it."""

@@ -23,6 +23,10 @@ QUESTION = 50
 # Bytes of a process that has loaded torch and transformers and done nothing yet.
 PROCESS = 0.7e9
 
+BETWEEN = 1.15
+"""Bytes that activations take, for each that the backward keeps: gaps between blocks, and gradients
+on the way. Measured on SmolLM2-135M, 2,498 to 3,810 tokens, CPU."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -197,9 +201,17 @@ def _contexts(config: Config) -> tuple[int, float]:
     return round(positions * (length + inserted)), prefix + inserted
 
 
-def peak_memory(config: Config, shape: Shape, ranks: int = 1, *, recompute: bool = False) -> float:
+def peak_memory(
+    config: Config,
+    shape: Shape,
+    ranks: int = 1,
+    *,
+    recompute: bool = False,
+    kept_per_token: float | None = None,
+) -> float:
     """Most bytes that training takes, all of `memory_parts`."""
-    return sum(memory_parts(config, shape, ranks, recompute=recompute).values())
+    known = {"recompute": recompute, "kept_per_token": kept_per_token}
+    return sum(memory_parts(config, shape, ranks, **known).values())
 
 
 def memory_parts(
@@ -209,12 +221,15 @@ def memory_parts(
     *,
     recompute: bool = False,
     kind: str | None = None,
+    kept_per_token: float | None = None,
 ) -> dict[str, float]:
     """Bytes by what they are for: weights, moments, gradients, one microbatch's activations, ….
 
     recompute: with activation checkpointing. kind: of the device, cpu or cuda; None is what the
-    config takes on this machine. Of each of `ranks` processes: masters and moments are
-    split over them, the copy that computes and the gradients that add up during a step are not.
+    config takes on this machine. kept_per_token: bytes that all layers keep of a token for the
+    backward, where that was measured (`rntp.training.step_memory`). Of each of `ranks` processes:
+    masters and moments are split over them, the copy that computes and the gradients that add up
+    during a step are not.
     """
     tokens, docs = Tokens.of(config), config.data.docs_per_step
     wide, narrow = number_bytes(config)
@@ -245,9 +260,12 @@ def memory_parts(
         whole = config.longest_context + branches + config.bare_tokens
     microbatch = min(max(config.parallel.tokens_per_microbatch, whole), every)
     microbatch *= learning / every  # the others leave nothing for the backward
-    # Saved for the backward, in units of a layer's widths: fitted to the measured peak of the
-    # quickstart at 608, 1216 and 2432 tokens. Norms, and attention on the CPU, work in `wide`.
-    per_token = (16 * shape.hidden + 8 * shape.intermediate) * narrow + 14 * shape.hidden * wide
+    # In units of a layer's widths, as measured for Llama; norms, and attention on the CPU, work in
+    # `wide`.
+    kept = (8 * shape.hidden + 4 * shape.intermediate) * narrow + 13 * shape.hidden * wide
+    if kept_per_token is not None:
+        kept = kept_per_token / shape.layers
+    per_token = BETWEEN * kept
     # Logits of two chunks at most, in float32, and the gradient of the weight.
     chunk = default_chunk_rows(torch.device(kind))
     logits = min(2 * chunk, tokens.head_rows) * shape.vocabulary * wide

@@ -7,9 +7,9 @@ from rntp.data.corpus import Corpus
 from rntp.data.live import Live
 from rntp.model import LanguageModel
 from rntp.run.log import Level
-from rntp.runtime.ranks import Ranks
 from rntp.training.guards import Guards
-from rntp.training.preflight import memory_warnings, sharing_notes
+from rntp.training.preflight import sharing_notes
+from rntp.training.step_memory import StepMemory
 
 
 def greeting(
@@ -17,10 +17,10 @@ def greeting(
     model: LanguageModel,
     corpus: Corpus,
     guards: Guards,
-    ranks: Ranks,
     *,
     done: int,
     packs: bool,
+    memory: StepMemory,
     recomputes: bool,
     changed: Mapping[str, Mapping[str, object]],
 ) -> Iterator[tuple[str, Level]]:
@@ -29,8 +29,8 @@ def greeting(
     done: steps. packs: weights are packed for the CPU. recomputes: layers keep their inputs alone.
     changed: fields that were set otherwise at the last start.
     """
-    memory = memory_warnings(config, model, ranks, recompute=recomputes)
-    for warning in [*config.warnings(), *corpus.warnings(config.model.spec), *memory]:
+    fits = memory.warnings(recompute=recomputes)
+    for warning in [*config.warnings(), *corpus.warnings(config.model.spec), *fits]:
         yield warning, "warning"
     packed = ", weights packed" if packs else ""
     yield (

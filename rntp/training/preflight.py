@@ -18,9 +18,9 @@ from rntp.rollout.tool_calls import check_tools
 from rntp.rollout.vllm.environment import check_environment
 from rntp.run import folder as run_folder
 from rntp.run.mirrors import check_installed
-from rntp.runtime.memory import size, total_bytes
-from rntp.runtime.ranks import SINGLE_RANK, Ranks
-from rntp.training.estimate import Shape, Tokens, checkpoint_bytes, peak_memory, record_bytes
+from rntp.runtime.memory import size
+from rntp.runtime.ranks import Ranks
+from rntp.training.estimate import Tokens, checkpoint_bytes, record_bytes
 from rntp.types import Known
 
 
@@ -156,45 +156,6 @@ def check_disk(config: Config, num_parameters: int) -> None:
             f"steps up to {size(thoughts)}; {size(free)} are free. Lower checkpoint.keep, set "
             "log.rollouts_per_step to a few hundred, or choose another folder with --run-dir"
         )
-
-
-def recomputes(config: Config, model: LanguageModel, ranks: Ranks = SINGLE_RANK) -> bool:
-    """Decide whether layers keep only their inputs for the backward.
-
-    That is `parallel.activation_checkpointing`, of which auto does where a step would not fit
-    otherwise by the estimate.
-    """
-    asked = config.parallel.activation_checkpointing
-    if asked != "auto":
-        return asked
-    return _needed(config, model, ranks, recompute=False) > _memory(model, ranks)
-
-
-def memory_warnings(
-    config: Config, model: LanguageModel, ranks: Ranks = SINGLE_RANK, *, recompute: bool
-) -> list[str]:
-    """Say so where a step may not fit into memory by the estimate, which is no proof: the run goes
-    on. recompute: with activation checkpointing."""
-    needed, there = _needed(config, model, ranks, recompute=recompute), _memory(model, ranks)
-    if needed <= there:
-        return []
-    off = "" if recompute else "parallel.activation_checkpointing is off: set it to auto; or "
-    return [
-        f"a step may take about {size(needed)} of memory and there are {size(there)}; should it be "
-        f"killed: {off}lower parallel.tokens_per_microbatch, or, since a context with its branches "
-        "is never split, data.context_tokens, reward.horizon or the thoughts of a context"
-    ]
-
-
-def _needed(config: Config, model: LanguageModel, ranks: Ranks, *, recompute: bool) -> float:
-    shape = Shape.of(model.hf, shares=model.shares)
-    return peak_memory(config, shape, ranks.size, recompute=recompute)
-
-
-def _memory(model: LanguageModel, ranks: Ranks) -> int:
-    """Bytes of memory that a rank may take."""
-    there = total_bytes(model.device)
-    return there // ranks.on_this_machine if model.device.type == "cpu" else there
 
 
 def sharing_notes(config: Config, model: LanguageModel) -> list[str]:
