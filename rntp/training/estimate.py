@@ -210,8 +210,8 @@ def peak_memory(
     kept_per_token: float | None = None,
 ) -> float:
     """Most bytes that training takes, all of `memory_parts`."""
-    known = {"recompute": recompute, "kept_per_token": kept_per_token}
-    return sum(memory_parts(config, shape, ranks, **known).values())
+    parts = memory_parts(config, shape, ranks, recompute=recompute, kept_per_token=kept_per_token)
+    return sum(parts.values())
 
 
 def memory_parts(
@@ -262,10 +262,11 @@ def memory_parts(
     microbatch *= learning / every  # the others leave nothing for the backward
     # In units of a layer's widths, as measured for Llama; norms, and attention on the CPU, work in
     # `wide`.
-    kept = (8 * shape.hidden + 4 * shape.intermediate) * narrow + 13 * shape.hidden * wide
-    if kept_per_token is not None:
-        kept = kept_per_token / shape.layers
-    per_token = BETWEEN * kept
+    kept = kept_per_token
+    if kept is None:
+        layer = (8 * shape.hidden + 4 * shape.intermediate) * narrow + 13 * shape.hidden * wide
+        kept = float(shape.layers * layer)
+    per_token = BETWEEN * kept / shape.layers
     # Logits of two chunks at most, in float32, and the gradient of the weight.
     chunk = default_chunk_rows(torch.device(kind))
     logits = min(2 * chunk, tokens.head_rows) * shape.vocabulary * wide
