@@ -49,6 +49,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_puts_everything_where_it_belongs(
     case: str,

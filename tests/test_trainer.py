@@ -236,7 +236,7 @@ def test_the_update_raises_the_reward_on_the_same_thoughts(raw: dict) -> None:
     assert gained[advantage > 0].mean() > gained[advantage < 0].mean()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_stopping_and_starting_again_changes_nothing(raw: dict, tmp_path: Path, dtype: str) -> None:
     whole = fit(raw, f"model.dtype={dtype}", f"run.dir={tmp_path / 'whole'}").config.run.dir
     parts = f"run.dir={tmp_path / 'parts'}"
@@ -411,6 +411,7 @@ def test_a_dropped_first_epoch_leaves_the_second_what_it_would_be(
         torch.testing.assert_close(twice.optimizer.masters[name], master, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_every_ratio_goes_several_epochs(raw: dict, tmp_path: Path) -> None:
     options = ["optim.lr=0.01", "optim.warmup_steps=0", "objective.epochs_per_rollout=2"]
     rows = {}
@@ -463,7 +464,7 @@ def test_rewards_of_a_whole_step_cost_a_forward_without_gradients(
 
 
 @pytest.mark.parametrize("where", ["loss", "reward"])
-@pytest.mark.parametrize("weights", ["frozen", "ema"])
+@pytest.mark.parametrize("weights", ["frozen", pytest.param("ema", marks=pytest.mark.slow)])
 def test_a_divergence_is_measured_kept_and_resumed(
     raw: dict, tmp_path: Path, weights: str, where: str
 ) -> None:

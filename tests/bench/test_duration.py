@@ -13,6 +13,7 @@ from rntp.run.log import read_metrics
 from rntp.trainer import Trainer
 
 
+@pytest.mark.slow
 def test_a_measured_step_takes_about_what_a_step_takes(
     model_folders: dict[str, Path], corpus: Path, tmp_path: Path
 ) -> None:

@@ -56,10 +56,13 @@ def page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     context.close()
 
 
+@pytest.mark.slow
 def test_search_leads_to_a_metric(page: Any, site: str) -> None:
     """From the first page, by keyboard, to what group/dead_frac means."""
     page.goto(site)
+    page.wait_for_load_state("networkidle")  # the page listens for keys once its script has run
     page.keyboard.press("Control+k")
+    page.locator("input:focus").wait_for()
     page.keyboard.type("group/dead_frac", delay=10)
     page.get_by_text("Share of the groups without signal").first.wait_for()
     page.keyboard.press("Enter")

@@ -67,6 +67,7 @@ phases = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(phases=phases, docs_per_step=st.integers(1, 19))
 def test_any_schedule_trains_every_ordinal_once(

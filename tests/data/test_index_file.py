@@ -161,6 +161,7 @@ def test_a_cache_that_cannot_be_written_changes_nothing(
     assert summary(stream(Manifest.load(mapped))) == GOLDEN[0][1]
 
 
+@pytest.mark.slow
 def test_mixtures_and_workers_read_through_it(plain: Path, mapped: Path) -> None:
     def mixed(folder: Path) -> MixedStream:
         corpus = Manifest.load(folder)

@@ -303,6 +303,7 @@ def test_what_breaks_off_does_not_pass_for_the_end(
     assert facts(again[29]) == expected[29]
 
 
+@pytest.mark.slow
 def test_a_pass_over_the_sample_has_the_documents_of_its_preparation(tmp_path: Path) -> None:
     pytest.importorskip("datatrove", reason="extra `prep`")
     from rntp_data_prep import PrepConfig, prepare

@@ -128,6 +128,7 @@ def test_what_passes_is_waited_for(server: ShardServer, fault) -> None:
     assert len(server.requests) > 2 * NUM_DOCS
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_or_trickles_is_given_up(server: ShardServer) -> None:
     server.fault = hangs
     begin = time.monotonic()

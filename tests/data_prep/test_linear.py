@@ -102,6 +102,7 @@ def test_attributes_beyond_a_number_are_left_out_and_nothing_else() -> None:
         assert bounded(whole) == whole
 
 
+@pytest.mark.slow
 def test_a_page_that_takes_too_long_is_ended_and_the_next_one_read() -> None:
     cleaner = Cleaner(limit_s=0.2)
     page = "<p>" + "Some text. " * 40

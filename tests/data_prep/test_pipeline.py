@@ -145,6 +145,7 @@ def test_languages_filters_and_masks(tmp_path: Path) -> None:
     assert corpus.read(0).metadata["language"] == "en"
 
 
+@pytest.mark.slow
 def test_urls_are_filtered_offline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("ahocorasick", reason="extra `filters`")
     urls = ["https://en.wikipedia.org/wiki/Tree", "https://playboy.com/x", ""]

@@ -114,6 +114,7 @@ def test_a_page_over_the_limit_is_dropped_and_the_next_one_read(tmp_path: Path) 
     assert manifest.num_docs == 2
 
 
+@pytest.mark.slow
 def test_a_child_that_dies_costs_nothing() -> None:
     pytest.importorskip("trafilatura", reason="extra `prep-hq`")
     child = Cleaner("trafilatura", limit_s=30.0)

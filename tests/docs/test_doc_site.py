@@ -88,6 +88,7 @@ def test_the_site_builds_without_a_warning(copy: Path) -> None:
         assert not re.search(r'(src|rel="stylesheet" href)="https?:', page.read_text()), page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong", ["[a](nowhere.md)", "[a](start.md#nowhere)", "::: rntp.rewards.nothing"]
 )

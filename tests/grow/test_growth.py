@@ -66,6 +66,7 @@ def learnable_share(growth: Growth) -> float:
     return sum(found[name] for name in web.LEARNABLE) / found.total()
 
 
+@pytest.mark.slow
 def test_twice_the_learnable_pages_of_an_even_frontier_and_traps_cost_a_twentieth(
     site: tuple[str, list[str]], tmp_path: Path
 ) -> None:

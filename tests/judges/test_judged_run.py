@@ -134,6 +134,7 @@ def test_a_missing_verdict_is_no_zero(raw: dict[str, Any]) -> None:
             assert t["advantage"] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_away_judges_end_the_run_saved_and_it_goes_on(raw: dict[str, Any], tmp_path: Path) -> None:
     with serving(half) as server:
         whole = judges(
@@ -165,14 +166,20 @@ def test_away_judges_end_the_run_saved_and_it_goes_on(raw: dict[str, Any], tmp_p
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        (lambda request, number: "yes", "can be fooled: .* wrong answers 100%"),
+        pytest.param(
+            lambda request, number: "yes",
+            "can be fooled: .* wrong answers 100%",
+            marks=pytest.mark.slow,
+        ),
         (
             lambda request, number: "yes"
             if part(request["messages"][1]["content"], "ANSWER") == ":"
             else honest(request, number),
             "can be fooled: .* most often “colon” .100%.",
         ),
-        (lambda request, number: "no", "cannot tell right from wrong"),
+        pytest.param(
+            lambda request, number: "no", "cannot tell right from wrong", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_judge_that_can_be_fooled_stops_the_run(

@@ -61,6 +61,7 @@ def test_the_whole_script_at_toy_sizes(tmp_path: Path) -> None:
     assert str(tmp_path) not in done.stdout.replace(str(out), "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     done = check("--out", str(tmp_path / "check.json"))

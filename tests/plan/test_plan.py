@@ -314,6 +314,7 @@ def test_calibration_measures_runs_and_goes_on_from_there(
     cli.main(line)
 
 
+@pytest.mark.slow
 def test_a_measured_run_that_fails_is_told_with_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     from rntp.plan.measure import RunFailed, measure
 

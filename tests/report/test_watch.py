@@ -191,6 +191,7 @@ def test_once_prints_one_frame(tmp_path: Path, capsys: pytest.CaptureFixture) ->
     assert "\x1b" not in out
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_with_130_and_touches_nothing(tmp_path: Path) -> None:
     run = fake_run(tmp_path / "run")
     write_bytes_atomic(run / "metrics.jsonl", json_lines([row(1), row(2)]))

@@ -491,6 +491,7 @@ def wandb_history(path: Path) -> list[dict]:
     return rows
 
 
+@pytest.mark.slow
 def test_wandb_offline_writes_what_can_be_read_back(tmp_path: Path) -> None:
     needs("wandb")
     write_steps(tmp_path / "all.jsonl", 1, 2, 3, 4, 5)

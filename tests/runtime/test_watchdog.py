@@ -6,6 +6,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from rntp.runtime.watchdog import Watchdog
 
 
@@ -39,6 +41,7 @@ def test_it_writes_what_goes_on_and_leaves_no_stacks(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["heartbeat"]
 
 
+@pytest.mark.slow
 def test_life_keeps_it_calm_beyond_the_timeout(tmp_path: Path) -> None:
     with Watchdog(tmp_path, 4) as watchdog:
         for _ in range(60):
@@ -61,6 +64,7 @@ def test_ranks_leave_in_any_order(tmp_path: Path) -> None:
     assert (tmp_path / "stacks").is_symlink()  # rmdir fails here, and nobody minds
 
 
+@pytest.mark.slow
 def test_silence_is_told_before_it_is_ended(tmp_path: Path, capfd) -> None:
     """After half of the time (45 s at most): stacks and a line, once a phase; life goes on."""
     with Watchdog(tmp_path, 4, rank=1) as watchdog:
@@ -74,6 +78,7 @@ def test_silence_is_told_before_it_is_ended(tmp_path: Path, capfd) -> None:
     assert capfd.readouterr().err.count(told) == 1
 
 
+@pytest.mark.slow
 def test_who_waits_for_others_is_not_silent(tmp_path: Path) -> None:
     with Watchdog(tmp_path, 2, rank=3) as watchdog:
         watchdog.heartbeat("rollout")
