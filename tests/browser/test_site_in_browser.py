@@ -47,7 +47,7 @@ def page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     width, scheme = getattr(request, "param", (1400, "light"))
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     made = context.new_page()
-    made.set_default_timeout(10_000)
+    made.set_default_timeout(60_000)  # a busy machine is no error
     made.errors, made.requests = [], []
     made.on("console", lambda m: made.errors.append(m.text) if m.type == "error" else None)
     made.on("pageerror", lambda error: made.errors.append(str(error)))
