@@ -63,7 +63,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Opened]]:
         )
         contexts.append(context)
         found = Opened(context.new_page())
-        found.page.set_default_timeout(10_000)
+        found.page.set_default_timeout(60_000)
         found.page.on("console", lambda message: found.errors.append(message.text))
         found.page.on("pageerror", lambda error: found.errors.append(str(error)))
         found.page.on("dialog", lambda dialog: found.errors.append(f"dialog {dialog.message}"))
