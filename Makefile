@@ -21,6 +21,7 @@
 # make gpu-run      SmolLM2-135M on real text on this GPU, eight minutes at a time; resumes
 # make cluster-slurm      runs on a Slurm cluster on this machine: requeue, preemption, a job array
 # make cluster-ray        a grid on Ray, with a node that is lost
+# make cluster-prep       a corpus prepared on both, with a task that is cancelled
 # make cluster-addresses  torchrun over two network namespaces, with the cable pulled
 # make cluster-s3         shards and a run folder on S3, with the server killed
 # make docs         the documentation into build/docs, every warning an error

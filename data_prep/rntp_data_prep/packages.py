@@ -6,7 +6,13 @@ from types import ModuleType
 from rntp.errors import ConfigError
 
 # Packages that are not of the extra `prep`.
-_EXTRAS = {"datasets": "hf", "pyarrow": "parquet", "spacy": "filters", "trafilatura": "prep-hq"}
+_EXTRAS = {
+    "datasets": "hf",
+    "pyarrow": "parquet",
+    "ray": "ray",
+    "spacy": "filters",
+    "trafilatura": "prep-hq",
+}
 
 
 def module(name: str) -> ModuleType:

@@ -27,6 +27,7 @@ from rntp.data.shard_format import MANIFEST_NAME
 from rntp.errors import DataError
 from rntp_data_prep.config import PrepConfig, is_hub
 from rntp_data_prep.decontaminate import Benchmarks
+from rntp_data_prep.executors import Execute, local
 from rntp_data_prep.extract import extractor_version
 from rntp_data_prep.packages import module
 from rntp_data_prep.page import Options
@@ -39,26 +40,6 @@ REPORT_NAME = "decontamination.json"
 _BUCKETS = 14
 
 Encode = Callable[[str], Sized]
-Execute = Callable[[list[Any], int, Path], None]
-"""Runs a datatrove pipeline: (steps, tasks, folder for logs)."""
-
-
-def local(workers: int) -> Execute:
-    """datatrove's executor for this machine; workers: tasks at a time."""
-
-    def execute(steps: list[Any], tasks: int, logs: Path) -> None:
-        from datatrove.executor import LocalPipelineExecutor
-
-        # Parts have records of their own, which say more than datatrove's empty marker files.
-        LocalPipelineExecutor(
-            pipeline=steps,
-            tasks=tasks,
-            workers=min(workers, tasks),
-            logging_dir=str(logs),
-            skip_completed=False,
-        ).run()
-
-    return execute
 
 
 def prepare(
@@ -71,11 +52,10 @@ def prepare(
     """Write the corpus of `config` to its output folder; returns it opened.
 
     encode: text to token ids without special tokens; only their number is used, unless
-    `token_ids` keeps them. progress: is given lines for people. execute: another of datatrove's
-    executors, such as Slurm's; where it returns before its tasks have run, the same call later goes
-    on with what is there. Where the output already holds the corpus of these sources, settings and
-    tokenizer, nothing is read but the sources' hashes. The same input gives the same manifest
-    digest, with any number of workers.
+    `token_ids` keeps them. progress: is given lines for people. execute: who runs the tasks, see
+    `rntp_data_prep.executors`; this machine by default. Where the output already holds the corpus
+    of these sources, settings and tokenizer, nothing is read but the sources' hashes. The same
+    input gives the same manifest digest, with any number of workers.
 
     The funnel of the manifest counts: `pages` read, `kept`, `rejected/REASON`, and
     `neutralised_markers`, the special-token strings that were made ordinary text. The output

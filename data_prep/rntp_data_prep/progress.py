@@ -20,7 +20,7 @@ class Pace:
     def eta(self, done: float) -> str:
         """`eta 3m20s`, or nothing as long as nothing is known."""
         passed, gained = self._clock() - self._begin, done - self._done
-        if gained <= 0:
+        if gained < 1e-9:  # shares of the work are sums of fractions
             return ""
         seconds = round(passed * max(0.0, 1 - done) / gained)
         hours, minutes = seconds // 3600, seconds // 60 % 60

@@ -17,6 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data_commands = parser.add_subparsers(metavar="COMMAND", required=True)
     prep = data_commands.add_parser("prep", help="raw web pages to verified shards")
     prep.add_argument("config", type=Path)
+    prep.add_argument(
+        "--on", choices=("here", "ray", "slurm"), default="here", help="a cluster for its tasks"
+    )
+    prep.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of sbatch, with --on slurm; partition and time are needed",
+    )
     prep.set_defaults(run=_data_prep)
     preview = data_commands.add_parser("preview", help="a few pages, and what prep makes of them")
     preview.add_argument("config", type=Path)
@@ -71,14 +81,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _data_prep(arguments: argparse.Namespace) -> None:
     from functools import partial
 
+    from rntp_data_prep import executors
     from rntp_data_prep.config import PrepConfig
     from rntp_data_prep.prepare import prepare
 
     from rntp.model.tokenizer import encode, load_tokenizer, tokenizer_digest
 
     config = PrepConfig.load(arguments.config)
+    if arguments.sbatch and arguments.on != "slurm":
+        raise ConfigError("--sbatch is for --on slurm")
+    execute = None
+    if arguments.on == "ray":
+        execute = executors.ray(config.workers)
+    elif arguments.on == "slurm":
+        execute = executors.slurm(config.workers, _pairs(arguments.sbatch))
     tokenizer = load_tokenizer(config.tokenizer)
-    prepare(config, partial(encode, tokenizer), tokenizer_digest(tokenizer), say)
+    prepare(config, partial(encode, tokenizer), tokenizer_digest(tokenizer), say, execute)
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    """NAME=VALUE, or NAME alone. Raises ConfigError where there is no name."""
+    found = dict(text.partition("=")[::2] for text in texts)
+    if "" in found:
+        raise ConfigError("--sbatch wants NAME=VALUE, such as partition=cpu")
+    return found
 
 
 def _data_preview(arguments: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ def test_the_rest_goes_by_what_was_gained_since_the_start() -> None:
     now = [100.0]
     pace = Pace(done=0.2, clock=lambda: now[0])
     assert pace.eta(0.2) == ""
+    assert pace.eta(0.2 + 1e-16) == ""  # what sums of fractions leave
     now[0] = 140.0
     assert pace.eta(0.6) == "eta 40s"  # 0.4 in 40 s, and 0.4 to come
     assert pace.eta(0.24) == "eta 12m40s"
