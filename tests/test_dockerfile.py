@@ -27,7 +27,7 @@ def test_hadolint_finds_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("line", "rule"),
-    [("NOTHING of this kind", "DL1000"), ("FROM debian", "DL3006"), ("RUN cd /tmp", "DL3003")],
+    [("NOTHING of this kind", "unexpected"), ("FROM debian", "DL3006"), ("RUN cd /tmp", "DL3003")],
 )
 def test_what_is_wrong_is_found(line: str, rule: str) -> None:
     """A line that is no Dockerfile's, an image without a tag, a change of folder that is lost."""
