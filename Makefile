@@ -8,6 +8,7 @@
 # make tools-search   search on real text, SmolLM2-135M: bootstrap, RNTP, arms (hours; needs `make pages`)
 # make methods      every published method on it, with the controls (63 runs, half an hour)
 # make rlvr         base, CPT, RNTP and mixed SFT through the same RLVR, before and after (27 runs; resumes)
+# make judges       how easily a small judge is fooled: SmolLM2-135M behind llama.cpp (half an hour)
 # make models       which models run, and how: every causal class of transformers (some ten minutes)
 # make pages        a corpus of real prose, 20 MB: Debian's documentation packages (for memory and tools)
 # make faults       every injected fault: kills, damage, hangs, signals → experiments/faults/RESULTS.md
@@ -47,7 +48,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.docs=0
 
-.PHONY: vllm vllm-check pages bench-data docs install quickstart planted rlvr memory memory-text tools-planted tools-search ages ablations ablations-text methods models faults save-stall plans plan-check gpu-check gpu-run test \
+.PHONY: vllm vllm-check pages bench-data docs install quickstart planted rlvr memory memory-text tools-planted tools-search ages ablations ablations-text methods judges models faults save-stall plans plan-check gpu-check gpu-run test \
 	test-slow test-all \
 	browser-test lint \
 	types clean
@@ -233,6 +234,10 @@ build/pages/corpus/manifest.json: | $(VENV)/.installed-dev
 
 build/planted/manifest.json: | install
 	$(VENV)/bin/python experiments/planted/make_corpus.py --out build/planted
+
+# Attacks on a small judge, four ways of asking: experiments/judges/results/audit.txt.
+judges: $(VENV)/.installed-dev build/quickstart/shards/manifest.json
+	$(VENV)/bin/python experiments/judges/audit.py --out experiments/judges/results
 
 # A tiny random model of every causal class, and variants: experiments/models/RESULTS.md.
 models: $(VENV)/.installed-dev

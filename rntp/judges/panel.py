@@ -74,13 +74,15 @@ class Panel:
         """Put questions under way and do not wait for replies; see `finish`.
 
         Equal cases are asked once. Cases that a judge failed before are asked again. by_rule: let
-        the panel's rule grade first.
+        the panel's rule grade first; an empty answer is wrong then, and nobody is asked.
         """
         keys = [{name: self._key(name, case) for name in self.judges} for case in cases]
         asked: dict[bytes, Future[Verdict]] = {}
         found: dict[bytes, Verdict] = {}
         for case, by_name in zip(cases, keys, strict=True):
-            ruled = rule_says(self._rule, case) if by_rule else None
+            ruled = None
+            if by_rule:
+                ruled = rule_says(self._rule, case) if case.answer.strip() else 0.0
             if ruled is not None:
                 found |= dict.fromkeys(by_name.values(), Verdict(ruled))
                 continue

@@ -121,6 +121,16 @@ def test_rules_grade_first() -> None:
     assert len(judge.asked) == 1
 
 
+def test_an_answer_without_a_word_is_wrong_and_nobody_is_asked() -> None:
+    judge = Scripted({}, default=1.0)
+    panel = Panel({"a": judge}, KeyStore(None), sees="continuation")
+    found = panel.grade([case(""), case(" \n"), case(".")])
+    assert [by["a"].yes for by in found] == [0.0, 0.0, 1.0]
+    assert len(judge.asked) == 1
+    # An audit asks all the same: it is about the judge.
+    assert panel.grade([case("")], by_rule=False)[0]["a"].yes == 1.0
+
+
 def test_a_rule_of_values() -> None:
     pytest.importorskip("math_verify")
     assert rule_says("math", Case("1/2 + 1/4 is", "$0.75$", "$\\frac{3}{4}$")) == 1.0
