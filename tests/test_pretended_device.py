@@ -64,6 +64,9 @@ def test_a_run_puts_everything_where_it_belongs(
     raw["model"]["dtype"] = "float32"
     raw["run"]["steps"] = 2
 
+    # transformers keeps some of torch's functions from its first load: those outside.
+    load_model(str(model_folders["llama"]))
+
     def opened(config: Config):
         with _disable_current_modes():  # transformers loads by way of the real meta device
             model = open_model(config)
