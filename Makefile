@@ -9,6 +9,7 @@
 # make methods      every published method on it, with the controls (63 runs, half an hour)
 # make rlvr         base, CPT, RNTP and mixed SFT through the same RLVR, before and after (27 runs; resumes)
 # make judges       how easily a small judge is fooled: SmolLM2-135M behind llama.cpp (half an hour)
+# make judges-planted  judges as the reward where the right answer is known (15 runs, a quarter of an hour)
 # make models       which models run, and how: every causal class of transformers (some ten minutes)
 # make pages        a corpus of real prose, 20 MB: Debian's documentation packages (for memory and tools)
 # make faults       every injected fault: kills, damage, hangs, signals → experiments/faults/RESULTS.md
@@ -48,7 +49,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.docs=0
 
-.PHONY: vllm vllm-check pages bench-data docs install quickstart planted rlvr memory memory-text tools-planted tools-search ages ablations ablations-text methods judges models faults save-stall plans plan-check gpu-check gpu-run test \
+.PHONY: vllm vllm-check pages bench-data docs install quickstart planted rlvr memory memory-text tools-planted tools-search ages ablations ablations-text methods judges judges-planted models faults save-stall plans plan-check gpu-check gpu-run test \
 	test-slow test-all \
 	browser-test lint \
 	types clean
@@ -238,6 +239,12 @@ build/planted/manifest.json: | install
 # Attacks on a small judge, four ways of asking: experiments/judges/results/audit.txt.
 judges: $(VENV)/.installed-dev build/quickstart/shards/manifest.json
 	$(VENV)/bin/python experiments/judges/audit.py --out experiments/judges/results
+
+# Judges that are right, hasty and always content, beside likelihood: 15 runs on the planted corpus.
+judges-planted: build/planted/manifest.json
+	@$(VENV)/bin/python experiments/judges/honest.py --port 8078 & server=$$!; \
+		trap "kill $$server" EXIT; \
+		$(VENV)/bin/rntp ablate experiments/judges/planted.yaml --jobs 2 --resume
 
 # A tiny random model of every causal class, and variants: experiments/models/RESULTS.md.
 models: $(VENV)/.installed-dev
