@@ -258,8 +258,11 @@ faults: $(VENV)/.installed-dev
 # over in minutes. WORKERS: tests at a time; each takes a core and up to 2 GB.
 PYTEST = $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-test: lint types
-	$(PYTEST) -m "not slow"
+# Types are checked while the tests run: mypy takes one core, and tests wait for other things, too.
+test: lint
+	@mkdir -p build; $(MAKE) --no-print-directory types > build/types.txt 2>&1 & types=$$!; \
+		$(PYTEST) -m "not slow"; tests=$$?; \
+		wait $$types; types=$$?; cat build/types.txt; exit $$((tests ? tests : types))
 
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow

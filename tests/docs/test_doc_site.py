@@ -75,6 +75,7 @@ def build(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(copy: Path) -> None:
     pytest.importorskip("zensical", reason="the extra `docs` is not installed")
     built = build(copy)

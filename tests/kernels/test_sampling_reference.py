@@ -43,6 +43,7 @@ def test_a_share_of_0_is_never_drawn_even_at_both_ends(dtype: torch.dtype) -> No
     assert logprob.isfinite().all()
 
 
+@pytest.mark.slow
 def test_small_shares_of_a_large_vocabulary_are_kept() -> None:
     """One token has nearly everything; the 150,000 others come in their places all the same."""
     logits = torch.zeros(1000, 150001)

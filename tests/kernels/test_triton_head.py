@@ -138,6 +138,7 @@ def test_the_check_at_start_passes_while_sampling() -> None:
         selection.self_check("chunked-triton", torch.device("cpu"), torch.float32)
 
 
+@pytest.mark.slow
 def test_the_check_at_start_passes_and_refuses_a_kernel_that_is_wrong(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -143,6 +143,7 @@ def test_an_ordinary_call_is_refused_with_the_remedy(model_folders: dict[str, Pa
         model.hf(torch.arange(4)[None])
 
 
+@pytest.mark.slow
 @pytest.mark.pretrained
 def test_the_gguf_copy_equals_the_dequantised_original() -> None:
     model = load_model(SMOLLM2)
