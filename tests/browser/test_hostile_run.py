@@ -53,6 +53,7 @@ def write_hostile(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_on_hostile_pages(
     visit: Callable[..., Any], model_folders: dict[str, Path], tmp_path: Path
 ) -> None:

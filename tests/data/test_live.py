@@ -83,6 +83,7 @@ def test_what_is_live_and_what_is_a_corpus(tmp_path: Path) -> None:
         Live(str(tmp_path / "none.jsonl"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 def test_contexts_are_a_function_of_the_ordinal(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", range(50))

@@ -114,6 +114,7 @@ def test_a_page_that_takes_too_long_is_ended_and_the_next_one_read() -> None:
     assert cleaner(page, is_html=True) == expected
 
 
+@pytest.mark.slow
 def test_an_exchange_that_is_broken_off_leaves_no_answer_for_the_next_page(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -42,6 +42,7 @@ def test_the_price_is_the_lowest_that_keeps_within_the_budget() -> None:
     assert price_for(harmful, gate(), 100, least=1) == 0.0
 
 
+@pytest.mark.slow
 def test_a_text_is_read_within_its_budget(
     model_folders: dict[str, Path], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

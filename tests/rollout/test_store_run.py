@@ -322,6 +322,7 @@ class Ticking:
         return self.now
 
 
+@pytest.mark.slow
 def test_without_samplers_the_run_saves_and_ends_and_goes_on_later(
     raw: dict, tmp_path: Path, between_looks: Between, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["monty", "hasty"])
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_bombs(name: str, bomb: str, request: pytest.FixtureRequest) -> None:

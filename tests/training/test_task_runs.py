@@ -131,6 +131,7 @@ def test_without_answers_likelihood_rewards_train_all_the_same(raw: dict) -> Non
     assert metrics["group/reward_std"] > 0
 
 
+@pytest.mark.slow
 def test_prompts_and_answers_alone_are_supervised_learning(raw: dict) -> None:
     """No thoughts: the next-token loss over prompt and answer, which learns the answer."""
     more = ["thought.thoughts_per_position=0", "thought.answer_tokens=0", "run.steps=30"]
