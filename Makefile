@@ -8,8 +8,8 @@
 # make tools-search   search on real text, SmolLM2-135M: bootstrap, RNTP, arms (hours; needs `make pages`)
 # make methods      every published method on it, with the controls (63 runs, half an hour)
 # make rlvr         base, CPT, RNTP and mixed SFT through the same RLVR, before and after (27 runs; resumes)
-# make judges       how easily a small judge is fooled: SmolLM2-135M behind llama.cpp (half an hour)
-# make judges-planted  judges as the reward where the right answer is known (15 runs, a quarter of an hour)
+# make judges       how easily a small judge is fooled: SmolLM2-135M behind llama.cpp
+# make judges-planted  judges as the reward where the right answer is known (15 runs; resumes)
 # make models       which models run, and how: every causal class of transformers (some ten minutes)
 # make pages        a corpus of real prose, 20 MB: Debian's documentation packages (for memory and tools)
 # make faults       every injected fault: kills, damage, hangs, signals → experiments/faults/RESULTS.md

@@ -96,9 +96,8 @@ def slurm(workers: int, options: Mapping[str, str]) -> Execute:
             logging_dir=_emptied(logs),
             skip_completed=False,
         )
-        executor.launch_merge_stats = (
-            lambda: None
-        )  # a job that would wait for ever behind a failure
+        # A job that would wait for ever behind a failed one.
+        executor.launch_merge_stats = lambda: None
         executor.run()
         while _queued(executor.job_id):
             time.sleep(_POLL_S)

@@ -4,7 +4,7 @@
 
 Four ways of asking (with the continuation in view or without, a word or reasons first), the same
 pages and attacks for all, and a short run that compares its verdicts with the likelihood reward.
-What has been asked is kept in the run folders, so that the same command goes on.
+Nothing is kept of a way that is not through: begin again where it was stopped.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from rntp.cli import main
 from rntp.data import Manifest
 from rntp.errors import DataError
 
-# What Slurm's commands do, one task after the other. The third argument fails the first task.
+# What Slurm's command does, one task after the other; the task that FAILS names is lost.
 SBATCH = """#!/bin/bash
 last="${@: -1}"
 tasks=$(grep -oP -- '--array=0-\\K[0-9]+' "$last")
