@@ -8,6 +8,7 @@
 # make tools-search   search on real text, SmolLM2-135M: bootstrap, RNTP, arms (hours; needs `make pages`)
 # make methods      every published method on it, with the controls (63 runs, half an hour)
 # make rlvr         base, CPT, RNTP and mixed SFT through the same RLVR, before and after (27 runs; resumes)
+# make generations  thoughts as data, twice over: what a fresh base keeps of the last one's (39 runs; resumes)
 # make judges       how easily a small judge is fooled: SmolLM2-135M behind llama.cpp
 # make judges-planted  judges as the reward where the right answer is known (15 runs; resumes)
 # make models       which models run, and how: every causal class of transformers (some ten minutes)
@@ -49,7 +50,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.docs=0
 
-.PHONY: vllm vllm-check pages bench-data docs install quickstart planted rlvr memory memory-text tools-planted tools-search ages ablations ablations-text methods judges judges-planted models faults save-stall plans plan-check gpu-check gpu-run test \
+.PHONY: vllm vllm-check pages bench-data docs install quickstart planted rlvr memory memory-text tools-planted tools-search ages ablations ablations-text methods generations judges judges-planted models faults save-stall plans plan-check gpu-check gpu-run test \
 	test-slow test-all \
 	browser-test lint \
 	types clean
@@ -216,6 +217,10 @@ methods: build/planted-thoughts/manifest.json build/planted-mixed/manifest.json
 rlvr: build/planted/manifest.json
 	$(VENV)/bin/python experiments/rlvr/make_tasks.py --out build/rlvr/tasks.jsonl
 	$(VENV)/bin/python experiments/rlvr/compare.py
+
+# A fresh base learns from the thoughts of the one before: experiments/generations/results/table.md.
+generations: build/planted/manifest.json
+	$(VENV)/bin/python experiments/generations/run.py
 
 # Thoughts that helped in a run, written into their pages: what tpt and mixed_sft train on.
 build/planted-thoughts/manifest.json: | build/planted/manifest.json

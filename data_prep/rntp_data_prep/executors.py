@@ -99,11 +99,21 @@ def slurm(workers: int, options: Mapping[str, str]) -> Execute:
         # A job that would wait for ever behind a failed one.
         executor.launch_merge_stats = lambda: None
         executor.run()
-        while _queued(executor.job_id):
-            time.sleep(_POLL_S)
+        _wait_for(executor.job_id)
         _check_all_ended(tasks, logs)
 
     return execute
+
+
+def _wait_for(job: str) -> None:
+    """Come back when a job has ended; take it out of the queue where the wait is broken off."""
+    try:
+        while _queued(job):
+            time.sleep(_POLL_S)
+    except BaseException:
+        # Nobody would make a corpus of what its tasks write; the same command starts them again.
+        subprocess.run(["scancel", job], check=False)
+        raise
 
 
 def _queued(job: str) -> bool:

@@ -81,6 +81,11 @@ def arms(found: dict[str, Any], columns: Sequence[tuple[str, int, bool]]) -> str
     return table(["arm", *(name for name, _, _ in columns)], rows) + f"\n\n{said}"
 
 
+def fenced(path: Path) -> str:
+    """Show a text as it is."""
+    return f"```text\n{path.read_text('utf-8').rstrip()}\n```"
+
+
 def percent(values: Sequence[float]) -> str:
     """Write shares as percentages: 114, 112 and 112 %."""
     texts = [number(100 * value, 0) for value in values]
@@ -184,20 +189,38 @@ def save_stall() -> str:
 
 
 def growing() -> str:
-    """Write what a corpus that grows teaches, by frontier."""
+    """Write what a corpus that grows teaches, by frontier and seed."""
     names = {"learnt": "learnt", "even": "drawn evenly"}
     rows = [
         [
             names[row["arm"]],
+            str(row["seed"]),
             f"{row['learnable']:.0%}",
             f"{row['traps']:.1%}",
             " → ".join(number(row[f"gain_{when}"], 3, sign=True) for when in ("before", "after")),
             f"{row['nll_before']:.3f} → {row['nll_after']:.3f}",
         ]
+        for name in names
         for row in read(EXPERIMENTS / "grow/results/table.json")
+        if row["arm"] == name
     ]
     asked = "requests to the two regions"
-    return table(["frontier", asked, "to traps", "gain, nats a token", "loss with thoughts"], rows)
+    head = ["frontier", "seed", asked, "to traps", "gain, nats a token", "loss with thoughts"]
+    return table(head, rows)
+
+
+def judges_planted() -> str:
+    """Write what judges are worth as a reward where the right answer is known."""
+    return arms(
+        ablation("judges", "planted"),
+        [
+            ("gain, nats", 2, True),
+            ("of oracle", 2, False),
+            ("solved", 2, False),
+            ("judge and likelihood, AUC", 2, False),
+            ("judges' tokens", 0, False),
+        ],
+    )
 
 
 def planted_run() -> str:
@@ -409,7 +432,10 @@ MAKERS: dict[str, Callable[[], str]] = {
     "results": results,
     "rlvr": lambda: (EXPERIMENTS / "rlvr/results/planted.md").read_text("utf-8"),
     "rewards_finding": lambda: finding("planted", "rewards"),
+    "generations": lambda: (EXPERIMENTS / "generations/results/table.md").read_text("utf-8"),
     "growing": growing,
+    "judges_planted": judges_planted,
+    "judges_fooled": lambda: fenced(EXPERIMENTS / "judges/results/audit.txt"),
     "save_stall": save_stall,
     "speed": speed,
     "speed_parts": speed_parts,

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
 import yaml
 from slurm_local import Slurm, missing, slurm
@@ -84,16 +85,27 @@ def same(said: Transcript, folder: Path, name: str) -> None:
 
 
 def on_slurm(said: Transcript, cluster: Slurm, folder: Path) -> None:
-    """Prepare with job arrays; cancel one task on its way, and give the command again."""
+    """Prepare with job arrays; break one off, cancel a task of one, and give the command again."""
     said.say(cluster.out("sinfo", "--version"))
     prep = [sys.executable, "-m", "rntp", "data", "prep", str(config(folder, "slurm-corpus"))]
     options = ["--on", "slurm", "--sbatch", "partition=spare", "--sbatch", "time=10:00"]
     log = folder / "slurm-prep.log"
-    with log.open("wb") as out:
-        first = subprocess.Popen(
+
+    def start(out: IO[bytes]) -> subprocess.Popen[bytes]:
+        started = subprocess.Popen(
             [*prep, *options], env=cluster.environment, stdout=out, stderr=out, cwd=folder
         )
         cluster.wait_for(lambda: "_" in cluster.out("squeue", "-h", "-t", "R", "-o", "%i"), 120)
+        return started
+
+    with log.open("wb") as out:
+        broken_off = start(out)
+        broken_off.send_signal(signal.SIGINT)
+        code = broken_off.wait(60)
+        said.check(f"Ctrl-C ends the command (exit code {code})", code != 0)
+        cluster.wait_for(lambda: not cluster.out("squeue", "-h").strip(), 60)
+        said.check("and leaves no job in the queue", not cluster.out("squeue", "-h").strip())
+        first = start(out)
         task = cluster.out("squeue", "-h", "-t", "R", "-o", "%i").split()[0]
         cluster.out("scancel", task)
         said.say(f"task {task} is cancelled while it runs")

@@ -26,7 +26,7 @@ def bench(arguments: argparse.Namespace) -> None:
     """Run one bench, or all. Raises ConfigError for sizes or a model that cannot be."""
     given = {size: getattr(arguments, size) for size in Sizes().as_dict()}
     sizes = replace(NAMED[arguments.size], **{k: v for k, v in given.items() if v is not None})
-    check(sizes, arguments.repeats)
+    check(sizes, arguments.repeats, arguments.warm_up)
     if not 0 <= arguments.continuation_weight < math.inf:
         weight = arguments.continuation_weight
         raise ConfigError(f"--continuation-weight must be 0 or more, not {weight}")
@@ -48,6 +48,7 @@ def bench(arguments: argparse.Namespace) -> None:
                 sizes,
                 dtype=dtype,
                 repeats=arguments.repeats,
+                warm_up=arguments.warm_up,
                 curve=curve,
                 continuation_weight=arguments.continuation_weight,
                 say=_say,
@@ -85,7 +86,7 @@ def stdout_is_stderr() -> Iterator[None]:
             os.close(kept)
 
 
-def check(sizes: Sizes, repeats: int) -> None:
+def check(sizes: Sizes, repeats: int, warm_up: int = 1) -> None:
     """Raises ConfigError with the remedy."""
     for size, value in sizes.as_dict().items():
         if size == "window":
@@ -98,6 +99,8 @@ def check(sizes: Sizes, repeats: int) -> None:
             raise ConfigError(f"--{size} must be at least 1, not {value}")
     if repeats < 1:
         raise ConfigError(f"--repeats must be at least 1, not {repeats}")
+    if warm_up < 0:
+        raise ConfigError(f"--warm-up must be 0 or more, not {warm_up}")
     if sizes.thoughts < 2:
         raise ConfigError("--thoughts must be at least 2: a group of one has no advantage")
     if sizes.context <= sizes.horizon + sizes.positions:

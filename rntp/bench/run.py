@@ -149,6 +149,7 @@ def run(
     *,
     dtype: torch.dtype = torch.float32,
     repeats: int = 3,
+    warm_up: int = 1,
     curve: Mapping[str, list[int]] | None = None,
     continuation_weight: float = 0.0,
     say: Progress = lambda text: None,
@@ -183,7 +184,13 @@ def run(
     timed = {n: w for n, w in bench.providers.items() if n == OURS or peers.is_chosen(n, chosen)}
     failed, peaks = dict[str, str](), dict[str, int]()
     timings = interleaved(
-        timed, repeats=repeats, say=say, failed=failed, peaks=peaks, needed=(OURS,)
+        timed,
+        repeats=repeats,
+        warm_up=warm_up,
+        say=say,
+        failed=failed,
+        peaks=peaks,
+        needed=(OURS,),
     )
     bench = replace(bench, skipped={**bench.skipped, **failed})
     rate = matmul_rate(model.head.dtype, model.device)

@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="default 3")
     parser.add_argument(
+        "--warm-up", type=int, default=1, metavar="N", help="rounds before that do not count"
+    )
+    parser.add_argument(
         "--continuation-weight",
         type=float,
         default=0.0,

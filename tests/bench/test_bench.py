@@ -132,17 +132,20 @@ def test_work_of_a_step_in_closed_form() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "repeats", "message"),
+    ("sizes", "repeats", "warm_up", "message"),
     [
-        (Sizes(budget=0), 1, "--budget must be at least 1"),
-        (Sizes(thoughts=1), 1, "no advantage"),
-        (Sizes(context=16), 1, "no room"),
-        (Sizes(), 0, "--repeats"),
+        (Sizes(budget=0), 1, 1, "--budget must be at least 1"),
+        (Sizes(thoughts=1), 1, 1, "no advantage"),
+        (Sizes(context=16), 1, 1, "no room"),
+        (Sizes(), 0, 1, "--repeats"),
+        (Sizes(), 1, -1, "--warm-up"),
     ],
 )
-def test_sizes_that_cannot_be_say_what_to_change(sizes: Sizes, repeats: int, message: str) -> None:
+def test_sizes_that_cannot_be_say_what_to_change(
+    sizes: Sizes, repeats: int, warm_up: int, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
-        check(sizes, repeats)
+        check(sizes, repeats, warm_up)
 
 
 def test_the_command_prints_and_keeps_the_same_numbers(

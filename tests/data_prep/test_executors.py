@@ -67,6 +67,26 @@ def test_a_task_without_a_marker_is_missed(tmp_path: Path) -> None:
         executors._check_all_ended(3, tmp_path)
 
 
+def test_a_wait_that_is_broken_off_cancels_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("squeue", "echo 7_0 running"), ("scancel", f"echo $1 >> {tmp_path}/told")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(executors.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        executors._wait_for("7")
+    assert (tmp_path / "told").read_text() == "7\n"
+    (tmp_path / "squeue").write_text("#!/bin/bash\nexit 1\n")  # it has ended
+    executors._wait_for("7")
+    assert (tmp_path / "told").read_text() == "7\n"
+
+
 @pytest.mark.slow
 def test_a_job_array_prepares_the_same_corpus_and_goes_on_behind_a_lost_task(
     tmp_path: Path,
