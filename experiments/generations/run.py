@@ -1,10 +1,10 @@
-"""Thoughts as data, twice over: what does a fresh base keep that learns from the last one's thoughts?
+"""Thoughts as data, twice over: what does a fresh base keep of the last one's thoughts?
 
     python experiments/generations/run.py --seeds 0 1 2        # or make generations; resumes
 
-A generation: a model thinks on pages (draw.yaml), its thoughts are written into their pages, and the
-planted base, as it was, learns from these pages by next-token loss alone (learn.yaml). The next
-generation begins with that model. Arms differ in how thoughts are drawn and which are kept.
+A generation: a model thinks on pages (draw.yaml), its thoughts are written into their pages, and
+the planted base, as it was, learns from these pages by next-token loss alone (learn.yaml). The
+next generation begins with that model. Arms differ in how thoughts are drawn and which are kept.
 """
 
 import argparse

@@ -4,7 +4,7 @@
 
 Four ways of asking (with the continuation in view or without, a word or reasons first), the same
 pages and attacks for all, and a short run that compares its verdicts with the likelihood reward.
-Nothing is kept of a way that is not through: begin again where it was stopped.
+The same command goes on with what is missing under runs/judges.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from rntp.show import columns
 
 HERE = Path(__file__).parent
 CONFIG = HERE / "config.yaml"
+RUNS = Path("runs/judges")
 WAYS = [(sees, verdict) for verdict in ("word", "reason") for sees in ("continuation", "page")]
 
 
@@ -35,21 +36,26 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of the server")
     arguments = parser.parse_args()
     found: dict[str, Any] = {"command": "make judges", "device": device_name("cpu"), "ways": {}}
+    RUNS.mkdir(parents=True, exist_ok=True)
     with serving(arguments.threads) as url:
         judge = f"reward.judges.use={{smollm2: {{url: '{url}', model: smollm2}}}}"
         for sees, verdict in WAYS:
-            name = f"{verdict}, sees the {sees}"
+            name, kept = f"{verdict}, sees the {sees}", RUNS / f"{verdict}-{sees}.json"
+            if kept.is_file():
+                found["ways"][name] = json.loads(kept.read_text())
+                continue
             began = time.monotonic()
             sets = [judge, f"reward.judges.sees={sees}", f"reward.judges.verdict={verdict}"]
-            sets.append(f"run.dir=runs/judges/{verdict}-{sees}")
+            sets.append(f"run.dir={RUNS}/{verdict}-{sees}")
             said = rntp("judge", "--json", sets=sets)
             found["ways"][name] = json.loads(said)["smollm2"]
             found["ways"][name]["seconds"] = round(time.monotonic() - began)
-        rntp("train", sets=[judge, "run.dir=runs/judges/run"])
-    rows = read_metrics(Path("runs/judges/run"))
+            write_json(kept, found["ways"][name])
+        rntp("train", sets=[judge, f"run.dir={RUNS}/run"])
+    rows = read_metrics(RUNS / "run")
     found["run"] = {
         "steps": len(rows),
-        "thoughts": sum(len(p.read_text().splitlines()) for p in records("runs/judges/run")),
+        "thoughts": sum(len(p.read_text().splitlines()) for p in records(RUNS / "run")),
         "judge/auc": statistics.mean(row["judge/auc"] for row in rows if "judge/auc" in row),
         "judge/missing_frac": statistics.mean(row["judge/missing_frac"] for row in rows),
         "judge/tokens": sum(row["judge/tokens"] for row in rows),
@@ -59,9 +65,9 @@ def main() -> None:
     print(table(found))
 
 
-def records(run: str) -> list[Path]:
+def records(run: Path) -> list[Path]:
     """Files of a run's thoughts."""
-    return sorted((Path(run) / "rollouts").glob("step_*.jsonl"))
+    return sorted((run / "rollouts").glob("step_*.jsonl"))
 
 
 def table(found: dict[str, Any]) -> str:
