@@ -14,6 +14,7 @@ import hashlib
 import mmap
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -104,15 +105,24 @@ class MappedIndex:
         # Read, not mapped: what a scan has gone through would stay among the process' pages.
         folder, files, _ = self._opened
         paths = [folder / files[name].name for name in ("tokens", "draws")]
-        with open(paths[0], "rb") as tokens, open(paths[1], "rb") as draws:
+        counts = [min(_SCAN, self.num_docs - n) for n in range(0, self.num_docs, _SCAN)]
+        with (
+            open(paths[0], "rb") as tokens,
+            open(paths[1], "rb") as draws,
+            ThreadPoolExecutor(2) as pool,  # reading and hashing leave Python to others
+        ):
             kinds = [_header(file)[0] for file in (tokens, draws)]
             hashes = [_begun(file) for file in (tokens, draws)]
-            for first in range(0, self.num_docs, _SCAN):
-                count = min(_SCAN, self.num_docs - first)
-                yield tuple(  # type: ignore[misc]
-                    _next(file, kind, count, found)
-                    for file, kind, found in zip((tokens, draws), kinds, hashes, strict=True)
-                )
+
+            def read(count: int) -> list[Future[np.ndarray]]:
+                files = zip((tokens, draws), kinds, hashes, strict=True)
+                return [pool.submit(_next, file, kind, count, found) for file, kind, found in files]
+
+            ahead = read(counts[0])
+            for count in [*counts[1:], 0]:
+                part = tuple(column.result() for column in ahead)
+                ahead = read(count)  # the next part, while this one is looked at
+                yield part  # type: ignore[misc]
         for path, name, found in zip(paths, ("tokens", "draws"), hashes, strict=True):
             if found.hexdigest() != files[name].sha256:
                 raise DataError(f"{path}: the SHA-256 is not the manifest's; {REMAKE}")
