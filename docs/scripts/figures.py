@@ -11,7 +11,7 @@ import figures_scale
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
-BENCH = ROOT / "kernels/benchmarks/results/cpu_amd_epyc_2_cores"
+BENCH = ROOT / "kernels/benchmarks/results/cpu_intel_amx_2_cores"
 PREPARATION = ROOT / "data_prep/benchmarks/results"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 QUICKSTART = EXPERIMENTS / "quickstart/result.json"
@@ -144,13 +144,20 @@ def quickstart_beside() -> str:
 
 
 def speed() -> str:
-    """Write the whole step beside other loops."""
-    found = read(BENCH / "step.json")
+    """Write the whole step beside other loops, at two sizes."""
+    sizes = {"256": read(BENCH / "step.json"), "1,024": read(BENCH / "L1024/step.json")}
     rows = []
-    for name, figures in found["providers"].items():
-        times = "1" if name == "rntp" else number(figures["times_rntp"], 1)
-        rows.append([name, f"{number(figures['median_s'], 1)} s", f"{times} ×"])
-    return table(["step: rollouts, forward, rewards, backward", "median", "time of rntp"], rows)
+    for name in sizes["256"]["providers"]:
+        row = [name]
+        for found in sizes.values():
+            figures = found["providers"][name]
+            times = "1" if name == "rntp" else number(figures["times_rntp"], 1)
+            row += [f"{number(figures['median_s'], 1)} s", f"{times} ×"]
+        rows.append(row)
+    head = ["step: rollouts, forward, rewards, backward"]
+    for size in sizes:
+        head += [f"{size} tokens", "time of rntp"]
+    return table(head, rows)
 
 
 def speed_parts() -> str:
@@ -383,6 +390,8 @@ def results() -> str:
     step = read(BENCH / "step.json")["providers"]
     trl = [p["times_rntp"] for name, p in step.items() if name.startswith("TRL")]
     usual = next(p["times_rntp"] for name, p in step.items() if name.startswith("unshared"))
+    long = read(BENCH / "L1024/step.json")["providers"]
+    longer = [p["times_rntp"] for name, p in long.items() if name != "rntp"]
     rows = [
         [
             "Does RL find a gain that is known to be there? Planted corpus, 1M parameters",
@@ -407,7 +416,8 @@ def results() -> str:
         [
             "What is sharing worth? A whole step on 2 CPU cores",
             f"{number(step['rntp']['median_s'], 1)} s; the usual loop takes {number(usual, 1)} "
-            f"times as long, TRL {number(min(trl), 1)} to {number(max(trl), 1)} times",
+            f"times as long, TRL {number(min(trl), 1)} to {number(max(trl), 1)} times; on pages "
+            f"of 1,024 tokens {number(min(longer), 1)} to {number(max(longer), 1)} times",
         ],
     ]
     return table(["question", "answer so far"], rows)
