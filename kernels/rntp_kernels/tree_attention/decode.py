@@ -9,6 +9,7 @@ from rntp_kernels.tree_attention.layout import TreeLayout
 from rntp_kernels.tree_attention.selection import decode_choice
 from rntp_kernels.tree_attention.style import PLAIN, Style
 from rntp_kernels.tree_attention.tree import TreeAttention
+from rntp_kernels.tree_attention.two_parts import attend_parts, joins
 
 
 def stored(x: Tensor) -> Tensor:
@@ -93,6 +94,7 @@ class DecodeAttention:
             self._documents, 1, self._branches, slots, device=visible.device
         )  # [D, 1, B, slots]
         _show(self._bias, visible)
+        self._wide: dict[int, Tensor] = {}  # heads that share keys -> their bias, once it is asked
         self._keys: dict[int, Tensor] = {}  # layer -> [D, Hkv, B, budget, head]
         self._values: dict[int, Tensor] = {}
         self._lengths: Tensor | None = None  # int64 [D, B], once the branches differ
@@ -107,6 +109,7 @@ class DecodeAttention:
                 kept.copy_(other[layer])
         self._visible.copy_(visible)
         _show(self._bias, visible)
+        self._wide = {}
         self.rewind(torch.zeros_like(visible))
 
     @property
@@ -149,7 +152,7 @@ class DecodeAttention:
         other = copy(self)
         other._branches = kept.shape[1]
         other._visible = self._visible.gather(1, kept)
-        other._bias = _take(self._bias, kept)
+        other._bias, other._wide = _take(self._bias, kept), {}
         if self._lengths is not None and self._own_bias is not None:
             other._lengths = self._lengths.gather(1, kept)
             other._own_bias = _take(self._own_bias, kept)
@@ -167,6 +170,7 @@ class DecodeAttention:
         now = wider.narrowed(kept)
         self._visible.copy_(now._visible)
         self._bias.copy_(now._bias)
+        self._wide = {}
         self._places.copy_(now._places)
         self.rewind(now.lengths)
 
@@ -198,6 +202,11 @@ class DecodeAttention:
         # [1, Hq, D·B, head] -> [D, Hkv, B, repeat, head]: the queries of all branches and of all
         # heads that share keys are the rows of one product with the document.
         split = q[0].view(kv_heads, repeat, documents, branches, head).permute(2, 0, 3, 1, 4)
+        if joins(doc_k, doc_v, slots, style) and int(self._visible.min()) > 0:
+            long = doc_k, doc_v, self._wide_bias(repeat)
+            own = own_k, own_v, self._own_bias
+            out = attend_parts(stored(split).contiguous(), long, own, scale)
+            return self._laid_out(out, q.dtype)
         rows = (stored(split) * scale).contiguous()
         to_doc = (rows.flatten(2, 3) @ doc_k.transpose(2, 3)).float()
         to_doc = to_doc.unflatten(2, (branches, repeat))
@@ -218,9 +227,19 @@ class DecodeAttention:
         weights = torch.cat(scores, dim=-1).softmax(dim=-1).to(rows.dtype)
         from_doc = (weights[..., :slots].flatten(2, 3) @ doc_v).unflatten(2, (branches, repeat))
         out = from_doc + weights[..., slots : slots + own_v.shape[3]] @ own_v
-        # [D, Hkv, B, repeat, head] -> [1, Hq, D·B, head]
-        out = out.permute(1, 3, 0, 2, 4).to(q.dtype)
-        return out.reshape(1, kv_heads * repeat, documents * branches, v.shape[3])
+        return self._laid_out(out, q.dtype)
+
+    def _laid_out(self, out: Tensor, dtype: torch.dtype) -> Tensor:
+        """[D, Hkv, B, repeat, head] -> [1, Hq, D·B, head], as queries came."""
+        return out.permute(1, 3, 0, 2, 4).to(dtype).flatten(2, 3).flatten(0, 1)[None]
+
+    def _wide_bias(self, repeat: int) -> Tensor:
+        """What is added to scores of the document, a row for each head that shares keys:
+        [D, 1, B·repeat, slots]. All layers have the same."""
+        if repeat not in self._wide:
+            rows = self._bias[:, :, :, None].expand(-1, -1, -1, repeat, -1)
+            self._wide[repeat] = rows.flatten(2, 3)
+        return self._wide[repeat]
 
     def _hide_behind(self, window: int, to_doc: Tensor, to_own: Tensor) -> None:
         """Set scores to −inf where a key lies `window` positions or more behind the new token.
