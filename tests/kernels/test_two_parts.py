@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from rntp_kernels import DecodeAttention, Style
 from rntp_kernels.tree_attention import two_parts
 from rntp_kernels.tree_attention.decode import PrefixRecorder
