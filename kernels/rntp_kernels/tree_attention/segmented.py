@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rntp_kernels.tree_attention.dense import dense_mask
 from rntp_kernels.tree_attention.layout import ROOT, TreeLayout
+from rntp_kernels.tree_attention.shared_prefix import reads_once, shared_prefix_attention
 from rntp_kernels.tree_attention.style import PLAIN, Style, masked_attention
 
 
@@ -196,6 +197,11 @@ def _attend(
 
     def branches(x: Tensor) -> Tensor:  # -> [B, heads, tokens, D]
         return x[0].unflatten(1, (width, -1)).transpose(0, 1)
+
+    if reads_once(q, v, seen_k, style):
+        seen, own = (seen_k, seen_v), (branches(k), branches(v))
+        out = shared_prefix_attention(branches(q), own, seen, mask[..., seen_k.shape[2] :], scale)
+        return out.transpose(0, 1).reshape(1, q.shape[1], -1, v.shape[3])
 
     def with_prefix(x: Tensor, seen: Tensor) -> Tensor:  # -> [B, heads, prefix + n, D]
         return torch.cat([seen.expand(width, -1, -1, -1), branches(x)], dim=2)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rntp_kernels.tree_attention.style import Style
 
-_KERNEL = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _LEAST = 512  # tokens of the long part; below, products are as quick
 
 
@@ -20,7 +20,7 @@ def joins(rows: Tensor, values: Tensor, slots: int, style: Style) -> bool:
     rows, values: queries and values of the long part. slots: its tokens.
     """
     return (
-        _KERNEL is not None
+        FLASH is not None
         and rows.device.type == "cpu"
         and rows.dtype == torch.float32
         and rows.shape[-1] == values.shape[-1]
@@ -42,11 +42,11 @@ def attend_parts(
     scores, float [D, 1, B·R, n]. own: keys and values [D, Hkv, B, t, head], and what is added,
     [D, 1, B, t] or None. Every row has to see a token of each part; no gradient.
     """
-    assert _KERNEL is not None
+    assert FLASH is not None
     keys, values, bias = long
     own_keys, own_values, own_bias = own
     shape = rows.shape
-    found, log_sum = _KERNEL(
+    found, log_sum = FLASH(
         rows.flatten(2, 3), keys, values, 0.0, False, attn_mask=bias, scale=scale
     )
     scores = (rows * scale) @ own_keys.transpose(3, 4)
