@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/generations"))
     parser.add_argument("--out", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for seed in arguments.seeds:
         plain = train(

@@ -5,12 +5,15 @@ improvement of a small step is the reward's variance within groups. But noise sp
 well: a thought moves the prediction of a token that nothing tells, up or down, and no thought is
 right. What tells the two apart is the mean: over noise a thought costs on average, since it can
 only lead away from the best prediction. And where all thoughts are right already, they gain and do
-not differ. So a region is worth
+not differ. And where a thought helps because something is said at all, whatever it is, the thought
+of another place helps as much: what that gives (`elsewhere`) is no gain of thinking. So a region
+is worth
 
     its share of pages that become documents × (the lesser of gain and spread + change)
 
-where a draw of its mean gain is above 0, of the change what is above 0, and otherwise the draw
-itself, which is worse than any such. The draw is from the normal posterior of the region's mean
+where a draw of its mean gain, less what is above 0 of the gain elsewhere, is above 0; of the change
+what is above 0, and not more than that gain; and otherwise the draw itself, which is worse than
+any such. The draw is from the normal posterior of the region's mean
 gain, behind a prior of one page with the mean of the region that first linked there: what hangs on
 a trap is taken for one. Pages of earlier growths count half for each growth since, for the model
 has changed.
@@ -41,6 +44,7 @@ class Belief:
     spread: float
     spread_sd: float
     change: float
+    elsewhere: float
     yields: float
 
 
@@ -75,6 +79,7 @@ def beliefs(regions: Sequence[Region], growth: int) -> dict[str, Belief]:
             spread=mean([w.spread for w in region.worths], usual),
             spread_sd=spread_sd / math.sqrt(pages),
             change=mean([w.change for w in region.worths], 0.0),
+            elsewhere=mean([w.elsewhere for w in region.worths], 0.0),
             yields=(1 + region.kept) / (1 + region.judged),
         )
     return found
@@ -106,10 +111,18 @@ def choose(
 def _value(belief: Belief, seed: int, number: int, index: int) -> float:
     gain, spread = (_normal(seed, number, 2 + 2 * index + k) for k in (0, 1))
     drawn = belief.gain + belief.gain_sd * gain
-    if drawn <= 0:
-        return drawn
     width = max(belief.spread + belief.spread_sd * spread, 0.0)
-    return belief.yields * (min(drawn, width) + max(belief.change, 0.0))
+    return worth_of(drawn, width, belief.change, belief.elsewhere, belief.yields)
+
+
+def worth_of(
+    gain: float, spread: float, change: float, elsewhere: float, yields: float = 1.0
+) -> float:
+    """What a page of a region teaches, nats a token; below 0 where thinking costs. See above."""
+    own = gain - max(elsewhere, 0.0)
+    if own <= 0:
+        return own
+    return yields * (min(own, spread) + min(max(change, 0.0), own))
 
 
 def _normal(seed: int, number: int, place: int) -> float:

@@ -21,6 +21,7 @@ from rntp.run import folder as run_folder
 from rntp.runtime.files import write_json
 
 SOURCE = "source.json"
+SHOWN = ("gain", "spread", "elsewhere")  # of a region, in the table of a growth
 
 
 def grow(
@@ -67,7 +68,7 @@ def summary(rows: list[Row]) -> dict[str, Any]:
     regions: dict[str, dict[str, Any]] = {}
     for row in pages:
         found = regions.setdefault(
-            row["region"], {"pages": 0, "requests": 0, "documents": 0, "gain": None, "spread": None}
+            row["region"], {"pages": 0, "requests": 0, "documents": 0, **dict.fromkeys(SHOWN)}
         )
         found["pages"] += row["outcome"] == READ
         found["requests"] += row["requests"]
@@ -75,8 +76,8 @@ def summary(rows: list[Row]) -> dict[str, Any]:
         found["documents"] += worth is not None and worth["document"] is not None
     for name, found in regions.items():
         mine = [worths[r["number"]] for r in pages if r["region"] == name and r["number"] in worths]
-        for key in ("gain", "spread"):
-            values = [w[key] for w in mine if w[key] is not None]
+        for key in SHOWN:
+            values = [w[key] for w in mine if w.get(key) is not None]
             found[key] = sum(values) / len(values) if values else None
     (segment,) = (row for row in here if row["row"] == "segment")
     (weights,) = (row for row in here if row["row"] == "weights")

@@ -13,17 +13,20 @@ from rntp.grow.settings import Frontier
 
 ELSEWHERE = "…"
 POOL = "pool:"
+WORTH = ("gain", "spread", "change", "elsewhere")  # what is measured of a page; see `Worth`
 
 
 @dataclass(frozen=True, slots=True)
 class Worth:
     """What a page is to a model. Nats a token: gain, the mean over its positions and thoughts;
     spread, the mean over positions of the standard deviation within the group; change, of the gain
-    since an earlier checkpoint. growth: number of the growth that measured it."""
+    since an earlier checkpoint; elsewhere, the gain of the thoughts at the page's next position
+    instead of their own. growth: number of the growth that measured it."""
 
     gain: float
     spread: float
     change: float
+    elsewhere: float
     growth: int
 
 
@@ -125,7 +128,9 @@ class State:
         found.kept += 1
         self.documents.add(page["document"])
         if page["gain"] is not None:
-            found.worths.append(Worth(page["gain"], page["spread"], page["change"], self.growth))
+            # Ledgers of before do not say what thoughts give elsewhere.
+            worth = page["gain"], page["spread"], page["change"], page.get("elsewhere", 0.0)
+            found.worths.append(Worth(*worth, self.growth))
 
     def new(self, addresses: Iterable[str]) -> list[str]:
         """Those addresses that no page had before."""

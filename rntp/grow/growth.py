@@ -11,7 +11,7 @@ from rntp_data_prep.web.links import links
 
 from rntp.errors import ConfigError
 from rntp.grow.choice import Belief, Choice, beliefs, choose
-from rntp.grow.frontier import Region, State
+from rntp.grow.frontier import WORTH, Region, State
 from rntp.grow.ledger import FILE, Ledger, Row
 from rntp.grow.pages import Pages
 from rntp.grow.segment import Preparer, keep_page, kept_page
@@ -138,7 +138,7 @@ class Growth:
             page: Page = kept_page(self._settings.output, number, row["sha256"])
             document, text, reason = self._preparer.look(page, taken)
             found[number] = {"number": number, "document": document, "dropped": reason}
-            found[number] |= dict.fromkeys(("gain", "spread", "change"))
+            found[number] |= dict.fromkeys(WORTH)
             if document is not None:
                 taken.add(document)
                 texts[number] = text

@@ -1,7 +1,7 @@
 """What a page is to the current model: thoughts at some of its positions, scored."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from rntp.rollout import no_check
 from rntp.rollout.engine import open_engine
 from rntp.run import checkpoint
 from rntp.run.trained import take_weights
-from rntp.types import Context, NextTokenStats
+from rntp.types import Context, NextTokenStats, Rollout
 
 PURPOSE = "grow"
 
@@ -42,7 +42,7 @@ class Prober:
 
     @torch.no_grad()
     def __call__(self, texts: Mapping[int, str]) -> dict[int, dict[str, float] | None]:
-        """gain, spread and change of texts by number, nats a token (see `rntp.grow.frontier`);
+        """The figures `WORTH` of texts by number, nats a token (see `rntp.grow.frontier.Worth`);
         None for a text that is too short for the run.
 
         A text's figures depend on its number and itself, up to rounding. Longer ones are read up to
@@ -60,14 +60,14 @@ class Prober:
             tokenizer=self.model.tokenizer,
         )
         now = self._measure(self.model, contexts, place)
-        places = {n: at for n, (at, _) in now.items()}
+        places = {n: at for n, (at, *_) in now.items()}
 
         def same(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
             return places[context.ordinal]
 
         before = self._measure(self.earlier, contexts, same)
-        for number, (_, gain_PG) in now.items():
-            found[number] = worth(gain_PG, before[number][1])
+        for number, (_, gain_PG, elsewhere_PG) in now.items():
+            found[number] = worth(gain_PG, before[number][1], elsewhere_PG)
         return found
 
     def _context(self, number: int, text: str) -> Context | None:
@@ -84,28 +84,43 @@ class Prober:
 
     def _measure(
         self, model: LanguageModel, contexts: Sequence[Context], place: Place
-    ) -> dict[int, tuple[tuple[int, ...], Tensor]]:
-        """By ordinal: positions, and gains of thoughts, nats a token, float64 [P, G]."""
+    ) -> dict[int, tuple[tuple[int, ...], Tensor, Tensor]]:
+        """By ordinal: positions, and gains of thoughts where they were written and at the page's
+        next position, nats a token, float64 [P, G]."""
         engine = open_engine(model, self.config, thoughts=self.thoughts, purpose=PURPOSE)
         size = self.config.rollout.docs_per_batch
-        found: dict[int, tuple[tuple[int, ...], Tensor]] = {}
+        found: dict[int, tuple[tuple[int, ...], Tensor, Tensor]] = {}
         for first in range(0, len(contexts), size):
             rollouts = engine.sample(contexts[first : first + size], place, no_check)
-            pages = score_pages(model, rollouts, self.config, no_check)
-            for rollout, page in zip(rollouts, pages, strict=True):
-                gains = [_gains(at) for at in page["positions"]]
-                found[rollout.context.ordinal] = rollout.positions, torch.stack(gains)
+            own, elsewhere = (
+                [_page_gains(page) for page in score_pages(model, of, self.config, no_check)]
+                for of in (rollouts, [_moved(rollout) for rollout in rollouts])
+            )
+            for rollout, *gains in zip(rollouts, own, elsewhere, strict=True):
+                found[rollout.context.ordinal] = rollout.positions, *gains
         return found
 
 
-def worth(now_PG: Tensor, before_PG: Tensor) -> dict[str, float]:
-    """Gain, spread and change of a page from the gains of its thoughts, nats a token, [P, G]."""
+def worth(now_PG: Tensor, before_PG: Tensor, elsewhere_PG: Tensor) -> dict[str, float]:
+    """The figures `WORTH` of a page from the gains of its thoughts, nats a token, [P, G]: now,
+    at an earlier checkpoint, and of the thoughts of other positions."""
     gain = float(now_PG.mean())
     return {
         "gain": gain,
         "spread": float(now_PG.std(dim=1).mean()),
         "change": gain - float(before_PG.mean()),
+        "elsewhere": float(elsewhere_PG.mean()),
     }
+
+
+def _moved(rollout: Rollout) -> Rollout:
+    """Thoughts at the page's next position each. Of the page alone: which pages are measured
+    beside it does not matter, and all that is known of the page is before the model anyway."""
+    return replace(rollout, thoughts=(*rollout.thoughts[-1:], *rollout.thoughts[:-1]))
+
+
+def _page_gains(page: dict[str, Any]) -> Tensor:
+    return torch.stack([_gains(at) for at in page["positions"]])
 
 
 def _gains(at: dict[str, Any]) -> Tensor:

@@ -52,7 +52,7 @@ class Frontier(BaseModel):
     """Regions of a host; what lies elsewhere on it is one more."""
     placement: str = ""
     """Placement policy that the model thinks by; empty: the run's own."""
-    positions: Positive = 8
+    positions: Annotated[int, Field(ge=2)] = 8
     """Positions of a page at which the model thinks."""
     thoughts: Annotated[int, Field(ge=2)] = 4
     """Thoughts at each position."""

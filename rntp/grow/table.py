@@ -3,15 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rntp.grow.frontier import WORTH
+
 _NONE = "–"
 
 
 def growth_table(facts: dict[str, Any]) -> str:
     """The regions of a growth, most pages first, and the corpora with their new shares."""
     regions = sorted(facts["regions"].items(), key=lambda item: -item[1]["requests"])
-    head = ["region", "requests", "documents", "gain", "spread"]
+    head = ["region", "requests", "documents", "gain", "spread", "elsewhere"]
     rows = [
-        [name, str(r["requests"]), str(r["documents"]), _nats(r["gain"], "+"), _nats(r["spread"])]
+        [
+            name,
+            str(r["requests"]),
+            str(r["documents"]),
+            _nats(r["gain"], "+"),
+            _nats(r["spread"]),
+            _nats(r["elsewhere"], "+"),
+        ]
         for name, r in regions
     ]
     segment = facts["segment"]
@@ -22,6 +31,7 @@ def growth_table(facts: dict[str, Any]) -> str:
             _nats(row["gain"], "+"),
             _nats(row["spread"]),
             _nats(row["change"], "+"),
+            _nats(row["elsewhere"], "+"),
             f"{row['share']:.1%}",
         ]
         for row in facts["corpora"]
@@ -35,8 +45,8 @@ def growth_table(facts: dict[str, Any]) -> str:
             "",
             _columns([head, *rows]),
             "",
-            _columns([["corpus", "tokens", "gain", "spread", "change", "share"], *corpora]),
-            "gain, spread, change: nats a token",
+            _columns([["corpus", "tokens", *WORTH, "share"], *corpora]),
+            "gain, spread, change, elsewhere: nats a token",
         ]
     )
 

@@ -18,6 +18,8 @@ from rntp.data.manifest import Manifest
 from rntp.data.order import Order
 from rntp.data.stream import is_heldout
 from rntp.errors import ConfigError
+from rntp.grow.choice import worth_of
+from rntp.grow.frontier import WORTH
 from rntp.rng import hashed
 
 _FIRST = 1 << 40  # numbers of pages that are only measured: no page of a frontier gets there
@@ -60,10 +62,8 @@ def teaches(worths: Sequence[Mapping[str, float]]) -> float:
     `rntp.grow.choice` does, with the means themselves for draws of them."""
     if not worths:
         return 0.0
-    gain, spread, change = (
-        math.fsum(w[name] for w in worths) / len(worths) for name in ("gain", "spread", "change")
-    )
-    return min(gain, spread) + max(change, 0.0) if gain > 0 else 0.0
+    means = {name: math.fsum(w[name] for w in worths) / len(worths) for name in WORTH}
+    return max(worth_of(**means), 0.0)
 
 
 def learn(
@@ -80,7 +80,7 @@ def learn(
         worths = [found for found in probe(texts).values() if found is not None]
         means = {
             name: math.fsum(w[name] for w in worths) / len(worths) if worths else None
-            for name in ("gain", "spread", "change")
+            for name in WORTH
         }
         facts = {"corpus": str(folder), "digest": manifest.digest, "tokens": manifest.total_tokens}
         rows.append({**facts, "pages": len(worths), **means, "teaches": teaches(worths)})

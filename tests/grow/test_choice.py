@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -8,7 +9,7 @@ from rntp.grow.frontier import Region, Worth
 
 def region(name: str, index: int, *worths: tuple[float, float], **facts: object) -> Region:
     found = Region(name, index, **facts)  # type: ignore[arg-type]
-    found.worths = [Worth(gain, spread, 0.0, 1) for gain, spread in worths]
+    found.worths = [Worth(gain, spread, 0.0, -0.1, 1) for gain, spread in worths]
     found.taken = found.judged = max(found.taken, len(worths))
     found.kept = len(worths)
     return found
@@ -44,6 +45,18 @@ def test_what_is_known_already_is_left_for_what_is_not() -> None:
     # By gain alone it would be the other way round.
     known = beliefs([mastered, learnable], 1)
     assert known["mastered"].gain > 2 * known["learnable"].gain
+
+
+def test_where_the_thought_of_another_place_helps_as_much_there_is_nothing_to_learn() -> None:
+    """Figures of a planted run: opening hours gain most, by whatever is said before them."""
+    hours = region("hours", 0)
+    hours.worths = [Worth(0.33 + 0.1 * (-1) ** n, 0.44, 0.2, 0.30, 1) for n in range(12)]
+    desks = region("desks", 1)
+    desks.worths = [Worth(0.12 + 0.1 * (-1) ** n, 0.22, 0.1, -0.15, 1) for n in range(12)]
+    assert picked([hours, desks])["desks"] >= 380
+    for found in (hours, desks):
+        found.worths = [replace(w, elsewhere=0.0) for w in found.worths]
+    assert picked([hours, desks])["desks"] <= 20  # what told them apart
 
 
 def test_a_share_is_drawn_evenly_so_that_nothing_starves() -> None:

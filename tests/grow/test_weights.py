@@ -20,14 +20,19 @@ def test_shares_are_tokens_tilted_by_what_a_token_teaches_within_bounds() -> Non
 
 
 def test_what_a_corpus_teaches() -> None:
-    def worth(gain: float, spread: float, change: float = 0.0) -> dict[str, float]:
-        return {"gain": gain, "spread": spread, "change": change}
+    def worth(
+        gain: float, spread: float, change: float = 0.0, elsewhere: float = -0.1
+    ) -> dict[str, float]:
+        return {"gain": gain, "spread": spread, "change": change, "elsewhere": elsewhere}
 
     assert teaches([]) == 0.0
     assert teaches([worth(-0.2, 1.1), worth(0.1, 1.1)]) == 0.0  # noise
     assert teaches([worth(0.2, 0.1), worth(0.4, 0.3)]) == pytest.approx(0.2)
     assert teaches([worth(0.1, 0.3, 0.05)]) == pytest.approx(0.15)
     assert teaches([worth(0.1, 0.3, -0.05)]) == pytest.approx(0.1)
+    assert teaches([worth(0.1, 0.3, 0.5)]) == pytest.approx(0.2)  # no more than the gain
+    assert teaches([worth(0.3, 0.5, 0.0, 0.25)]) == pytest.approx(0.05)
+    assert teaches([worth(0.3, 0.5, 0.4, 0.35)]) == 0.0  # whatever is said helps as much
 
 
 def test_corpora_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

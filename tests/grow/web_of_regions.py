@@ -30,5 +30,5 @@ def known_worth(texts: Mapping[int, str]) -> dict[int, dict[str, float] | None]:
         gain, spread = _MEANS[kind(text)]
         gain += 0.4 * (fraction(text, "gain") - 0.5)
         spread *= 0.5 + fraction(text, "spread")
-        found[number] = {"gain": gain, "spread": spread, "change": 0.0}
+        found[number] = {"gain": gain, "spread": spread, "change": 0.0, "elsewhere": -0.1}
     return found
