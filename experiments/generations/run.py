@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from rntp.run.log import provenance_of
 from rntp.runtime.files import write_json, write_text_atomic
 
 HERE = Path(__file__).parent
@@ -76,7 +77,7 @@ def generation(arm: Arm, seed: int, spec: str, folder: Path) -> dict[str, Any]:
         "written": json.loads((pages / "traces.json").read_text())["plain_pages"],
         "teacher": measured(drawn),
         "learnt": measured(learnt),
-        "provenance": provenance(folder / "draw") | {"learnt": provenance(folder / "learn")},
+        "provenance": provenance_of(folder / "draw") | {"learnt": provenance_of(folder / "learn")},
     }
 
 
@@ -107,16 +108,6 @@ def differing(pages: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {
         "differ_in_group": mean(len(set(group)) / len(group) for group in groups),
         "texts": len(set(every)) / len(every),
-    }
-
-
-def provenance(run: Path) -> dict[str, Any]:
-    """Say which code, config and corpora a run is of."""
-    facts = json.loads((run / "manifest.json").read_text())
-    return {
-        "commit": facts["git"],
-        "config_digest": facts["config_digest"],
-        "corpora": [segment["corpus"] for segment in facts["segments"]],
     }
 
 

@@ -23,6 +23,7 @@ import web
 import yaml
 from make_base import write_base
 
+from rntp.run.log import provenance_of
 from rntp.runtime.files import read_json_lines, write_json
 
 HERE = Path(__file__).parent
@@ -120,17 +121,6 @@ def measured(grown: Path, before: dict[str, Any], after: dict[str, Any]) -> dict
     }
 
 
-def provenance(run: Path) -> dict[str, Any]:
-    """Say which code, config and corpora a run is of."""
-    facts = json.loads((run / "manifest.json").read_text())
-    return {
-        "commit": facts["git"],
-        "versions": facts["versions"],
-        "config_digest": facts["config_digest"],
-        "corpora": [segment["corpus"] for segment in facts["segments"]],
-    }
-
-
 def _asked(grown: Path) -> list[str]:
     path = grown / "asked.json"
     return json.loads(path.read_text()) if path.is_file() else []
@@ -168,7 +158,7 @@ def main() -> None:
         for arm in ARMS:
             grown = grow(arguments.build, run, seed, arm, arguments.pages, arguments.port)
             after = go_on(arguments.build, run, grown, seed, arm)
-            ran = provenance(arguments.build / f"run-{seed}-{arm}")
+            ran = provenance_of(arguments.build / f"run-{seed}-{arm}")
             found = measured(grown, before, after)
             rows.append({"seed": seed, "arm": arm, **found, "provenance": ran})
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ import numpy as np
 
 from rntp.ablate.matching import step_cost
 from rntp.config import Config
-from rntp.run.log import read_metrics
+from rntp.run.log import provenance_of, read_metrics
 from rntp.runtime.files import write_json
 
 METHODS = Path("experiments/methods")
@@ -137,6 +137,7 @@ def measured(arm: str, seed: int, folder: Path) -> dict[str, Any]:
         ]
     stages = [folder / "first", done] if arm in FIRST else [done]
     spent = [sum(m["compute/tflop"] for m in read_metrics(stage)) for stage in stages]
+    row["provenance"] = [provenance_of(stage) for stage in stages]
     return row | {"tflop before": sum(spent[:-1]), "tflop of RLVR": spent[-1], "steps": steps}
 
 
@@ -172,6 +173,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def head_keys() -> tuple[str, str]:
     return "tflop before", "tflop of RLVR"
+
+
+def told(rows: Sequence[dict[str, Any]]) -> str:
+    """The table and what differs, as Markdown."""
+    lines = [table(rows)]
+    for reference in ("base", LONGER):
+        lines += ["", f"pass@1 after RLVR, less that of “{reference}”:", ""]
+        lines += paired(rows, reference)
+    return "\n".join(lines) + "\n"
 
 
 def paired(rows: Sequence[dict[str, Any]], reference: str = "base") -> list[str]:
@@ -214,11 +224,8 @@ def main() -> None:
             rows.append(measured(arm, seed, folder))
             arguments.out.mkdir(parents=True, exist_ok=True)
             write_json(arguments.out / "planted.json", rows)
-            text = "\n".join(
-                [table(rows), "", "pass@1 after RLVR, less that of `base`:", "", *paired(rows)]
-            )
-            (arguments.out / "planted.md").write_text(text + "\n", encoding="utf-8")
-            print(text, flush=True)
+            (arguments.out / "planted.md").write_text(told(rows), encoding="utf-8")
+            print(told(rows), flush=True)
 
 
 if __name__ == "__main__":

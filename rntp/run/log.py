@@ -420,6 +420,18 @@ def read_manifest(run_dir: Path) -> dict:
     return manifest
 
 
+def provenance_of(run_dir: Path) -> dict[str, Any]:
+    """Say which code, config and corpora a run is of, for tables of several runs. Raises
+    ConfigError as `read_manifest` does."""
+    facts = read_manifest(run_dir)
+    return {
+        "commit": facts["git"],
+        "versions": facts["versions"],
+        "config_digest": facts["config_digest"],
+        "corpora": [segment["corpus"] for segment in facts["segments"]],
+    }
+
+
 def starts_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """List the starts of a run by its manifest, the first one first.
 
