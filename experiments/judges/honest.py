@@ -2,8 +2,9 @@
 
     python experiments/judges/honest.py --port 8078
 
-By the name of the model: `honest` says yes where the truth begins with the answer; `hasty` is wrong
-one time in ten, by a hash of the question, so that it is the same every time; `yes` says yes.
+By the name of the model: `honest` says yes where the truth begins with the answer, in whole words;
+`hasty` is wrong one time in ten, by a hash of the question, so that it is the same every time;
+`yes` says yes.
 """
 
 import argparse
@@ -27,8 +28,9 @@ def likely(model: str, text: str) -> float:
     """P(yes) of a question."""
     if model == "yes":
         return 0.99
-    answer, truth = part(text, "ANSWER").split(), part(text, "TRUTH").split()
-    right = bool(answer) and answer == truth[: len(answer)]
+    answer, truth = part(text, "ANSWER").strip(), part(text, "TRUTH").strip()
+    # Whole words: "4" is how "4." begins, and not how "42" does.
+    right = bool(answer) and truth.startswith(answer) and not truth[len(answer) :][:1].isalnum()
     if model == "hasty":
         drawn = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
         right ^= drawn % WRONG_IN == 0

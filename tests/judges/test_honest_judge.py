@@ -22,6 +22,16 @@ def test_it_knows_the_truth_and_a_beginning_of_it() -> None:
         assert honest.likely("yes", asked(wrong)) == 0.99
 
 
+def test_words_end_where_punctuation_begins() -> None:
+    for answer, truth, right in (
+        (" 4", " 4.", True),
+        (" 4", " 42", False),
+        (" Kem", " Kemp", False),
+    ):
+        question = messages(Case("Page.", answer, truth), "continuation", "word")[-1]["content"]
+        assert honest.likely("honest", question) == (0.99 if right else 0.01)
+
+
 def test_the_hasty_one_is_wrong_one_time_in_ten_and_the_same_every_time() -> None:
     said = [honest.likely("hasty", asked(" Orme", n)) for n in range(1000)]
     assert said == [honest.likely("hasty", asked(" Orme", n)) for n in range(1000)]
