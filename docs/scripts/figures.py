@@ -444,6 +444,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "rewards_finding": lambda: finding("planted", "rewards"),
     "generations": lambda: (EXPERIMENTS / "generations/results/table.md").read_text("utf-8"),
     "growing": growing,
+    "judges_finding": lambda: finding("judges", "planted"),
     "judges_planted": judges_planted,
     "judges_fooled": lambda: fenced(EXPERIMENTS / "judges/results/audit.txt"),
     "save_stall": save_stall,
