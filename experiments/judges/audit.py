@@ -27,6 +27,7 @@ from rntp.show import columns
 HERE = Path(__file__).parent
 CONFIG = HERE / "config.yaml"
 RUNS = Path("runs/judges")
+DOCS = {"word": 8, "reason": 2}  # pages; 400 tokens of reasons take a quarter of a minute
 WAYS = [(sees, verdict) for verdict in ("word", "reason") for sees in ("continuation", "page")]
 
 
@@ -47,11 +48,13 @@ def main() -> None:
             began = time.monotonic()
             sets = [judge, f"reward.judges.sees={sees}", f"reward.judges.verdict={verdict}"]
             sets.append(f"run.dir={RUNS}/{verdict}-{sees}")
-            said = rntp("judge", "--json", sets=sets)
-            found["ways"][name] = json.loads(said)["smollm2"]
-            found["ways"][name]["seconds"] = round(time.monotonic() - began)
-            write_json(kept, found["ways"][name])
-        rntp("train", sets=[judge, f"run.dir={RUNS}/run"])
+            sets.append(f"reward.judges.audit={{warn: {{docs: {DOCS[verdict]}}}}}")
+            way = ask(sets)
+            way["seconds"] = round(time.monotonic() - began)
+            found["ways"][name] = way
+            write_json(kept, way)
+        if code := rntp("train", sets=[judge, f"run.dir={RUNS}/run"]).returncode:
+            sys.exit(code)
     rows = read_metrics(RUNS / "run")
     found["run"] = {
         "steps": len(rows),
@@ -78,21 +81,38 @@ def table(found: dict[str, Any]) -> str:
     for attack in attacks:
         shares = [way["by_attack"].get(attack) for way in ways.values()]
         rows.append([attack, *("–" if s is None else f"{s:.0%}" for s in shares)])
-    means = (statistics.mean(way["by_attack"].values()) for way in ways.values())
-    rows.append(["all of these", *(f"{mean:.0%}" for mean in means)])
-    rows.append(["true continuation", *(f"{w['gold']:.0%}" for w in ways.values())])
-    rows.append(["no verdict", *(f"{w['missing']} of {w['asked']}" for w in ways.values())])
+    means = (way["by_attack"].values() for way in ways.values())
+    rows.append(["all of these", *(f"{statistics.mean(m):.0%}" if m else "–" for m in means)])
+    golds = (way["gold"] for way in ways.values())
+    rows.append(["true continuation", *("–" if g is None else f"{g:.0%}" for g in golds)])
+    rows.append(["no verdict", *(missing(way) for way in ways.values())])
     return columns(rows)
 
 
-def rntp(command: str, *arguments: str, sets: list[str]) -> str:
-    """Run a command of rntp on the config; what it prints. A judge that is fooled is no failure."""
-    more = [part for setting in sets for part in ("--set", setting)]
-    told = [sys.executable, "-m", "rntp", command, str(CONFIG), *arguments, *more]
-    done = subprocess.run(told, stdout=subprocess.PIPE, text=True, check=False)
+def missing(way: dict[str, Any]) -> str:
+    """How many questions got no verdict, and why."""
+    kinds = "".join(f", {kind}" for kind in way.get("failures", {}))
+    return "all" if way["gold"] is None else f"{way['missing']} of {way['asked']}{kinds}"
+
+
+def ask(sets: list[str]) -> dict[str, Any]:
+    """Put the attacks to the judge. Being fooled is a result (exit code 6), and so is a judge that
+    says nothing that can be read (5)."""
+    done = rntp("judge", "--json", sets=sets)
+    if done.returncode == 5:
+        return {"by_attack": {}, "gold": None, "said": done.stderr.strip().splitlines()[-1]}
     if done.returncode not in (0, 6):
         sys.exit(done.returncode)
-    return done.stdout
+    return json.loads(done.stdout)["smollm2"]
+
+
+def rntp(command: str, *arguments: str, sets: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command of rntp on the config, and show what it says."""
+    more = [part for setting in sets for part in ("--set", setting)]
+    told = [sys.executable, "-m", "rntp", command, str(CONFIG), *arguments, *more]
+    done = subprocess.run(told, capture_output=True, text=True, check=False)
+    print(done.stderr, file=sys.stderr)
+    return done
 
 
 @contextmanager

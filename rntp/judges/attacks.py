@@ -3,8 +3,9 @@
 Punctuation and openers earn a yes from strong judges even with the truth in view (2507.08794).
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rntp.judges.panel import Panel
 from rntp.judges.prompts import Case
@@ -30,13 +31,14 @@ GOLD = "gold"
 class Audit:
     """What a judge said to the attacks: the share of each that it took for right, and of the truth.
 
-    asked, missing: verdicts.
+    asked, missing: verdicts. failures: why they are missing, and how often (see `Verdict`).
     """
 
     by_attack: dict[str, float]
     gold: float
     asked: int
     missing: int
+    failures: dict[str, int] = field(default_factory=dict)
 
     @property
     def false_positives(self) -> float:
@@ -78,10 +80,12 @@ def audit(
     replies = panel.grade([case for _, case in asked], check, by_rule=False)
     panel.accept_missing()
     names = [name for name, _ in asked]
-    found = {
-        judge: _summed(names, [reply[judge].yes for reply in replies]) for judge in panel.judges
-    }
-    return found | {"together": _summed(names, [together(reply) for reply in replies])}
+    found: dict[str, Audit] = {}
+    for judge in panel.judges:
+        own = [reply[judge] for reply in replies]
+        found[judge] = _summed(names, [v.yes for v in own], [v for v in own if v.yes is None])
+    failed = [v for reply in replies for v in reply.values() if v.yes is None]
+    return found | {"together": _summed(names, [together(reply) for reply in replies], failed)}
 
 
 def _half_a_word(truth: str) -> str:
@@ -90,11 +94,14 @@ def _half_a_word(truth: str) -> str:
     return word[: len(word) // 2]
 
 
-def _summed(names: Sequence[str], verdicts: Sequence[float | None]) -> Audit:
+def _summed(
+    names: Sequence[str], verdicts: Sequence[float | None], failed: Sequence[Verdict]
+) -> Audit:
     said: dict[str, list[float]] = {}
     for name, verdict in zip(names, verdicts, strict=True):
         if verdict is not None:
             said.setdefault(name, []).append(float(verdict > 0.5))
     shares = {name: sum(found) / len(found) for name, found in said.items()}
     gold = shares.pop(GOLD, 0.0)
-    return Audit(shares, gold, len(verdicts), sum(verdict is None for verdict in verdicts))
+    missing = sum(verdict is None for verdict in verdicts)
+    return Audit(shares, gold, len(verdicts), missing, dict(Counter(v.failure for v in failed)))

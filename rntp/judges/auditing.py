@@ -44,9 +44,10 @@ class Auditor:
         together = found[TOGETHER]
         if together.missing == together.asked:
             urls = ", ".join(judge.url for judge in self._config.reward.judges.use.values())
+            kinds = ", ".join(f"{count} {kind}" for kind, count in together.failures.items())
+            often = max(together.failures, key=together.failures.__getitem__)
             raise JudgesAway(
-                f"no judge gave a verdict at {urls}; see that the servers run, and that `model` in "
-                "reward.judges.use is what they call it"
+                f"no judge gave a verdict at {urls} ({kinds}); {_REMEDIES.get(often, _REMEDY)}"
             )
         self.found = {"judge/fooled": together.worst[1], "judge/gold": together.gold}
         return found
@@ -70,6 +71,14 @@ class Auditor:
             f"{trouble}. Take a stronger model, several with reward.judges.combine: minimum, or "
             "reward.judges.sees: continuation"
         )
+
+
+_REMEDY = "see that the servers run, and that `model` in reward.judges.use is what they call it"
+_REMEDIES = {
+    "unclear": "these models do not say what they are asked to: take reward.judges.verdict: word, "
+    "or a stronger model",
+    "out_of_time": "raise reward.judges.seconds, or lower reward.judges.at_once",
+}
 
 
 def told(found: Audit) -> str:
