@@ -123,6 +123,8 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
         lines += ["", *pass_rates(result["tasks"])]
     if "memory" in result:
         lines += ["", *memory_table(result["memory"])]
+    if "mixing" in result:
+        lines += ["", *mixing_lines(result["mixing"])]
     lines += ["", *next_token_table(result), "", *value_table(result)]
     if result["classes"]:
         lines += ["", *classes_table(result["classes"], result["reading"])]
@@ -131,6 +133,22 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
         for name, row in result["controls"].items():
             lines.append(f"{name:<24}{row['gain']:>+8.3f}   {_interval(row['gain_ci95'])}")
     return "\n".join(lines)
+
+
+def mixing_lines(found: Mapping[str, Any]) -> list[str]:
+    """How predictions with a thought are mixed with those without, and what that is worth."""
+    lines = [
+        f"weight of the thought  {found['weight']:.3f}",
+        f"gain of it read alone  {found['alone']:+.3f} {_interval(found['alone_ci95'])}",
+        f"gain of mixing         {found['over_alone']:+.3f} {_interval(found['over_alone_ci95'])}",
+    ]
+    if found["classes"]:
+        lines.append(f"{'first token, by class':<32}{'weight':>8}{'gain':>8}{'alone':>8}")
+    lines += [
+        f"{name:<32}{row['weight']:>8.3f}{row['gain']:>+8.3f}{row['alone']:>+8.3f}"
+        for name, row in found["classes"].items()
+    ]
+    return lines
 
 
 def pass_rates(tasks: Mapping[str, Any]) -> list[str]:

@@ -48,6 +48,7 @@ OPTIONS = [
     ["placement.entropy_band=[0.5, 9]", "placement.surprise_band=[0.1, 100]"],
     ["placement.interleaved=true", "placement.policy=learnability", "model.dtype=float32"],
     ["reading.window=6", *EVALUATED, "evaluation.controls=[shuffled]"],
+    ["reading.mixing=true", "reading.window=6", *EVALUATED],
     ["reading.window=6", "reward.scheme={log_ratio: 1, lost_span: 0.5}"],
     ["reading.window=0", "placement.interleaved=true", "objective.continuation_weight=0", ANOTHER],
     ["reading.window=4", "reading.piece=8", *EVALUATED, "evaluation.controls=[shuffled]"],
@@ -282,6 +283,7 @@ def test_every_field_is_free_or_part_of_what_is_trained() -> None:
     )
     # Chains do not go with samplers, nor does their tool with anything else.
     others = ["reading.piece=null", "rollout.samplers.start=1", "rollout.samplers.max_age=1"]
+    others += ["reading.mixing=true"]
     stale = Config.parse(config.model_dump(), others)
     tasks = ["data.source=task:t", "reading.window=null", "reading.piece=null", "thought.tools={}"]
     asked = Config.parse(config.model_dump(), tasks)

@@ -65,10 +65,15 @@ def _put_where_it_stood(facts: dict[str, Any]) -> None:
 
 def _leave_out_unread(facts: dict[str, Any], config: Config) -> None:
     """Take away, in place, what nothing reads as the other fields are set."""
+    reading = facts["reading"]
     if config.reading.window is None:
+        del reading["window"]
+    if config.reading.piece is None:
+        del reading["piece"]
+    if not config.reading.mixing:
+        del reading["mixing"]
+    if not reading:
         del facts["reading"]
-    elif config.reading.piece is None:
-        del facts["reading"]["piece"]
     if not config.thought.tools.use:
         del facts["thought"]["tools"]
     else:
@@ -137,6 +142,8 @@ def measured(config: Config) -> dict[str, Any]:
         facts["evaluation"]["window"] = config.reading.window
     if config.reading.piece is not None:
         facts["evaluation"]["piece"] = config.reading.piece
+    if config.reading.mixing:
+        facts["evaluation"]["mixing"] = True
     return {
         "evaluation": facts["evaluation"],
         "reward": {"shadows": facts["reward"]["shadows"]},

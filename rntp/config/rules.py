@@ -360,6 +360,20 @@ RULES = (
         "take the others out of thought.tools, or set reading.piece to null",
     ),
     Rule(
+        ("reading.mixing", "objective.continuation_weight"),
+        lambda c: c.reading.mixing and c.objective.continuation_weight == 0,
+        "reading.mixing: its head is learnt by the likelihood of continuations alone; set "
+        "objective.continuation_weight above 0, or reading.mixing to false",
+    ),
+    Rule(
+        ("reading.mixing", "reading.piece", "thought.answer_tokens"),
+        lambda c: (
+            c.reading.mixing and (c.reading.piece is not None or c.thought.answer_tokens > 0)
+        ),
+        "reading.mixing: answers and carried memories are read without mixing; set reading.mixing "
+        "to false, or reading.piece to null and thought.answer_tokens to 0",
+    ),
+    Rule(
         ("evaluation.controls", "reading.window"),
         lambda c: c.reading.window is None and any(map(_is_piece, c.evaluation.controls)),
         "evaluation.controls: pieces of what a reading window loses, and reading.window is null; "

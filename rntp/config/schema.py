@@ -109,6 +109,12 @@ class Config(Section):
         return 1 + self.reading.window + inserted + self.reward.horizon - 1
 
     @property
+    def mixes_pages(self) -> bool:
+        """Whether predictions with a thought are mixed with those of the page as it stands, and not
+        with those behind a window of it."""
+        return self.reading.mixing and self.reading.window is None
+
+    @property
     def earliest_position(self) -> int:
         """Tokens before a position at least: with a reading window one of them is lost; all of a
         piece where pages are read by pieces."""

@@ -200,6 +200,10 @@ class Reading(Section):
     placement.positions_per_doc pieces. One memory of each group goes on; in training the memory
     before, kept as it is, is one of thought.thoughts_per_position. null: memories are written in
     sight of the whole context."""
+    mixing: bool = False
+    """Read on with (1 - w) p(no think) + w p(think), where a small head says w of each token from
+    both hidden states, so that a useless thought can be turned off (after Quiet-STaR, 2403.09629).
+    The head is learnt by objective.continuation_weight and exported with the model."""
 
 
 class Tools(Section):

@@ -13,6 +13,7 @@ from rntp.evaluation.controls import CONTROLS
 from rntp.evaluation.deciles import deciles
 from rntp.evaluation.fixed_calls import call_controls
 from rntp.evaluation.memory import longer_by, memory_table
+from rntp.evaluation.mixing import mixing_table
 from rntp.evaluation.next_token import accuracy, calibration
 from rntp.evaluation.pages import (
     Page,
@@ -101,7 +102,7 @@ def evaluate(
             progress("score", num_scored, len(mine) * (1 + len(section.controls)))
 
         def score() -> list[Page]:
-            if control and config.reading.window is not None:
+            if control and config.reading.window is not None and model.mixing is None:
                 return score_memories(model, mine, config, check, told)
             longer = 0 if control else longer_by(config.memory_tokens)
             return score_pages(model, mine, config, check, told, longer=longer)
@@ -175,6 +176,7 @@ def _tables(
         )
     return {
         **memory,
+        **mixing_table(pages, seed),
         **tool_use(pages, seed),
         **task_table(pages, seed),
         "controls": controls_table(pages, seed),

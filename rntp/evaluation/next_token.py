@@ -13,7 +13,9 @@ from torch import Tensor
 
 from rntp.evaluation.resampling import bounds, interval_of_some, resamples
 from rntp.model import LanguageModel
+from rntp.model.mixing import mixed_probabilities
 from rntp.model.thought_tree import ThoughtTree
+from rntp.objective.continued import thought_log_odds
 
 TIERS = (0.0, 0.5, 1.0, 1.5)
 NUM_BINS = 15
@@ -29,19 +31,27 @@ def predictions(
     """Predict the token at each position, without and with each thought: [P] and [P][G].
 
     hidden: last hidden states of the tree, [N, H]. match: the token is the arg-max. confidence:
-    probability of the arg-max. brier: Σ_v (p_v − 1[v = token])², in [0, 2].
+    probability of the arg-max. brier: Σ_v (p_v − 1[v = token])², in [0, 2]. A model that mixes is
+    asked for its mixtures.
     """
-    think_PG = tree.think_rows_PGH[:, :, 0]
-    rows = torch.cat([tree.no_think_rows_PH[:, 0], think_PG.flatten()]).to(hidden.device)
+    empty_P, think_PG = tree.no_think_rows_PH[:, 0], tree.think_rows_PGH[:, :, 0]
+    positions, group = think_PG.shape
+    rows = torch.cat([empty_P, think_PG.flatten()]).to(hidden.device)
     target_P = tree.continuation_PH[:, 0]
-    targets = torch.cat([target_P, target_P[:, None].expand(think_PG.shape).flatten()])
+    targets = torch.cat([target_P, target_P.repeat_interleave(group)]).to(hidden.device)
+    mixed_with = torch.cat([empty_P, empty_P.repeat_interleave(group)]).to(hidden.device)
+    odds = torch.full((len(rows),), torch.inf, device=hidden.device)  # of this row, and no other
+    if model.mixing is not None and group:
+        odds[positions:] = thought_log_odds(model.mixing, tree, hidden)[:, :, 0].flatten()
     found: list[Prediction] = []
     # In pieces: every row has as many logits as the vocabulary.
-    for some, wanted in zip(
-        rows.split(_CHUNK_ROWS), targets.to(hidden.device).split(_CHUNK_ROWS), strict=True
-    ):
-        found += _predict(model.logits(hidden.index_select(0, some)), wanted)
-    positions, group = think_PG.shape
+    for some in torch.arange(len(rows), device=hidden.device).split(_CHUNK_ROWS):
+        logits = model.logits(hidden.index_select(0, rows[some]))
+        if model.mixing is None:
+            found += _predict(logits.softmax(dim=-1), targets[some])
+            continue
+        others = model.logits(hidden.index_select(0, mixed_with[some]))
+        found += _predict(mixed_probabilities(others, logits, odds[some]), targets[some])
     think = found[positions:]
     return found[:positions], [think[p * group :][:group] for p in range(positions)]
 
@@ -140,9 +150,7 @@ class _Errors:
         return np.abs(times @ self._gaps).sum(axis=1) / (times @ self._counts)
 
 
-def _predict(logits: Tensor, targets: Tensor) -> list[Prediction]:
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    p_NV = wide.softmax(dim=-1)
+def _predict(p_NV: Tensor, targets: Tensor) -> list[Prediction]:
     confidence, top1 = p_NV.max(dim=-1)
     brier = p_NV.square().sum(dim=-1) - 2 * p_NV.gather(1, targets[:, None])[:, 0] + 1
     columns = ((top1 == targets).tolist(), confidence.tolist(), brier.tolist())

@@ -61,6 +61,8 @@ def score_pages(
             hidden=hidden,
         )
         think, empty = scores.think_logp_PGH.tolist(), scores.no_think_logp_PH.tolist()
+        mixed = [] if scores.weight_PGH is None else scores.weight_PGH.tolist()
+        alone = [] if scores.alone_logp_PGH is None else scores.alone_logp_PGH.tolist()
         first_empty, first_think = predictions(model, hidden, tree)
         whole, behind_more = scores.whole_logp_PH.tolist(), list[list[float]]()
         if window is not None and longer:
@@ -81,6 +83,9 @@ def score_pages(
                 for g, thought in enumerate(at["thoughts"]):
                     thought["logp_think"] = think[number][g][:n]
                     thought["first"] = first_think[number][g]
+                    if mixed:
+                        thought["weight"] = mixed[number][g][:n]
+                        thought["logp_alone"] = alone[number][g][:n]
                 number += 1
             pages.append(page)
         scored(len(piece))

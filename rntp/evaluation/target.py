@@ -173,6 +173,11 @@ def _in_pieces(config: Config, piece: int | None) -> Config:
     if piece is not None:
         reading = config.reading.model_copy(update={"piece": piece})
         config = config.model_copy(update={"reading": reading})
+    if config.reading.mixing:
+        raise ConfigError(
+            "--piece: memories that are carried through a page are read without mixing, and this "
+            "model was trained with reading.mixing; take a run without it"
+        )
     if config.reading.piece is None or config.reading.window is None:
         raise ConfigError(
             "--pages reads piece by piece behind a window: set reading.window in the config, and "

@@ -7,6 +7,7 @@ What cannot work is refused at load, with the reason; see `rntp.model.check`.
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from rntp.model.attention import ATTENTION, Attention, own_attention, trunk
 from rntp.model.check import NotTreesError, check_head, check_trunk
 from rntp.model.head import Head, bias_of, raw_logits, weight_of
 from rntp.model.markers import learn_marker
+from rntp.model.mixing import FILE, NAME, Mixing
 from rntp.model.plain_check import check_ends, check_runs_plain
 from rntp.model.sources import localize
 from rntp.model.tokenizer import load_tokenizer, start_id
@@ -88,6 +90,25 @@ class LanguageModel:
     @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.hf.parameters())
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """The head that mixes predictions with a thought and without; None where there is none."""
+        found = getattr(self.hf, NAME, None)
+        assert found is None or isinstance(found, Mixing)
+        return found
+
+    def add_mixing(self, seed: int | None) -> None:
+        """Give the model its mixing head: that beside its weights, or a new one of this seed where
+        there is none. None: there has to be one, or ConfigError is raised."""
+        width = self.head.shape[1]
+        if self.shape.neck is not None:
+            width = self.hf.config.get_text_config().hidden_size
+        if seed is None or (Path(self.spec) / FILE).is_file():
+            head = Mixing.beside(self.spec, width)
+        else:
+            head = Mixing(width, seed)
+        self.hf.add_module(NAME, head.to(self.device, self.head.dtype))
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, attention: Attention) -> Tensor:
         """One trunk forward over a packed stream: int64 [N], int64 [N] -> last hidden [N, H]."""

@@ -42,6 +42,8 @@ def open_model(config: Config) -> LanguageModel:
         )
     if config.reading.window is not None:
         _ = model.start_id  # readings begin with it
+    if config.reading.mixing:
+        model.add_mixing(config.run.seed)
     interleaved = config.placement.interleaved
     if config.span_tokens > model.max_span:
         with_ = "interleaved thoughts" if interleaved else "thought, continuation and answer"

@@ -17,6 +17,7 @@ from rntp.model import LanguageModel
 from rntp.model.moe import Routing
 from rntp.model.reading import BRANCHES, LossReads
 from rntp.model.thought_tree import ThoughtTree, Trunk, live
+from rntp.objective.continued import Found, continued
 from rntp.objective.quantities import ForwardOutputs
 from rntp.types import Rollout
 
@@ -70,35 +71,42 @@ def forward(
         "think": _Query(think_rows, think_targets),
         "document": _Query(document_rows, document_targets),
     }
-    learning = {"thought": True, "think": tree.reads.continuation, "document": tree.reads.context}
-    if tree.reads.window is not None:
+    reads, window = tree.reads, tree.reads.window
+    mixes = model.mixing is not None and reads.continuation and window is None
+    learning = {
+        "thought": True,
+        "think": reads.continuation,
+        "document": reads.context or mixes,  # what thoughts are mixed with
+    }
+    if window is not None:
         asked["bare"] = _Query(tree.no_think_rows_PH.flatten(), tree.continuation_PH.flatten())
-        learning["bare"] = tree.reads.continuation
+        learning["bare"] = reads.continuation
     found = _logprobs(model, hidden, {k: v for k, v in asked.items() if learning[k]})
     with torch.no_grad():
         found |= _logprobs(model, hidden, {k: v for k, v in asked.items() if not learning[k]})
-    thought, think, document = found["thought"], found["think"], found["document"]
+    thought, document = found["thought"], found["document"]
+    whole = Found(*(x.index_select(0, of_whole) for x in document))
+    empty = found.get("bare", whole)
     sure = partial(_certain, tree.scored_PH)
-    whole_PH = sure(document.logp.detach()[of_whole].view(tree.whole_rows_PH.shape), 0.0)
-    bare_PH = whole_PH
-    if "bare" in found:
-        bare_PH = sure(found["bare"].logp.view(whole_PH.shape), 0.0)
-    collision = None
-    if with_collision:
-        rows = hidden.detach().index_select(0, think_rows.to(device))
-        collision = model.collision(rows).view(shape)
+    shape_PH = tree.whole_rows_PH.shape
+    bare_PH = sure(empty.logp.view(shape_PH), 0.0)
+    behind = continued(
+        model, tree, hidden, empty, found["think"], with_collision=with_collision
+    ).certain(sure)
     return ForwardOutputs(
         thought_logp_M=thought.logp,
         thought_entropy_M=thought.entropy,
-        think_logp_PGH=sure(think.logp.view(shape), 0.0),
+        think_logp_PGH=behind.logp,
         no_think_logp_PH=bare_PH.detach(),
-        whole_logp_PH=whole_PH,
-        match_PGH=sure((think.top1 == think_targets.to(device)).view(shape), True),
-        context_logp=document.logp.index_select(0, of_context) if tree.reads.context else None,
+        whole_logp_PH=sure(whole.logp.detach().view(shape_PH), 0.0),
+        match_PGH=behind.match,
+        context_logp=document.logp.index_select(0, of_context) if reads.context else None,
         bare_logp_PH=bare_PH if learning.get("bare") else None,
-        collision_PGH=collision,
+        collision_PGH=behind.collision,
+        weight_PGH=behind.weight,
+        alone_logp_PGH=behind.alone,
         routing=Routing.of(trunk.routed),
-        features_PF=_before_positions(tree, hidden, document.entropy[of_whole]),
+        features_PF=_before_positions(tree, hidden, whole.entropy),
     )
 
 
@@ -172,17 +180,9 @@ def _thought_query(tree: ThoughtTree, temperature: float) -> _Query:
     return _Query(tree.thought_rows, tree.thought_targets, temperature)
 
 
-class _Found(NamedTuple):
-    """Log-probs of the targets and entropies, nats, and arg-max ids; [N] each."""
-
-    logp: Tensor
-    entropy: Tensor
-    top1: Tensor
-
-
 def _logprobs(
     model: LanguageModel, hidden: Tensor, asked: Mapping[str, _Query]
-) -> dict[str, _Found]:
+) -> dict[str, Found]:
     """What the head says of some rows of the hidden states [N, H], in one call."""
     if not asked:
         return {}
@@ -196,4 +196,4 @@ def _logprobs(
         temperatures.repeat_interleave(torch.tensor(sizes)).to(device),
     )
     pieces = zip(*(x.split(sizes) for x in found), strict=True)
-    return {name: _Found(*piece) for name, piece in zip(asked, pieces, strict=True)}
+    return {name: Found(*piece) for name, piece in zip(asked, pieces, strict=True)}

@@ -90,7 +90,8 @@ class Counts:
         if config.reading.window is not None:
             read += self.empty(config)
         learning = self.thought + read * reads.continuation
-        return learning + self._document_rows(config) * reads.context
+        # What predictions with a thought are mixed with learns, too.
+        return learning + self._document_rows(config) * (reads.context or config.mixes_pages)
 
     def empty(self, config: Config) -> int:
         """Rows that predict continuations without a thought."""
@@ -116,9 +117,11 @@ class ForwardOutputs:
     the arg-max, with the thought. context_logp: plain next-token log-probs, [C], or None where no
     term needs them. bare_logp_PH: no_think_logp_PH with gradients, where a window is read with a
     memory and without one, and learnt; else None. collision_PGH: Σ_v p_v² of each prediction with
-    the thought, without gradients, or None if no scheme wants it. routing: of the tokens that
-    learn, in a mixture of experts that is watched. features_PF: what a gate looks at before each
-    position, float64 on the CPU; see `rntp.gate.features`.
+    the thought, without gradients, or None if no scheme wants it. weight_PGH, alone_logp_PGH: where
+    predictions with a thought are mixed with those without, the thought's weight, and log-probs
+    behind it alone, both without gradients; else None (see `rntp.model.mixing`). routing: of the
+    tokens that learn, in a mixture of experts that is watched. features_PF: what a gate looks at
+    before each position, float64 on the CPU; see `rntp.gate.features`.
     """
 
     thought_logp_M: Tensor
@@ -130,6 +133,8 @@ class ForwardOutputs:
     context_logp: Tensor | None
     bare_logp_PH: Tensor | None = None
     collision_PGH: Tensor | None = None
+    weight_PGH: Tensor | None = None
+    alone_logp_PGH: Tensor | None = None
     routing: Routing | None = None
     features_PF: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
@@ -145,6 +150,8 @@ class ForwardOutputs:
             context_logp=None if self.context_logp is None else self.context_logp.detach(),
             bare_logp_PH=None if self.bare_logp_PH is None else self.bare_logp_PH.detach(),
             collision_PGH=self.collision_PGH,
+            weight_PGH=self.weight_PGH,
+            alone_logp_PGH=self.alone_logp_PGH,
             routing=self.routing.detached() if self.routing else None,
             features_PF=self.features_PF,
         )

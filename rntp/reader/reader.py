@@ -52,6 +52,8 @@ class Reader:
             dtype=dtype,
             device=pick_device(device),
         )
+        if self.settings.mixing:
+            self.model.add_mixing(None)
         if self.settings.piece is not None:
             self._check_pieces(self.settings.piece)
             return

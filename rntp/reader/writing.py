@@ -4,6 +4,9 @@ With a window (`Settings.window`) the model goes on from *start · thought · la
 has written may be longer than what it sees, and the thought carries the rest. Without one thoughts
 stay where they were thought. A model that carries a memory (`Settings.piece`) writes one at the end
 of each piece, of the prompt as of what it writes itself; see `rntp.rollout.carried`.
+
+A model that mixes (`Settings.mixing`) draws each token from (1 − w) p₀ + w p₁: p₁ is what it says
+behind its thoughts, p₀ behind the text alone, which is kept in a second cache.
 """
 
 from collections.abc import Iterator
@@ -16,6 +19,8 @@ import torch
 from torch import Tensor
 
 from rntp.model import ATTENTION, LanguageModel, own_attention
+from rntp.model.mixing import mixed_logp
+from rntp.model.reading import START_TOKENS
 from rntp.model.tokenizer import decode, encode
 from rntp.reader.when import Here, When
 from rntp.rng import uniform
@@ -47,7 +52,7 @@ def write(
     Every draw is a function of the seed and its number. Whole characters only: a token that ends
     within one comes with the next.
     """
-    writer = _Writer(model, settings, seed)
+    writer = (_Writer if model.mixing is None else _MixedWriter)(model, settings, seed)
     page = encode(model.tokenizer, prompt)
     if not len(page):
         page = torch.tensor([model.start_id])
@@ -63,7 +68,7 @@ def write(
             thought = None
             if carrier is not None:
                 thought = carrier.due(page)
-            elif when(Here(writer.entropy(), since, writer.hidden)):
+            elif when(writer.here(since)):
                 thought, since = writer.think(page), 0
             if thought is not None:
                 if held:
@@ -142,11 +147,19 @@ class _Writer:
         if self._seen + self._room > self._model.max_span:
             self.begin(page[-(self._model.max_span - self._room) // 2 :])
         else:
-            self.feed(torch.tensor([token]))
+            self.follow(token)
 
-    def entropy(self) -> Tensor:
-        """Of the next token, nats."""
-        return _entropy(self._logits)[0]
+    def follow(self, token: int) -> None:
+        """See one more token of the text."""
+        self.feed(torch.tensor([token]))
+
+    def here(self, since: int) -> Here:
+        """Say what is known of the next token. since: tokens since the last thought."""
+        return Here(_entropy(self._logits)[0], since, self.hidden)
+
+    def logp(self) -> Tensor:
+        """Of every token as the next one, nats, [V]."""
+        return self._logits[0].log_softmax(dim=-1)
 
     def draw(self, purpose: str, temperature: float, *, markers: bool = False) -> int:
         """The next token, which is not fed yet. markers: whether it may be the close marker."""
@@ -187,6 +200,40 @@ class _Writer:
     def _bare(self) -> Tensor:
         """Logits without the markers, which are no text."""
         logits = self._logits.clone()
+        logits[:, list(self._markers)] = -torch.inf
+        return logits
+
+
+class _MixedWriter(_Writer):
+    """The same for a model that mixes what it predicts behind its thoughts with what it predicts
+    without them. It thinks where the text alone says so, as in training."""
+
+    def __init__(self, model: LanguageModel, settings: Settings, seed: int) -> None:
+        super().__init__(model, settings, seed)
+        self._text = _Writer(model, settings, seed)
+
+    def begin(self, ids: Tensor, *, noting: bool = False) -> None:
+        super().begin(ids, noting=noting)
+        self._text.begin(ids)
+
+    def follow(self, token: int) -> None:
+        super().follow(token)
+        self._text.follow(token)
+
+    def here(self, since: int) -> Here:
+        return self._text.here(since)
+
+    def remember(self, memory: Tensor, behind: Tensor) -> None:
+        before = as_read(self._model, written_by_nobody(memory))
+        super().begin(torch.cat([before, behind]))
+        self._text.begin(torch.cat([before[:START_TOKENS], behind]))
+
+    @torch.no_grad()
+    def _bare(self) -> Tensor:
+        mixing = self._model.mixing
+        assert mixing is not None
+        log_odds = mixing(self._text.hidden, self.hidden)
+        logits = mixed_logp(self._text.logp(), self.logp(), log_odds)[None]
         logits[:, list(self._markers)] = -torch.inf
         return logits
 

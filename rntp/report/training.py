@@ -85,6 +85,12 @@ _AFTER_SCHEMES = (
         (("gate/auc", "AUC, 0.5 is chance"), ("gate/pays_frac", "positions where it expects gain")),
         (0.0, 1.0),
     ),
+    _Plot(
+        "Mixing: how far the head trusts thoughts",
+        "fraction",
+        (("mixing/weight", "weight of the thought"),),
+        (0.0, 1.0),
+    ),
     _Plot("Gradient norm before clipping", "L2 norm", (("grad_norm", "norm"),), _NOT_NEGATIVE),
     _Plot("Learning rate", "per step", (("lr", "learning rate"),), _NOT_NEGATIVE),
     _Plot(

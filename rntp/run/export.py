@@ -13,6 +13,8 @@ from rntp import __version__
 from rntp.config import Config
 from rntp.errors import CheckpointError, ConfigError
 from rntp.model import LanguageModel, own_attention
+from rntp.model.mixing import FILE as MIXING
+from rntp.model.mixing import without_mixing
 from rntp.model.tokenizer import encode
 from rntp.run import checkpoint
 from rntp.run.log import read_manifest
@@ -26,8 +28,8 @@ def export(
     run_dir: Path, out: Path, step: int | None = None, *, say: Callable[[str], None]
 ) -> Path:
     """Write safetensors (float32), tokenizer with think markers, configs, how to think (rntp.json)
-    and a model card to `out`, and the gate that was learnt along, if it has seen
-    enough.
+    and a model card to `out`; its mixing head, where it has one; and the gate that was learnt
+    along, if it has seen enough.
 
     The folder is loaded again with plain transformers, and its logits on a probe compared with the
     checkpoint's, before it gets its name. Raises ConfigError if `out` exists, and CheckpointError
@@ -44,7 +46,8 @@ def export(
 
 
 def write_folder(model: LanguageModel, out: Path, texts: Mapping[str, str]) -> None:
-    """Weights, tokenizer, configs, and `texts` by file name: checked, then published by a rename.
+    """Weights, tokenizer, configs, a mixing head, and `texts` by file name: checked, then published
+    by a rename.
 
     Raises CheckpointError if plain transformers computes something else with the folder.
     """
@@ -54,7 +57,10 @@ def write_folder(model: LanguageModel, out: Path, texts: Mapping[str, str]) -> N
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".tmp-export-", dir=out.parent))
     try:
-        model.hf.save_pretrained(staging)
+        with without_mixing(model.hf):
+            model.hf.save_pretrained(staging)
+        if model.mixing is not None:
+            model.mixing.save(staging)
         model.tokenizer.save_pretrained(staging)
         for name, text in texts.items():
             (staging / name).write_text(text, encoding="utf-8")
@@ -86,6 +92,8 @@ def _card(config: Config, run_dir: Path, path: Path) -> str:
         "think markers": f"`{config.model.think_open}` … `{config.model.think_close}`",
         "reward": f"{config.reward.label}, horizon {config.reward.horizon} tokens",
     }
+    if config.reading.mixing:
+        facts["read on with"] = f"(1 − w) p(no think) + w p(think); w from `{MIXING}`"
     lines = [f"| {name} | {value} |" for name, value in facts.items()]
     evaluation = run_dir / "eval" / f"step_{state['step']:08d}.json"
     measured = "Not evaluated at this step."

@@ -135,8 +135,8 @@ def _config_there(folder: Path) -> Config:
 
 def _pairs(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """`section.field`, old and new value, of all that differ; None stands for a missing one."""
-    for section in new:
-        was, now = old.get(section, {}), new[section]
+    for section in dict.fromkeys([*new, *old]):  # one of them may leave a section out
+        was, now = old.get(section, {}), new.get(section, {})
         for field in sorted({*was, *now}):
             if was.get(field) != now.get(field):
                 yield f"{section}.{field}", was.get(field), now.get(field)

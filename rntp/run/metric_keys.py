@@ -5,6 +5,8 @@ A key that a run writes and this table lacks fails a test, and so does one that 
 
 from rntp.run.gate_metrics import GATE_METRICS
 from rntp.run.metric import Metric as Metric
+from rntp.run.mixing_metrics import MIXING_METRICS
+from rntp.run.moe_metrics import MOE_METRICS
 from rntp.run.sampler_metrics import SAMPLER_METRICS
 from rntp.run.task_metrics import TASK_METRICS
 
@@ -113,6 +115,7 @@ METRICS = (
         "A steady rise. Raise `objective.ntp_weight`.",
     ),
     Metric("nll/think", "nats a token", "Loss of the same tokens after the thought."),
+    *MIXING_METRICS,
     Metric(
         "nll/whole",
         "nats a token",
@@ -470,27 +473,7 @@ METRICS = (
         "the run.",
         when=ALWAYS,
     ),
-    # Mixtures of experts
-    Metric(
-        "moe/load_max",
-        "1",
-        "Load of the busiest expert over that of an even spread; mean over layers.",
-        "1 is even.",
-        "Several times 1 and rising: set `objective.router_weight`.",
-        "a mixture of experts",
-    ),
-    Metric(
-        "moe/idle_frac",
-        "share, 0 to 1",
-        "Share of the experts without a token in the step.",
-        when="a mixture of experts",
-    ),
-    Metric(
-        "moe/entropy",
-        "nats",
-        "Entropy of the router's distribution over experts, mean over tokens and layers.",
-        when="a mixture of experts",
-    ),
+    *MOE_METRICS,
 )
 
 

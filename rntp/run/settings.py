@@ -17,7 +17,8 @@ class Settings:
     context_tokens: of a page that the model saw. thought_tokens: of a thought, at most. horizon:
     tokens that a thought was judged by. window: tokens of the page that are left beside a thought,
     None where all are. min_prefix_tokens: before the first thought. temperature: of thoughts.
-    piece: tokens of a piece, where a memory is carried from piece to piece; None elsewhere.
+    piece: tokens of a piece, where a memory is carried from piece to piece; None elsewhere. mixing:
+    predictions with a thought are mixed with those without, by the head beside the weights.
     """
 
     think_open: str = "<think>"
@@ -29,6 +30,7 @@ class Settings:
     min_prefix_tokens: int = 32
     temperature: float = 1.0
     piece: int | None = None
+    mixing: bool = False
 
     @classmethod
     def of(cls, config: Config) -> "Settings":
@@ -43,6 +45,7 @@ class Settings:
             config.earliest_position,
             config.thought.temperature,
             config.reading.piece,
+            config.reading.mixing,
         )
 
     @classmethod

@@ -171,7 +171,7 @@ class Tokens:
             * (
                 drawing * drawn
                 + branches * (learning_rows - drawn)
-                + document_rows * reads.context
+                + document_rows * (reads.context or config.mixes_pages)
                 + bare_rows * reads.continuation
             ),
             asked=docs * asked,

@@ -184,6 +184,9 @@ class WholeStep:
         }
         if "whole" in sums:
             found |= self._of_window()
+        if "mixing" in sums:
+            weights, alone = sums["mixing"] / sums["think"][1]
+            found |= {"mixing/weight": weights, "nll/alone": -alone}
         if len(self.pages) > 1:
             found["reward/sem"] = standard_error(reward_PG, [len(p.positions) for p in self.pages])
         for name, total in zip(self.names, sums["rewards"], strict=True):

@@ -244,6 +244,10 @@ class StepStats:
         }
         if self.config.reading.window is not None:
             found["whole"] = _cat(s.whole_logp_PH for s in self.outputs).sum()
+        if self.config.reading.mixing:
+            weights = _cat(s.weight_PGH for s in self.outputs if s.weight_PGH is not None)
+            alone = _cat(s.alone_logp_PGH for s in self.outputs if s.alone_logp_PGH is not None)
+            found["mixing"] = _numbers([weights.sum(), alone.sum()])
         return found | self._sums_of_options(logp_M)
 
     def _sums_of_options(self, logp_M: Tensor) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ def written(
                 "objective": {"pg_weight": 0, "continuation_weight": 0},
             },
         ),
-        (llama, {"reading": {"window": 6}}),
+        (llama, {"reading": {"window": 6, "mixing": True}}),
         (llama, {"run": {"steps": 3}}),  # the gate has learnt something by then
         (
             llama,

@@ -194,6 +194,20 @@ def test_one_two_and_four_ranks_read_behind_the_same_window(
         )
 
 
+def test_two_ranks_learn_the_same_mixing_head(raw: dict, tmp_path: Path) -> None:
+    mixing = ["model.dtype=float64", "reading.mixing=true", "optim.lr=0.01", "evaluation.docs=5"]
+    fit(raw, tmp_path / "one", mixing)
+    values(fit(raw, tmp_path / "two", mixing, 2))
+    same_metrics(tmp_path / "one", tmp_path / "two", 1e-9)
+    same_tensors(tmp_path / "one", tmp_path / "two", 1e-9)
+    rows = read_metrics(tmp_path / "two")
+    assert abs(rows[-1]["mixing/weight"] - rows[0]["mixing/weight"]) > 1e-4
+    one, two = (
+        json.loads((tmp_path / d / "eval/step_00000003.json").read_text()) for d in ("one", "two")
+    )
+    assert two["mixing"]["weight"] == pytest.approx(one["mixing"]["weight"], abs=1e-9)
+
+
 EVALUATION = "eval/step_00000002.json"
 
 

@@ -82,6 +82,11 @@ def _open(
     else:
         config = Config.load(target)
         model = open_model(config)
+    if config.reading.mixing:
+        raise ConfigError(
+            "--tasks: answers to tasks are written and ranked behind a thought alone, and this "
+            "model reads on with reading.mixing; take a run without it"
+        )
     cast_parameters(model.hf, getattr(torch, config.model.dtype))
     return config, model
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rntp.model import LanguageModel
+from rntp.model.mixing import without_mixing
 from rntp.model.thought_tree import ROOT, TokenTree
 from rntp.rng import uniform
 from rntp.rollout.store.files import Files
@@ -42,8 +43,9 @@ class Published:
 
 
 def policy_weights(model: LanguageModel) -> dict[str, Tensor]:
-    """The parameters that the model computes with, by name; tied ones once."""
-    return {name: p.detach() for name, p in model.hf.named_parameters()}
+    """The parameters that the model samples with, by name; tied ones once."""
+    with without_mixing(model.hf):
+        return {name: p.detach() for name, p in model.hf.named_parameters()}
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.model.head import weight_of
+from rntp.model.mixing import without_mixing
 from rntp.rollout.store.weights import CANARY_NATS
 
 # Farthest that log-probs of the canary may lie apart on average, nats a token: other kernels round
@@ -30,7 +31,8 @@ def write_weights(model: LanguageModel, folder: Path) -> None:
     a reload of tied weights leaves the packed copy as it was.
     """
     rows, hf = model.vocabulary, model.hf
-    state, head = hf.state_dict(), _name_of_head(model)
+    with without_mixing(hf):  # vLLM draws thoughts, which nothing is mixed with
+        state, head = hf.state_dict(), _name_of_head(model)
     ends = {weight_of(hf.get_input_embeddings()).data_ptr(), model.head.data_ptr()}
     for name, tensor in state.items():
         if tensor.data_ptr() in ends:
@@ -38,7 +40,8 @@ def write_weights(model: LanguageModel, folder: Path) -> None:
     if model.bias is not None:
         state[head.removesuffix("weight") + "bias"] = model.bias.detach()[:rows].clone()
     state[head] = model.head.detach()[:rows].clone()
-    hf.save_pretrained(folder, state_dict=state)
+    with without_mixing(hf):
+        hf.save_pretrained(folder, state_dict=state)
     tied = folder / "tied.safetensors"
     if not _has(folder, head):
         safetensors.torch.save_file({head: state[head]}, tied, {"format": "pt"})
