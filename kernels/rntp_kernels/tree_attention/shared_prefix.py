@@ -74,7 +74,7 @@ class _SharedPrefix(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         assert _BACKWARD is not None
         q, k, v, seen_k, seen_v, hidden, out, log_sum = ctx.saved_tensors
         grad = grad.contiguous()
