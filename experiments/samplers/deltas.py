@@ -3,8 +3,8 @@
     python experiments/samplers/deltas.py [--steps 6] [--rates 1e-6 1e-5] [--set a.b=c …]
 
 Real steps of deltas.yaml through a store, with the sampler in the same process. Every version is
-written as rntp writes it; the same change is packed in other ways beside it, to see what they would
-take. Arms that are done are not done again. Writes results/deltas.json and DELTAS.md.
+written as rntp writes it; the last change is packed in other ways, too, to see what they take. Arms
+that are done are not done again. Writes results/deltas.json and DELTAS.md.
 """
 
 import argparse
@@ -66,10 +66,11 @@ def main() -> None:
 
 
 class Measured(Publisher):
-    """A publisher that packs every change in other ways, too."""
+    """A publisher that measures every change, and packs the last one in other ways, too."""
 
     rows: ClassVar[list[Row]] = []
     first: ClassVar[Weights] = {}
+    last: ClassVar[int] = 0
 
     def draft(self, *given: Any) -> Any:
         old = self._last.weights if self._last else None
@@ -77,7 +78,10 @@ class Measured(Publisher):
         if old is None:
             Measured.first = draft.weights
         else:
-            Measured.rows.append(measure(old, draft.weights, draft.change, Measured.first))
+            row = measure(old, draft.weights, draft.change, Measured.first)
+            if draft.version.number == Measured.last:
+                row |= other_ways(old, draft.weights, sparse=draft.change.payload is not None)
+            Measured.rows.append(row)
         return draft
 
 
@@ -106,6 +110,7 @@ def run(options: list[str]) -> list[Row]:
         try:
             more = [f"run.dir={folder}/run", f"rollout.samplers.store={store}"]
             config = Config.load(HERE / "deltas.yaml", [*options, *more])
+            Measured.last = config.run.steps - 1
             Trainer(config).fit()
         finally:
             desk.Publisher, Fetcher.fetch = plain, fetch  # type: ignore[misc, method-assign]
@@ -121,7 +126,7 @@ def run(options: list[str]) -> list[Row]:
 
 
 def measure(old: Weights, new: Weights, change: Difference, first: Weights) -> Row:
-    """What the same update takes in every way."""
+    """What an update takes as rntp writes it."""
     row: Row = {"whole": float(sum(tensor.nbytes for tensor in new.values()))}
     row["share"] = change.share
     row["share_of_first"] = difference(first, new).share
@@ -129,14 +134,20 @@ def measure(old: Weights, new: Weights, change: Difference, first: Weights) -> R
     _, row["save_s"] = timed(lambda: safetensors.torch.save(dict(new)))
     if change.payload is not None:
         payload = change.payload
-        row["rntp"] = float(len(payload))
         _, row["rntp_s"] = timed(lambda: difference(old, new))
         made, row["rntp_back_s"] = timed(lambda: apply(old, payload))
         assert all(torch.equal(bits(made[n]), bits(new[n])) for n in new)
+    return row
+
+
+def other_ways(old: Weights, new: Weights, *, sparse: bool) -> Row:
+    """Bytes and seconds of the same update in other ways."""
+    row: Row = {}
+    if sparse:
         gaps, by, values = places(old, new)
-        sparse = planes(gaps) + planes(by)
-        for name, data in (("sparse", sparse), ("overwrite", planes(gaps) + planes(values))):
+        for name, what in (("sparse", by), ("overwrite", values)):
             for how, pack in PACKERS.items():
+                data = planes(gaps) + planes(what)
                 row[f"{name}, {how}"], row[f"{name}, {how}_s"] = packed(pack, data)
     dense = b"".join(planes(bits(old[n]).bitwise_xor(bits(new[n])).numpy()) for n in new)
     for how in ("zlib 1", "zstd 1"):
@@ -218,13 +229,13 @@ def page(done: dict[str, list[Row]]) -> str:
             f"| {name} | {whole / 1e6:.1f} | {share:.2%} | {growing} | {written / 1e6:.2f} | "
             f"{written / whole:.2%} | {each} |"
         )
-    lines += ["", "The same changes, packed in other ways; MB, and seconds to pack:", ""]
+    lines += ["", "The last change, packed in other ways; MB, and seconds to pack:", ""]
     lines += ["| way | " + " | ".join(done) + " |", "|" + "---|" * (1 + len(done))]
-    ways = sorted({key for rows in done.values() for key in rows[0] if ", " in key})
+    ways = sorted({key for rows in done.values() for key in rows[-1] if ", " in key})
     for way in [w for w in ways if not w.endswith("_s")]:
+        last = [rows[-1] for rows in done.values()]
         cells = [
-            f"{mean(rows, way) / 1e6:.2f}, {mean(rows, way + '_s'):.2f} s" if way in rows[0] else ""
-            for rows in done.values()
+            f"{row[way] / 1e6:.2f}, {row[way + '_s']:.2f} s" if way in row else "" for row in last
         ]
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
     lines += [

@@ -127,7 +127,7 @@ def _deflate(parts: Sequence[Array], kind: np.dtype[Any]) -> Tensor:
     """Pack numbers plane by plane: first all lowest bytes, then the next."""
     whole = np.concatenate([np.zeros(0, kind), *(part.view(kind) for part in parts)])
     planes = np.ascontiguousarray(whole.view(np.uint8).reshape(-1, kind.itemsize).T)
-    return torch.frombuffer(bytearray(zlib.compress(planes, LEVEL)), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(zlib.compress(planes.data, LEVEL)), dtype=torch.uint8)
 
 
 def _inflate(packed: Tensor, count: int, kind: np.dtype[Any]) -> Array:

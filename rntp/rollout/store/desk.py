@@ -182,8 +182,9 @@ class Desk:
         while missing := [units[part] for part in parts if part not in found.rollouts]:
             check()
             try:
-                self._write_again()
                 lives = self._look(missing, contexts, parts, found)
+                if len(found.rollouts) < len(parts):
+                    self._write_again()
             except OSError as error:
                 self._waiting.away(error)
                 continue

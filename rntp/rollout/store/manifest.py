@@ -153,5 +153,5 @@ def _may_follow(version: Version, base: Version) -> bool:
 
 
 def _hash(tensor: Tensor) -> str:
-    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(data).hexdigest()
+    bits = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(bits.data).hexdigest()

@@ -48,8 +48,8 @@ class Draft:
     placement: Mapping[str, Tensor]
     tables: tuple[Table, Table]
     canary: tuple[float, ...]
-    base: Version | None
-    change: Difference | None
+    base: Version | None = None
+    change: Difference | None = None
 
 
 class Publisher:
@@ -75,11 +75,11 @@ class Publisher:
         learned = placement_of(placement)
         tables = table_of(mine), table_of(learned)
         version = version_of(number, *tables)
+        draft = Draft(version, mine, learned, tables, tuple(canary.tolist()))
         last = self._last
-        base = change = None
-        if last is not None and self._may_be_base(last.version, number):
-            base, change = last.version, difference(last.weights, mine)
-        return Draft(version, mine, learned, tables, tuple(canary.tolist()), base, change)
+        if last is None or not self._may_be_base(last.version, number):
+            return draft
+        return replace(draft, base=last.version, change=difference(last.weights, mine))
 
     def put(self, draft: Draft) -> Written:
         """Write a version, unless it is there. May be tried again. Raises OSError."""
@@ -140,7 +140,8 @@ class Publisher:
 
     def _put_whole(self, draft: Draft) -> Written:
         self._put_placement(draft)
-        names, size = [], 0
+        names: list[str] = []
+        size = 0
         for name, part in _parts(draft.weights):
             data = safetensors.torch.save(part)
             self._files.put(f"{draft.version.folder}/{name}", data)
