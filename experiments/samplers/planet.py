@@ -14,7 +14,6 @@ PLANET.md.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from rntp.config import Config
 from rntp.plan.simulate import Run, simulate
@@ -271,5 +272,5 @@ def page(done: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)  # as at the sites
     sys.exit(main())
