@@ -44,12 +44,13 @@ class Fetcher:
             return have
         self.size = 0
         try:
-            self._have = self._read(version)
+            found = self._read(version)
         except Refused as refusal:
             facts = {"why": str(refusal)}
             put_new_facts(self._files, f"{version.folder}/{COMPLAINT}", facts, self._key)
             raise
-        return self._have
+        self._have = found
+        return found
 
     def _read(self, version: Version) -> Published:
         """By the changes where they are of what is in memory; else from the anchor."""
