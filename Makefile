@@ -15,6 +15,7 @@
 # make pages        a corpus of real prose, 20 MB: Debian's documentation packages (for memory and tools)
 # make faults       every injected fault: kills, damage, hangs, signals → experiments/faults/RESULTS.md
 # make ages         what rollouts of older weights cost, on the planted corpus (21 runs, half an hour)
+# make planet       trainer, store and sampler far apart, in a box: namespaces, S3 (needs root; resumes)
 # make vllm         an environment with vLLM in .venv-vllm, for rollout.engine: vllm (2 minutes, 3.5 GB)
 # make vllm-check   is vLLM right, and how fast is it: SmolLM2-135M on CPU cores (some twenty minutes)
 # make save-stall   how long training stands still for a checkpoint (two minutes)
@@ -50,7 +51,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.docs=0
 
-.PHONY: vllm vllm-check pages bench-data docs install quickstart planted rlvr memory memory-text tools-planted tools-search ages ablations ablations-text methods generations judges judges-planted models faults save-stall plans plan-check gpu-check gpu-run test \
+.PHONY: vllm vllm-check pages bench-data docs install quickstart planted rlvr memory memory-text tools-planted tools-search ages planet ablations ablations-text methods generations judges judges-planted models faults save-stall plans plan-check gpu-check gpu-run test \
 	test-slow test-all \
 	browser-test lint \
 	types clean
@@ -143,6 +144,10 @@ build/tools-search/caller/config.json: | build/tools-search/useful/manifest.json
 # Through a store of samplers, 0, 1, 4 and 16 updates old, with and without correction; resumes.
 ages: build/planted/manifest.json
 	$(VENV)/bin/python experiments/samplers/age_curve.py
+
+# Three sites with slow and far links, beside what rntp plan's simulation says of them; resumes.
+planet: $(VENV)/.installed-dev build/planted/manifest.json
+	$(VENV)/bin/python experiments/samplers/planet.py
 
 vllm: $(VLLM)/.installed
 

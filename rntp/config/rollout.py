@@ -27,6 +27,9 @@ class Samplers(Section):
     """Updates that the weights which sampled may be behind those that train. 0: samplers wait for
     every update, and the run is the in-process one to the bit. Above 0 they do not, and tokens are
     weighted for it (importance_cap and its like of objective.algorithm)."""
+    whole_every: Positive = 10
+    """Versions of the weights from one that is written whole to the next. Those between are written
+    as what has changed since the version before, where that is smaller. 1: all are whole."""
     contexts: NonNegative = 0
     """Contexts that a sampler takes at a time. 0: rollout.docs_per_batch, or less where every local
     sampler is to have a share of a step."""

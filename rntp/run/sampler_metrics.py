@@ -46,6 +46,37 @@ SAMPLER_METRICS = (
         when=WITH_SAMPLERS,
     ),
     Metric(
+        "rollout/weights_bytes",
+        "bytes",
+        "Size of the weights as the step has written them to the store; 0 where an earlier start "
+        "has.",
+        "The whole model, or far less with `rollout/weights_delta` 1.",
+        when=WITH_SAMPLERS,
+    ),
+    Metric(
+        "rollout/weights_delta",
+        "0 or 1",
+        "1: they are written as what has changed since the version before.",
+        "0 at every version of `rollout.samplers.whole_every`, at the first of a start, and where "
+        "more than a quarter has changed.",
+        when=WITH_SAMPLERS,
+    ),
+    Metric(
+        "rollout/weights_changed",
+        "share, 0 to 1",
+        "Elements of the weights, in the type that is computed in, that the last update has "
+        "changed.",
+        "In bfloat16 a few per cent at rates around 1e-6; in float32 nearly all.",
+        when=f"{WITH_SAMPLERS}, where versions were compared",
+    ),
+    Metric(
+        "rollout/publish_s",
+        "seconds",
+        "Copying the weights, finding what has changed, and writing them to the store. Part of "
+        "`time/rollout_s`.",
+        when=WITH_SAMPLERS,
+    ),
+    Metric(
         "sampler/canary",
         "nats a token",
         "How far log-probs of fixed sequences lie apart between the trainer and vLLM, on average, "

@@ -73,6 +73,7 @@ SAMPLER_POINTS = {
     "sampler.staged": Point("a sampler's file is ready to be put into the store", "files"),
     "sampler.put": Point("the store has a sampler's rollouts"),
     "store.put": Point("before a file is written to a store"),
+    "weights.put": Point("a version's files are in the store, its manifest is not", "files"),
 }
 """Points of samplers and their store, which a run without them does not reach."""
 

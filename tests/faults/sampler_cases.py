@@ -244,6 +244,18 @@ MATRIX: dict[str, SamplerCase] = {
     "samplers: trainer killed": SamplerCase(
         "kill the trainer; samplers go on", ("",), run="update.after#3=kill", exit_code=-9
     ),
+    "samplers: trainer killed, publishing": SamplerCase(
+        "kill the trainer between weights and manifest",
+        ("",),
+        run="weights.put#3=kill",
+        exit_code=-9,
+    ),
+    "samplers: weights damaged": SamplerCase(
+        "flip, in the weights of a version",
+        ("", ""),
+        run="weights.put#3=flip:weights*",
+        told="the newest weights are written again, whole",
+    ),
     "samplers: trainer stopped": SamplerCase(
         "sigterm to the trainer", ("",), run="rollout#3=sigterm", exit_code=5
     ),

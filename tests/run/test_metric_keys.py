@@ -65,7 +65,8 @@ def written(
         (Path(save_plain("mixtral", here / "moe")), {"objective": {"router_weight": 0.01}}),
     ]
     store = here / "store"
-    options.append((llama, {"rollout": {"samplers": {"store": str(store), "max_age": 1}}}))
+    stored = {"samplers": {"store": str(store), "max_age": 1}}
+    options.append((llama, {"run": {"steps": 2}, "rollout": stored}))
     sampler = Sampler(FolderFiles(store), "one", say=print)
     patch = pytest.MonkeyPatch()
     patch.setattr(along, "LEAST", 4)

@@ -3,7 +3,7 @@
     run.json                                   the config, written by the trainer
     head.json                                  newest weights and open steps; rewritten
     model/…                                    config and tokenizer of the model, for transformers
-    weights/v00000012-<digest>/…               weights as safetensors; manifest.json is written last
+    weights/v00000012-<digest>/…               weights, whole or what has changed; see `manifest`
     work/step_00000013-<digest>                the contexts of a step
     leases/step_…/part_000.a001                who samples a part of them: the first attempt
     rollouts/step_…/part_000.a001.<sampler>    and what came of it

@@ -30,12 +30,16 @@ from rntp.rollout.store.layout import (
     work_name,
 )
 from rntp.rollout.store.leases import Clock, Lookout
+from rntp.rollout.store.manifest import Version
+from rntp.rollout.store.publishing import Publisher, Written
 from rntp.rollout.store.records import unpack_rollouts
 from rntp.rollout.store.sealed import Refused, key_of_environment, seal, unseal
 from rntp.rollout.store.waiting import Say, Waiting
-from rntp.rollout.store.weights import canary, policy_weights, publish
+from rntp.rollout.store.weights import canary, policy_weights
 from rntp.rollout.store.work import digest_of_work, pack_contexts, parts_of
 from rntp.types import Context, Rollout
+
+AGAIN = 3  # times that a version is written again for samplers which cannot read it
 
 
 class Taken(NamedTuple):
@@ -75,7 +79,9 @@ class Desk:
         self.versions: dict[int, str] = {}
         self._canaries: dict[int, Tensor] = {}
         self._files, self._config, self._model, self._say = files, config, model, say
-        self._key = key_of_environment()
+        self._key, self._clock = key_of_environment(), clock
+        self._publisher = Publisher(files, self._key, config.rollout.samplers.whole_every)
+        self._again = 0
         self._work: dict[int, tuple[str, Sequence[Context]]] = {}
         self._refused: set[str] = set()
         self._tidied = -1
@@ -121,18 +127,23 @@ class Desk:
                 "another place"
             ) from refusal
 
-    def publish(self, version: int, placement: dict[str, Tensor], check: Check) -> None:
-        """Write the weights as they are: the policy after step `version`."""
+    def publish(
+        self, version: int, placement: dict[str, Tensor], check: Check
+    ) -> tuple[Written, float]:
+        """Write the weights as they are: the policy after step `version`. What that took, with the
+        seconds."""
         probe = canary(self._model, self._config.run.seed)
-
-        def put() -> str:
-            weights = policy_weights(self._model)
-            return publish(self._files, version, weights, placement, probe, self._key)
-
+        began_s = self._clock()
+        weights = policy_weights(self._model)
+        draft = self._publisher.draft(version, weights, placement, probe)
+        put = partial(self._publisher.put, draft)
+        written = self._waiting.through(put, "publish weights", check)
         # Later ones are of a line that the run has gone back from.
         self.versions = {v: digest for v, digest in self.versions.items() if v < version}
-        self.versions[version] = self._waiting.through(put, "publish weights", check)
+        self.versions[version] = draft.version.digest
         self._canaries[version] = probe
+        self._again = 0
+        return written, self._clock() - began_s
 
     def offer(self, version: int, steps: dict[int, Sequence[Context]], check: Check) -> None:
         """Open steps for samplers, with the newest weights; all others are closed."""
@@ -172,6 +183,8 @@ class Desk:
             check()
             try:
                 lives = self._look(missing, contexts, parts, found)
+                if len(found.rollouts) < len(parts):
+                    self._write_again()
             except OSError as error:
                 self._waiting.away(error)
                 continue
@@ -199,18 +212,24 @@ class Desk:
 
     def tidy(self, step: int, version: int) -> None:
         """Remove what no start of the run can need: rollouts up to a step, weights before a
-        version. What cannot be removed stays."""
-        old = {v: digest for v, digest in self.versions.items() if v < version}
+        version but for those that it is written as changes of. What cannot be removed stays."""
         try:
-            for number, digest in old.items():
-                self._files.remove(weights_name(number, digest))
+            first = self._first_needed(version)
+            for number in [v for v in self.versions if v < first]:
+                self._files.remove(weights_name(number, self.versions[number]))
                 del self.versions[number]
                 self._canaries.pop(number, None)
+            self._publisher.forget(first)
             if step != self._tidied:  # since the last checkpoint
-                self._remove_up_to(step, version)
+                self._remove_up_to(step, first)
                 self._tidied = step
         except OSError as error:
             self._say(f"the store could not be tidied up ({error})", "warning")
+
+    def _first_needed(self, version: int) -> int:
+        """The number of the version that those from `version` on go back to."""
+        kept = [Version(v, digest) for v, digest in self.versions.items() if v >= version]
+        return min([version, *map(self._publisher.anchor, kept)])
 
     def _remove_up_to(self, step: int, version: int) -> None:
         """The same by what is listed: what earlier starts have left, too."""
@@ -221,6 +240,14 @@ class Desk:
         for name in self._files.names("weights"):
             if _number(name) < version:
                 self._files.remove(f"weights/{name}")
+
+    def _write_again(self) -> None:
+        """Write the newest weights whole where a sampler could not read them."""
+        if self._again >= AGAIN or (why := self._publisher.complaint()) is None:
+            return
+        self._again += 1
+        self._say(f"the newest weights are written again, whole: a sampler says {why}", "warning")
+        self._publisher.answer()
 
     def _look(
         self,

@@ -24,6 +24,7 @@ from rntp.rollout.store.desk import Collected, Desk, Taken
 from rntp.rollout.store.files import open_files
 from rntp.rollout.store.ledger import Entry, Ledger
 from rntp.rollout.store.local import LocalSamplers
+from rntp.rollout.store.publishing import Written
 from rntp.rollout.store.waiting import Say
 from rntp.types import Context, Rollout
 
@@ -61,6 +62,7 @@ class StoreEngine(AbstractContextManager["StoreEngine"]):
             lambda line: say(line, "warning"),
         )
         self._metrics: dict[str, float | str] = {}
+        self._published: dict[str, float] = {}
         self._newest = -1
         self._opened = False
         self._open = ExitStack()
@@ -86,8 +88,8 @@ class StoreEngine(AbstractContextManager["StoreEngine"]):
             self._desk.open(self._ledger.run_id(), check)
             self._opened = True
         if self._newest != policy_version:
-            self._desk.publish(policy_version, self._placement(), check)
-            self._newest = policy_version
+            published = self._desk.publish(policy_version, self._placement(), check)
+            self._newest, self._published = policy_version, publication_metrics(*published)
         last = min(step + config.rollout.samplers.max_age, config.run.steps)
         steps = {step: contexts, **{s: self._upcoming(s) for s in range(step + 1, last + 1)}}
         self._desk.offer(policy_version, steps, check)
@@ -107,7 +109,7 @@ class StoreEngine(AbstractContextManager["StoreEngine"]):
 
     def metrics(self) -> dict[str, float | str]:
         """What the step's record says of its rollouts."""
-        return dict(self._metrics)
+        return {**self._metrics, **self._published}
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps: the files of the last step, and the weights that rollouts of
@@ -158,6 +160,18 @@ class StoreEngine(AbstractContextManager["StoreEngine"]):
     def _between_looks(self, seconds: float) -> None:
         self._local.watch()
         sleep(seconds)
+
+
+def publication_metrics(written: Written, seconds: float) -> dict[str, float]:
+    """What a record says of the weights that its step has published."""
+    found = {
+        "rollout/weights_bytes": written.size,
+        "rollout/weights_delta": float(written.how == "delta"),
+        "rollout/publish_s": seconds,
+    }
+    if written.changed is not None:
+        found["rollout/weights_changed"] = written.changed
+    return found
 
 
 def age_metrics(ages: Sequence[int]) -> dict[str, float]:

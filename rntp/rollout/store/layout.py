@@ -7,7 +7,7 @@ from typing import Any
 from rntp.rollout.store.files import Files
 from rntp.rollout.store.sealed import Refused, seal, unseal
 
-FORMAT = 1
+FORMAT = 2
 HEAD, RUN, MODEL = "head.json", "run.json", "model"
 DIGITS = 16  # of a SHA-256 in a name
 

@@ -21,6 +21,7 @@ from rntp.placement.placer import training_placer
 from rntp.placement.records import Record, open_record
 from rntp.rollout import Check, Engine, no_check
 from rntp.rollout.interleaved import open_training_engine
+from rntp.rollout.store.fetching import Fetcher
 from rntp.rollout.store.files import Files
 from rntp.rollout.store.layout import HEAD, MODEL, RUN, Head, Unit, get_facts, work_name
 from rntp.rollout.store.leases import Clock, Leases
@@ -30,7 +31,6 @@ from rntp.rollout.store.weights import (
     Published,
     canary,
     check_loaded,
-    fetch,
     policy_weights,
     take_exactly,
 )
@@ -66,6 +66,7 @@ class Sampler:
         self.name = name
         self._files, self._say, self._check, self._device = files, say, check, device
         self._key, self._clock = key_of_environment(), clock
+        self._fetcher = Fetcher(files, self._key, self._tell)
         self._open = ExitStack()
         self._bench: Bench | None = None
         self._leases: Leases | None = None
@@ -126,7 +127,7 @@ class Sampler:
         facts = get_facts(self._files, RUN, self._key)
         if facts is None or facts.get("digest") != head.run:
             raise Refused("foreign", f"{RUN} is not of the run that has opened steps")
-        published = fetch(self._files, head.version, head.digest, self._key)
+        published = self._fetcher.fetch(head.version, head.digest)
         self._open.close()
         folder = Path(tempfile.mkdtemp(prefix="rntp-sampler-"))
         self._open.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -145,7 +146,7 @@ class Sampler:
     def _load(self, bench: "Bench", head: Head) -> None:
         if bench.version == (head.version, head.digest):
             return
-        bench.load(fetch(self._files, head.version, head.digest, self._key))
+        bench.load(self._fetcher.fetch(head.version, head.digest))
         self._failures.clear()
 
     def _sample(self, bench: "Bench", leases: Leases, head: Head, unit: Unit, attempt: int) -> None:
