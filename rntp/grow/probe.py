@@ -96,8 +96,8 @@ class Prober:
                 [_page_gains(page) for page in score_pages(model, of, self.config, no_check)]
                 for of in (rollouts, [_moved(rollout) for rollout in rollouts])
             )
-            for rollout, *gains in zip(rollouts, own, elsewhere, strict=True):
-                found[rollout.context.ordinal] = rollout.positions, *gains
+            for rollout, own_PG, elsewhere_PG in zip(rollouts, own, elsewhere, strict=True):
+                found[rollout.context.ordinal] = rollout.positions, own_PG, elsewhere_PG
         return found
 
 
