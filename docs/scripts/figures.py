@@ -216,6 +216,13 @@ def growing() -> str:
     return table(head, rows)
 
 
+def mixing() -> str:
+    """Write what a head that mixes does to gain and harm."""
+    names = ("gain, nats", "solved", "easy", "impossible", "pages, no-think", "weight")
+    found = ablation("mixing", "mixing")
+    return arms(found, [(name, 2, name not in ("solved", "weight")) for name in names])
+
+
 def judges_planted() -> str:
     """Write what judges are worth as a reward where the right answer is known."""
     return arms(
@@ -429,6 +436,8 @@ MAKERS: dict[str, Callable[[], str]] = {
     "damage": damage,
     "loader": loader,
     "methods": methods,
+    "mixing": mixing,
+    "mixing_finding": lambda: finding("mixing", "mixing"),
     "methods_finding": lambda: finding("methods", "methods"),
     "models": models,
     "preparation": preparation,
