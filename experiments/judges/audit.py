@@ -59,13 +59,18 @@ def main() -> None:
     found["run"] = {
         "steps": len(rows),
         "thoughts": sum(len(p.read_text().splitlines()) for p in records(RUNS / "run")),
-        "judge/auc": statistics.mean(row["judge/auc"] for row in rows if "judge/auc" in row),
-        "judge/missing_frac": statistics.mean(row["judge/missing_frac"] for row in rows),
+        **{key: mean_of(rows, key) for key in ("judge/auc", "judge/missing_frac", "reward/judge")},
         "judge/tokens": sum(row["judge/tokens"] for row in rows),
     }
     write_json(arguments.out / "audit.json", found)
     write_text_atomic(arguments.out / "audit.txt", table(found) + "\n")
     print(table(found))
+
+
+def mean_of(rows: list[dict[str, Any]], key: str) -> float | None:
+    """Mean over the steps that have it."""
+    found = [row[key] for row in rows if row.get(key) is not None]
+    return statistics.mean(found) if found else None
 
 
 def records(run: Path) -> list[Path]:
