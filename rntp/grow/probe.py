@@ -60,13 +60,14 @@ class Prober:
             tokenizer=self.model.tokenizer,
         )
         now = self._measure(self.model, contexts, place)
-        places = {n: at for n, (at, *_) in now.items()}
+        places = {n: rollout.positions for n, (rollout, _) in now.items()}
 
         def same(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
             return places[context.ordinal]
 
         before = self._measure(self.earlier, contexts, same)
-        for number, (_, gain_PG, elsewhere_PG) in now.items():
+        elsewhere = self._gains(self.model, [moved(rollout) for rollout, _ in now.values()])
+        for (number, (_, gain_PG)), elsewhere_PG in zip(now.items(), elsewhere, strict=True):
             found[number] = worth(gain_PG, before[number][1], elsewhere_PG)
         return found
 
@@ -84,21 +85,21 @@ class Prober:
 
     def _measure(
         self, model: LanguageModel, contexts: Sequence[Context], place: Place
-    ) -> dict[int, tuple[tuple[int, ...], Tensor, Tensor]]:
-        """By ordinal: positions, and gains of thoughts where they were written and at the page's
-        next position, nats a token, float64 [P, G]."""
+    ) -> dict[int, tuple[Rollout, Tensor]]:
+        """By ordinal: the rollout, and gains of its thoughts, nats a token, float64 [P, G]."""
         engine = open_engine(model, self.config, thoughts=self.thoughts, purpose=PURPOSE)
         size = self.config.rollout.docs_per_batch
-        found: dict[int, tuple[tuple[int, ...], Tensor, Tensor]] = {}
+        found: dict[int, tuple[Rollout, Tensor]] = {}
         for first in range(0, len(contexts), size):
             rollouts = engine.sample(contexts[first : first + size], place, no_check)
-            own, elsewhere = (
-                [_page_gains(page) for page in score_pages(model, of, self.config, no_check)]
-                for of in (rollouts, [_moved(rollout) for rollout in rollouts])
-            )
-            for rollout, own_PG, elsewhere_PG in zip(rollouts, own, elsewhere, strict=True):
-                found[rollout.context.ordinal] = rollout.positions, own_PG, elsewhere_PG
+            for rollout, gain_PG in zip(rollouts, self._gains(model, rollouts), strict=True):
+                found[rollout.context.ordinal] = rollout, gain_PG
         return found
+
+    def _gains(self, model: LanguageModel, rollouts: Sequence[Rollout]) -> list[Tensor]:
+        """Of the thoughts of each page, nats a token, float64 [P, G]."""
+        pages = score_pages(model, rollouts, self.config, no_check)
+        return [torch.stack([_gains(at) for at in page["positions"]]) for page in pages]
 
 
 def worth(now_PG: Tensor, before_PG: Tensor, elsewhere_PG: Tensor) -> dict[str, float]:
@@ -113,14 +114,10 @@ def worth(now_PG: Tensor, before_PG: Tensor, elsewhere_PG: Tensor) -> dict[str, 
     }
 
 
-def _moved(rollout: Rollout) -> Rollout:
+def moved(rollout: Rollout) -> Rollout:
     """Thoughts at the page's next position each. Of the page alone: which pages are measured
     beside it does not matter, and all that is known of the page is before the model anyway."""
     return replace(rollout, thoughts=(*rollout.thoughts[-1:], *rollout.thoughts[:-1]))
-
-
-def _page_gains(page: dict[str, Any]) -> Tensor:
-    return torch.stack([_gains(at) for at in page["positions"]])
 
 
 def _gains(at: dict[str, Any]) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rntp_kernels.tree_attention.style import Style
-from rntp_kernels.tree_attention.two_parts import FLASH
+from rntp_kernels.tree_attention.two_parts import FLASH, library_has
 
 _BACKWARD = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 _LEAST = 256  # tokens of the root; below there is little to be had
@@ -21,16 +21,7 @@ _LEAST = 256  # tokens of the root; below there is little to be had
 
 def reads_once(q: Tensor, v: Tensor, seen: Tensor, style: Style) -> bool:
     """Whether `shared_prefix_attention` does it, and is the quicker way. seen: keys of the root."""
-    return (
-        FLASH is not None
-        and _BACKWARD is not None
-        and q.device.type == "cpu"
-        and q.dtype == torch.float32
-        and q.shape[-1] == v.shape[-1]
-        and seen.shape[2] >= _LEAST
-        and style.scores_only
-        and style.window is None
-    )
+    return _BACKWARD is not None and seen.shape[2] >= _LEAST and library_has(q, v, style)
 
 
 def shared_prefix_attention(

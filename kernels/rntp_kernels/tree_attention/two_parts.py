@@ -14,17 +14,21 @@ FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", N
 _LEAST = 512  # tokens of the long part; below, products are as quick
 
 
-def joins(rows: Tensor, values: Tensor, slots: int, style: Style) -> bool:
+def joins(keys: Tensor, values: Tensor, slots: int, style: Style) -> bool:
     """Whether `attend_parts` does it, and is the quicker way.
 
-    rows, values: queries and values of the long part. slots: its tokens.
+    keys, values: of the long part. slots: its tokens.
     """
+    return slots >= _LEAST and library_has(keys, values, style)
+
+
+def library_has(keys: Tensor, values: Tensor, style: Style) -> bool:
+    """Whether the library's kernel attends to these, and says its log-sums."""
     return (
         FLASH is not None
-        and rows.device.type == "cpu"
-        and rows.dtype == torch.float32
-        and rows.shape[-1] == values.shape[-1]
-        and slots >= _LEAST
+        and keys.device.type == "cpu"
+        and keys.dtype == torch.float32
+        and keys.shape[-1] == values.shape[-1]
         and style.scores_only
         and style.window is None
     )
