@@ -8,11 +8,11 @@ itself.
 import os
 import random
 import re
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 
 from faults.lab import DOCS, STEPS, Lab, Row, ordinals, resumed
 from faults.program import start
@@ -81,6 +81,15 @@ class Samplers:
             process.kill()
             process.join()
 
+    def start_once_failed(self, number: int, environment: dict[str, str], over: Event) -> None:
+        """Start that many without a fault once one has fired: it may come later than they do, and
+        find nothing left to sample. over: set where the run has ended."""
+        while not self.fired() and not over.wait(0.02):
+            pass
+        if not over.is_set():
+            for _ in range(number):
+                self.start("", environment)
+
     def fired(self) -> int:
         """Faults of samplers that have left their proof."""
         return sum(len(read_json_lines(proof)) for proof in self.proofs if proof.exists())
@@ -109,15 +118,21 @@ def fail(lab: Lab, name: str, case: SamplerCase) -> Row:
     samplers = Samplers(lab, name)
     options = (f"rollout.samplers.store={samplers.store}", *case.options)
     environment = dict(case.environment)
-    for fault in case.samplers:
+    failing = [fault for fault in case.samplers if fault]
+    others = len(case.samplers) - len(failing)
+    for fault in failing or case.samplers:
         samplers.start(fault, environment)
-    beside = None
+    beside, over = [], Event()
+    if failing and others:
+        beside.append(Thread(target=samplers.start_once_failed, args=(others, environment, over)))
     if case.meanwhile:
-        beside = threading.Thread(target=case.meanwhile, args=(samplers.store, lab.folder / name))
-        beside.start()
+        beside.append(Thread(target=case.meanwhile, args=(samplers.store, lab.folder / name)))
+    for thread in beside:
+        thread.start()
     first, proofs = lab.train(name, case.run, options)
-    if beside:
-        beside.join()
+    over.set()
+    for thread in beside:
+        thread.join()
     problems = []
     resumed_at = None
     output = first.output
