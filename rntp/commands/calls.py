@@ -38,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write any call that has a result, without running the model: to learn to read on "
         "behind results first",
     )
+    parser.add_argument(
+        "--kinds",
+        default="read,bare,write",
+        metavar="NAME,…",
+        help="with reading.window, the documents of a position: read (behind a call), bare (the "
+        "same without), write (a call behind the page)",
+    )
     parser.add_argument("--json", action="store_true", help="print provenance as JSON")
 
 
@@ -51,12 +58,15 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.contexts,
         None if arguments.unscored else arguments.margin,
         arguments.bare,
+        arguments.kinds.split(","),
     )
     facts = write_calls(load_config(arguments), arguments.out, wish)
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return
-    shown = {key: facts[key] for key in ("positions", "calls", "declined", "left_bare")}
+    shown = {
+        key: facts[key] for key in ("positions", "calls", "declined", "left_bare", "documents")
+    }
     shown |= {f"calls, {rule}": n for rule, n in facts["by_rule"].items()}
     if facts["gain/mean"] is not None:
         shown["gain of a written call, nats a token"] = f"{facts['gain/mean']:+.3f}"

@@ -116,12 +116,15 @@ class Config(Section):
 
     @property
     def earliest_position(self) -> int:
-        """Tokens before a position at least: with a reading window one of them is lost; all of a
-        piece where pages are read by pieces."""
+        """Tokens before a position at least: with a reading window one of them is lost, for
+        otherwise a memory has nothing to tell, unless a tool brings what the page does not have;
+        all of a piece where pages are read by pieces."""
         if self.reading.piece is not None:
             return self.reading.piece
         least = self.placement.min_prefix_tokens
-        return least if self.reading.window is None else max(least, self.reading.window + 1)
+        if self.reading.window is None or {*self.thought.tools.use} - {"recall"}:
+            return least
+        return max(least, self.reading.window + 1)
 
     @property
     def reference_weights(self) -> Literal["frozen", "ema"] | None:

@@ -192,8 +192,9 @@ class Reading(Section):
     """Tokens of the page that are left where a continuation is read (w); a thought is then the
     memory of what stood before them. It is drawn in sight of the whole context and read as: start
     token, thought, last w tokens, continuation; the baseline is the same without the thought.
-    Both are learnt by objective.continuation_weight. Positions come after w tokens at least; with 0
-    the thought is all that is left. null: the whole context is read."""
+    Both are learnt by objective.continuation_weight. Positions come after w tokens at least, unless
+    thought.tools have one that asks elsewhere; with 0 the thought is all that is left. null: the
+    whole context is read."""
     piece: Positive | None = None
     """Read pages piece by piece: so many tokens (W), at whose end a memory is written from the
     memory before and the piece, and nothing else. Thoughts stand at the ends of the first

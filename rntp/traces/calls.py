@@ -8,6 +8,9 @@ the text behind them are written into the page as thoughts; a later run with
     declined    … <think> </think> x[p] …         where no call is worth the margin
     bare        … x[p] …                          a share of the positions, as they are
 
+With a reading window (`reading.window`) a position's documents are those of `rntp.traces.as_read`,
+the call as their thought, which is then read before the window and not behind it.
+
 Unlike Toolformer's filter, gains are of a position without thoughts before it, as in training.
 Unscored, any result is taken: this teaches what a result is, and to read on behind it. What tools
 gave is marked as such in the document and is never learnt as if the model were to write it.
@@ -34,6 +37,7 @@ from rntp.errors import ConfigError
 from rntp.evaluation.pieces import written
 from rntp.model import LanguageModel
 from rntp.model.opening import open_to_compute
+from rntp.model.reading import LossReads
 from rntp.model.thought_tree import ROOT, TokenTree, thought_branch
 from rntp.model.tokenizer import decode, encode, prefix_ids
 from rntp.objective.forward import build_tree, forward
@@ -44,6 +48,7 @@ from rntp.rollout.tool_calls import ToolCalls, tool_calls, withheld_at
 from rntp.runtime.progress import Bars
 from rntp.tools.proposals import PROPOSALS, Before
 from rntp.tools.words import words
+from rntp.traces.as_read import KINDS, check_kinds, documents_at, without_prefix
 from rntp.traces.progress_file import ProgressFile
 from rntp.traces.shards import token_id_writer
 from rntp.types import Context, Rollout
@@ -58,12 +63,14 @@ class Wish:
     rules: names of `rntp.tools.proposals`. contexts: of the training stream, the first ones.
     margin: nats a token of the continuation that a call has to gain; None takes any call that has a
     result, by one rule after the other. bare: share of the positions that are left as they are.
+    kinds: of the documents that a position behind a reading window has.
     """
 
     rules: Sequence[str]
     contexts: int
     margin: float | None = 0.0
     bare: float = 0.2
+    kinds: Sequence[str] = KINDS
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,8 @@ def write_calls(config: Config, out: Path, wish: Wish) -> dict[str, Any]:
         "bare": wish.bare,
         "horizon": config.reward.horizon,
     }
+    if config.reading.window is not None:
+        facts |= {"window": config.reading.window, "kinds": list(wish.kinds)}
     progress = ProgressFile(out.with_name(f"{out.name}.progress.jsonl"), facts)
     with tool_calls(model, config) as tools, Bars() as bars:
         author = _Author(model, corpus, config, tools, wish)
@@ -121,9 +130,16 @@ def write_calls(config: Config, out: Path, wish: Wish) -> dict[str, Any]:
 def _check(config: Config, out: Path, wish: Wish) -> None:
     if not config.thought.tools.use:
         raise ConfigError("calls are of tools; name those that thoughts may call in thought.tools")
-    if config.reading.window is not None:
+    if config.reading.piece is not None:
         raise ConfigError(
-            "calls are written into whole pages; set reading.window (and reading.piece) to null"
+            "calls are of one position each, and a chain reads a page piece by piece; set "
+            "reading.piece to null"
+        )
+    check_kinds(wish.kinds)
+    if config.reading.window is None and set(wish.kinds) != set(KINDS):
+        raise ConfigError(
+            "--kinds chooses among the documents that are read behind a window, and reading.window "
+            "is null: calls are written into whole pages; leave it out, or set reading.window"
         )
     if not wish.rules:
         raise ConfigError(f"--rules: none; there are {', '.join(sorted(PROPOSALS))}")
@@ -179,7 +195,7 @@ class _Author:
         return {
             "ordinal": ordinal,
             "document_id": context.document_id,
-            "codes": self._codes(context, thoughts),
+            "documents": self._documents_of(context, positions, thoughts),
             "positions": len(positions),
             "bare": len(positions) - len(thoughts),
             "declined": len(thoughts) - len(calls),
@@ -237,22 +253,46 @@ class _Author:
         )
         none = torch.zeros(len(some))
         rollout = Rollout(context, tuple(positions[k] for k in some), groups, none, none)
-        tree = build_tree(self._model, [rollout], self._config.reward.horizon)
+        reads = LossReads(window=self._config.reading.window)
+        tree = build_tree(self._model, [rollout], self._config.reward.horizon, reads)
         outputs = forward(self._model, tree, temperature=1.0)
         gain_PG = (outputs.think_logp_PGH - outputs.no_think_logp_PH[:, None]).mean(dim=2)
         by_place = dict(zip(some, gain_PG.tolist(), strict=True))
         return [by_place.get(k, [])[: len(group)] for k, group in enumerate(found)]
 
-    def _codes(self, context: Context, thoughts: Mapping[int, Tensor]) -> list[int]:
-        """Write a page with thoughts in it, without what the loader puts before a page."""
-        model = self._model
-        begin, pieces = len(prefix_ids(model.tokenizer)), []
-        for position, thought in sorted(thoughts.items()):
-            branch = thought_branch(thought, False, model.think_open_id, model.think_close_id)
-            pieces += [context.token_ids[begin:position], branch]
-            begin = position
-        ids = torch.cat([*pieces, context.token_ids[begin:]]).tolist()
-        return to_codes(ids, marker_ids(self._config, model.tokenizer))
+    def _documents_of(
+        self, context: Context, positions: Sequence[int], thoughts: Mapping[int, Tensor]
+    ) -> list[dict[str, Any]]:
+        """Write the documents of a context, without what the loader puts before a text: name,
+        codes, and how many of these are given."""
+        model, window = self._model, self._config.reading.window
+        prefix = prefix_ids(model.tokenizer)
+        branches = {
+            position: thought_branch(thought, False, model.think_open_id, model.think_close_id)
+            for position, thought in sorted(thoughts.items())
+        }
+        if window is None:
+            begin, pieces = len(prefix), []
+            for position, branch in branches.items():
+                pieces += [context.token_ids[begin:position], branch]
+                begin = position
+            ids = torch.cat([*pieces, context.token_ids[begin:]]).tolist()
+            return [{"name": f"calls-{context.ordinal}", "codes": self._codes(ids), "given": 0}]
+        nothing = torch.zeros(0)
+        rollout = Rollout(context, tuple(positions), ((),) * len(positions), nothing, nothing)
+        found = []
+        for position in positions:
+            branch = branches.get(position, context.token_ids[:0])
+            horizon = self._config.reward.horizon
+            for document in documents_at(model, rollout, position, branch, window, horizon):
+                if document.kind in self._wish.kinds and (len(branch) or document.kind == "bare"):
+                    ids, given = without_prefix(document, prefix)
+                    name = f"{document.kind}-{context.ordinal}-{position}"
+                    found.append({"name": name, "codes": self._codes(ids), "given": given})
+        return found
+
+    def _codes(self, ids: list[int]) -> list[int]:
+        return to_codes(ids, marker_ids(self._config, self._model.tokenizer))
 
     @cached_property
     def _documents(self) -> Counter[str]:
@@ -306,7 +346,8 @@ def _summary(rows: Sequence[Mapping[str, Any]], prefix: int) -> dict[str, Any]:
         "by_rule": dict(Counter(call["rule"] for row in rows for call in row["calls"])),
         "gain/mean": sum(gains) / len(gains) if gains else None,
         "funnel": dict(sorted(funnel.items())),
-        "longest": max(len(row["codes"]) for row in rows) + prefix,
+        "documents": sum(len(row["documents"]) for row in rows),
+        "longest": max(len(d["codes"]) for row in rows for d in row["documents"]) + prefix,
         "seconds": round(sum(row["seconds"] for row in rows), 1),
     }
 
@@ -330,15 +371,17 @@ def _write(
     number = {name: n for n, name in enumerate(manifest.document_ids)}
     markers = dict(enumerate(marker_ids(config, model.tokenizer), start=1))
     with token_id_writer(out, manifest, facts) as writer:
-        for row in rows:
+        for row, document in ((page, each) for page in rows for each in page["documents"]):
             origin = manifest.read(number[row["document_id"]]).metadata
-            ids = torch.tensor([markers[-code] if code < 0 else code for code in row["codes"]])
+            codes = document["codes"]
+            ids = torch.tensor([markers[-code] if code < 0 else code for code in codes])
             writer.add(
-                f"calls-{row['ordinal']}",
+                document["name"],
                 decode(model.tokenizer, ids),
                 {
                     **{key: origin[key] for key in ("url", "title", "source")},
-                    "token_ids": row["codes"],
+                    "token_ids": codes,
+                    "given_tokens": document["given"],
                     "calls": row["calls"],
                 },
                 len(ids),

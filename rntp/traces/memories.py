@@ -2,15 +2,8 @@
 
 As thought-augmented pretraining does with thoughts (2509.20186), a later run with
 `thought.thoughts_per_position: 0` trains on them by plain next-token prediction. For each position
-of a page there are three documents, of token ids:
-
-    read     start · <think> memory </think> · last w tokens · continuation
-    bare     start · last w tokens · continuation
-    write    the page up to the position · <think> memory </think>
-
-Without `bare` a window alone would be a text that the model has never seen, and every gain over it
-too large. What stands before a memory is lost in `read`, so that only the memory can tell of it. Of
-`write` the memory alone is learnt, of `read` what stands behind it: the rest is `given`.
+of a page there are the three documents of `rntp.traces.as_read`. What stands before a memory is
+lost in `read`, so that only the memory can tell of it.
 
 `best_piece` is chosen with the continuation in view, so that a model which reads such memories
 comes to believe them more than any that a policy writes deserve: those are for writing (`kinds`).
@@ -18,12 +11,10 @@ comes to believe them more than any that a policy writes deserve: those are for 
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rntp import __version__
 from rntp.config import Config
@@ -35,27 +26,14 @@ from rntp.evaluation.chosen_pieces import CHOSEN, chosen_piece
 from rntp.evaluation.pieces import RULES, lost_and_window, written
 from rntp.model import LanguageModel
 from rntp.model.opening import open_to_compute
-from rntp.model.reading import read_behind
 from rntp.model.thought_tree import thought_branch
 from rntp.model.tokenizer import decode, prefix_ids
 from rntp.placement.placer import training_placer
 from rntp.rng import uniform
 from rntp.runtime.progress import Bars
+from rntp.traces.as_read import KINDS, Document, check_kinds, documents_at, without_prefix
 from rntp.traces.shards import token_id_writer
 from rntp.types import Context, Known, Rollout, Thought
-
-KINDS = ("read", "bare", "write")
-
-
-@dataclass(frozen=True)
-class _Document:
-    """One document. kind: see above. rule: what wrote the memory. given: how many of its first ids
-    are read and never predicted."""
-
-    kind: str
-    ids: Tensor
-    rule: str
-    given: int
 
 
 def write_memories(
@@ -86,9 +64,7 @@ def write_memories(
         raise ConfigError(
             f"--rules: {', '.join(unknown) or 'none'}; there are {', '.join((*RULES, *CHOSEN))}"
         )
-    strange = [kind for kind in kinds if kind not in KINDS]
-    if strange or not kinds:
-        raise ConfigError(f"--kinds: {', '.join(strange) or 'none'}; there are {', '.join(KINDS)}")
+    check_kinds(kinds)
     if out.exists():
         raise ConfigError(f"{out} exists; choose another name or remove it")
     if contexts < 1 or pieces_tried < 1:
@@ -112,7 +88,7 @@ def write_memories(
     }
     with Bars() as bars:
         documents = _documents(model, corpus, config, rules, contexts, pieces_tried, bars)
-        documents = (row for row in documents if row[2].kind in kinds)
+        documents = (row for row in documents if row[3].kind in kinds)
         counts = _write(out, documents, data, model, config, facts)
     return {**facts, "documents": counts}
 
@@ -125,8 +101,9 @@ def _documents(
     contexts: int,
     pieces_tried: int,
     bars: Bars,
-) -> Iterator[tuple[Context, int, _Document]]:
-    """Make the documents of the contexts, position by position."""
+) -> Iterator[tuple[Context, int, str, Document]]:
+    """Make the documents of the contexts, position by position, each with the rule that wrote the
+    memory."""
     place = training_placer(config, None, model.tokenizer)
     window, horizon = config.reading.window, config.reward.horizon
     assert window is not None
@@ -143,22 +120,8 @@ def _documents(
             number += 1
             memory = _memory(model, rollout, position, rule, config, pieces_tried)
             branch = thought_branch(memory.sampled_ids, memory.closed, *markers)
-            start = branch.new_tensor([model.start_id])
-            # One token more than a tree holds: here the last one, too, is predicted.
-            behind = torch.cat(
-                [
-                    read_behind(rollout, position, window, horizon),
-                    context.token_ids[position + horizon - 1 : position + horizon],
-                ]
-            )
-            for kind, parts in zip(
-                KINDS,
-                ([start, branch, behind], [start, behind], [context.token_ids[:position], branch]),
-                strict=True,
-            ):
-                # A marker to open is put where a thought shall stand; no one predicts it.
-                given = {"read": 1 + len(branch), "bare": 0, "write": position + 1}[kind]
-                yield context, position, _Document(kind, torch.cat(parts), rule, given)
+            for document in documents_at(model, rollout, position, branch, window, horizon):
+                yield context, position, rule, document
 
 
 def _memory(
@@ -181,7 +144,7 @@ def _memory(
 
 def _write(
     out: Path,
-    documents: Iterator[tuple[Context, int, _Document]],
+    documents: Iterator[tuple[Context, int, str, Document]],
     manifest: Manifest,
     model: LanguageModel,
     config: Config,
@@ -193,12 +156,9 @@ def _write(
     markers = marker_ids(config, model.tokenizer)
     counts = dict.fromkeys(KINDS, 0)
     with token_id_writer(out, manifest, facts) as writer:
-        for context, position, document in documents:
+        for context, position, rule, document in documents:
             counts[document.kind] += 1
-            # What the tokenizer puts before a text, the loader does.
-            ids, given = document.ids.tolist(), document.given
-            if prefix and tuple(ids[: len(prefix)]) == prefix:
-                ids, given = ids[len(prefix) :], max(given - len(prefix), 0)
+            ids, given = without_prefix(document, prefix)
             origin = manifest.read(number[context.document_id]).metadata
             writer.add(
                 f"{document.kind}-{context.ordinal}-{position}",
@@ -207,7 +167,7 @@ def _write(
                     **{key: origin[key] for key in ("url", "title", "source")},
                     "token_ids": to_codes(ids, markers),
                     "given_tokens": given,
-                    "memory": {"rule": document.rule, "document_id": context.document_id},
+                    "memory": {"rule": rule, "document_id": context.document_id},
                 },
                 len(ids),
             )

@@ -458,6 +458,10 @@ def test_a_reading_window_moves_positions_and_doubles_thoughts() -> None:
     assert (plain.bare_tokens, near.bare_tokens, far.bare_tokens) == (0, 1 + 5 + 3, 1 + 40 + 3)
     assert (plain.earliest_position, near.earliest_position, far.earliest_position) == (32, 32, 41)
     assert far.min_document_tokens == plain.min_document_tokens + 9
+    # A tool that asks elsewhere has something to tell where nothing of the page is lost.
+    tools = ("{use: {recall: null}}", "{use: {recall: null, python: null}}")
+    recalls, asks = (Config.parse(minimal(), [*WINDOWS[1], f"thought.tools={t}"]) for t in tools)
+    assert (recalls.earliest_position, asks.earliest_position) == (41, 32)
     assert near.span_tokens == plain.span_tokens  # a reading is shorter than its page
     with pytest.raises(ConfigError, match=r"123 tokens before and 4 after.* reading\.window"):
         Config.parse(minimal(), ["reading.window=122"])

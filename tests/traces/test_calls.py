@@ -148,6 +148,53 @@ def test_the_call_that_gains_most_is_written_with_its_result(
             assert call["gain"] == pytest.approx(gains[call["rule"]], abs=1e-4)
 
 
+def test_behind_a_window_the_call_is_read_before_it(config: Config, tmp_path: Path) -> None:
+    """Documents of a position are those that `rntp memories` makes; the gain is of the reading."""
+    window = 6
+    behind = Config.parse(config.model_dump(mode="json"), [f"reading.window={window}"])
+    facts = write_calls(behind, tmp_path / "made", Wish(["ends"], 4, margin=-100.0, bare=0.3))
+    with_call = facts["calls"]
+    assert facts["left_bare"] > 0
+    assert facts["documents"] == 2 * with_call + facts["positions"]
+    model = open_model(behind)
+    model.hf.set_attn_implementation("sdpa")
+    pages = open_corpus(behind, open_data(behind), model.tokenizer).train
+    manifest, kinds = Manifest.load(tmp_path / "made"), {"read": 0, "bare": 0, "write": 0}
+
+    def logp(ids: list[int]) -> float:
+        with torch.no_grad():
+            found = torch.log_softmax(model.hf(torch.tensor([ids])).logits[0, :-1], -1)
+        return float(found.gather(1, torch.tensor(ids)[1:, None])[-HORIZON:].mean())
+
+    for n in range(manifest.num_docs):
+        document = manifest.read(n)
+        kind, ordinal, p = document.id.split("-")
+        kinds[kind] += 1
+        codes, at = document.metadata["token_ids"], int(p)
+        page = pages[int(ordinal)].token_ids.tolist()
+        call = next((c for c in document.metadata["calls"] if c["position"] == at), None)
+        read = page[at - window : at + HORIZON]
+        if kind == "bare":
+            assert codes == [model.start_id, *read]
+            continue
+        assert call is not None
+        begin, given = (1, codes.index(CLOSE) + 1) if kind == "read" else (at, at + 1)
+        branch = codes[begin : codes.index(CLOSE) + 1]
+        assert [*branch[:2], *branch[-2:]] == [OPEN, TOOL_OPEN, RESULT_CLOSE, CLOSE]
+        assert document.metadata["given_tokens"] == given
+        if kind == "write":
+            assert codes == [*page[:at], *branch]
+            continue
+        assert codes == [model.start_id, *branch, *read]
+        gain = logp(ids_of(model, codes)) - logp([model.start_id, *read])
+        assert call["gain"] == pytest.approx(gain, abs=1e-4)
+    assert kinds == {"read": with_call, "bare": facts["positions"], "write": with_call}
+    some = write_calls(
+        behind, tmp_path / "some", Wish(["ends"], 4, margin=-100.0, bare=0.3, kinds=["write"])
+    )
+    assert some["documents"] == with_call
+
+
 def test_what_gains_less_is_declined_and_a_share_stays_bare(config: Config, tmp_path: Path) -> None:
     every = write_calls(config, tmp_path / "all", Wish(["ends"], 20, margin=-100.0, bare=0.0))
     gains = [c["gain"] for _, calls in documents(tmp_path / "all") for c in calls]
@@ -285,7 +332,13 @@ def test_rules_look_at_what_stands_before() -> None:
 def test_mistakes_are_explained(config: Config, tmp_path: Path) -> None:
     for sets, wish, message in (
         (["thought.tools={}"], Wish(["ends"], 2), r"thought\.tools"),
-        (["reading.window=6"], Wish(["ends"], 2), r"reading\.window"),
+        (
+            ["reading.window=6", "reading.piece=12", "thought.tools={use: {recall: null}}"],
+            Wish(["ends"], 2),
+            r"reading\.piece",
+        ),
+        ([], Wish(["ends"], 2, kinds=["read"]), r"reading\.window is null"),
+        (["reading.window=6"], Wish(["ends"], 2, kinds=["reed"]), "--kinds: reed"),
         ([], Wish(["worst"], 2), "no proposal 'worst'; there are: ends, expression"),
         ([], Wish([], 2), "--rules: none"),
         ([], Wish(["ends"], 0), "--contexts"),
