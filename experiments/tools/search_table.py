@@ -3,7 +3,9 @@
     python experiments/tools/search_table.py runs/tools-search-0 runs/tools-search-1 …
 
 Gains are over the same model without a thought, nats a token of the continuation, with the 95 %
-interval over documents; of the runs' own evaluations before and after training.
+interval over documents; of the runs' own evaluations before and after training. The plain runs,
+next-token training alone from the same start, are compared with the searches of their seed,
+position by position.
 """
 
 import argparse
@@ -23,14 +25,14 @@ ARMS = {
     "others_words": "another document's query",
     "other_results": "the learned query with another's result",
     "no_results": "the learned query, its result left out",
-    "empty": "an empty thought",
 }
 HEAD = """\
 # Search on real text
 
 SmolLM2-135M-Instruct on Debian's documentation; gain over the same model without a thought, nats a
 token of the 16 behind the position, held-out documents, strict search, 95 % interval over
-documents. Made by `make tools-search`."""
+documents. All of the page before the position is read, with a thought and without. Made by
+`make tools-search`."""
 
 
 def gains_of(pages: list[dict[str, Any]], arm: str) -> tuple[np.ndarray, np.ndarray]:
@@ -65,14 +67,39 @@ def over_fixed(pages: list[dict[str, Any]], seed: int) -> str:
     return cell(learned - fixed, documents, seed) if len(fixed) == len(learned) else "not measured"
 
 
-def table(runs: list[Path]) -> list[str]:
-    """A row for each arm, a column for each run before and after."""
+def losses_of(pages: list[dict[str, Any]]) -> dict[tuple[str, int], float]:
+    """Loss without a thought at every position, nats a token, by document and position."""
+    return {
+        (page["document_id"], at["position"]): -float(np.mean(at["logp_empty"]))
+        for page in pages
+        for at in page["positions"]
+    }
+
+
+def over_plain(pages: list[dict[str, Any]], plain: list[dict[str, Any]], seed: int) -> str:
+    """Loss without a thought over that of plain training at the same positions."""
+    own, others = losses_of(pages), losses_of(plain)
+    if own.keys() != others.keys():
+        raise SystemExit("the plain run was evaluated at other positions; give both the same seed")
+    documents = sorted({document for document, _ in own})
+    differences = np.array([own[at] - others[at] for at in own])
+    return cell(differences, np.array([documents.index(d) for d, _ in own]), seed)
+
+
+def evaluated(run: Path) -> list[tuple[int, Path]]:
+    """Seed and file of a run's evaluations before and after training."""
+    files = sorted((run / "eval").glob("step_????????.json"))
+    seed = Config.load(run / "config.yaml").run.seed
+    return [(seed, files[0]), (seed, files[-1])]
+
+
+def table(runs: list[Path], plain: dict[int, list[dict[str, Any]]]) -> list[str]:
+    """A row for each arm, a column for each run before and after. plain: by seed, what the plain
+    run says of the held-out pages after training."""
     columns = []
     for run in runs:
-        config = Config.load(run / "config.yaml")
-        files = sorted((run / "eval").glob("step_????????.json"))
-        for when, path in (("before", files[0]), ("after", files[-1])):
-            columns.append((f"seed {config.run.seed}, {when}", config.run.seed, path))
+        for when, (seed, path) in zip(("before", "after"), evaluated(run), strict=True):
+            columns.append((f"seed {seed}, {when}", seed, path))
     found = [(name, seed, json.loads(path.read_text())) for name, seed, path in columns]
 
     def row(name: str, cells: list[str]) -> str:
@@ -80,6 +107,8 @@ def table(runs: list[Path]) -> list[str]:
 
     lines = [row("", [name for name, _, _ in found]), row("---", ["---"] * len(found))]
     lines.append(row("loss without a thought", [f"{r['nll/no_think']:.4f}" for *_, r in found]))
+    cells = [over_plain(r["pages"], plain[s], s) if s in plain else "" for _, s, r in found]
+    lines.append(row("… over plain training", cells))
     for arm, label in {"thoughts": "**learned query**", **ARMS}.items():
         cells = [cell(*gains_of(r["pages"], arm), seed) for _, seed, r in found]
         lines.append(row(label, cells))
@@ -108,9 +137,12 @@ def table(runs: list[Path]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--plain", type=Path, nargs="*", default=[], help="plain runs")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    text = "\n".join([HEAD, "", *table(arguments.runs), ""])
+    after = [evaluated(run)[-1] for run in arguments.plain]
+    plain = {seed: json.loads(path.read_text())["pages"] for seed, path in after}
+    text = "\n".join([HEAD, "", *table(arguments.runs, plain), ""])
     arguments.out.write_text(text, encoding="utf-8")
     print(text)
 

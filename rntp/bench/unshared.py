@@ -15,7 +15,7 @@ from torch import Tensor
 from rntp.bench.job import Job
 from rntp.model import ATTENTION
 from rntp.model import own_attention as usual_attention
-from rntp.model.thought_tree import thought_branch
+from rntp.model.thought_tree import memory_branch
 from rntp.objective.advantages import leave_one_out
 from rntp.objective.quantities import loss_reads
 from rntp.types import Rollout
@@ -176,7 +176,7 @@ def _readings(rollouts: Sequence[Rollout], job: Job) -> list[PlainSequence]:
         for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
             behind = page[position - job.sizes.window : position + horizon]
             for thought in group:
-                memory = thought_branch(thought.sampled_ids, thought.closed, *markers)
+                memory = memory_branch(thought, *markers)
                 ids = torch.cat([start, memory, behind])
                 found.append(PlainSequence(ids, len(ids) - horizon, 0))
     return found

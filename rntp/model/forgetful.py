@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rntp.model import LanguageModel
 from rntp.model.reading import read_behind
-from rntp.model.thought_tree import TokenTree, thought_branch
+from rntp.model.thought_tree import TokenTree, memory_branch
 from rntp.types import Rollout
 
 MOST_TOKENS = 1 << 14  # of one forward, where nobody says less
@@ -64,7 +64,7 @@ def memory_logp(
         for position, group in zip(rollout.positions, rollout.thoughts, strict=True):
             behind = _behind(rollout, position, window, horizon)
             for thought in group:
-                branch = thought_branch(thought.sampled_ids, thought.closed, *markers)
+                branch = memory_branch(thought, *markers)
                 sequences.append(torch.cat([behind.new_tensor([model.start_id]), branch, behind]))
     logp = tail_logp(model, sequences, horizon, most_tokens)
     sizes = [sum(map(len, r.thoughts)) for r in rollouts]

@@ -274,7 +274,8 @@ def _list_segments(
                     continuation = [top, *plan.hang(held_out, top, reads.continuation)]
                 else:
                     behind = read_behind(rollout, position, reads.window, horizon)
-                    reading = torch.cat([ids.new_tensor([start_id]), branch, behind])
+                    memory = memory_branch(thought, *markers)
+                    reading = torch.cat([ids.new_tensor([start_id]), memory, behind])
                     continuation = [plan.read(reading, reads.continuation)]
                 answer = [top, *plan.hang(thought.answer_ids[:-1], top)]
                 plan.branches.append(_Branch(thought, continuation, answer))
@@ -317,6 +318,11 @@ def thought_branch(
     if not closed:
         pieces.append(sampled_ids.new_tensor([think_close_id]))
     return torch.cat(pieces)
+
+
+def memory_branch(thought: Thought, think_open_id: int, think_close_id: int) -> Tensor:
+    """The same of what a reading window reads of a thought; see `Thought.read_ids`."""
+    return thought_branch(thought.read_ids, thought.closed, think_open_id, think_close_id)
 
 
 def live(rollouts: Sequence[Rollout], live_P: Tensor, reads: LossReads) -> list[Rollout]:

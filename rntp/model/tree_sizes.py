@@ -123,11 +123,10 @@ def _answer_tokens(thought: Thought) -> int:
 def _readings(rollout: Rollout, window: int, horizon: int) -> tuple[int, list[int]]:
     """Tokens of the readings without a memory, all together, and of those with one, each."""
     bare = bare_lengths(rollout, window, horizon)
-    memories = iter(_thought_lengths(rollout))
     with_memory = [
-        length + next(memories)
+        length + 1 + len(thought.read_ids) + int(not thought.closed)
         for length, group in zip(bare, rollout.thoughts, strict=True)
-        for _ in group
+        for thought in group
     ]
     return sum(bare), with_memory
 

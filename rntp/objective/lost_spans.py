@@ -18,7 +18,7 @@ from rntp import rewards
 from rntp.config import Config
 from rntp.model import LanguageModel
 from rntp.model.forgetful import tail_logp
-from rntp.model.thought_tree import thought_branch
+from rntp.model.thought_tree import memory_branch
 from rntp.rng import uniform
 from rntp.types import Rollout
 
@@ -85,7 +85,7 @@ class LostSpans:
                 behind = ids[max(begins - self._window, 0) : begins + self._horizon]
                 yield torch.cat([start, behind])
                 for thought in group:
-                    branch = thought_branch(thought.sampled_ids, thought.closed, *markers)
+                    branch = memory_branch(thought, *markers)
                     yield torch.cat([start, branch, behind])
 
 

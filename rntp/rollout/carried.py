@@ -129,7 +129,8 @@ def open_chain(
 def as_read(model: LanguageModel, memory: Thought) -> Tensor:
     """Put the start token and the markers around a memory, as a reading has it: int64 [n]."""
     markers = model.think_open_id, model.think_close_id
-    branch = thought_branch(memory.content, False, *markers)
+    read = memory.read_ids
+    branch = thought_branch(read[: len(read) - int(memory.closed)], False, *markers)
     return torch.cat([branch.new_tensor([model.start_id]), branch])
 
 

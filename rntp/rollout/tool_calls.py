@@ -24,6 +24,9 @@ from rntp.tools.page import Outcome
 from rntp.tools.splice import result_ids
 from rntp.types import Context, Thought, ToolCall
 
+TOO_MANY = "too_many_calls"
+"""The failure of a call that gets no result at all."""
+
 
 @dataclass(frozen=True)
 class ToolCalls:
@@ -81,11 +84,17 @@ class ToolCalls:
         return Thought(ids, torch.zeros(len(ids)), closed=False, given=given, calls=calls)
 
     def record(self, call: Sequence[int], outcome: Outcome) -> ToolCall:
-        """What a rollout keeps of a call."""
+        """What a rollout keeps of a call. call: the ids between its markers."""
         text = self._text(torch.tensor(call, dtype=torch.int64)).strip()
         name, _, arguments = text.partition(" ")
+        has_result = outcome.failure != TOO_MANY
         return ToolCall(
-            name, arguments.strip(), outcome.text, outcome.failure, dict(outcome.withheld)
+            name,
+            arguments.strip(),
+            outcome.text,
+            outcome.failure,
+            dict(outcome.withheld),
+            asked=(len(call) + 2) * has_result,
         )
 
     def _page(self, context: Context, position: int) -> tuple[Page, Withheld]:

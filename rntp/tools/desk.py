@@ -55,7 +55,7 @@ class Desk:
     """Take calls, and hand out their outcomes.
 
     tools: by the name that a thought calls. seconds: a call may take, from its start on. workers:
-    calls that run at a time. quotes: that a result has at most.
+    calls that run at a time.
     """
 
     def __init__(
@@ -65,12 +65,10 @@ class Desk:
         *,
         seconds: float = 5.0,
         workers: int = 2,
-        quotes: int = 1,
     ) -> None:
         self._tools = tools
         self._cache = cache
         self._seconds = seconds
-        self._quotes = quotes
         self._queue: queue.SimpleQueue[Ask | None] = queue.SimpleQueue()
         self._open: dict[bytes, Ask] = {}
         self._news = threading.Condition()
@@ -130,7 +128,7 @@ class Desk:
             facts += [page.document_id, page.token_ids, *([page.lost] if page.lost else [])]
         if tool.strict is not None:
             strict = tool.strict
-            facts += [strict.ngram, strict.near, self._quotes, *withheld.identity]
+            facts += [strict.ngram, strict.near, strict.quotes, *withheld.identity]
         return key_of(*facts)
 
     def _start_worker(self) -> None:
@@ -178,7 +176,7 @@ class Desk:
                 given.append(quote.text)
             # A long page has many pieces of its own, and they cost nothing to pass over.
             looked_at = len(given) + withheld.total() - withheld["same_page"]
-            if len(given) == self._quotes or looked_at == _MOST_QUOTES:
+            if len(given) == tool.strict.quotes or looked_at == _MOST_QUOTES:
                 break
         if not given:
             raise Failure("nothing_found", TEXTS["nothing_found"])

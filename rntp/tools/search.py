@@ -19,17 +19,19 @@ _MOST_WORDS = 32
 class Search:
     """Search in an index of `rntp data index`.
 
-    index: its folder. ngram, near: see `Strict`. The index may hold the page itself and what comes
+    index: its folder. ngram, near, quotes: see `Strict`. The index may hold the page itself and what comes
     next: whoever runs the tool withholds those.
     """
 
     reads_page = False
 
-    def __init__(self, *, index: Path | str, ngram: int = 8, near: float = 0.3) -> None:
+    def __init__(
+        self, *, index: Path | str, ngram: int = 8, near: float = 0.3, quotes: int = 1
+    ) -> None:
         folder = Path(index)
         self._store = Store(folder)
         self._bm25 = Reader(folder / "bm25")
-        self.strict = Strict(ngram, near)
+        self.strict = Strict(ngram, near, quotes)
         self.digest = f"search 1 {self._store.facts.digest} {self._bm25.version}"
 
     def __call__(self, arguments: str, page: Page) -> Iterator[Quote]:

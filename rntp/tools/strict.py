@@ -46,11 +46,13 @@ class Strict:
 
     ngram: words in a row, of which one at least belongs to the continuation, that a quote must not
     share; 0 looks for none. near: share of the page's word 5-grams in a document, or of a
-    document's in the page, from which on it counts as a near-duplicate; above 1 none does.
+    document's in the page, from which on it counts as a near-duplicate; above 1 none does. quotes:
+    that a result has at most.
     """
 
     ngram: int = 8
     near: float = 0.3
+    quotes: int = 1
 
     def refuses(self, quote: "Quote", withheld: Withheld) -> str:
         """Say why a quote is not given (`same_page`, `continuation`, `near_duplicate`), or ""."""

@@ -7,6 +7,8 @@ For a position and a thought there are three, of token ids:
     bare     start · last w tokens · continuation
     write    the page up to the position · <think> thought </think>
 
+What is read of a thought is all but its calls of tools; see `Thought.read_ids`.
+
 Without `bare` a window alone would be a text that the model has never seen, and every gain over it
 too large. Of `write` the thought alone is learnt, of `read` what stands behind it: the rest is
 `given`.
@@ -21,7 +23,8 @@ from torch import Tensor
 from rntp.errors import ConfigError
 from rntp.model import LanguageModel
 from rntp.model.reading import read_behind
-from rntp.types import Rollout
+from rntp.model.thought_tree import memory_branch, thought_branch
+from rntp.types import Rollout, Thought
 
 KINDS = ("read", "bare", "write")
 
@@ -47,15 +50,17 @@ def documents_at(
     model: LanguageModel,
     rollout: Rollout,
     position: int,
-    branch: Tensor,
+    thought: Thought,
     window: int,
     horizon: int,
 ) -> list[Document]:
-    """Make the three documents of a position. branch: int64 ids of the thought with its markers.
+    """Make the three documents of a position.
 
     window, horizon: tokens of the page before the position and from it on.
     """
-    context = rollout.context
+    context, markers = rollout.context, (model.think_open_id, model.think_close_id)
+    branch = thought_branch(thought.sampled_ids, thought.closed, *markers)
+    memory = memory_branch(thought, *markers)
     start = branch.new_tensor([model.start_id])
     # One token more than a tree holds: here the last one, too, is predicted.
     behind = torch.cat(
@@ -65,7 +70,7 @@ def documents_at(
         ]
     )
     return [
-        Document("read", torch.cat([start, branch, behind]), 1 + len(branch)),
+        Document("read", torch.cat([start, memory, behind]), 1 + len(memory)),
         Document("bare", torch.cat([start, behind]), 0),
         # A marker to open is put where a thought shall stand; no one predicts it.
         Document("write", torch.cat([context.token_ids[:position], branch]), position + 1),

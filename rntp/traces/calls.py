@@ -51,7 +51,7 @@ from rntp.tools.words import words
 from rntp.traces.as_read import KINDS, check_kinds, documents_at, without_prefix
 from rntp.traces.progress_file import ProgressFile
 from rntp.traces.shards import token_id_writer
-from rntp.types import Context, Rollout
+from rntp.types import Context, Rollout, Thought
 
 COUNTED_PAGES = 500  # contexts whose words say which words are rare
 
@@ -75,11 +75,11 @@ class Wish:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A call that was made. thought: int64 ids between the think markers."""
+    """A call that was made, and the thought that makes it."""
 
     rule: str
     text: str
-    thought: Tensor
+    thought: Thought
 
 
 def write_calls(config: Config, out: Path, wish: Wish) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class _Author:
         at = [p for p, draw in zip(positions, draws, strict=True) if draw >= self._wish.bare]
         funnel: Counter[str] = Counter()
         found = self._candidates(context, at, ordinal, funnel)
-        thoughts: dict[int, Tensor] = {}
+        thoughts: dict[int, Thought] = {}
         calls: list[dict[str, Any]] = []
         if self._wish.margin is None:
             gains = [[0.0] * len(group) for group in found]
@@ -187,7 +187,7 @@ class _Author:
             best = max(range(len(group)), key=gain.__getitem__, default=None)
             if best is None or (self._wish.margin is not None and gain[best] <= self._wish.margin):
                 if self._wish.margin is not None:
-                    thoughts[position] = context.token_ids[:0]
+                    thoughts[position] = written(context.token_ids[:0])
                 continue
             thoughts[position] = group[best].thought
             call = {"position": position, "rule": group[best].rule, "call": group[best].text}
@@ -233,7 +233,7 @@ class _Author:
             if outcome.failure or not outcome.text.strip():
                 funnel[f"{rule}, {outcome.failure or 'empty'}"] += 1
                 continue
-            found[k].append(_Candidate(rule, call, tools.thought(ids, outcome).sampled_ids))
+            found[k].append(_Candidate(rule, call, tools.thought(ids, outcome)))
         return [group[:1] for group in found] if self._wish.margin is None else found
 
     @torch.no_grad()
@@ -247,8 +247,7 @@ class _Author:
         most = max(len(group) for group in found)
         nothing = written(context.token_ids[:0])
         groups = tuple(
-            tuple(written(candidate.thought) for candidate in found[k])
-            + (nothing,) * (most - len(found[k]))
+            tuple(candidate.thought for candidate in found[k]) + (nothing,) * (most - len(found[k]))
             for k in some
         )
         none = torch.zeros(len(some))
@@ -261,19 +260,17 @@ class _Author:
         return [by_place.get(k, [])[: len(group)] for k, group in enumerate(found)]
 
     def _documents_of(
-        self, context: Context, positions: Sequence[int], thoughts: Mapping[int, Tensor]
+        self, context: Context, positions: Sequence[int], thoughts: Mapping[int, Thought]
     ) -> list[dict[str, Any]]:
         """Write the documents of a context, without what the loader puts before a text: name,
         codes, and how many of these are given."""
         model, window = self._model, self._config.reading.window
         prefix = prefix_ids(model.tokenizer)
-        branches = {
-            position: thought_branch(thought, False, model.think_open_id, model.think_close_id)
-            for position, thought in sorted(thoughts.items())
-        }
         if window is None:
+            markers = model.think_open_id, model.think_close_id
             begin, pieces = len(prefix), []
-            for position, branch in branches.items():
+            for position, thought in sorted(thoughts.items()):
+                branch = thought_branch(thought.sampled_ids, thought.closed, *markers)
                 pieces += [context.token_ids[begin:position], branch]
                 begin = position
             ids = torch.cat([*pieces, context.token_ids[begin:]]).tolist()
@@ -282,10 +279,11 @@ class _Author:
         rollout = Rollout(context, tuple(positions), ((),) * len(positions), nothing, nothing)
         found = []
         for position in positions:
-            branch = branches.get(position, context.token_ids[:0])
+            thought = thoughts.get(position, written(context.token_ids[:0]))
             horizon = self._config.reward.horizon
-            for document in documents_at(model, rollout, position, branch, window, horizon):
-                if document.kind in self._wish.kinds and (len(branch) or document.kind == "bare"):
+            for document in documents_at(model, rollout, position, thought, window, horizon):
+                has_thought = position in thoughts or document.kind == "bare"
+                if document.kind in self._wish.kinds and has_thought:
                     ids, given = without_prefix(document, prefix)
                     name = f"{document.kind}-{context.ordinal}-{position}"
                     found.append({"name": name, "codes": self._codes(ids), "given": given})

@@ -26,7 +26,6 @@ from rntp.evaluation.chosen_pieces import CHOSEN, chosen_piece
 from rntp.evaluation.pieces import RULES, lost_and_window, written
 from rntp.model import LanguageModel
 from rntp.model.opening import open_to_compute
-from rntp.model.thought_tree import thought_branch
 from rntp.model.tokenizer import decode, prefix_ids
 from rntp.placement.placer import training_placer
 from rntp.rng import uniform
@@ -107,7 +106,6 @@ def _documents(
     place = training_placer(config, None, model.tokenizer)
     window, horizon = config.reading.window, config.reward.horizon
     assert window is not None
-    markers = model.think_open_id, model.think_close_id
     number = 0
     for ordinal in range(contexts):
         bars("contexts", ordinal, contexts)
@@ -119,8 +117,7 @@ def _documents(
             rule = rules[number % len(rules)]
             number += 1
             memory = _memory(model, rollout, position, rule, config, pieces_tried)
-            branch = thought_branch(memory.sampled_ids, memory.closed, *markers)
-            for document in documents_at(model, rollout, position, branch, window, horizon):
+            for document in documents_at(model, rollout, position, memory, window, horizon):
                 yield context, position, rule, document
 
 

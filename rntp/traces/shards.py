@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +23,7 @@ from rntp.data.manifest_writer import ShardWriter
 from rntp.data.token_ids import to_codes
 from rntp.errors import ConfigError, DataError
 from rntp.model.tokenizer import decode, prefix_ids, start_id, token_strings
+from rntp.types import without_calls
 
 SHARD_BYTES = 64 << 20
 
@@ -124,8 +126,18 @@ def _as_read(
             "earlier thoughts in them, which no page has; write a .jsonl file instead"
         )
     pieces = [] if skip else [held_out.new_tensor([start])]
-    pieces.append(held_out.new_tensor(row["thought_ids"]))
+    pieces.append(_read_of(row))
     return [*pieces, token_ids[row["lost_tokens"] : row["position"]], held_out]
+
+
+def _read_of(row: Mapping[str, Any]) -> Tensor:
+    """A thought with its markers, without the calls that a window does not read: int64 [n]."""
+    ids = torch.tensor(row["thought_ids"], dtype=torch.int64)
+    asked = [call["asked"] for call in row.get("calls", ()) if call.get("asked")]
+    given = torch.zeros(len(ids), dtype=torch.bool)
+    of_thought = torch.tensor(row.get("given", []), dtype=torch.bool)
+    given[1 : 1 + len(of_thought)] = of_thought
+    return without_calls(ids, given, asked)
 
 
 def _pieces(token_ids: Tensor, row: Mapping[str, Any], held_out: Tensor, skip: int) -> list[Tensor]:

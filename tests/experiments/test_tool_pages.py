@@ -122,7 +122,7 @@ def test_reading_is_taught_with_right_calls_and_writing_without_what_and_when() 
             continue
         given = thought.index(RESULT_OPEN) if thought else 0
         for token, weight in zip(thought[:given], within[1:], strict=False):
-            assert weight == 1, token
+            assert weight == read_tools.WRITTEN, token
         if thought:
             assert thought[0] == TOOL_OPEN
             assert thought[given - 1] == TOOL_CLOSE

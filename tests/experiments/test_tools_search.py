@@ -53,22 +53,40 @@ def test_it_runs_from_its_bootstrap_to_its_table(
     cut = by_tokens(tiny_tokenizer(), 12)
     build(Manifest.load(corpus), tmp_path / "index", cut, piece_tokens=12)
     spec = {"model.spec": model_folders["llama"]}
-    out = ("--out", str(tmp_path / "any"), "--contexts", "6", "--unscored")
+    out = ("--out", str(tmp_path / "any"), "--contexts", "6", "--unscored", "--kinds", "read,bare")
     rntp("calls", "search", *out, sets=pages | spec)
     longest = {"data.context_tokens": 150}
     run = {"run.dir": tmp_path / "reading", "data.source": tmp_path / "any", "reward.horizon": 4}
     rntp("train", "reading", sets=run | longest | spec)
     assert read_metrics(tmp_path / "reading")[-1]["loss/ntp"] > 0
     spec = {"model.spec": export("reading", tmp_path / "reader")}
-    out = ("--out", str(tmp_path / "useful"), "--contexts", "6", "--margin", "-1")
+    out = (
+        "--out",
+        str(tmp_path / "useful"),
+        "--contexts",
+        "6",
+        "--margin",
+        "-1",
+        "--kinds",
+        "write",
+    )
     rntp("calls", "search", *out, sets=pages | spec)
     run |= {"run.dir": tmp_path / "calling", "data.source": tmp_path / "useful"}
     rntp("train", "calling", sets=run | longest | spec)
     spec = {"model.spec": export("calling", tmp_path / "caller")}
     run = pages | {"run.dir": tmp_path / "search", "evaluation.docs": 3}
     rntp("train", "search", sets=run | spec)
-    table = "\n".join(search_table.table([tmp_path / "search"]))
-    for arm in ("learned query", "the last 12 words", "another document's query", "an empty"):
+    run |= {"run.dir": tmp_path / "plain", "model.spec": model_folders["llama"]}
+    rntp("train", "plain", sets=run)
+    cli_table = tmp_path / "SEARCH.md"
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["", str(tmp_path / "search"), f"--plain={tmp_path / 'plain'}", f"--out={cli_table}"],
+    )
+    search_table.main()
+    table = cli_table.read_text()
+    for arm in ("learned query", "the last 12 words", "another document's query", "over plain"):
         row = next(line for line in table.splitlines() if arm in line)
         assert "[" in row, row
     assert "seed 0, before" in table

@@ -182,6 +182,15 @@ def quotes(*found: tuple[str, str]) -> Function:
     return give
 
 
+def test_a_result_has_as_many_quotes_as_its_tool_gives() -> None:
+    found = quotes(("one", "the first"), ("here", "own"), ("two", "the second"), ("three", "third"))
+    for number, wanted in ((1, "the first"), (2, "the first\nthe second")):
+        strict = Strict(near=2, quotes=number)
+        desk = Desk({"find": tool(found, strict=strict)}, Cache(None))
+        assert one(desk, "find x").text == wanted
+        desk.close()
+
+
 def test_quotes_are_passed_over_until_one_may_be_given() -> None:
     found = quotes(("here", "anything"), ("mirror", "two three four"), ("other", "useful"))
     desk = Desk({"find": tool(found, strict=Strict(ngram=3, near=2))}, Cache(None))

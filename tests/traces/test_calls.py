@@ -148,7 +148,9 @@ def test_the_call_that_gains_most_is_written_with_its_result(
             assert call["gain"] == pytest.approx(gains[call["rule"]], abs=1e-4)
 
 
-def test_behind_a_window_the_call_is_read_before_it(config: Config, tmp_path: Path) -> None:
+def test_behind_a_window_results_are_read_before_it_and_calls_are_not(
+    config: Config, tmp_path: Path
+) -> None:
     """Documents of a position are those that `rntp memories` makes; the gain is of the reading."""
     window = 6
     behind = Config.parse(config.model_dump(mode="json"), [f"reading.window={window}"])
@@ -180,7 +182,8 @@ def test_behind_a_window_the_call_is_read_before_it(config: Config, tmp_path: Pa
         assert call is not None
         begin, given = (1, codes.index(CLOSE) + 1) if kind == "read" else (at, at + 1)
         branch = codes[begin : codes.index(CLOSE) + 1]
-        assert [*branch[:2], *branch[-2:]] == [OPEN, TOOL_OPEN, RESULT_CLOSE, CLOSE]
+        began = TOOL_OPEN if kind == "write" else RESULT_OPEN
+        assert [*branch[:2], *branch[-2:]] == [OPEN, began, RESULT_CLOSE, CLOSE]
         assert document.metadata["given_tokens"] == given
         if kind == "write":
             assert codes == [*page[:at], *branch]
