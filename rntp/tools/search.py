@@ -19,8 +19,8 @@ _MOST_WORDS = 32
 class Search:
     """Search in an index of `rntp data index`.
 
-    index: its folder. ngram, near, quotes: see `Strict`. The index may hold the page itself and what comes
-    next: whoever runs the tool withholds those.
+    index: its folder. ngram, near, quotes: see `Strict`. The index may hold the page itself and
+    what comes next: whoever runs the tool withholds those.
     """
 
     reads_page = False
