@@ -1,10 +1,12 @@
 """Decoding branches in lock-step against one shared copy of each document's keys and values."""
 
+from collections.abc import Sequence
 from copy import copy
 
 import torch
 from torch import Tensor
 
+from rntp_kernels.tree_attention.feed import FeedAttention
 from rntp_kernels.tree_attention.layout import TreeLayout
 from rntp_kernels.tree_attention.selection import decode_choice
 from rntp_kernels.tree_attention.style import PLAIN, Style
@@ -59,7 +61,7 @@ class DecodeAttention:
 
     visible: int64 [D, B]. budget: most tokens of a branch. Queries and keys arrive as
     [1, heads, D·B, head]. Call `advance()` after each model call, or `rewind()` to go on from
-    where each branch ended.
+    where each branch ended. What is not drawn but given is taken by `feeding`, many tokens a call.
 
     fixed: every call reads the storage at its full width and takes the place of the next token
     from the device, so that all calls have the same shapes and addresses (a CUDA graph needs
@@ -142,6 +144,25 @@ class DecodeAttention:
         else:
             self._lengths.copy_(lengths)
         _show(self._own_bias, self._lengths + 1)
+
+    def feeding(self, rows: Sequence[int], counts: Sequence[int], width: int) -> FeedAttention:
+        """Take several tokens of some branches in one model call; see `FeedAttention`.
+
+        rows: which of the D·B branches. counts: tokens that each is fed, behind those that it has
+        seen of itself; at most `width`. `rewind` has to follow, with the new lengths.
+        """
+        which = torch.tensor(rows, device=self._visible.device)
+        return FeedAttention(
+            (self._doc_keys, self._doc_values),
+            (self._keys, self._values),
+            lambda store, layer, new: self._storage(store, layer, stored(new)),
+            document=which // self._branches,
+            place=self._places.flatten()[which],
+            visible=self._visible.flatten()[which],
+            starts=self.lengths.flatten()[which],
+            counts=counts,
+            width=width,
+        )
 
     def narrowed(self, kept: Tensor) -> "DecodeAttention":
         """Go on with some of the branches: int64 [D, B'], as many of each document.
