@@ -229,9 +229,9 @@ class DecodeAttention:
             out = attend_parts(stored(split).contiguous(), long, own, scale)
             return self._laid_out(out, q.dtype)
         rows = (stored(split) * scale).contiguous()
-        to_doc = (rows.flatten(2, 3) @ doc_k.transpose(2, 3)).float()
+        to_doc = _wide(rows.flatten(2, 3) @ doc_k.transpose(2, 3))
         to_doc = to_doc.unflatten(2, (branches, repeat))
-        to_own = (rows @ own_k.transpose(3, 4)).float()
+        to_own = _wide(rows @ own_k.transpose(3, 4))
         if style.soft_cap is not None:
             for scores in (to_doc, to_own):
                 scores.div_(style.soft_cap).tanh_().mul_(style.soft_cap)
@@ -243,7 +243,7 @@ class DecodeAttention:
 
         scores = [to_doc, to_own]
         if style.sinks is not None:
-            sinks = style.sinks.float().view(kv_heads, 1, repeat, 1)
+            sinks = _wide(style.sinks).view(kv_heads, 1, repeat, 1)
             scores.append(sinks.expand(documents, -1, branches, -1, -1))
         weights = torch.cat(scores, dim=-1).softmax(dim=-1).to(rows.dtype)
         from_doc = (weights[..., :slots].flatten(2, 3) @ doc_v).unflatten(2, (branches, repeat))
@@ -317,6 +317,11 @@ class DecodeAttention:
             # Zeros: a place that is read before it is written must not hold a NaN.
             store[layer] = new.new_zeros(shape)
         return store[layer]
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Scores in float32 or better."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _take(x: Tensor, kept: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ class FeedAttention:
     keys or values, [D, Hkv, places, budget, head], as in `DecodeAttention`.
 
     A branch by itself reads what it sees and no more, so that what is computed depends on nothing
-    but the branch. Several read the storage at its full width: what is computed for one then depends
-    on R and W, and not on the branches beside it.
+    but the branch. Several read the storage at its full width, so that the shapes depend on nothing
+    but R and W.
     """
 
     def __init__(
