@@ -1,10 +1,12 @@
 """Decoding branches in lock-step against one shared copy of each document's keys and values."""
 
+from collections.abc import Sequence
 from copy import copy
 
 import torch
 from torch import Tensor
 
+from rntp_kernels.tree_attention.feed import FeedAttention
 from rntp_kernels.tree_attention.layout import TreeLayout
 from rntp_kernels.tree_attention.selection import decode_choice
 from rntp_kernels.tree_attention.style import PLAIN, Style
@@ -59,7 +61,7 @@ class DecodeAttention:
 
     visible: int64 [D, B]. budget: most tokens of a branch. Queries and keys arrive as
     [1, heads, D·B, head]. Call `advance()` after each model call, or `rewind()` to go on from
-    where each branch ended.
+    where each branch ended. What is not drawn but given is taken by `feeding`, many tokens a call.
 
     fixed: every call reads the storage at its full width and takes the place of the next token
     from the device, so that all calls have the same shapes and addresses (a CUDA graph needs
@@ -143,6 +145,25 @@ class DecodeAttention:
             self._lengths.copy_(lengths)
         _show(self._own_bias, self._lengths + 1)
 
+    def feeding(self, rows: Sequence[int], counts: Sequence[int], width: int) -> FeedAttention:
+        """Take several tokens of some branches in one model call; see `FeedAttention`.
+
+        rows: which of the D·B branches. counts: tokens that each is fed, behind those that it has
+        seen of itself; at most `width`. `rewind` has to follow, with the new lengths.
+        """
+        which = torch.tensor(rows, device=self._visible.device)
+        return FeedAttention(
+            (self._doc_keys, self._doc_values),
+            (self._keys, self._values),
+            lambda store, layer, new: self._storage(store, layer, stored(new)),
+            document=which // self._branches,
+            place=self._places.flatten()[which],
+            visible=self._visible.flatten()[which],
+            starts=self.lengths.flatten()[which],
+            counts=counts,
+            width=width,
+        )
+
     def narrowed(self, kept: Tensor) -> "DecodeAttention":
         """Go on with some of the branches: int64 [D, B'], as many of each document.
 
@@ -208,9 +229,9 @@ class DecodeAttention:
             out = attend_parts(stored(split).contiguous(), long, own, scale)
             return self._laid_out(out, q.dtype)
         rows = (stored(split) * scale).contiguous()
-        to_doc = (rows.flatten(2, 3) @ doc_k.transpose(2, 3)).float()
+        to_doc = _wide(rows.flatten(2, 3) @ doc_k.transpose(2, 3))
         to_doc = to_doc.unflatten(2, (branches, repeat))
-        to_own = (rows @ own_k.transpose(3, 4)).float()
+        to_own = _wide(rows @ own_k.transpose(3, 4))
         if style.soft_cap is not None:
             for scores in (to_doc, to_own):
                 scores.div_(style.soft_cap).tanh_().mul_(style.soft_cap)
@@ -222,7 +243,7 @@ class DecodeAttention:
 
         scores = [to_doc, to_own]
         if style.sinks is not None:
-            sinks = style.sinks.float().view(kv_heads, 1, repeat, 1)
+            sinks = _wide(style.sinks).view(kv_heads, 1, repeat, 1)
             scores.append(sinks.expand(documents, -1, branches, -1, -1))
         weights = torch.cat(scores, dim=-1).softmax(dim=-1).to(rows.dtype)
         from_doc = (weights[..., :slots].flatten(2, 3) @ doc_v).unflatten(2, (branches, repeat))
@@ -296,6 +317,11 @@ class DecodeAttention:
             # Zeros: a place that is read before it is written must not hold a NaN.
             store[layer] = new.new_zeros(shape)
         return store[layer]
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Scores in float32 or better."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _take(x: Tensor, kept: Tensor) -> Tensor:
