@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -166,9 +167,7 @@ def serving(
     folder: where outcomes are kept for a resume; None keeps them in memory. Nothing is done where
     the config names no tools. Raises ConfigError or DataError where a tool cannot be opened.
     """
-    inner = engine
-    while hasattr(inner, "inner"):
-        inner = inner.inner
+    inner = _innermost(engine)
     if not config.thought.tools.use or not hasattr(inner, "tools"):
         yield
         return
@@ -178,6 +177,22 @@ def serving(
             yield
         finally:
             inner.tools = None
+
+
+def waiting_metrics(engine: object) -> dict[str, float]:
+    """What a step's record says of waiting for tools since the last one; nothing where the engine
+    serves none."""
+    tools: ToolCalls | None = getattr(_innermost(engine), "tools", None)
+    if tools is None:
+        return {}
+    waited_s, tools.desk.waited_s = tools.desk.waited_s, 0.0
+    return {"time/tools_s": waited_s}
+
+
+def _innermost(engine: object) -> Any:
+    while hasattr(engine, "inner"):
+        engine = engine.inner
+    return engine
 
 
 @contextmanager

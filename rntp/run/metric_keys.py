@@ -431,6 +431,13 @@ METRICS = (
     # Time and memory
     Metric("time/step_s", "seconds", "The whole step on the clock.", when=ALWAYS),
     Metric("time/rollout_s", "seconds", "Reading contexts and sampling thoughts.", when=ALWAYS),
+    Metric(
+        "time/tools_s",
+        "seconds",
+        "Waiting for tools while no thought decodes. Part of `time/rollout_s`.",
+        bad="Most of the rollout. Raise `workers` of `thought.tools`, or make the tool faster.",
+        when="`thought.tools`, without `rollout.samplers`",
+    ),
     Metric("time/forward_s", "seconds", "Forward, rewards, advantages and loss.", when=ALWAYS),
     Metric("time/backward_s", "seconds", "Backward.", when=ALWAYS),
     Metric("time/update_s", "seconds", "Reduction over ranks, clipping and AdamW.", when=ALWAYS),

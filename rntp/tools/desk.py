@@ -54,6 +54,8 @@ class Ask:
 class Desk:
     """Take calls, and hand out their outcomes.
 
+    waited_s: seconds in which whoever asks could do nothing but wait.
+
     tools: by the name that a thought calls. seconds: a call may take, from its start on. workers:
     calls that run at a time.
     """
@@ -73,6 +75,7 @@ class Desk:
         self._open: dict[bytes, Ask] = {}
         self._news = threading.Condition()
         self._left_behind = 0
+        self.waited_s = 0.0
         for _ in range(workers):
             self._start_worker()
         self._workers = workers
@@ -110,9 +113,11 @@ class Desk:
 
     def pause(self) -> None:
         """Wait until a call has ended, or it is time to look at the clock."""
+        began = time.perf_counter()
         with self._news:
             if not any(asked.came for asked in self._open.values()):
                 self._news.wait(_TICK_S)
+        self.waited_s += time.perf_counter() - began
 
     def close(self) -> None:
         """End threads and tools. Calls that still run are dropped."""

@@ -15,6 +15,7 @@ from rntp.placement.placer import training_placer
 from rntp.rollout import Engine
 from rntp.rollout.judged import helped, open_judged_engine
 from rntp.rollout.store.engine import StoreEngine
+from rntp.rollout.tool_calls import waiting_metrics
 from rntp.rollout.vllm.engine import vllm_of
 from rntp.run import checkpoint
 from rntp.run.log import NoLog, RunLog
@@ -80,11 +81,11 @@ class Sampling:
         return self.engine.sample(contexts, self.place, phases.poll, step - 1)
 
     def metrics(self) -> dict[str, float | str]:
-        """What the step's record says of samplers; nothing where there are none."""
+        """What the step's record says of samplers, and of tools that they wait for."""
         if self._store:
             return self._store.metrics()
         vllm = vllm_of(self.engine)
-        return vllm.metrics() if vllm else {}
+        return {**(vllm.metrics() if vllm else {}), **waiting_metrics(self.engine)}
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps of samplers."""

@@ -5,11 +5,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rntp.errors import RntpError
+from rntp.rollout.tool_calls import waiting_metrics
 from rntp.runtime.key_store import key_of
 from rntp.tools import REGISTRY, Failure, Page, Quote, Strict, Tool, Withheld, register
 from rntp.tools import desk as desk_module
@@ -148,6 +150,22 @@ def test_what_a_thought_has_read_is_on_the_disk_first(tmp_path: Path) -> None:
     assert desk.settle([asked], wait=False)[0] is not None
     with sqlite3.connect(tmp_path / "calls-0.sqlite") as connection:
         assert connection.execute("SELECT count(*) FROM calls").fetchone() == (1,)
+    desk.close()
+
+
+def test_seconds_of_waiting_are_told_once() -> None:
+    def sleeps(text: str, page: Page) -> str:
+        time.sleep(0.3)
+        return "late"
+
+    desk = Desk({"sleep": tool(sleeps)}, Cache(None))
+    asked = desk.ask("sleep x", PAGE, WITHHELD)
+    while desk.settle([asked], wait=False) == [None]:
+        desk.pause()
+    engine = SimpleNamespace(inner=SimpleNamespace(tools=SimpleNamespace(desk=desk)))
+    assert 0.2 < waiting_metrics(engine)["time/tools_s"] < 20
+    assert waiting_metrics(engine) == {"time/tools_s": 0.0}
+    assert waiting_metrics(SimpleNamespace(tools=None)) == {}
     desk.close()
 
 
