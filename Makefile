@@ -114,7 +114,7 @@ build/tools-reader/config.json: | build/tools/pages/manifest.json
 build/tools/index/index.json: | build/tools-reader/config.json
 	$(VENV)/bin/rntp data index build/tools/cards --out $(@D)
 
-# Results first, then useful calls, then RNTP; every part is kept, so that the same command goes on.
+# Results first, then calls, then RNTP; every part is kept, so that the same command goes on.
 tools-search: build/tools-search/caller/config.json
 	for seed in 0 1 2; do $(VENV)/bin/rntp train experiments/tools/search.yaml \
 		--run-dir runs/tools-search-$$seed --set run.seed=$$seed || exit; done
@@ -133,11 +133,11 @@ build/tools-search/reader/config.json: | build/tools-search/any/manifest.json
 	$(VENV)/bin/rntp train experiments/tools/reading.yaml
 	$(VENV)/bin/rntp ckpt export runs/tools-reading $(@D)
 
-build/tools-search/useful/manifest.json: | build/tools-search/reader/config.json
+build/tools-search/asked/manifest.json: | build/tools-search/reader/config.json
 	$(VENV)/bin/rntp calls experiments/tools/search.yaml --set model.spec=build/tools-search/reader \
-		--out $(@D) --contexts 100 --kinds write
+		--out $(@D) --contexts 200 --rules last_words --kinds write --unscored
 
-build/tools-search/caller/config.json: | build/tools-search/useful/manifest.json
+build/tools-search/caller/config.json: | build/tools-search/asked/manifest.json
 	$(VENV)/bin/rntp train experiments/tools/calling.yaml
 	$(VENV)/bin/rntp ckpt export runs/tools-calling $(@D)
 

@@ -79,8 +79,8 @@ def _find_head(hf: PreTrainedModel, tokens: int, at_head: bool) -> Head:
             "rows"
         )
     _, first = _plain(hf, ids[: len(ids) // 2], at_head)
-    if not _gap(first, logits[: len(first)]) <= _tolerance(hidden):
-        raise ConfigError(_no_function_of_the_past(hf, ids, logits, _tolerance(hidden)))
+    if not _gap(first, logits[: len(first)], hidden) <= _tolerance(hidden):
+        raise ConfigError(_no_function_of_the_past(hf, ids, logits, hidden))
     known = min(columns, tokens)
     vocabulary = None if known == rows else known
     found, best = [], float("inf")
@@ -88,7 +88,7 @@ def _find_head(hf: PreTrainedModel, tokens: int, at_head: bool) -> Head:
         raw = raw_logits(out, before).double()[:, :columns]
         for scale, soft_cap in _shapes(hf.config.get_text_config()):
             head = Head(scale, soft_cap, vocabulary, neck)
-            gap = _gap(head.scaled(raw), logits)
+            gap = _gap(head.scaled(raw), logits, hidden)
             best = min(best, gap)
             found += [head] if gap <= _tolerance(hidden) else []
     if not found:
@@ -114,7 +114,7 @@ def _told_apart(hf: PreTrainedModel, ids: Tensor, heads: list[Head], at_head: bo
         for head in heads:
             before = hf.get_submodule(head.neck)(hidden) if head.neck else hidden
             raw = raw_logits(out, before).double()[:, : logits.shape[1]]
-            if _gap(head.scaled(raw), logits) <= _tolerance(hidden):
+            if _gap(head.scaled(raw), logits, hidden) <= _tolerance(hidden):
                 return head
     finally:
         weight.copy_(kept)
@@ -131,16 +131,16 @@ def _plain(hf: PreTrainedModel, ids: Tensor, at_head: bool) -> tuple[Tensor, Ten
 
 
 def _no_function_of_the_past(
-    hf: PreTrainedModel, ids: Tensor, logits: Tensor, tolerance: float
+    hf: PreTrainedModel, ids: Tensor, logits: Tensor, hidden: Tensor
 ) -> str:
     """Why the first half of some tokens alone has other logits than with the rest behind it."""
     half = len(ids) // 2
     again = hf(input_ids=ids[None], use_cache=False).logits[0].double()
-    if not _gap(again, logits) <= tolerance:
+    if not _gap(again, logits, hidden) <= _tolerance(hidden):
         return "two forwards of the same tokens differ: something in it is random"
     other = torch.cat([ids[:half], ids[half:].roll(1)])
     changed = hf(input_ids=other[None], use_cache=False).logits[0].double()
-    if _gap(changed[:half], again[:half]) <= tolerance:
+    if _gap(changed[:half], again[:half], hidden) <= _tolerance(hidden):
         return depends_on_length(half, len(ids))
     return sees_later_tokens(hf)
 
@@ -246,9 +246,11 @@ def _check_trunk(hf: PreTrainedModel, span: int | None) -> int:
     hidden = trunk(hf, ids, positions, TreeAttention(tree.layout, hf.device))
     for segment, wanted in expected.items():
         rows = tree.layout.unshared(segment)
-        _require_small(_gap(hidden[rows].double(), wanted), hidden, "its hidden states differ")
+        _require_small(
+            _gap(hidden[rows].double(), wanted, hidden), hidden, "its hidden states differ"
+        )
     for segment, found in _decode(hf, tree, ids).items():
-        gap = _gap(found.double(), expected[segment])
+        gap = _gap(found.double(), expected[segment], hidden)
         _require_small(gap, hidden, "what it decodes token by token differs")
     return limit
 
@@ -274,10 +276,17 @@ class _Probe:
         return cls(layout, (2, 3, 4, 6, 5))
 
 
-def _gap(found: Tensor, wanted: Tensor) -> float:
+def _gap(found: Tensor, wanted: Tensor, hidden: Tensor) -> float:
     """The largest difference of the last rows, in standard deviations: so that the bound does not
-    depend on the model."""
-    return float((found - wanted[-len(found) :]).abs().max() / wanted.std().clamp_min(1e-30))
+    depend on the model. In 16 bits, of a row's mean square: a few channels of SmolLM2-135M in
+    bfloat16 are off by a whole standard deviation where products of other shapes round otherwise.
+
+    hidden: of the type that the model computes in.
+    """
+    difference = (found - wanted[-len(found) :]) / wanted.std().clamp_min(1e-30)
+    if _is_precise(hidden):
+        return float(difference.abs().max())
+    return float(difference.square().mean(dim=-1).sqrt().max())
 
 
 def _require_small(gap: float, hidden: Tensor, what: str) -> None:
@@ -394,4 +403,9 @@ def _ids(hf: PreTrainedModel, number: int) -> Tensor:
 
 def _tolerance(x: Tensor) -> float:
     # Norms of transformers work in float32 whatever the type, so float64 has no bound of its own.
-    return 1e-3 if x.dtype in (torch.float64, torch.float32) else 0.1
+    # 16 bits, SmolLM2-135M: up to 0.09; layers that do something else are off by 0.5 and more.
+    return 1e-3 if _is_precise(x) else 0.25
+
+
+def _is_precise(x: Tensor) -> bool:
+    return x.dtype in (torch.float64, torch.float32)

@@ -60,6 +60,27 @@ def test_a_window_that_trees_forget_is_found(
     assert load_model(folder, span=30, sharing="tree").max_span == 256
 
 
+def test_in_16_bits_rounding_is_no_fault_and_a_lost_window_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where products of other shapes round otherwise, single channels are off by a whole standard
+    deviation; a layer that sees too much is off in all of a row."""
+    hidden = torch.zeros(1, dtype=torch.bfloat16)
+    wanted = torch.randn(7, 576, dtype=torch.float64)
+    rounded = wanted.clone()
+    rounded[3, 100] += 1.0
+    assert check._gap(rounded, wanted, hidden) < 0.05 < check._tolerance(hidden)
+    assert check._gap(rounded, wanted, hidden.float()) > 0.9 > check._tolerance(hidden.float())
+    assert check._gap(wanted.roll(1, 0), wanted, hidden) > 1
+    name = "qwen2_moe"
+    folder = str(save(tiny_model(name, **HIDDEN_WINDOWS[name]), tmp_path))
+    assert load_model(folder, sharing="tree", dtype=torch.bfloat16).max_span == 256
+    honest = attention.Style
+    monkeypatch.setattr(attention, "Style", lambda window, cap, sinks: honest(None, cap, sinks))
+    with pytest.raises(ConfigError, match="hidden states differ from its own attention's by"):
+        load_model(folder, sharing="tree", dtype=torch.bfloat16)
+
+
 def test_decoding_is_compared_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = check.PrefixRecorder.__call__
 
