@@ -129,9 +129,9 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
     if result["classes"]:
         lines += ["", *classes_table(result["classes"], result["reading"])]
     elif result["controls"]:
-        lines += ["", f"{'gain with other thoughts':<24}{'gain':>8}   95 % interval"]
+        lines += ["", f"{'other thoughts, next token':<26}{'gain':>8}   95 % interval"]
         for name, row in result["controls"].items():
-            lines.append(f"{name:<24}{row['gain']:>+8.3f}   {_interval(row['gain_ci95'])}")
+            lines.append(f"{name:<26}{row['gain']:>+8.3f}   {_interval(row['gain_ci95'])}")
     return "\n".join(lines)
 
 
@@ -277,9 +277,10 @@ def memory_table(found: Mapping[str, Any]) -> list[str]:
             f"{name:<34}{row['gain']:>+12.3f}  {_interval(row['gain_ci95'])} a continuation{share}"
         )
     for key, name in (("by_lost_tokens", "tokens lost"), ("by_entropy", "entropy, nats")):
-        lines.append(
-            f"{name:<24}{'positions':>10}{'memory':>9}{'whole':>9}{'share':>9}  95 % of memory"
-        )
+        if found[key]:
+            lines.append(
+                f"{name:<24}{'positions':>10}{'memory':>9}{'whole':>9}{'share':>9}  95 % of memory"
+            )
         for row in found[key]:
             digits = 0 if key == "by_lost_tokens" else 2
             span = f"{row['low']:.{digits}f} … {row['high']:.{digits}f}"

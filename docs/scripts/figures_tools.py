@@ -20,8 +20,8 @@ def search_fixed() -> str:
     lines += [f"| {told} | {_gain(found, name)} |" for name, told in ASKED.items()]
     lines += [
         "",
-        f"{found['num_positions']} random positions in {found['num_docs']} held-out documents, loss "
-        f"without a thought {found['nll/no_think']:.3f}.",
+        f"{found['num_positions']} random positions in {found['num_docs']} held-out documents; "
+        f"loss without a thought {found['nll/no_think']:.3f}.",
     ]
     return "\n".join(lines)
 
@@ -37,7 +37,7 @@ def fixed_gain() -> str:
 
 
 def _gain(found: dict[str, Any], name: str) -> str:
-    control = found["controls"][name]
+    control = found["memory"]["controls"][name]
     low, high = control["gain_ci95"]
     return f"{control['gain']:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
 

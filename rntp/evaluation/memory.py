@@ -30,17 +30,25 @@ def memory_table(
 
     entropy_P: nats, of the prediction at each position in sight of the whole context. recovered:
     gain of the memory over gain of the whole context, Σ over Σ, None where the latter is not above
-    0. Intervals are of 95 %, over documents.
+    0, or where windows are as long as their pages and nothing is lost. Intervals are of 95 %, over
+    documents.
     """
     positions, documents_P = positions_of(pages)
     cells = _Cells(positions)
-    lost_P = np.array([at["position"] - window for at in positions])
+    lost_P = np.array([max(at["position"] - window, 0) for at in positions])
+    of_all = _cells(cells, documents_P, seed)
+    by_lost = _groups(cells, lost_P, documents_P, DISTANCES, seed)
+    by_entropy = _groups(cells, entropy_P, documents_P, ENTROPIES, seed)
+    if not lost_P.any():
+        by_lost = []
+        of_all |= {"recovered": None, "recovered_ci95": None}
+        by_entropy = [{**row, "recovered": None} for row in by_entropy]
     return {
         "window": window,
         "longer_by": longer,
-        **_cells(cells, documents_P, seed),
-        "by_lost_tokens": _groups(cells, lost_P, documents_P, DISTANCES, seed),
-        "by_entropy": _groups(cells, entropy_P, documents_P, ENTROPIES, seed),
+        **of_all,
+        "by_lost_tokens": by_lost,
+        "by_entropy": by_entropy,
         "controls": _controls(positions, documents_P, seed),
         "by_class": _classes(positions, documents_P, seed),
     }

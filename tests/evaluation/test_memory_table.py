@@ -69,6 +69,22 @@ def test_the_cells_by_hand() -> None:
     assert entropy[2]["gain"] == 1
 
 
+def test_where_windows_are_as_long_as_pages_nothing_is_recovered() -> None:
+    """The page read behind the start token and as it stands may differ by a rounding: no share."""
+    pages = [page((10, -4, -3, -3.99, -4), (30, -2, -2, -1.99, -2)), page((20, -3, -3, -3, -3))]
+    found = memory_table(pages, np.array([3.0, 1.0, 2.0]), window=30, longer=2, seed=0)
+    assert found["gain"] == pytest.approx(1 / 3)
+    assert (found["recovered"], found["recovered_ci95"], found["by_lost_tokens"]) == (
+        None,
+        None,
+        [],
+    )
+    assert [row["recovered"] for row in found["by_entropy"]] == [None, None, None]
+    some = memory_table(pages, np.array([3.0, 1.0, 2.0]), window=29, longer=2, seed=0)
+    assert [row["high"] for row in some["by_lost_tokens"]] == [0, 0, 1]
+    assert some["recovered"] == pytest.approx(1 / 0.02)
+
+
 def test_nothing_lost_has_no_share() -> None:
     found = memory_table([page((10, -2, -1, -2, -2))], np.array([1.0]), window=4, longer=2, seed=0)
     assert (found["gain"], found["whole"]) == (1, 0)
