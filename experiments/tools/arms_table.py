@@ -252,7 +252,7 @@ def _group(
         lambda c: over_plain(experiment, c, group, plain[c.seed]) if c.seed in plain else "",
     )
     for arm, label in {"thoughts": f"**learned {experiment.learned}**", **experiment.arms}.items():
-        row(label, lambda column, arm=arm: sums(column, arm).cell(column.seed))  # type: ignore[misc]
+        row(label, lambda column, arm=arm: sums(column, arm).cell(column.seed))
     row("learned over fixed", over_fixed)
     row("calls a position", lambda column: f"{_calls(column, group)[0]:.3f}")
     row("share of results with a gain", lambda column: f"{_calls(column, group)[1]:.3f}")

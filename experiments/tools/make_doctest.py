@@ -107,7 +107,7 @@ def write(folder: Path, html: Path, tokenizer_spec: str, runtime: str) -> Counte
     """Write the corpus; counts of what is in it. Raises DataError if the folder is in use, and
     ConfigError where the runtime is not there."""
     tokenizer = load_tokenizer(tokenizer_spec)
-    tool = Python(runtime=runtime, seconds=20)  # type: ignore[arg-type]
+    tool = Python(runtime=runtime, seconds=20)
     known: dict[str, str] = {}
 
     def run(code: str) -> str:
