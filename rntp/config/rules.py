@@ -312,6 +312,12 @@ RULES = (
         "thought.tools does not name search; take them away, or name it",
     ),
     Rule(
+        ("evaluation.controls", "thought.tools"),
+        lambda c: "python" not in c.thought.tools.use and "expression" in c.evaluation.controls,
+        "evaluation.controls expression is a computation, and thought.tools does not name python; "
+        "take it away, or name python",
+    ),
+    Rule(
         ("thought.tools", "thought.source"),
         lambda c: bool(c.thought.tools.use) and c.thought.source == "pause",
         "thought.source pause samples nothing, so that nothing calls thought.tools; take them away",

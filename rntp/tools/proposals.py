@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from rntp.registry import Registry
+from rntp.tools.sessions import examples_of, program, with_imports
 from rntp.tools.words import words
 
 QUERY_WORDS = 12  # of `last_words`
@@ -25,7 +26,6 @@ MOST_EXPRESSIONS = 3
 _EXPRESSION = re.compile(
     r"(?<![\w.])\(*-?\d+(?:\.\d+)?\)*(?:\s?(?:\*\*|//|[-+*/%])\s?\(*-?\d+(?:\.\d+)?\)*)+(?![\w.])"
 )
-_PROMPT = re.compile(r"^\s*(?:>>>|\.\.\.) ?(.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +64,15 @@ def rare_words(before: Before) -> list[str]:
 
 @PROPOSALS.register("expression")
 def expression(before: Before) -> list[str]:
-    """Compute the last arithmetic expressions nearby, the last line of an interactive session, and
-    all of the session, whose earlier lines it may need."""
-    nearby = before.text[-NEAR_CHARACTERS:]
-    found = [match[0].strip() for match in _EXPRESSION.finditer(nearby)]
-    calls = [f"python {text}" for text in reversed(found[-MOST_EXPRESSIONS:])]
-    session = _PROMPT.findall(before.text)
+    """Run the interactive session so far, all of it, with the imports that it lacks and without;
+    its last example; and compute the last arithmetic expressions nearby. The first word of the
+    page may name the module that it is about."""
+    calls = []
+    session = list(examples_of(before.text))
     if session:
-        calls += [f"python {session[-1].strip()}", "python " + "\n".join(session)]
-    return list(dict.fromkeys(call for call in calls if call.strip() != "python"))
+        code, home = program(session), before.text.split(maxsplit=1)[0]
+        calls = [with_imports(code, home), code, session[-1].typed]
+    nearby = before.text[-NEAR_CHARACTERS:]
+    found = [match[0] for match in _EXPRESSION.finditer(nearby)]
+    calls += reversed(found[-MOST_EXPRESSIONS:])
+    return [f"python {code}" for code in dict.fromkeys(call.strip() for call in calls) if code]

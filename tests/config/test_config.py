@@ -184,6 +184,7 @@ BREAKS = [
     ["thought.tools={use: {recall: null}}"],
     ["evaluation.controls=[no_results]"],
     ["evaluation.controls=[last_words]"],
+    ["evaluation.controls=[expression]"],
     [
         "thought.tools={use: {python: null}}",
         "thought.source=pause",

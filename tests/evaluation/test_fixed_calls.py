@@ -10,12 +10,12 @@ from rntp.config import Config
 from rntp.data.corpus import open_corpus, open_data
 from rntp.data.manifest import Manifest
 from rntp.errors import ConfigError
-from rntp.evaluation.fixed_calls import by_rule, call_controls
+from rntp.evaluation.fixed_calls import COMPUTATIONS, SEARCHES, by_rule, call_controls
 from rntp.evaluation.measure import evaluate
 from rntp.model.opening import open_model
-from rntp.model.tokenizer import decode
+from rntp.model.tokenizer import decode, encode
 from rntp.tools.index.build import build, by_tokens
-from rntp.types import Rollout
+from rntp.types import Context, Rollout
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def test_they_ask_with_words_of_the_page_or_of_another(config: Config) -> None:
     contexts = corpus.heldout_contexts(3)
     nothing = torch.zeros(2)
     rollouts = [Rollout(c, (12, 20), ((), ()), nothing, nothing) for c in contexts]
-    own = by_rule("last_words", 0, model, config, rollouts, model.tokenizer)
-    others = by_rule("last_words", 1, model, config, rollouts, model.tokenizer)
+    own = by_rule(SEARCHES["last_words"], model, config, rollouts, model.tokenizer)
+    others = by_rule(SEARCHES["others_words"], model, config, rollouts, model.tokenizer)
     results = 0
     for number, rollout in enumerate(rollouts):
         for place, position in enumerate(rollout.positions):
@@ -78,3 +78,36 @@ def test_they_want_a_search(config: Config) -> None:
         Config.parse(raw, ["thought.tools={}"])
     bare = Config.parse(raw, ["thought.tools={}", "evaluation.controls=[]"])
     assert call_controls(open_model(bare), bare) == {}
+
+
+def test_a_computation_is_the_first_that_has_a_result_and_fits(config: Config) -> None:
+    raw = config.model_dump(mode="json")
+    python = "thought.tools={use: {python: {seconds: 20}}, result_tokens: 8, seconds: 30}"
+    config = Config.parse(
+        raw, [python, "evaluation.controls=[expression]", "thought.thought_tokens=40"]
+    )
+    assert call_controls(open_model(config), config).keys() == {"expression"}
+    model = open_model(config)
+    pages = {
+        "So\n>>> x = 6\n>>> x * 7\n": ("x = 6\nx * 7", "42"),
+        f"So\n>>> x = '{'6 ' * 50}'\n>>> 6 * 8\n": ("6 * 8", "48"),
+        "So\n>>> x = unknown\n>>> 5 * 9\n": ("5 * 9", "45"),
+        "There is nothing to compute in here.": ("", ""),
+    }
+    rollouts = []
+    for text in pages:
+        ids = torch.cat([encode(model.tokenizer, text), encode(model.tokenizer, "2 more.")])
+        position = len(encode(model.tokenizer, text))
+        context = Context(0, "page", ids, "")
+        rollouts.append(Rollout(context, (position,), ((),), torch.zeros(1), torch.zeros(1)))
+    rule = COMPUTATIONS["expression"]
+    found = by_rule(rule, model, config, rollouts, model.tokenizer)
+    for rollout, (code, result) in zip(found, pages.values(), strict=True):
+        ((thought,),) = rollout.thoughts
+        if not code:
+            assert (thought.calls, len(thought.sampled_ids)) == ((), 0)
+            continue
+        (call,) = thought.calls
+        assert (call.name, call.arguments, call.result) == ("python", code, result)
+        assert decode(model.tokenizer, thought.sampled_ids[thought.given][1:-1]) == result
+        assert len(thought.sampled_ids[~thought.given]) <= 40

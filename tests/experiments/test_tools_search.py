@@ -14,7 +14,7 @@ from rntp.tools.index.build import build, by_tokens
 TOOLS = Path(__file__).parents[2] / "experiments" / "tools"
 sys.path.insert(0, str(TOOLS))
 
-import search_table  # noqa: E402
+import arms_table  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -82,9 +82,15 @@ def test_it_runs_from_its_bootstrap_to_its_table(
     monkeypatch.setattr(
         sys,
         "argv",
-        ["", str(tmp_path / "search"), f"--plain={tmp_path / 'plain'}", f"--out={cli_table}"],
+        [
+            "",
+            "search",
+            str(tmp_path / "search"),
+            f"--plain={tmp_path / 'plain'}",
+            f"--out={cli_table}",
+        ],
     )
-    search_table.main()
+    arms_table.main()
     table = cli_table.read_text()
     for arm in ("learned query", "the last 12 words", "another document's query", "over plain"):
         row = next(line for line in table.splitlines() if arm in line)

@@ -326,8 +326,20 @@ def test_rules_look_at_what_stands_before() -> None:
     assert expression(Before(sums)) == ["python 5 / 2", "python -2**10", "python 12 * (3 + 4)"]
     doctest = "Then\n>>> x = [1, 2]\n>>> for n in x:\n...     n\n1\n2\n>>> len(x)\n"
     assert expression(Before(doctest)) == [
-        "python len(x)",
         "python x = [1, 2]\nfor n in x:\n    n\nlen(x)",
+        "python len(x)",
+    ]
+    lacks = "math - Functions\n\n>>> 1 / 0\nTraceback (most recent call last)\n>>> re.match(sqrt)\n"
+    assert expression(Before(lacks + ">>> log(2 + 3")) == [
+        "python re.match(sqrt)\nlog(2 + 3",
+        "python log(2 + 3",
+        "python 2 + 3",
+        "python 1 / 0",
+    ]
+    assert expression(Before(lacks)) == [
+        "python from math import *\nimport re\nre.match(sqrt)",
+        "python re.match(sqrt)",
+        "python 1 / 0",
     ]
     assert expression(Before("On 24 May there were 7 of them.")) == []
 
