@@ -124,6 +124,10 @@ def test_a_run_leaves_everything_the_contract_names(raw: dict) -> None:
     saved = json.loads((folder / "eval" / "step_00000004.json").read_text())
     assert again["nll/think"] == saved["nll/think"]
     assert again["deciles"] == saved["deciles"]
+    for key in ("step", "seed", "config_digest", "evaluation_digest", "data_digest"):
+        assert again[key] == saved[key], key
+    assert again["heldout_digest"] == saved["heldout_digest"] is not None
+    assert again["step"] == 4
 
 
 def test_answers_are_sampled_rewarded_and_logged(raw: dict, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from rntp import rng
 from rntp.data import ShardWriter
 from rntp.data.documents import heldout_draw
-from rntp.model.tokenizer import encode, load_tokenizer, tokenizer_digest
+from rntp.model.tokenizer import encode, load_tokenizer, token_starts, tokenizer_digest
 from rntp.tools import Failure, Page, sessions
 from rntp.tools.proposals import Before, expression
 from rntp.tools.python import Python
@@ -118,16 +119,7 @@ def write(folder: Path, html: Path, tokenizer_spec: str, runtime: str) -> Counte
                 known[code] = ""
         return known[code]
 
-    def begins(text: str) -> list[int]:
-        encoded = tokenizer(
-            text,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        return [begin for begin, _ in encoded["offset_mapping"]]
-
+    begins = partial(token_starts, tokenizer)
     counts: Counter[str] = Counter()
     with (
         ThreadPoolExecutor(2) as pool,

@@ -8,6 +8,7 @@ from rntp.config import Config
 from rntp.data.corpus import Corpus
 from rntp.evaluation.compare import compare
 from rntp.evaluation.measure import Progress, evaluate
+from rntp.evaluation.provenance import provenance
 from rntp.model import LanguageModel
 from rntp.rollout import Check
 from rntp.run.log import NoLog, RunLog
@@ -64,14 +65,7 @@ class Evaluations:
         )
         if section.reused_docs:
             result["reused"] = self._reused(result, log, check, progress)
-        facts = {
-            "step": step,
-            "seed": config.run.seed,
-            "config_digest": config.digest(),
-            "evaluation_digest": config.evaluation_digest(),
-            "data_digest": self._corpus.manifest.digest,
-            "heldout_digest": self._corpus.heldout_digest,
-        }
+        facts = provenance(config, self._corpus, step)
         self._ranks.decide(lambda: _write(config, step, {**facts, **result}), "save")
         low, high = result["gain/ci95"]
         recovered = result.get("memory", {}).get("recovered")

@@ -20,6 +20,7 @@ from rntp.evaluation.frontier import frontier
 from rntp.evaluation.measure import evaluate
 from rntp.evaluation.page_reading import read_pages
 from rntp.evaluation.page_table import page_table
+from rntp.evaluation.provenance import provenance
 from rntp.evaluation.third import check_third
 from rntp.model import LanguageModel, cast_parameters
 from rntp.model.opening import open_model
@@ -37,13 +38,14 @@ def evaluate_target(
     """Evaluate a run folder's checkpoint (the newest whole one, or that of `step`), or a config's
     base model. Raises ConfigError, DataError or CheckpointError.
     """
-    config, model, manifest, _ = _open(target, step, say)
+    config, model, manifest, path = _open(target, step, say)
     reference = read_result(config, 0) if target.is_dir() else None
     check_third(config, model.tokenizer)
     corpus = open_corpus(config, manifest, model.tokenizer)
     contexts = corpus.heldout_contexts(config.evaluation.heldout_docs)
     with Bars() as bars:
-        return evaluate(model, contexts, config, reference=reference, progress=bars)
+        found = evaluate(model, contexts, config, reference=reference, progress=bars)
+    return {**provenance(config, corpus, _step_of(path)), **found}
 
 
 def evaluate_pages(
@@ -61,7 +63,7 @@ def evaluate_pages(
     piece: tokens; by default `reading.piece`. page_tokens: where longer pages are cut. Raises as
     `evaluate_target`, and ConfigError where the config reads no window.
     """
-    config, model, manifest, _ = _open(target, step, say)
+    config, model, manifest, path = _open(target, step, say)
     config = _in_pieces(config, piece)
     assert config.reading.piece is not None
     if isinstance(manifest, Live):
@@ -93,7 +95,8 @@ def evaluate_pages(
         )
     with Bars() as bars:
         found, spent = read_pages(model, pages, config, progress=bars)
-    return page_table(model, found, spent, config)
+    facts = provenance(config, corpus, _step_of(path))
+    return {**facts, **page_table(model, found, spent, config)}
 
 
 def evaluate_everywhere(
@@ -126,13 +129,15 @@ def evaluate_everywhere(
     if not found:
         raise DataError("--pages: no held-out page has room for a thought")
     return {
-        "step": int(checkpoint.load_state(path)["step"]) if path else 0,
-        "seed": config.run.seed,
-        "config_digest": config.digest(),
-        "data_digest": manifest.digest,
+        **provenance(config, corpus, _step_of(path)),
         "stride": stride,
         **frontier(found, config.run.seed),
     }
+
+
+def _step_of(path: Path | None) -> int:
+    """The step of a checkpoint; 0 of a base model."""
+    return int(checkpoint.load_state(path)["step"]) if path else 0
 
 
 def reads_pieces(target: Path) -> bool:

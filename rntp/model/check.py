@@ -246,11 +246,9 @@ def _check_trunk(hf: PreTrainedModel, span: int | None) -> int:
     hidden = trunk(hf, ids, positions, TreeAttention(tree.layout, hf.device))
     for segment, wanted in expected.items():
         rows = tree.layout.unshared(segment)
-        _require_small(
-            _gap(hidden[rows].double(), wanted, hidden), hidden, "its hidden states differ"
-        )
+        _require_small(_row_gap(hidden[rows].double(), wanted), hidden, "its hidden states differ")
     for segment, found in _decode(hf, tree, ids).items():
-        gap = _gap(found.double(), expected[segment], hidden)
+        gap = _row_gap(found.double(), expected[segment])
         _require_small(gap, hidden, "what it decodes token by token differs")
     return limit
 
@@ -277,15 +275,24 @@ class _Probe:
 
 
 def _gap(found: Tensor, wanted: Tensor, hidden: Tensor) -> float:
-    """The largest difference of the last rows, in standard deviations: so that the bound does not
-    depend on the model. In 16 bits, of a row's mean square: a few channels of SmolLM2-135M in
-    bfloat16 are off by a whole standard deviation where products of other shapes round otherwise.
+    """The largest difference of logits in the last rows, in standard deviations: so that the bound
+    does not depend on the model. In 16 bits, of a row's root mean square.
 
     hidden: of the type that the model computes in.
     """
+    if not _is_precise(hidden):
+        return _row_gap(found, wanted)
+    return float((found - wanted[-len(found) :]).abs().max() / wanted.std().clamp_min(1e-30))
+
+
+def _row_gap(found: Tensor, wanted: Tensor) -> float:
+    """The largest root mean square of a row's differences, in standard deviations.
+
+    Single channels say little: where products of other shapes round otherwise, some of SmolLM2-135M
+    are off by a whole standard deviation in bfloat16, and of what was trained from it by 0.004 in
+    float32 (by nothing in float64).
+    """
     difference = (found - wanted[-len(found) :]) / wanted.std().clamp_min(1e-30)
-    if _is_precise(hidden):
-        return float(difference.abs().max())
     return float(difference.square().mean(dim=-1).sqrt().max())
 
 
@@ -403,8 +410,10 @@ def _ids(hf: PreTrainedModel, number: int) -> Tensor:
 
 def _tolerance(x: Tensor) -> float:
     # Norms of transformers work in float32 whatever the type, so float64 has no bound of its own.
-    # 16 bits, SmolLM2-135M: up to 0.09; layers that do something else are off by 0.5 and more.
-    return 1e-3 if _is_precise(x) else 0.25
+    # Rounding was seen to move a row by 0.0002 in float32 and, SmolLM2-135M, by 0.09 in 16 bits;
+    # layers that do something else by 0.04 and more, a window that one of two tiny layers loses by
+    # 0.2. In 16 bits experts that rounding swaps move it by 0.29, and are refused.
+    return 3e-3 if _is_precise(x) else 0.15
 
 
 def _is_precise(x: Tensor) -> bool:

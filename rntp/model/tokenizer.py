@@ -39,6 +39,26 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     return torch.tensor(_ids_without(tokenizer, text, protected(tokenizer)), dtype=torch.int64)
 
 
+def token_starts(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Find where in a text its tokens begin, in characters; one entry a token.
+
+    Raises ConfigError for a tokenizer that does not say it.
+    """
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"{tokenizer.name_or_path!r} is a slow tokenizer, which does not say where its tokens "
+            "stand; prepare the corpus with the fast one"
+        )
+    encoded = tokenizer(
+        text,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
+    return [start for start, _ in encoded["offset_mapping"]]
+
+
 def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     """Encode a text of a made corpus' labels, in which what spells a marker is that marker: int64
     [n]. Never for text of a page."""

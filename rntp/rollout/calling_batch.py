@@ -19,12 +19,10 @@ from torch import Tensor
 from rntp.model import LanguageModel
 from rntp.rollout import Check
 from rntp.rollout.static_batch import Branches, TokenSampler
-from rntp.rollout.tool_calls import ToolCalls
+from rntp.rollout.tool_calls import TOO_MANY, ToolCalls
 from rntp.tools.desk import Ask
-from rntp.tools.page import Outcome
 from rntp.types import Context, Thought, ToolCall
 
-TOO_MANY = Outcome("", "", "too_many_calls")
 FED_TOGETHER = 8  # see `fed_together`
 
 

@@ -25,8 +25,8 @@ from rntp.tools.page import Outcome
 from rntp.tools.splice import result_ids
 from rntp.types import Context, Thought, ToolCall
 
-TOO_MANY = "too_many_calls"
-"""The failure of a call that gets no result at all."""
+TOO_MANY = Outcome("", "", "too_many_calls")
+"""Of a call that gets no result at all."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class ToolCalls:
         """What a rollout keeps of a call. call: the ids between its markers."""
         text = self._text(torch.tensor(call, dtype=torch.int64)).strip()
         name, _, arguments = text.partition(" ")
-        has_result = outcome.failure != TOO_MANY
+        has_result = outcome is not TOO_MANY
         return ToolCall(
             name,
             arguments.strip(),

@@ -54,10 +54,8 @@ class Ask:
 class Desk:
     """Take calls, and hand out their outcomes.
 
-    waited_s: seconds in which whoever asks could do nothing but wait.
-
     tools: by the name that a thought calls. seconds: a call may take, from its start on. workers:
-    calls that run at a time.
+    calls that run at a time. waited_s: seconds in which whoever asks could do nothing but wait.
     """
 
     def __init__(

@@ -263,7 +263,7 @@ class _Author:
         self, context: Context, positions: Sequence[int], thoughts: Mapping[int, Thought]
     ) -> list[dict[str, Any]]:
         """Write the documents of a context, without what the loader puts before a text: name,
-        codes, and how many of these are given."""
+        codes, how many of these are given, and the positions whose calls stand in it."""
         model, window = self._model, self._config.reading.window
         prefix = prefix_ids(model.tokenizer)
         if window is None:
@@ -274,7 +274,9 @@ class _Author:
                 pieces += [context.token_ids[begin:position], branch]
                 begin = position
             ids = torch.cat([*pieces, context.token_ids[begin:]]).tolist()
-            return [{"name": f"calls-{context.ordinal}", "codes": self._codes(ids), "given": 0}]
+            name = f"calls-{context.ordinal}"
+            at = sorted(thoughts)
+            return [{"name": name, "codes": self._codes(ids), "given": 0, "calls_at": at}]
         nothing = torch.zeros(0)
         rollout = Rollout(context, tuple(positions), ((),) * len(positions), nothing, nothing)
         found = []
@@ -286,7 +288,10 @@ class _Author:
                 if document.kind in self._wish.kinds and has_thought:
                     ids, given = without_prefix(document, prefix)
                     name = f"{document.kind}-{context.ordinal}-{position}"
-                    found.append({"name": name, "codes": self._codes(ids), "given": given})
+                    at = [] if document.kind == "bare" else [position]
+                    found.append(
+                        {"name": name, "codes": self._codes(ids), "given": given, "calls_at": at}
+                    )
         return found
 
     def _codes(self, ids: list[int]) -> list[int]:
@@ -380,7 +385,7 @@ def _write(
                     **{key: origin[key] for key in ("url", "title", "source")},
                     "token_ids": codes,
                     "given_tokens": document["given"],
-                    "calls": row["calls"],
+                    "calls": [c for c in row["calls"] if c["position"] in document["calls_at"]],
                 },
                 len(ids),
             )

@@ -9,8 +9,10 @@ from conftest import tiny_run
 from rntp.bench import duration
 from rntp.bench.duration import measure_step
 from rntp.config import Config
+from rntp.model import load_model
 from rntp.run.log import read_metrics
 from rntp.trainer import Trainer
+from rntp.training.estimate import Shape, full_flop
 
 
 @pytest.mark.slow
@@ -56,11 +58,22 @@ def test_what_a_layer_adds_counts_for_each(
 
 
 def test_training_without_thoughts_has_an_estimate_too(
-    model_folders: dict[str, Path], corpus: Path, tmp_path: Path
+    model_folders: dict[str, Path], corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     raw = tiny_run(model_folders["llama"], corpus, tmp_path / "run")
     raw["thought"]["thoughts_per_position"] = 0
     raw["objective"] = {"pg_weight": 0, "continuation_weight": 0, "ntp_weight": 1}
-    plain = measure_step(Config.parse(raw)).seconds
+    plain = Config.parse(raw)
     thinking = Config.parse(tiny_run(model_folders["llama"], corpus, tmp_path / "other"))
-    assert 0 < plain < measure_step(thinking).seconds
+    shape = Shape.of(load_model(plain.model.spec).hf)  # of two layers, as the deeper of what runs
+
+    class Counted(duration._OneStep):
+        def seconds(self) -> float:
+            """A second for each floating-point operation, of a step that is made all the same."""
+            assert super().seconds() > 0
+            return self.flop
+
+    monkeypatch.setattr(duration, "_OneStep", Counted)
+    for config in (plain, thinking):
+        assert measure_step(config).seconds == pytest.approx(full_flop(config, shape))
+    assert full_flop(plain, shape) < 0.5 * full_flop(thinking, shape)

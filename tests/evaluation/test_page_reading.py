@@ -174,6 +174,7 @@ def test_the_command(config: Config, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert facts["num_docs"] == 3
     assert facts["longest_page"] == 40
     assert facts["num_tokens"] == 3 * 33
+    assert (facts["step"], facts["config_digest"]) == (0, config.digest())
     assert np.isfinite([facts["arms"][arm]["bits_per_byte"] for arm in ARMS]).all()
     text = capsys.readouterr().out
     for line in ("3 pages of up to 40 tokens in pieces of 7", "the window alone", "35 … 40"):

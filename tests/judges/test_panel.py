@@ -1,5 +1,6 @@
 """Many questions: asked once, stored before use, missing ones missing; and what attacks find."""
 
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,9 +95,11 @@ def test_budgets() -> None:
 
 
 def test_a_stop_request_does_not_wait_for_judges() -> None:
+    asked_too_long = threading.Event()
+
     class Slow(Scripted):
         def ask(self, messages: Sequence[Message]) -> Verdict:
-            time.sleep(5.0)
+            asked_too_long.wait(60)
             return Verdict(1.0)
 
     def check() -> None:
@@ -106,7 +109,8 @@ def test_a_stop_request_does_not_wait_for_judges() -> None:
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         panel.grade([case("x")], check)
-    assert time.monotonic() - began < 4.0
+    assert time.monotonic() - began < 50
+    asked_too_long.set()
 
 
 def test_rules_grade_first() -> None:

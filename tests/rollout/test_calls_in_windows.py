@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import compute_norms_in_float64
+from torch import Tensor
 
 from rntp.evaluation.controls import CONTROLS
 from rntp.model import LanguageModel, load_model
@@ -34,7 +35,7 @@ def rollouts(folder: Path) -> Iterator[tuple[LanguageModel, list[Rollout]]]:
     compute_norms_in_float64(model.hf)
     opening, closing = model.tool_ids[:2]
 
-    def often(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float):  # type: ignore[no-untyped-def]
+    def often(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         ids, _ = draw(logits, uniforms, temperature)
         ids = torch.where(uniforms < 0.25, opening, ids)
         ids = torch.where((uniforms >= 0.25) & (uniforms < 0.5), closing, ids)

@@ -103,7 +103,7 @@ def test_a_stop_request_ends_it_at_once(child: Child) -> None:
     with pytest.raises(Preempted):
         child.ask(Frame("sleep"), "echo", check)
     child.close()
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 25  # it sleeps for 30
     assert child._process.returncode is not None
 
 

@@ -248,8 +248,7 @@ def test_small_calls_a_second(monty: Sandbox) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    # By far: the machine of a test may be busy.
-    assert 400 / (time.monotonic() - began) > 25
+    assert time.monotonic() - began < PATIENCE_S  # by far: the machine of a test may be busy
 
 
 def test_a_tool_of_its_own(monty: Sandbox) -> None:

@@ -174,12 +174,13 @@ def test_behind_a_window_results_are_read_before_it_and_calls_are_not(
         kinds[kind] += 1
         codes, at = document.metadata["token_ids"], int(p)
         page = pages[int(ordinal)].token_ids.tolist()
-        call = next((c for c in document.metadata["calls"] if c["position"] == at), None)
         read = page[at - window : at + HORIZON]
         if kind == "bare":
             assert codes == [model.start_id, *read]
+            assert document.metadata["calls"] == []
             continue
-        assert call is not None
+        (call,) = document.metadata["calls"]
+        assert call["position"] == at
         begin, given = (1, codes.index(CLOSE) + 1) if kind == "read" else (at, at + 1)
         branch = codes[begin : codes.index(CLOSE) + 1]
         began = TOOL_OPEN if kind == "write" else RESULT_OPEN

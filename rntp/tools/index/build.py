@@ -17,6 +17,7 @@ import numpy as np
 from rntp.data.id_set import IdSet
 from rntp.data.manifest import Manifest
 from rntp.errors import ConfigError, DataError
+from rntp.model.tokenizer import token_starts
 from rntp.tools.index.bm25 import Writer
 from rntp.tools.index.store import (
     DOCUMENT,
@@ -41,21 +42,10 @@ def by_tokens(tokenizer: Any, size: int) -> Cut:
     a text its tokens stand."""
     if size < 1:
         raise ConfigError(f"a piece has at least 1 token, not {size}")
-    if not tokenizer.is_fast:
-        raise ConfigError(
-            f"{tokenizer.name_or_path!r} is a slow tokenizer, which does not say where its tokens "
-            "stand; prepare the corpus with the fast one"
-        )
+    token_starts(tokenizer, "")  # one that cannot is refused before anything is written
 
     def cut(text: str) -> list[int]:
-        encoded = tokenizer(
-            text,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        starts = [start for start, _ in encoded["offset_mapping"][size::size]]
+        starts = token_starts(tokenizer, text)[size::size]
         # Tokens of one character (bytes of it) start at the same place.
         ends = sorted({start for start in starts if 0 < start < len(text)})
         return [*ends, len(text)]
