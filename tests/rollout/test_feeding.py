@@ -26,7 +26,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rntp.model import LanguageModel
 from rntp.model.thought_tree import thought_branch
 from rntp.rollout import Check, calling_batch
-from rntp.rollout.calling_batch import CallingBatch, _Branch
+from rntp.rollout.calling_batch import CallingBatch
+from rntp.rollout.calling_branch import CallingBranch
 from rntp.tools import Page
 from rntp.types import Rollout, Thought
 
@@ -47,15 +48,18 @@ def noting(sample: Drawing, notes: dict[float, float]) -> Drawing:
 
 
 def a_token_at_a_time(
-    self: CallingBatch, all_of: list[_Branch], given: Sequence[tuple[int, list[int]]], check: Check
+    self: CallingBatch,
+    all_of: list[CallingBranch],
+    given: Sequence[tuple[int, list[int]]],
+    check: Check,
 ) -> None:
     """Feed results beside what the other branches are fed over and over."""
     for n, result in given:
         for token in result:
             position = self._rewind(all_of)
-            ids = torch.tensor([branch.to_feed for branch in all_of])
+            ids = torch.tensor([self._to_feed(branch) for branch in all_of])
             self._model.hidden(ids, position, self._attention)
-            all_of[n].add(token, 0.0, True)
+            all_of[n].read([token])
 
 
 def by_one_sequence(model: LanguageModel, rollouts: list[Rollout]) -> list[Tensor]:
