@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from rntp.model import LanguageModel, adopt_model
+from rntp.model.language_model import Sharing
 
 ENDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
 SIZES = {
@@ -156,8 +157,10 @@ def save_plain(name: str, folder: Path, **more: object) -> str:
     return str(folder)
 
 
-def load_plain(name: str, dtype: torch.dtype = torch.float32, sharing: str = "none"):
+def load_plain(
+    name: str, dtype: torch.dtype = torch.float32, sharing: Sharing = "none", **more: object
+) -> LanguageModel:
     """The same as a `LanguageModel`."""
     hf = plain_model(name).to(dtype)
-    model: LanguageModel = adopt_model(hf, tiny_tokenizer(), name, sharing=sharing)  # type: ignore[arg-type]
+    model: LanguageModel = adopt_model(hf, tiny_tokenizer(), name, sharing=sharing, **more)  # type: ignore[arg-type]
     return model

@@ -12,7 +12,6 @@ import torch
 from rntp_kernels.tree_attention import PrefixRecorder
 
 from rntp.config import Config
-from rntp.errors import ConfigError
 from rntp.model import LanguageModel
 from rntp.model.packed_weights import packed_weights, packing_pays
 from rntp.model.sharding import is_sharded
@@ -252,11 +251,6 @@ def open_engine(
         "purpose": purpose,
         "draw": always(pause_id(model.tokenizer)) if config.thought.source == "pause" else draw,
     }
-    if not model.shares and config.thought.tools.use:
-        raise ConfigError(
-            f"thought.tools: {config.model.spec} runs one plain sequence a branch, whose sampler "
-            "calls no tools yet; take a model that runs trees, or take thought.tools away"
-        )
     if not model.shares:
         return UnsharedEngine(model, **common)
     return InProcessEngine(model, slots=slots or config.longest_context, **common)

@@ -2,8 +2,9 @@
 
 The thoughts of a position have one prefix: it is read once, its cache is copied for each of them,
 and they decode in lock-step. Answers come after thoughts of unlike length, so those of like length
-are read and decoded together. Draws are those of `rntp.rollout.engine`: chance goes by what a
-draw is for, so that like logits give like tokens.
+are read and decoded together; so are thoughts that go on behind what a tool gave, which wait until
+no other thought of the batch has anything left to draw. Draws are those of `rntp.rollout.engine`:
+chance goes by what a draw is for, so that like logits give like tokens.
 """
 
 from collections.abc import Sequence
@@ -17,10 +18,12 @@ from rntp.model.thought_tree import thought_branch
 from rntp.model.unshared import FILLING, Ran, grouped, run_plain
 from rntp.placement import Place
 from rntp.rollout import Check, no_check
+from rntp.rollout.calling_branch import CallingBranch, results
 from rntp.rollout.finish import answered, finish
 from rntp.rollout.next_token_stats import LazyNextTokenStats
 from rntp.rollout.sampling import Draw, draw
 from rntp.rollout.static_batch import Branches, TokenSampler
+from rntp.rollout.tool_calls import ToolCalls
 from rntp.types import Context, Rollout, Thought
 
 
@@ -88,6 +91,8 @@ class UnsharedEngine:
         self.budget = budget
         self.answer_tokens = answer_tokens
         self.docs_per_batch = docs_per_batch
+        # Who takes the calls of thoughts; see `rntp.rollout.tool_calls.serving`.
+        self.tools: ToolCalls | None = None
         self._chance = TokenSampler(seed, purpose, temperature, draw)
         self._answer_chance = TokenSampler(seed, f"{purpose} answer", temperature, draw)
 
@@ -104,16 +109,20 @@ class UnsharedEngine:
         for first in range(0, len(contexts), self.docs_per_batch):
             batch = contexts[first : first + self.docs_per_batch]
             check()
-            for context, hidden in zip(batch, self._read(batch), strict=True):
-                ids = context.token_ids.to(self.model.device)
-                next_token = LazyNextTokenStats(self.model, ids, hidden)
-                at = place(context, next_token)
-                thoughts = tuple(self._group(context, position, check) for position in at)
-                rollouts.append(
-                    Rollout(
-                        context, at, thoughts, *next_token.at(at), policy_version=policy_version
-                    )
+            outlooks = [
+                LazyNextTokenStats(self.model, context.token_ids.to(self.model.device), hidden)
+                for context, hidden in zip(batch, self._read(batch), strict=True)
+            ]
+            positions = [
+                place(context, outlook) for context, outlook in zip(batch, outlooks, strict=True)
+            ]
+            groups = self._think(batch, positions, check)
+            rollouts += [
+                Rollout(context, at, thoughts, *outlook.at(at), policy_version=policy_version)
+                for context, at, thoughts, outlook in zip(
+                    batch, positions, groups, outlooks, strict=True
                 )
+            ]
         return rollouts
 
     def _read(self, contexts: Sequence[Context]) -> list[Tensor]:
@@ -130,36 +139,93 @@ class UnsharedEngine:
             found |= {n: hidden[row, : lengths[n]] for row, n in enumerate(group)}
         return [found[n] for n in range(len(contexts))]
 
-    def _group(self, context: Context, position: int, check: Check) -> tuple[Thought, ...]:
-        """The thoughts of a position, each with its answer."""
-        prefix = context.token_ids[:position]
-        start = torch.cat([prefix, torch.tensor([self.model.think_open_id])])
+    def _think(
+        self, contexts: Sequence[Context], positions: Sequence[tuple[int, ...]], check: Check
+    ) -> list[tuple[tuple[Thought, ...], ...]]:
+        """The groups of every context, each thought with its answer: [D][K][G]."""
+        places = [(c, p) for c, at in zip(contexts, positions, strict=True) for p in at]
+        if self.tools is None:
+            groups = [self._group(context, position, check) for context, position in places]
+        else:
+            groups = self._calling_groups(self.tools, places, check)
+        if self.answer_tokens:
+            for (context, position), group in zip(places, groups, strict=True):
+                lengths = [len(thought.sampled_ids) + (not thought.closed) for thought in group]
+                for alike in _of_like_length(lengths):
+                    self._answer(context, position, alike, group, check)
+        found = iter(groups)
+        return [tuple(tuple(next(found)) for _ in at) for at in positions]
+
+    def _group(self, context: Context, position: int, check: Check) -> list[Thought]:
+        """The thoughts of a position."""
         members = torch.arange(self.thoughts, device=self.model.device)
         branches = self._branches(context, position, members)
-        decoder = PlainDecoder(self.model, start[None], copies=self.thoughts)
+        decoder = PlainDecoder(self.model, self._start(context, position), copies=self.thoughts)
         ids_GT, logprob_GT = _draw(
             decoder, branches, self._chance, self.budget, self.model.think_close_id, check
         )
-        thoughts = [
+        return [
             finish(ids, logprob, self.model.think_close_id)
             for ids, logprob in zip(ids_GT, logprob_GT, strict=True)
         ]
-        if not self.answer_tokens:
-            return tuple(thoughts)
 
-        def length(g: int) -> int:
-            return thoughts[g].num_tokens
+    def _start(self, context: Context, position: int) -> Tensor:
+        """What all thoughts of a position have before them, int64 [1, S]."""
+        opening = torch.tensor([self.model.think_open_id])
+        return torch.cat([context.token_ids[:position], opening])[None]
 
-        for _, alike in groupby(sorted(range(len(thoughts)), key=length), key=length):
-            some = list(alike)
-            self._answer(context, position, some, thoughts, check)
-        return tuple(thoughts)
+    def _calling_groups(
+        self, tools: ToolCalls, places: Sequence[tuple[Context, int]], check: Check
+    ) -> list[list[Thought]]:
+        """The thoughts of all positions, in rounds: each decodes until it has ended or calls. Calls
+        run while others decode."""
+        groups = [[CallingBranch(*place) for _ in range(self.thoughts)] for place in places]
+        every = [branch for group in groups for branch in group]
+        while any(not branch.ended for branch in every):
+            for group in groups:
+                going = [g for g, branch in enumerate(group) if branch.decodes]
+                for alike in _of_like_length([len(group[g].ids) for g in going]):
+                    self._go_on(tools, group, [going[n] for n in alike], check)
+            while any(branch.waits for branch in every):
+                for n, result in results(every, tools):
+                    every[n].read(result)
+                check()
+                if any(branch.waits for branch in every):
+                    tools.desk.pause()
+        return [[branch.thought() for branch in group] for group in groups]
+
+    def _go_on(
+        self, tools: ToolCalls, group: Sequence[CallingBranch], some: Sequence[int], check: Check
+    ) -> None:
+        """Decode some branches of a position, of one length, until none has anything to draw."""
+        going = [group[g] for g in some]
+        context, position = going[0].context, going[0].position
+        start = self._start(context, position)
+        if going[0].ids:
+            own = torch.tensor([branch.ids for branch in going])
+            decoder = PlainDecoder(self.model, torch.cat([start.expand(len(own), -1), own], dim=1))
+        else:
+            decoder = PlainDecoder(self.model, start, copies=len(going))
+        device = self.model.device
+        branches = self._branches(context, position, torch.tensor(some, device=device))
+        # A branch that has stopped is fed on beside the others; what comes of that is dropped.
+        number = torch.tensor([branch.drawn for branch in going], device=device)
+        while True:
+            check()
+            token, logprob = self._chance.next_token(decoder.logits, branches, number)
+            for branch, id_, value in zip(going, token.tolist(), logprob.tolist(), strict=True):
+                if branch.decodes:
+                    branch.draw(id_, value, tools, self.budget)
+            if not any(branch.decodes for branch in going):
+                return
+            decoder.feed(token)
+            number = number + 1
 
     def _answer(
         self,
         context: Context,
         position: int,
-        some: list[int],
+        some: Sequence[int],
         thoughts: list[Thought],
         check: Check,
     ) -> None:
@@ -189,6 +255,12 @@ class UnsharedEngine:
             member=members,
             visible=every(position)[None],
         )
+
+
+def _of_like_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Which of them have the same length, shortest first."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [list(alike) for _, alike in groupby(order, key=lengths.__getitem__)]
 
 
 def _draw(

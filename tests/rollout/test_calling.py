@@ -44,8 +44,8 @@ MARKERS = ("<tool>", "</tool>", "<result>", "</result>")
 SEED, BUDGET, HORIZON = 5, 24, 3
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    model = load_model(str(folder), dtype=dtype, tool_markers=MARKERS)
+def load(folder: Path, dtype: torch.dtype = torch.float32, sharing: str = "auto") -> LanguageModel:
+    model = load_model(str(folder), dtype=dtype, sharing=sharing, tool_markers=MARKERS)
     if dtype == torch.float64:
         compute_norms_in_float64(model.hf)
     return model
