@@ -216,12 +216,6 @@ RULES = (
         "rollout.samplers away",
     ),
     Rule(
-        ("rollout.engine", "thought.tools"),
-        lambda c: c.rollout.engine == "vllm" and bool(c.thought.tools.use),
-        "rollout.engine: vllm draws a thought to its end, so that it calls no thought.tools; set "
-        "it to inprocess, or take them away",
-    ),
-    Rule(
         ("rollout.engine", "thought.source"),
         lambda c: c.rollout.engine == "vllm" and c.thought.source == "pause",
         "rollout.engine: vllm samples, and thought.source pause does not; set rollout.engine to "

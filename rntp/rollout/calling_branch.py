@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from rntp.rollout import Check
 from rntp.rollout.tool_calls import TOO_MANY, ToolCalls
 from rntp.tools.desk import Ask
 from rntp.types import Context, Thought, ToolCall
@@ -87,3 +88,13 @@ def results(branches: Sequence[CallingBranch], tools: ToolCalls) -> list[tuple[i
             branches[n].calls.append(tools.record(call, outcome))
             found.append((n, tools.result(outcome)))
     return found
+
+
+def read_results(branches: Sequence[CallingBranch], tools: ToolCalls, check: Check) -> None:
+    """Wait until no branch waits any more, and let each read what its call has brought."""
+    while any(branch.waits for branch in branches):
+        for n, result in results(branches, tools):
+            branches[n].read(result)
+        check()
+        if any(branch.waits for branch in branches):
+            tools.desk.pause()

@@ -18,7 +18,7 @@ from rntp.model.thought_tree import thought_branch
 from rntp.model.unshared import FILLING, Ran, grouped, run_plain
 from rntp.placement import Place
 from rntp.rollout import Check, no_check
-from rntp.rollout.calling_branch import CallingBranch, results
+from rntp.rollout.calling_branch import CallingBranch, read_results
 from rntp.rollout.finish import answered, finish
 from rntp.rollout.next_token_stats import LazyNextTokenStats
 from rntp.rollout.sampling import Draw, draw
@@ -186,12 +186,7 @@ class UnsharedEngine:
                 going = [g for g, branch in enumerate(group) if branch.decodes]
                 for alike in _of_like_length([len(group[g].ids) for g in going]):
                     self._go_on(tools, group, [going[n] for n in alike], check)
-            while any(branch.waits for branch in every):
-                for n, result in results(every, tools):
-                    every[n].read(result)
-                check()
-                if any(branch.waits for branch in every):
-                    tools.desk.pause()
+            read_results(every, tools, check)
         return [[branch.thought() for branch in group] for group in groups]
 
     def _go_on(

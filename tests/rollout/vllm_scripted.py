@@ -43,8 +43,9 @@ class Scripted:
 
     def _sample(self, frame: Frame) -> Frame:
         prompts, drawn = self._prompts(frame), []
-        for of, seed in zip(frame.arrays["of"], frame.arrays["seed"], strict=True):
-            drawn.append(self._draw(prompts[int(of)], int(seed), frame.facts))
+        arrays = frame.arrays
+        for of, seed, budget in zip(arrays["of"], arrays["seed"], arrays["budget"], strict=True):
+            drawn.append(self._draw(prompts[int(of)], int(seed), int(budget), frame.facts))
         return Frame(
             "sampled",
             {},
@@ -55,16 +56,21 @@ class Scripted:
             },
         )
 
-    def _draw(self, ids: torch.Tensor, seed: int, facts: dict) -> list[tuple[int, float]]:
+    def _draw(
+        self, ids: torch.Tensor, seed: int, budget: int, facts: dict
+    ) -> list[tuple[int, float]]:
         noise, drawn = torch.Generator().manual_seed(seed), []
-        while len(drawn) < facts["budget"]:
+        while len(drawn) < budget:
             logp = (self._logp(ids)[-1] / facts["temperature"]).log_softmax(-1)
-            token = int(torch.multinomial(logp.exp(), 1, generator=noise))
+            token = self._choose(logp, noise)
             drawn.append((token, float(logp[token])))
             ids = torch.cat([ids, torch.tensor([token])])
-            if token == facts["stop"]:
+            if token in facts["stops"]:
                 break
         return drawn
+
+    def _choose(self, logp: torch.Tensor, noise: torch.Generator) -> int:
+        return int(torch.multinomial(logp.exp(), 1, generator=noise))
 
     def _prompts(self, frame: Frame) -> list[torch.Tensor]:
         found = rows(frame.arrays["ids"], frame.arrays["length"])

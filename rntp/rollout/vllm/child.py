@@ -167,7 +167,6 @@ class Served:
         from vllm import SamplingParams
 
         facts, arrays = frame.facts, frame.arrays
-        stop = [facts["stop"]] if facts["stop"] is not None else []
         prompts = self._prompts(frame)
         asked = [
             SamplingParams(
@@ -177,13 +176,13 @@ class Served:
                 top_p=1.0,
                 top_k=0,
                 min_p=0.0,
-                max_tokens=facts["budget"],
-                stop_token_ids=stop,
+                max_tokens=int(budget),
+                stop_token_ids=facts["stops"],
                 ignore_eos=True,
                 logprobs=0,
                 detokenize=False,
             )
-            for seed in arrays["seed"]
+            for seed, budget in zip(arrays["seed"], arrays["budget"], strict=True)
         ]
         found = self._llm.generate([prompts[n] for n in arrays["of"]], asked, use_tqdm=False)
         outputs = [one.outputs[0] for one in found]

@@ -25,9 +25,11 @@ from rntp.model.thought_tree import thought_branch
 from rntp.placement import Place
 from rntp.rng import hashed
 from rntp.rollout import Check, no_check
+from rntp.rollout.calling_branch import CallingBranch, read_results
 from rntp.rollout.finish import answered, finish
 from rntp.rollout.next_token_stats import read_contexts
 from rntp.rollout.store.weights import canary, canary_distance, canary_ids
+from rntp.rollout.tool_calls import ToolCalls
 from rntp.rollout.vllm.child import FOLDER, Frame, rows
 from rntp.rollout.vllm.environment import find_environment
 from rntp.rollout.vllm.process import CHILD, Child
@@ -80,6 +82,8 @@ class VllmEngine:
         self._version, self._loads = -1, 0
         self._load_s = 0.0
         self._seen: dict[bytes, bytes] = {}  # the trainer's canary, by vLLM's; digests of both
+        # Who takes the calls of thoughts; see `rntp.rollout.tool_calls.serving`.
+        self.tools: ToolCalls | None = None
         self.versions = ""
         self.canary = torch.zeros(0)  # vLLM's own, float32 nats
         self.distance = float("nan")  # of the two, nats a token
@@ -163,8 +167,12 @@ class VllmEngine:
         prompts = [_prefix(b, torch.tensor(markers[:1])) for b in branches[:: self.thoughts]]
         of = np.arange(len(branches)) // self.thoughts
         budget, close = self.config.thought.thought_tokens, model.think_close_id
-        drawn = self._draw(branches, prompts, of, self.purpose, budget, close, check)
-        found = [finish(ids, logprobs, close) for ids, logprobs in drawn]
+        if self.tools is None:
+            budgets = [budget] * len(branches)
+            drawn = self._draw(branches, prompts, of, self.purpose, budgets, [close], check)
+            found = [finish(ids, logprobs, close) for ids, logprobs in drawn]
+        else:
+            found = self._call(self.tools, branches, budget, check)
         if not self.answer_tokens or not found:
             return found
         behind = [
@@ -172,8 +180,38 @@ class VllmEngine:
             for b, t in zip(branches, found, strict=True)
         ]
         of, purpose = np.arange(len(branches)), f"{self.purpose} answer"
-        drawn = self._draw(branches, behind, of, purpose, self.answer_tokens, model.eos_id, check)
+        budgets = [self.answer_tokens] * len(branches)
+        stops = [] if model.eos_id is None else [model.eos_id]
+        drawn = self._draw(branches, behind, of, purpose, budgets, stops, check)
         return [answered(t, *row, model.eos_id) for t, row in zip(found, drawn, strict=True)]
+
+    def _call(
+        self, tools: ToolCalls, branches: Sequence[Branch], budget: int, check: Check
+    ) -> list[Thought]:
+        """Thoughts that call tools, in rounds: each goes on to its end or to a call."""
+        model, rounds = self.model, 0
+        every = [CallingBranch(branch.context, branch.position) for branch in branches]
+        stops = [model.think_close_id, model.tool_ids[1]]
+        while going := [n for n, branch in enumerate(every) if not branch.ended]:
+            prompts = [
+                _prefix(branches[n], torch.tensor([model.think_open_id, *every[n].ids]))
+                for n in going
+            ]
+            drawn = self._draw(
+                [branches[n] for n in going],
+                prompts,
+                np.arange(len(going)),
+                f"{self.purpose} {rounds}" if rounds else self.purpose,
+                [budget - every[n].drawn for n in going],
+                stops,
+                check,
+            )
+            for n, row in zip(going, drawn, strict=True):
+                for token, logprob in zip(*(part.tolist() for part in row), strict=True):
+                    every[n].draw(token, logprob, tools, budget)
+            read_results(every, tools, check)
+            rounds += 1
+        return [branch.thought() for branch in every]
 
     def _draw(
         self,
@@ -181,11 +219,12 @@ class VllmEngine:
         prompts: Sequence[Tensor],
         of: np.ndarray,
         purpose: str,
-        budget: int,
-        stop: int | None,
+        budgets: Sequence[int],
+        stops: Sequence[int],
         check: Check,
     ) -> list[tuple[Tensor, Tensor]]:
-        """Tokens and float32 log-probs of each branch. of: [N], which prompt it goes on from."""
+        """Tokens and float32 log-probs of each branch. of: [N], which prompt it goes on from.
+        budgets: most tokens of each. stops: ids that end it."""
         if not branches:
             return []
         page_positions = torch.tensor([b.position - b.context.shift for b in branches])
@@ -197,17 +236,16 @@ class VllmEngine:
             {
                 "salt": self._salt,
                 "temperature": self.config.thought.temperature,
-                "budget": budget,
-                "stop": stop,
+                "stops": list(stops),
             },
-            {**_flat(prompts), "of": of, "seed": seeds.numpy()},
+            {**_flat(prompts), "of": of, "seed": seeds.numpy(), "budget": np.asarray(budgets)},
         )
         arrays = self._running.ask(asked, "sampled", check).arrays
         lengths, ids, logprobs = arrays["length"], arrays["ids"], arrays["logprobs"]
         sound = (
             len(lengths) == len(branches)
             and len(ids) == len(logprobs) == lengths.sum()
-            and ((lengths >= 1) & (lengths <= budget)).all()
+            and ((lengths >= 1) & (lengths <= budgets)).all()
             and ((ids >= 0) & (ids < self.model.vocabulary)).all()
             and (np.isfinite(logprobs) & (logprobs <= 1e-3)).all()
         )
