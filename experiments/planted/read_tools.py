@@ -4,9 +4,9 @@
 
 Of the pages, one thought on each, some teach reading: half of their calls are the right ones, and
 nothing of the thought is a target. Others teach writing, the tokens of the call and never those of
-the result: calls of either tool, with one of two pairs of names and mostly the letter or the terms
-that the page asks for at the time, or no call, in the same shares wherever the thought stands. So
-when to call, which tool, and whose value to ask for is left to RNTP. It never sees a page twice,
+the result: calls with one of two pairs of names and mostly the letter or the terms that the page
+asks for at the time, or no call; which tool, as rules would propose it, and never whether it pays.
+So when to call, and whose value to ask for, is left to RNTP. It never sees a page twice,
 nor the seed of the corpus that RNTP trains on, and every page has values of its own.
 """
 
@@ -42,12 +42,15 @@ from rntp.runtime.memory import keep_freed_memory
 BASE = Path(__file__).parent / "base"
 SEED = 1000
 PAGES = 48  # in one step
-PLAIN, READ = 0.1, 0.6  # shares of pages without a thought and of those that teach reading
+PLAIN, READ = 0.1, 0.4  # shares of pages without a thought and of those that teach reading
 NEEDED = 0.75  # of the thoughts that are read stand where a call is worth something
 RIGHT, SILENT = 0.55, 0.2  # of these: the right call, and none
-WRITTEN_SILENT = 0.3  # of the thoughts that are written
+# Written as rules propose them: sums mostly where a sum is asked for, and nothing at half of the
+# easy tokens.
+WRITTEN_SILENT = {"e": 0.5, "s": 0.3, "c": 0.3, "i": 0.3}
+SEARCHES = {"e": 0.7, "s": 0.7, "c": 0.3, "i": 0.7}  # of the calls; the others add
 OWN = 0.65  # of the calls name the page's own desks
-CURRENT, CURRENT_TERMS = 0.85, 0.85  # of letters and terms are those of the latest question
+CURRENT, CURRENT_TERMS = 0.85, 0.95  # of letters and terms are those of the latest question
 RATE = 0.5  # peak learning rates, as a share of the pretraining's
 CHECK = 50  # steps
 
@@ -59,9 +62,9 @@ Row = tuple[list[str], list[float]]
 
 
 def any_call(page: ToolPage, place: int, random: np.random.Generator) -> Call:
-    """A call of either tool, each as often, as one that does not know what the place wants."""
+    """A call as one writes it who does not know what is worth something."""
     current = random.random()
-    if random.random() < 0.5:
+    if random.random() < SEARCHES[page.classes[place]]:
         names = page.pairs[int(random.random() >= OWN)]
         asked = sum(label == "s" for label in page.classes[: place + 1])
         letter = page.letters[max(asked - 1, 0)]
@@ -87,8 +90,10 @@ def row(page: ToolPage, random: np.random.Generator) -> Row:
     """A page with a thought, or none, at one of its places."""
     draw = random.random()
     tokens = list(page.tokens)
+    # Nobody adds unasked: a reader of two layers learns to, in part, and calls are worth less then.
+    own = [float(label != "c") for label in page.classes]
     if draw < PLAIN:
-        return tokens, [1.0] * len(tokens)
+        return tokens, own
     reads = draw < PLAIN + READ
     places = [i for i, label in enumerate(page.classes) if label != " "]
     if reads:
@@ -101,7 +106,7 @@ def row(page: ToolPage, random: np.random.Generator) -> Row:
         kind = kinds[int(random.integers(len(kinds)))]
         of_kind = [i for i in places if page.classes[i] == kind]
         place = of_kind[int(random.integers(len(of_kind)))]
-        silent = random.random() < WRITTEN_SILENT
+        silent = random.random() < WRITTEN_SILENT[kind]
         thought = [] if silent else any_call(page, place, random).thought
     branch = [THINK_OPEN, *thought, THINK_CLOSE]
     # Nobody thinks unasked, and nobody writes a result.
@@ -110,7 +115,7 @@ def row(page: ToolPage, random: np.random.Generator) -> Row:
     weights = [learnt if n > 0 and not given[n] else 0.0 for n in range(len(branch))]
     return (
         [*tokens[:place], *branch, *tokens[place : place + HORIZON]],
-        [*[1.0] * place, *weights, BEHIND, *[1.0] * (HORIZON - 1)],
+        [*own[:place], *weights, BEHIND * (own[place] or bool(thought)), *[1.0] * (HORIZON - 1)],
     )
 
 
