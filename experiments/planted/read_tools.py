@@ -2,12 +2,13 @@
 
     python experiments/planted/read_tools.py --out build/tools-reader
 
-Of the pages, one thought on each, some teach reading: half of their calls are the right ones, and
+Of the pages, one thought on each, some teach reading: most of their calls are the right ones, and
 nothing of the thought is a target. Others teach writing, the tokens of the call and never those of
-the result: calls with one of two pairs of names and mostly the letter or the terms that the page
-asks for at the time, or no call; which tool, as rules would propose it, and never whether it pays.
-So when to call, and whose value to ask for, is left to RNTP. It never sees a page twice,
-nor the seed of the corpus that RNTP trains on, and every page has values of its own.
+the result, as rules would propose calls (Toolformer's way, 2302.04761, without its filter): sums
+mostly where the page has just shown one, a search elsewhere, with one of two pairs of names and
+mostly the latest letter, and nothing at half of the easy tokens. So where a call pays, and whose
+value to ask for, is left to RNTP. It never sees a page twice, nor the seed of the corpus that RNTP
+trains on, and every page has values of its own.
 """
 
 import argparse
@@ -181,7 +182,7 @@ def open_base(start: Path = BASE) -> Qwen3ForCausalLM:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--start", type=Path, default=BASE, help="weights of an earlier part")
     parser.add_argument("--first", type=int, default=0, help="steps that it has done")
     arguments = parser.parse_args()

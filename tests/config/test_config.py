@@ -164,7 +164,6 @@ BREAKS = [
         "objective.pg_weight=0",
         "objective.continuation_weight=0",
     ],
-    [VLLM, "thought.tools={use: {python: null}}"],
     [VLLM, "thought.source=pause", "objective.pg_weight=0"],
     [
         VLLM,
