@@ -90,11 +90,14 @@ def read_thought(page: ToolPage, place: int, random: np.random.Generator) -> lis
 def row(page: ToolPage, random: np.random.Generator) -> Row:
     """A page with a thought, or none, at one of its places."""
     draw = random.random()
-    tokens = list(page.tokens)
-    # Nobody adds unasked: a reader of two layers learns to, in part, and calls are worth less then.
-    own = [float(label != "c") for label in page.classes]
+    # What pages say are sums are any numbers, but behind a call: else a reader of two layers learns
+    # in part to add, and calls are worth less.
+    tokens = [
+        add(numbers(random)).result[0] if label == "c" else token
+        for token, label in zip(page.tokens, page.classes, strict=True)
+    ]
     if draw < PLAIN:
-        return tokens, own
+        return tokens, [1.0] * len(tokens)
     reads = draw < PLAIN + READ
     places = [i for i, label in enumerate(page.classes) if label != " "]
     if reads:
@@ -109,6 +112,8 @@ def row(page: ToolPage, random: np.random.Generator) -> Row:
         place = of_kind[int(random.integers(len(of_kind)))]
         silent = random.random() < WRITTEN_SILENT[kind]
         thought = [] if silent else any_call(page, place, random).thought
+    if thought:
+        tokens[place] = page.tokens[place]
     branch = [THINK_OPEN, *thought, THINK_CLOSE]
     # Nobody thinks unasked, and nobody writes a result.
     given = given_tokens(branch)
@@ -116,7 +121,7 @@ def row(page: ToolPage, random: np.random.Generator) -> Row:
     weights = [learnt if n > 0 and not given[n] else 0.0 for n in range(len(branch))]
     return (
         [*tokens[:place], *branch, *tokens[place : place + HORIZON]],
-        [*own[:place], *weights, BEHIND * (own[place] or bool(thought)), *[1.0] * (HORIZON - 1)],
+        [*[1.0] * place, *weights, BEHIND, *[1.0] * (HORIZON - 1)],
     )
 
 
