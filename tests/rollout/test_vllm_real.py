@@ -9,6 +9,8 @@ import pytest
 import torch
 import yaml
 from conftest import ARCHITECTURES, tiny_run, tiny_tokenizer
+from rntp_kernels import TreeAttention, TreeLayout
+from test_calling import MARKERS, called
 
 from rntp.config import Config
 from rntp.errors import ConfigError
@@ -141,3 +143,46 @@ def test_vllm_samples_what_the_trainer_computes(model: LanguageModel, tmp_path: 
             sampler.sample(contexts, place, policy_version=2)
     finally:
         sampler.close()
+
+
+@torch.no_grad()
+def test_vllm_goes_on_behind_results(model: LanguageModel, tmp_path: Path) -> None:
+    """Log-probs are those of the trainer, before a call and behind what it gave."""
+    caller = load_model(model.spec, tool_markers=MARKERS)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, 318, (90,), generator=generator)
+    page = TreeLayout((90,), (-1,), (0,))
+    usual = caller.hidden(ids, torch.arange(90), TreeAttention(page, caller.device)).mean(dim=0)
+    embeddings = caller.hf.model.embed_tokens.weight
+    for marker in caller.tool_ids[:2]:  # likelier than others, so that there are calls
+        embeddings[marker] += 5.0 * usual / usual.square().sum()
+    raw = tiny_run(tmp_path, tmp_path, tmp_path / "run")
+    raw["model"]["dtype"] = "float32"
+    raw["data"]["context_tokens"] = 96
+    raw["thought"] |= {
+        "thought_tokens": 24,
+        "tools": {"use": {"python": None}, "calls": 2, "result_tokens": 6},
+    }
+    engine = f"rollout.engine={{vllm: {{python: {PYTHON}, cache_gib: 0.25}}}}"
+    config = Config.parse(raw, [engine])
+    sampler = VllmEngine(caller, config, thoughts=4)
+    sampler.open(tmp_path / "vllm.txt")
+    try:
+        with called(caller) as tools:
+            sampler.tools = tools
+            rollouts = sampler.sample([Context(0, "doc", ids)], place)
+    finally:
+        sampler.close()
+    thoughts = [t for group in rollouts[0].thoughts for t in group]
+    assert any(t.num_given for t in thoughts)
+    tree = ThoughtTree.build(
+        rollouts,
+        think_open_id=caller.think_open_id,
+        think_close_id=caller.think_close_id,
+        horizon=4,
+    )
+    rows = tree.tree.hidden(caller)[tree.thought_rows]
+    trainer, _, _ = caller.logprob(rows, tree.thought_targets, 1.0)
+    drawn = torch.cat([t.drawn_logprobs for t in thoughts])
+    assert len(drawn) == len(trainer)
+    assert (trainer - drawn).abs().max() < 1e-3
