@@ -417,6 +417,10 @@ def results() -> str:
             quickstart_gains(),
         ],
         [
+            "Does RL learn what to ask a tool, and when to leave it? Planted pages, 1M parameters",
+            figures_tools.planted_calls(),
+        ],
+        [
             "Does looking something up pay, with all of the page in view? Four passages of 2,600 "
             "other documents, 135M, fixed queries, a reader that was taught to read results",
             figures_tools.fixed_gain(),

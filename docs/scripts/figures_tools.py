@@ -5,7 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-FIXED = Path(__file__).parents[2] / "experiments/tools/results/fixed.json"
+RESULTS = Path(__file__).parents[2] / "experiments/tools/results"
+FIXED = RESULTS / "fixed.json"
+PLANTED = RESULTS / "planted.json"
+PLANTED_CONTROLS = {
+    "other_results": "another page's result",
+    "no_results": "its result left out",
+}
 ASKED = {
     "last_words": "the last 12 words before the position",
     "rare_words": "5 rare words nearby",
@@ -36,10 +42,65 @@ def fixed_gain() -> str:
     )
 
 
+def planted() -> str:
+    """Write what RL makes of pages that need another page or a sum, seed by seed."""
+    found = json.loads(PLANTED.read_text(encoding="utf-8"))
+    lines = [
+        "| before → after | " + " | ".join(f"seed {run['seed']}" for run in found) + " |",
+        "| --- |" + " --- |" * len(found),
+    ]
+
+    def row(name: str, cell: Callable[[dict[str, Any]], str]) -> None:
+        lines.append(f"| {name} | " + " | ".join(map(cell, found)) + " |")
+
+    for name in ("needed, another page", "needed, a sum"):
+        row(
+            f"{name}: of the right call's gain",
+            lambda run, name=name: " → ".join(f"{_of_right(c[name]):.1%}" for c in run["classes"]),
+        )
+        for control, told in PLANTED_CONTROLS.items():
+            row(
+                f"{name}: {told}, nats",
+                lambda run, name=name, control=control: _signed(
+                    run["classes"][-1][name]["controls"][control]["gain"], 2
+                ),
+            )
+    for name in ("needed, another page", "needed, a sum", "easy", "impossible"):
+        row(
+            f"{name}: thoughts that call",
+            lambda run, name=name: " → ".join(f"{calls[name]:.1%}" for calls in run["calls"]),
+        )
+    return "\n".join(lines)
+
+
+def planted_calls() -> str:
+    """Say how much of the right calls' gain is found, and where it is not asked."""
+    found = json.loads(PLANTED.read_text(encoding="utf-8"))
+
+    def each(cell: Callable[[dict[str, Any]], str]) -> str:
+        return ", ".join(map(cell, found))
+
+    pages = each(lambda run: f"{_of_right(run['classes'][-1]['needed, another page']):.0%}")
+    sums = each(lambda run: f"{_of_right(run['classes'][-1]['needed, a sum']):.0%}")
+    easy = max(run["calls"][-1][name] for run in found for name in ("easy", "impossible"))
+    return (
+        f"{pages} of the right call's gain where another page has the answer, {sums} where it is a "
+        f"sum ({len(found)} seeds); calls at {easy:.1%} of the tokens that need none, at most"
+    )
+
+
+def _of_right(row: dict[str, Any]) -> float:
+    return float(row["gain"] / row["controls"]["oracle"]["gain"])
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def _gain(found: dict[str, Any], name: str) -> str:
     control = found["memory"]["controls"][name]
     low, high = control["gain_ci95"]
-    return f"{control['gain']:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+    return f"{_signed(control['gain'], 3)} [{_signed(low, 3)}, {_signed(high, 3)}]"
 
 
-MAKERS: dict[str, Callable[[], str]] = {"search_fixed": search_fixed}
+MAKERS: dict[str, Callable[[], str]] = {"search_fixed": search_fixed, "planted_tools": planted}

@@ -1,4 +1,4 @@
-"""Tabulate runs on planted tools: experiments/tools/RESULTS.md.
+"""Tabulate runs on planted tools: experiments/tools/RESULTS.md, and results/planted.json.
 
     python experiments/tools/planted_table.py runs/tools-planted-*
 
@@ -15,6 +15,7 @@ from rntp.config import Config
 from rntp.run.log import read_metrics
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
+JSON = "results/planted.json"  # beside the table
 IDEAL = {"needed, another page": 2.303, "needed, a sum": 4.188}
 OTHERS = ("easy", "impossible")
 CONTROLS = {
@@ -52,8 +53,12 @@ def facts_of(run: Path) -> dict[str, Any]:
     config = Config.load(run / "config.yaml")
     steps = [json.loads(p.read_text()) for p in sorted((run / "eval").glob("step_????????.json"))]
     names = (*IDEAL, *OTHERS)
+    manifest = json.loads((run / "manifest.json").read_text())
     return {
         "seed": config.run.seed,
+        "config_digest": config.digest(),
+        "data_digest": manifest["data_digest"],
+        "git": manifest["git"],
         "steps": config.run.steps,
         "minutes": sum(row["time/step_s"] for row in read_metrics(run)) / 60,
         "classes": [{name: steps[n]["classes"][name] for name in names} for n in (0, -1)],
@@ -123,6 +128,9 @@ def main() -> None:
     found = sorted((facts_of(run) for run in arguments.runs), key=lambda run: run["seed"])
     text = "\n".join(["# Planted tools", "", TARGETS, "", *rows(found), ""])
     arguments.out.write_text(text, encoding="utf-8")
+    path = arguments.out.parent / JSON
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(text)
 
 
