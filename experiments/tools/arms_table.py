@@ -1,4 +1,5 @@
-"""Tabulate thoughts that call on real text, arm by arm: SEARCH.md and DOCTEST.md.
+"""Tabulate thoughts that call on real text, arm by arm: SEARCH.md and DOCTEST.md, and the gains of
+all positions with their provenance in results/search.json and results/doctest.json.
 
     python experiments/tools/arms_table.py search runs/tools-search-0 runs/tools-search-1 …
 
@@ -123,12 +124,17 @@ class Sums:
         """The difference, position by position."""
         return Sums(self.nats - other.nats, self.tokens, self.units)
 
-    def cell(self, seed: int) -> str:
-        """The mean with its interval."""
+    def mean(self, seed: int) -> tuple[float, float, float] | None:
+        """The mean with its interval; None of no position."""
         if not len(self.nats):
-            return "no result"
+            return None
         low, high = interval_of_some(self.nats, self.units, seed, self.tokens)
-        return f"{self.nats.sum() / self.tokens.sum():+.4f} [{low:+.4f}, {high:+.4f}]"
+        return float(self.nats.sum() / self.tokens.sum()), low, high
+
+    def cell(self, seed: int) -> str:
+        """The same as text."""
+        found = self.mean(seed)
+        return "{:+.4f} [{:+.4f}, {:+.4f}]".format(*found) if found else "no result"
 
 
 @dataclass(frozen=True)
@@ -259,6 +265,30 @@ def _group(
     return lines
 
 
+def summary(experiment: Experiment, run: Path) -> dict[str, Any]:
+    """What a run says of all positions, before and after training. Gains with their intervals."""
+    (group, *_) = experiment.groups
+    manifest = json.loads((run / "manifest.json").read_text())
+    facts = ("seed", "config_digest", "data_digest", "git")
+    found: dict[str, Any] = {name: manifest[name] for name in facts}
+    for when, (seed, pages) in zip(("before", "after"), evaluated(run), strict=True):
+        column = Column(when, seed, pages)
+        sums = {arm: sums_of(experiment, column, group, gain(arm)) for arm in experiment.arms}
+        learned = sums_of(experiment, column, group, gain("thoughts"))
+        over = learned.over(sums[experiment.fixed]).mean(seed)
+        losses = sums_of(experiment, column, group, loss)
+        found[when] = {
+            "positions": len(learned.nats),
+            "nll/no_think": float(losses.nats.sum() / losses.tokens.sum()),
+            "learned": learned.mean(seed),
+            "learned_over_fixed": over,
+            **{arm: mean for arm, each in sums.items() if (mean := each.mean(seed))},
+            "calls": _calls(column, group)[0],
+            "precision": _calls(column, group)[1],
+        }
+    return found
+
+
 def _calls(column: Column, group: str) -> tuple[float, float]:
     """Calls a thought, and the share of thoughts with a result that gain by all of the
     continuation; 0 where there are none."""
@@ -299,6 +329,10 @@ def main() -> None:
     text = "\n".join([experiment.head, "", *table(experiment, arguments.runs, plain), ""])
     out = arguments.out or Path(__file__).parent / experiment.results
     out.write_text(text, encoding="utf-8")
+    path = out.parent / "results" / f"{arguments.experiment}.json"
+    path.parent.mkdir(exist_ok=True)
+    found = [summary(experiment, run) for run in arguments.runs]
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(text)
 
 

@@ -1,5 +1,6 @@
 """The experiment on search, whole, at toy size: from any results to the table of the arms."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -97,3 +98,10 @@ def test_it_runs_from_its_bootstrap_to_its_table(
         assert "[" in row, row
     assert "seed 0, before" in table
     assert "learned over fixed" in table
+    (found,) = json.loads((tmp_path / "results" / "search.json").read_text())
+    row = next(line for line in table.splitlines() if "**learned query**" in line)
+    for when, cell in zip(("before", "after"), row.split(" | ")[1:], strict=True):
+        assert cell.startswith(f"{found[when]['learned'][0]:+.4f} [")
+    first = json.loads((tmp_path / "search" / "eval" / "step_00000000.json").read_text())
+    assert found["before"]["learned"][0] == pytest.approx(first["gain/mean"])
+    assert found["config_digest"] == first["config_digest"]
