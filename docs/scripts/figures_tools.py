@@ -1,4 +1,4 @@
-"""What searches on real text gain."""
+"""What tools gain: on planted pages, and searches on real text."""
 
 import json
 from collections.abc import Callable
@@ -53,6 +53,10 @@ def planted() -> str:
     def row(name: str, cell: Callable[[dict[str, Any]], str]) -> None:
         lines.append(f"| {name} | " + " | ".join(map(cell, found)) + " |")
 
+    row(
+        "needed, both: of the right calls' gain",
+        lambda run: " → ".join(f"{share:.1%}" for share in run["of_right_calls"]),
+    )
     for name in ("needed, another page", "needed, a sum"):
         row(
             f"{name}: of the right call's gain",
@@ -80,12 +84,12 @@ def planted_calls() -> str:
     def each(cell: Callable[[dict[str, Any]], str]) -> str:
         return ", ".join(map(cell, found))
 
-    pages = each(lambda run: f"{_of_right(run['classes'][-1]['needed, another page']):.0%}")
-    sums = each(lambda run: f"{_of_right(run['classes'][-1]['needed, a sum']):.0%}")
+    both = each(lambda run: f"{run['of_right_calls'][-1]:.1%}")
+    before = each(lambda run: f"{run['of_right_calls'][0]:.0%}")
     easy = max(run["calls"][-1][name] for run in found for name in ("easy", "impossible"))
     return (
-        f"{pages} of the right call's gain where another page has the answer, {sums} where it is a "
-        f"sum ({len(found)} seeds); calls at {easy:.1%} of the tokens that need none, at most"
+        f"{both} of the right calls' gain where another page has the answer, or it is a sum "
+        f"({len(found)} seeds, from {before}); calls at {easy:.1%} of the tokens that need none"
     )
 
 

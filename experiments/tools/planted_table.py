@@ -48,11 +48,21 @@ def of_oracle(row: dict[str, Any]) -> float:
     return float(row["gain"] / row["controls"]["oracle"]["gain"])
 
 
+def of_right_calls(classes: dict[str, Any]) -> float:
+    """Of both kinds together: gain over that of the right calls, by tokens."""
+    needed = [classes[name] for name in IDEAL]
+    found = sum(row["gain"] * row["num_tokens"] for row in needed)
+    return float(
+        found / sum(row["controls"]["oracle"]["gain"] * row["num_tokens"] for row in needed)
+    )
+
+
 def facts_of(run: Path) -> dict[str, Any]:
     """What a run's evaluations say, before and after."""
     config = Config.load(run / "config.yaml")
     steps = [json.loads(p.read_text()) for p in sorted((run / "eval").glob("step_????????.json"))]
     names = (*IDEAL, *OTHERS)
+    classes = [{name: steps[n]["classes"][name] for name in names} for n in (0, -1)]
     manifest = json.loads((run / "manifest.json").read_text())
     return {
         "seed": config.run.seed,
@@ -61,7 +71,8 @@ def facts_of(run: Path) -> dict[str, Any]:
         "git": manifest["git"],
         "steps": config.run.steps,
         "minutes": sum(row["time/step_s"] for row in read_metrics(run)) / 60,
-        "classes": [{name: steps[n]["classes"][name] for name in names} for n in (0, -1)],
+        "of_right_calls": [of_right_calls(each) for each in classes],
+        "classes": classes,
         "calls": [
             {name: calling_share(steps[n]["pages"], name) for name in names} for n in (0, -1)
         ],
@@ -81,6 +92,11 @@ def rows(found: list[dict[str, Any]]) -> list[str]:
     def change(values: list[float], form: str) -> str:
         return " → ".join(form.format(value) for value in values)
 
+    row(
+        "needed, both: of the right calls' gain",
+        "100 %",
+        lambda run: change(run["of_right_calls"], "{:.1%}"),
+    )
     for name, ideal in IDEAL.items():
         row(
             f"{name}: of the right call's gain",
