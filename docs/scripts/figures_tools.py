@@ -81,16 +81,18 @@ def planted_calls() -> str:
     """Say how much of the right calls' gain is found, and where it is not asked."""
     found = json.loads(PLANTED.read_text(encoding="utf-8"))
 
-    def each(cell: Callable[[dict[str, Any]], str]) -> str:
-        return ", ".join(map(cell, found))
-
-    both = each(lambda run: f"{run['of_right_calls'][-1]:.1%}")
-    before = each(lambda run: f"{run['of_right_calls'][0]:.0%}")
+    before, after = (_listed([run["of_right_calls"][n] for run in found]) for n in (0, -1))
     easy = max(run["calls"][-1][name] for run in found for name in ("easy", "impossible"))
     return (
-        f"{both} of the right calls' gain where another page has the answer, or it is a sum "
-        f"({len(found)} seeds, from {before}); calls at {easy:.1%} of the tokens that need none"
+        f"{after} % of the right calls' gain where another page has the answer, or it is a sum "
+        f"({len(found)} seeds, from {before} %); calls at {easy:.1%} of the tokens that need none"
     )
+
+
+def _listed(shares: list[float]) -> str:
+    """Percentages as people list them."""
+    told = [f"{100 * share:.0f}" for share in shares]
+    return f"{', '.join(told[:-1])} and {told[-1]}"
 
 
 def _of_right(row: dict[str, Any]) -> float:
