@@ -10,12 +10,12 @@ import torch
 import yaml
 from conftest import ARCHITECTURES, tiny_run, tiny_tokenizer
 from rntp_kernels import TreeAttention, TreeLayout
-from test_calling import MARKERS, called
+from test_calling import MARKERS, called, thoughts_of
+from test_vllm_engine import distances
 
 from rntp.config import Config
 from rntp.errors import ConfigError
 from rntp.model import LanguageModel, load_model
-from rntp.model.thought_tree import ThoughtTree
 from rntp.rollout.vllm import environment
 from rntp.rollout.vllm.engine import VllmEngine
 from rntp.rollout.vllm.weights import write_weights
@@ -112,17 +112,8 @@ def test_vllm_samples_what_the_trainer_computes(model: LanguageModel, tmp_path: 
         for version in range(2):
             rollouts = sampler.sample(contexts, place, policy_version=version)
             assert 0 <= sampler.distance < 1e-4
-            tree = ThoughtTree.build(
-                rollouts,
-                think_open_id=model.think_open_id,
-                think_close_id=model.think_close_id,
-                horizon=4,
-            )
-            rows = tree.tree.hidden(model)[tree.thought_rows]
-            trainer, _, _ = model.logprob(rows, tree.thought_targets, 0.7)
-            thoughts = [t for r in rollouts for group in r.thoughts for t in group]
-            drawn = torch.cat([t.drawn_logprobs for t in thoughts])
-            assert (trainer - drawn).abs().max() < 1e-3
+            assert distances(model, rollouts, 0.7).max() < 1e-3
+            thoughts = thoughts_of(rollouts)
             assert len({tuple(t.sampled_ids.tolist()) for t in thoughts}) == 24
             closed = [t for t in thoughts if t.closed]
             assert all(int(t.sampled_ids[-1]) == model.think_close_id for t in closed)
@@ -173,16 +164,5 @@ def test_vllm_goes_on_behind_results(model: LanguageModel, tmp_path: Path) -> No
             rollouts = sampler.sample([Context(0, "doc", ids)], place)
     finally:
         sampler.close()
-    thoughts = [t for group in rollouts[0].thoughts for t in group]
-    assert any(t.num_given for t in thoughts)
-    tree = ThoughtTree.build(
-        rollouts,
-        think_open_id=caller.think_open_id,
-        think_close_id=caller.think_close_id,
-        horizon=4,
-    )
-    rows = tree.tree.hidden(caller)[tree.thought_rows]
-    trainer, _, _ = caller.logprob(rows, tree.thought_targets, 1.0)
-    drawn = torch.cat([t.drawn_logprobs for t in thoughts])
-    assert len(drawn) == len(trainer)
-    assert (trainer - drawn).abs().max() < 1e-3
+    assert any(t.num_given for t in thoughts_of(rollouts))
+    assert distances(caller, rollouts, 1.0).max() < 1e-3
