@@ -8,6 +8,7 @@ from typing import Any
 RESULTS = Path(__file__).parents[2] / "experiments/tools/results"
 FIXED = RESULTS / "fixed.json"
 PLANTED = RESULTS / "planted.json"
+SEARCH = RESULTS / "search.json"
 PLANTED_CONTROLS = {
     "other_results": "another page's result",
     "no_results": "its result left out",
@@ -37,9 +38,19 @@ def fixed_gain() -> str:
     found = json.loads(FIXED.read_text(encoding="utf-8"))
     return (
         f"{_gain(found, 'last_words')} nats a token for what the last 12 words find; control: for "
-        f"another document's words {_gain(found, 'others_words')}. Queries that RL has learnt: not "
-        "measured yet"
+        f"another document's words {_gain(found, 'others_words')}. {_learnt()}"
     )
+
+
+def _learnt() -> str:
+    """Say what learned queries gain, seed by seed, before RL and after."""
+    runs = json.loads(SEARCH.read_text(encoding="utf-8"))
+    told = [
+        f"{_with_interval(*run['before']['learned'])} → {_with_interval(*run['after']['learned'])}"
+        for run in runs
+    ]
+    seeds = "one seed" if len(runs) == 1 else f"{len(runs)} seeds"
+    return f"Queries that the policy writes, before and after RL, {seeds}: {'; '.join(told)}"
 
 
 def planted() -> str:
@@ -106,7 +117,11 @@ def _signed(value: float, digits: int) -> str:
 def _gain(found: dict[str, Any], name: str) -> str:
     control = found["memory"]["controls"][name]
     low, high = control["gain_ci95"]
-    return f"{_signed(control['gain'], 3)} [{_signed(low, 3)}, {_signed(high, 3)}]"
+    return _with_interval(control["gain"], low, high)
+
+
+def _with_interval(mean: float, low: float, high: float) -> str:
+    return f"{_signed(mean, 3)} [{_signed(low, 3)}, {_signed(high, 3)}]"
 
 
 MAKERS: dict[str, Callable[[], str]] = {"search_fixed": search_fixed, "planted_tools": planted}

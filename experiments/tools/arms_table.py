@@ -225,7 +225,7 @@ def table(experiment: Experiment, runs: list[Path], plain: Mapping[int, list[Pag
         lines += [f"## {heading}", ""] * bool(heading)
         lines += [*_group(experiment, columns, group, plain), ""]
     (first, *_) = experiment.groups
-    lines += [f"{experiment.learned.capitalize()}s after training, of the last run:", ""]
+    lines += ["What gained most after training, of the last run:", ""]
     return lines + _shown(columns[-1], first)
 
 
