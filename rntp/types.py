@@ -6,6 +6,7 @@ document, G thoughts per position, H horizon, T thought tokens, N any flat row c
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import torch
@@ -146,8 +147,7 @@ class ToolCall:
     """A call that a thought made, and what it read; see `rntp.tools`.
 
     failure: its kind, "" where there was none. withheld: passages that were passed over, by reason.
-    asked: tokens that the thought drew for it and that stand before its result, with both markers;
-    0 where it has none.
+    asked: tokens of it that stand before its result, with its markers; 0 where it has none.
     """
 
     name: str
@@ -166,10 +166,18 @@ def without_calls(ids: Tensor, given: Tensor, asked: Sequence[int]) -> Tensor:
     if not asked:
         return ids
     kept = torch.ones(len(ids), dtype=torch.bool)
-    begins = (given & ~given.roll(1)).nonzero()[:, 0].tolist()
+    begins = [begin for begin, _, is_given in runs(given.tolist()) if is_given and begin]
     for begin, number in zip(begins, asked, strict=True):
         kept[begin - number : begin] = False
     return ids[kept]
+
+
+def runs(given: Sequence[bool]) -> list[tuple[int, int, bool]]:
+    """(begin, end, which) of the runs of equal values. What is given from the start on is how a
+    thought begins, and any other run of what is given is a result."""
+    edges = [i for i in range(1, len(given)) if given[i] != given[i - 1]]
+    ends = [0, *edges, len(given)] if len(given) else []
+    return [(begin, end, given[begin]) for begin, end in pairwise(ends)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +205,8 @@ class Thought:
     and carries no policy gradient.
     sampled_logprobs: float32 [n], log-probabilities in nats under the sampler, at its temperature;
     0 for what was not drawn.
-    given: bool [n], which of them tools gave: context, and no policy's doing. Empty where none did.
+    given: bool [n], which of them were not drawn: results of tools, and what every thought begins
+    with (`thought.tools.opening`). Context, and no policy's doing. Empty where there are none.
     calls: in order.
     kept: it is the memory of the link before, as it was, among those of a link (see
     `rntp.rollout.carried`); all of it is given, and nobody wrote it.
@@ -233,7 +242,7 @@ class Thought:
 
     @property
     def num_given(self) -> int:
-        """Tokens between the markers that tools gave."""
+        """Tokens between the markers that were not drawn."""
         return int(self.given.sum())
 
     @property

@@ -287,6 +287,12 @@ RULES = (
         "thought.tools.markers and the think markers must all differ, and none may be empty",
     ),
     Rule(
+        ("thought.tools",),
+        lambda c: c.thought.tools.opening not in (None, *c.thought.tools.use),
+        "thought.tools.opening: thoughts begin with a call of a tool that thought.tools.use does "
+        "not name; name it there, or set opening to null",
+    ),
+    Rule(
         ("thought.tools", "reading.window"),
         lambda c: "recall" in c.thought.tools.use and c.reading.window is None,
         "thought.tools: recall searches what a reading window loses, and reading.window is null; "
@@ -361,14 +367,14 @@ RULES = (
     ),
     Rule(
         ("reading.mixing", "objective.continuation_weight"),
-        lambda c: c.reading.mixing and c.objective.continuation_weight == 0,
+        lambda c: bool(c.reading.mixing) and c.objective.continuation_weight == 0,
         "reading.mixing: its head is learnt by the likelihood of continuations alone; set "
         "objective.continuation_weight above 0, or reading.mixing to false",
     ),
     Rule(
         ("reading.mixing", "reading.piece", "thought.answer_tokens"),
         lambda c: (
-            c.reading.mixing and (c.reading.piece is not None or c.thought.answer_tokens > 0)
+            bool(c.reading.mixing) and (c.reading.piece is not None or c.thought.answer_tokens > 0)
         ),
         "reading.mixing: answers and carried memories are read without mixing; set reading.mixing "
         "to false, or reading.piece to null and thought.answer_tokens to 0",

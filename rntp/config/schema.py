@@ -112,7 +112,7 @@ class Config(Section):
     def mixes_pages(self) -> bool:
         """Whether predictions with a thought are mixed with those of the page as it stands, and not
         with those behind a window of it."""
-        return self.reading.mixing and self.reading.window is None
+        return bool(self.reading.mixing) and self.reading.window is None
 
     @property
     def earliest_position(self) -> int:

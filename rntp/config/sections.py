@@ -201,10 +201,11 @@ class Reading(Section):
     placement.positions_per_doc pieces. One memory of each group goes on; in training the memory
     before, kept as it is, is one of thought.thoughts_per_position. null: memories are written in
     sight of the whole context."""
-    mixing: bool = False
+    mixing: bool | Annotated[float, Field(gt=0, lt=1)] = False
     """Read on with (1 - w) p(no think) + w p(think), where a small head says w of each token from
     both hidden states, so that a useless thought can be turned off (after Quiet-STaR, 2403.09629).
-    The head is learnt by objective.continuation_weight and exported with the model."""
+    The head is learnt by objective.continuation_weight and exported with the model. A number is
+    the w that it starts from; true starts from 0.12."""
 
 
 class Tools(Section):
@@ -215,6 +216,10 @@ class Tools(Section):
     """Calls of one thought; further ones get no result."""
     result_tokens: Annotated[int, Field(ge=1, lt=65536)] = 64
     """Tokens of a result; what comes behind is cut. They come on top of thought_tokens."""
+    opening: str | None = None
+    """The tool that every thought begins with a call of: its marker and its name are given, and the
+    policy draws the arguments, up to `</tool>` or to the last of thought_tokens. So a model that
+    has never called need not be taught to. null: thoughts begin as they like."""
     seconds: Annotated[float, Field(gt=0)] = 5.0
     """A call may take so long; then the thought reads that it was out of time."""
     workers: Positive = 2
@@ -224,8 +229,10 @@ class Tools(Section):
 
     @property
     def most_given(self) -> int:
-        """Most tokens that tools add to a thought, markers of results included."""
-        return self.calls * (self.result_tokens + 2) if self.use else 0
+        """Most tokens of a thought that are not drawn: results with their markers, and what it
+        begins with (of a name there are no more tokens than bytes)."""
+        begins = 0 if self.opening is None else 2 + len(self.opening.encode())
+        return self.calls * (self.result_tokens + 2) + begins if self.use else 0
 
 
 class Thought(Section):

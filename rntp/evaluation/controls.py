@@ -7,7 +7,6 @@ and `empty`; computation as such would keep it under `pause`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rntp.errors import ConfigError
 from rntp.model.tokenizer import encode_marked, pause_id
-from rntp.types import Rollout, Thought
+from rntp.types import Rollout, Thought, runs
 
 Control = Callable[[Sequence[Rollout], PreTrainedTokenizerBase], list[Rollout]]
 
@@ -137,24 +136,18 @@ def _results(thought: Thought) -> list[Tensor]:
     """What tools gave, a result a piece, markers included: int64 [n] each."""
     return [
         thought.sampled_ids[begin:end]
-        for begin, end, given in _runs(thought.given.tolist())
-        if given
+        for begin, end, given in runs(thought.given.tolist())
+        if given and begin
     ]
 
 
-def _runs(given: list[bool]) -> list[tuple[int, int, bool]]:
-    """(begin, end, which) of the runs of equal values."""
-    edges = [i for i in range(1, len(given)) if given[i] != given[i - 1]]
-    ends = [0, *edges, len(given)] if given else []
-    return [(begin, end, given[begin]) for begin, end in pairwise(ends)]
-
-
 def _with_results(thought: Thought, results: list[Tensor]) -> Thought:
-    """The same drawn tokens, with these in place of what tools gave."""
+    """The same thought, with these in place of what tools gave."""
     following = iter(results)
     ids, given = [], []
-    for begin, end, is_given in _runs(thought.given.tolist()):
-        ids.append(next(following) if is_given else thought.sampled_ids[begin:end])
+    for begin, end, is_given in runs(thought.given.tolist()):
+        has_result = is_given and begin > 0
+        ids.append(next(following) if has_result else thought.sampled_ids[begin:end])
         given.append(torch.full((len(ids[-1]),), is_given))
     together = torch.cat(ids)
     return replace(

@@ -20,7 +20,7 @@ from rntp.model.attention import ATTENTION, Attention, own_attention, trunk
 from rntp.model.check import NotTreesError, check_head, check_trunk
 from rntp.model.head import Head, bias_of, raw_logits, weight_of
 from rntp.model.markers import learn_marker
-from rntp.model.mixing import FILE, NAME, Mixing
+from rntp.model.mixing import FILE, NAME, START, Mixing
 from rntp.model.plain_check import check_ends, check_runs_plain
 from rntp.model.sources import localize
 from rntp.model.tokenizer import load_tokenizer, start_id
@@ -98,16 +98,17 @@ class LanguageModel:
         assert found is None or isinstance(found, Mixing)
         return found
 
-    def add_mixing(self, seed: int | None) -> None:
+    def add_mixing(self, seed: int | None, start: float = START) -> None:
         """Give the model its mixing head: that beside its weights, or a new one of this seed where
-        there is none. None: there has to be one, or ConfigError is raised."""
+        there is none, whose weight has the log-odds `start`. None: there has to be one, or
+        ConfigError is raised."""
         width = self.head.shape[1]
         if self.shape.neck is not None:
             width = self.hf.config.get_text_config().hidden_size
         if seed is None or (Path(self.spec) / FILE).is_file():
             head = Mixing.beside(self.spec, width)
         else:
-            head = Mixing(width, seed)
+            head = Mixing(width, seed, start)
         self.hf.add_module(NAME, head.to(self.device, self.head.dtype))
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, attention: Attention) -> Tensor:

@@ -1,10 +1,10 @@
 """A head that mixes what is predicted with a thought and without one (Quiet-STaR, 2403.09629).
 
-    p(token) = (1 − w) p₀(token) + w p₁(token),   w = σ(START + v · relu(A h₀ + B h₁ + c))
+    p(token) = (1 − w) p₀(token) + w p₁(token),   w = σ(s + v · relu(A h₀ + B h₁ + c))
 
 p₀ and h₀: prediction and last hidden state without the thought; p₁ and h₁: with it. The loss is
 then never more than −log(1 − w) nats above that without a thought, so that a thought that is of no
-use can be turned off. At the start v is 0, and w the same everywhere.
+use can be turned off. At the start v is 0, and w the same everywhere; s stays as it is.
 
 The paper's text mixes log-probs and its code hidden states, with a w that nothing keeps between 0
 and 1 and that starts at 0; here probabilities are mixed, so that the result is one whatever w is.
@@ -26,17 +26,19 @@ from rntp.rng import uniform
 
 FILE = "mixing.safetensors"
 NAME = "rntp_mixing"  # of the part of a model
-START = -2.0  # log-odds of w: 0.12
+START = -2.0  # s, log-odds of w where nothing else is asked for: 0.12
 MOST_UNITS = 256
+_START = "start"  # s, in the file; older ones are without
 
 
 class Mixing(nn.Module):
     """The head that says w. A part of the model: it is trained, saved and split over ranks as all
-    of it is. empty, think: A and B, [K, D]. shift, out: c and v, [K]."""
+    of it is. empty, think: A and B, [K, D]. shift, out: c and v, [K]. start: s."""
 
-    def __init__(self, width: int, seed: int = 0) -> None:
+    def __init__(self, width: int, seed: int = 0, start: float = START) -> None:
         """Make a new head for hidden states of `width` numbers, with K = min(D, 256) units."""
         super().__init__()
+        self.start = start
         units = min(width, MOST_UNITS)
         at = torch.arange(units)[:, None], torch.arange(width), torch.arange(2)[:, None, None]
         bound = (2 * width) ** -0.5  # of D + D inputs, as nn.Linear has it
@@ -52,12 +54,13 @@ class Mixing(nn.Module):
         of_empty = empty.to(wide) @ self.empty.to(wide).T
         of_think = think.to(wide) @ self.think.to(wide).T
         units = (of_empty + of_think + self.shift.to(wide)).relu()
-        return START + units @ self.out.to(wide)
+        return self.start + units @ self.out.to(wide)
 
     def save(self, folder: Path) -> None:
         """Write the head beside a model's weights."""
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters()}
-        save_file(tensors, folder / FILE)
+        start = torch.tensor(self.start, dtype=torch.float64)
+        save_file({**tensors, _START: start}, folder / FILE)
 
     @classmethod
     def beside(cls, spec: str, width: int) -> Self:
@@ -72,6 +75,7 @@ class Mixing(nn.Module):
         head = cls(width)
         try:
             found = load_file(path)
+            head.start = float(found.pop(_START, START))
             head.to(found["out"].dtype).load_state_dict(found)
         except (SafetensorError, KeyError, RuntimeError) as error:
             raise ConfigError(

@@ -1,5 +1,6 @@
 """From a config to its model, checked against the lengths that it will see."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -12,6 +13,7 @@ from rntp.model.language_model import (
     load_model,
     pick_device,
 )
+from rntp.model.mixing import START
 from rntp.model.routing import routers
 from rntp.model.thought_tree import ROOT, TokenTree
 
@@ -43,7 +45,9 @@ def open_model(config: Config) -> LanguageModel:
     if config.reading.window is not None:
         _ = model.start_id  # readings begin with it
     if config.reading.mixing:
-        model.add_mixing(config.run.seed)
+        weight = config.reading.mixing
+        start = START if weight is True else math.log(weight / (1 - weight))
+        model.add_mixing(config.run.seed, start)
     interleaved = config.placement.interleaved
     if config.span_tokens > model.max_span:
         with_ = "interleaved thoughts" if interleaved else "thought, continuation and answer"

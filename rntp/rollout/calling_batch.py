@@ -26,7 +26,10 @@ FED_TOGETHER = 8  # see `fed_together`
 
 
 class CallingBatch:
-    """See the module; the parts are those of `rntp.rollout.compacting_batch`."""
+    """See the module; the parts are those of `rntp.rollout.compacting_batch`.
+
+    goes_on: answers come behind the thoughts, so that a last result has to be fed, too.
+    """
 
     def __init__(
         self,
@@ -35,12 +38,15 @@ class CallingBatch:
         attention: DecodeAttention,
         chance: TokenSampler,
         tools: ToolCalls,
+        *,
+        goes_on: bool,
     ) -> None:
         self._model = model
         self._branches = branches
         self._attention = attention
         self._chance = chance
         self._tools = tools
+        self._goes_on = goes_on
 
     def run(self, contexts: Sequence[Context], budget: int, check: Check) -> list[Thought]:
         """Draw a thought of at most `budget` tokens for every branch.
@@ -49,29 +55,40 @@ class CallingBatch:
         """
         width = self._branches.visible.shape[1]
         all_of = [
-            CallingBranch(contexts[n // width], position)
+            CallingBranch.begin(contexts[n // width], position, self._tools)
             for n, position in enumerate(self._branches.position.tolist())
         ]
+        self._open()
         while True:
             check()
-            given = results(all_of, self._tools)
+            self._give(all_of, results(all_of, self._tools), check)
             if all(branch.ended for branch in all_of):
                 break
             if not any(branch.decodes for branch in all_of):
                 self._tools.desk.pause()
                 continue
-            self._give(all_of, given, check)
             draw, logprob = self._draw(all_of)
             for n, (token, value) in enumerate(zip(draw.tolist(), logprob.tolist(), strict=True)):
                 if all_of[n].decodes:
                     all_of[n].draw(token, value, self._tools, budget)
         return [branch.thought() for branch in all_of]
 
+    def _open(self) -> None:
+        """Feed all branches what every thought begins with, but for its last token, as `_give`."""
+        position = self._branches.position
+        for number, token in enumerate([self._model.think_open_id, *self._tools.opening][:-1]):
+            self._model.hidden(torch.full_like(position, token), position + number, self._attention)
+            self._attention.advance()
+
     def _give(
         self, all_of: list[CallingBranch], given: Sequence[tuple[int, list[int]]], check: Check
     ) -> None:
         """Feed branches their last token and a result, but for the token that ends it, which the
         next draw is made from. given: which branch, and the ids of its result."""
+        for n, result in given:
+            if all_of[n].spent and not self._goes_on:
+                all_of[n].read(result)
+        given = [(n, result) for n, result in given if not all_of[n].ended]
         if not given:
             return
         position, device = self._rewind(all_of), self._branches.position.device

@@ -8,6 +8,7 @@ import torch
 from rntp.rollout import Check
 from rntp.rollout.tool_calls import TOO_MANY, ToolCalls
 from rntp.tools.desk import Ask
+from rntp.tools.page import Outcome
 from rntp.types import Context, Thought, ToolCall
 
 
@@ -17,7 +18,8 @@ class CallingBranch:
 
     context, position: where it branches off. ids, logprobs, given: of its tokens so far, without
     the open marker. opened: where in ids the call begins that is being written, or −1. drawn:
-    tokens that were drawn. waits: the call that it has stopped for, and its ids.
+    tokens that were drawn. waits: the call that it has stopped for, and its ids. spent: it has
+    drawn all that it may, and its result is the last that it reads.
     """
 
     context: Context
@@ -30,32 +32,62 @@ class CallingBranch:
     waits: tuple[Ask, list[int]] | None = None
     calls: list[ToolCall] = field(default_factory=list)
     closed: bool = False
+    spent: bool = False
     ended: bool = False
+
+    @classmethod
+    def begin(cls, context: Context, position: int, tools: ToolCalls) -> "CallingBranch":
+        """A thought of which nothing is drawn yet."""
+        branch = cls(context, position)
+        branch.read(tools.opening)
+        branch.opened = 1 if tools.opening else -1
+        return branch
 
     @property
     def decodes(self) -> bool:
         return not self.ended and self.waits is None
 
     def draw(self, token: int, logprob: float, tools: ToolCalls, budget: int) -> None:
-        """Go on by a token that was drawn, of at most `budget`; a whole call is handed in."""
+        """Go on by a token that was drawn, of at most `budget`; a whole call is handed in.
+
+        Where every thought begins with a call, one that the budget cuts is handed in as it stands:
+        a model that has never called does not know how a call ends.
+        """
         self._add(token, logprob, given=False)
         opening, closing = tools.model.tool_ids[:2]
         self.drawn += 1
-        self.closed = token == tools.model.think_close_id
-        self.ended = self.closed or self.drawn == budget
         if token == opening:
             self.opened = len(self.ids)
-        elif token == closing and self.opened >= 0 and not self.ended:
-            call, self.opened = self.ids[self.opened : -1], -1
-            if len(self.calls) >= tools.calls:
-                self.calls.append(tools.record(call, TOO_MANY))
-            else:
-                self.waits = tools.ask(call, self.context, self.position), call
+        calling = self.opened >= 0
+        self.closed = token == tools.model.think_close_id
+        at_end = self.closed or self.drawn == budget
+        self.spent = bool(tools.opening) and calling and at_end and not self.closed
+        self.ended = at_end and not self.spent
+        if calling and token == closing and not self.ended:
+            self._call(self.ids[self.opened : -1], tools)
+        elif self.spent:
+            self._call(self.ids[self.opened :], tools)
+
+    def _call(self, call: list[int], tools: ToolCalls) -> None:
+        self.opened = -1
+        if len(self.calls) < tools.calls:
+            self.waits = tools.ask(call, self.context, self.position), call
+        else:
+            self.calls.append(tools.record(call, TOO_MANY))
+            self.ended = self.spent
+
+    def answer(self, outcome: Outcome, tools: ToolCalls) -> None:
+        """Take what the call has come to that the branch waits for."""
+        assert self.waits is not None
+        (_, call), self.waits = self.waits, None
+        cut = self.ids[-1] != tools.model.tool_ids[1]
+        self.calls.append(tools.record(call, outcome, cut=cut))
 
     def read(self, result: Sequence[int]) -> None:
-        """Go on by the ids of a result, which the model is fed and did not draw."""
+        """Go on by ids that the model is fed and did not draw; a result may be the end."""
         for token in result:
             self._add(token, 0.0, given=True)
+        self.ended = self.spent
 
     def thought(self) -> Thought:
         """What has come of it."""
@@ -77,15 +109,14 @@ class CallingBranch:
 def results(branches: Sequence[CallingBranch], tools: ToolCalls) -> list[tuple[int, list[int]]]:
     """Let branches go on whose outcomes are there: which, and the ids of the result of each, which
     they have yet to be fed."""
-    waiting = [(n, *b.waits) for n, b in enumerate(branches) if b.waits is not None]
+    waiting = [(n, b.waits[0]) for n, b in enumerate(branches) if b.waits is not None]
     if not waiting:
         return []
-    outcomes = tools.desk.settle([asked for _, asked, _ in waiting], wait=False)
+    outcomes = tools.desk.settle([asked for _, asked in waiting], wait=False)
     found = []
-    for (n, _, call), outcome in zip(waiting, outcomes, strict=True):
+    for (n, _), outcome in zip(waiting, outcomes, strict=True):
         if outcome is not None:
-            branches[n].waits = None
-            branches[n].calls.append(tools.record(call, outcome))
+            branches[n].answer(outcome, tools)
             found.append((n, tools.result(outcome)))
     return found
 

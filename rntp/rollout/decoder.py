@@ -77,7 +77,14 @@ class Decoder:
         self, tools: ToolCalls, contexts: Sequence[Context], check: Check
     ) -> list[Thought]:
         """The same for thoughts that call tools, ready-made. contexts: of the D documents."""
-        loop = CallingBatch(self._model, self._branches, self._attention, self._chance, tools)
+        loop = CallingBatch(
+            self._model,
+            self._branches,
+            self._attention,
+            self._chance,
+            tools,
+            goes_on=self._answer_tokens > 0,
+        )
         return loop.run(contexts, self._budget, check)
 
     def answers(self, thoughts: Sequence[Thought], check: Check) -> tuple[Tensor, Tensor]:

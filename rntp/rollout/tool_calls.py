@@ -21,7 +21,7 @@ from rntp.model.tokenizer import decode, encode
 from rntp.tools import REGISTRY, Page, Tool, Withheld
 from rntp.tools.cache import Cache
 from rntp.tools.desk import Ask, Desk
-from rntp.tools.page import Outcome
+from rntp.tools.page import Outcome, split_call
 from rntp.tools.splice import result_ids
 from rntp.types import Context, Thought, ToolCall
 
@@ -35,7 +35,8 @@ class ToolCalls:
 
     calls: of one thought, at most. result_tokens: of a result, without its markers. horizon: tokens
     behind the position that a thought is judged by, and that are withheld from it. window: tokens
-    before the position that are read beside a thought; None: all.
+    before the position that are read beside a thought; None: all. opening: ids that every thought
+    begins with, a call up to its arguments; empty where thoughts begin as they like.
     """
 
     model: LanguageModel
@@ -44,11 +45,12 @@ class ToolCalls:
     result_tokens: int
     horizon: int
     window: int | None = None
+    opening: tuple[int, ...] = ()
 
     @property
     def most_given(self) -> int:
-        """Most tokens that tools add to a thought."""
-        return self.calls * (self.result_tokens + 2)
+        """Most tokens of a thought that are not drawn."""
+        return self.calls * (self.result_tokens + 2) + len(self.opening)
 
     def ask(self, call: Sequence[int], context: Context, position: int) -> Ask:
         """Hand in a call. call: the ids between its markers. position: in the context's tokens."""
@@ -84,18 +86,18 @@ class ToolCalls:
         calls = (self.record(call.tolist(), outcome),)
         return Thought(ids, torch.zeros(len(ids)), closed=False, given=given, calls=calls)
 
-    def record(self, call: Sequence[int], outcome: Outcome) -> ToolCall:
-        """What a rollout keeps of a call. call: the ids between its markers."""
-        text = self._text(torch.tensor(call, dtype=torch.int64)).strip()
-        name, _, arguments = text.partition(" ")
+    def record(self, call: Sequence[int], outcome: Outcome, *, cut: bool = False) -> ToolCall:
+        """What a rollout keeps of a call. call: the ids between its markers. cut: the budget has
+        ended it, so that it has no closing one."""
+        name, arguments = split_call(self._text(torch.tensor(call, dtype=torch.int64)))
         has_result = outcome is not TOO_MANY
         return ToolCall(
             name,
-            arguments.strip(),
+            arguments,
             outcome.text,
             outcome.failure,
             dict(outcome.withheld),
-            asked=(len(call) + 2) * has_result,
+            asked=(len(call) + 2 - cut) * has_result,
         )
 
     def _page(self, context: Context, position: int) -> tuple[Page, Withheld]:
@@ -136,6 +138,16 @@ def bare_ids(context: Context) -> Tensor:
         shift += len(seen.token_ids)
         begin = at + len(seen.token_ids)
     return torch.cat([*pieces, context.token_ids[begin:]])
+
+
+def opening_ids(model: LanguageModel, tool: str | None) -> tuple[int, ...]:
+    """Ids that thoughts begin with which call this tool from the start.
+
+    A line break ends the name: what words follow it is then as likely as at the start of any text.
+    """
+    if tool is None:
+        return ()
+    return model.tool_ids[0], *encode(model.tokenizer, f"{tool}\n").tolist()
 
 
 def open_tools(config: Config) -> dict[str, Tool]:
@@ -213,6 +225,7 @@ def tool_calls(
             section.result_tokens,
             config.reward.horizon,
             config.reading.window,
+            opening_ids(model, section.opening),
         )
     finally:
         desk.close()

@@ -179,7 +179,9 @@ class UnsharedEngine:
     ) -> list[list[Thought]]:
         """The thoughts of all positions, in rounds: each decodes until it has ended or calls. Calls
         run while others decode."""
-        groups = [[CallingBranch(*place) for _ in range(self.thoughts)] for place in places]
+        groups = [
+            [CallingBranch.begin(*place, tools) for _ in range(self.thoughts)] for place in places
+        ]
         every = [branch for group in groups for branch in group]
         while any(not branch.ended for branch in every):
             for group in groups:

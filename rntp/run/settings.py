@@ -45,7 +45,7 @@ class Settings:
             config.earliest_position,
             config.thought.temperature,
             config.reading.piece,
-            config.reading.mixing,
+            bool(config.reading.mixing),
         )
 
     @classmethod

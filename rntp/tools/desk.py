@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from rntp.errors import RntpError, is_out_of_memory
 from rntp.runtime.key_store import key_of
 from rntp.tools.cache import Cache
-from rntp.tools.page import Failure, Outcome, Page, Quote, Tool
+from rntp.tools.page import Failure, Outcome, Page, Quote, Tool, split_call
 from rntp.tools.strict import Withheld
 
 # What a thought reads where a call has no result: short, and the same for every call of the kind.
@@ -80,8 +80,7 @@ class Desk:
 
     def ask(self, call: str, page: Page, withheld: Withheld) -> Ask:
         """Hand in a call, `NAME ARGUMENTS`. The same call twice at a time runs once."""
-        name, _, arguments = call.strip().partition(" ")
-        name, arguments = name.strip(), arguments.strip()
+        name, arguments = split_call(call)
         tool = self._tools.get(name)
         if tool is None:
             asked = Ask(name, arguments, page, withheld, b"")

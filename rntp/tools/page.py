@@ -31,6 +31,13 @@ class Quote:
     document: Callable[[], str]
 
 
+def split_call(text: str) -> tuple[str, str]:
+    """Name and arguments of a call as a thought writes it, `NAME ARGUMENTS`: up to the first space
+    or line break, and what comes behind it."""
+    name, *rest = text.strip().split(maxsplit=1)[:2] or [""]
+    return name, rest[0] if rest else ""
+
+
 Result = str | Iterable[Quote]
 """What a tool gives back: a text, or passages from the best on, as many as are asked for."""
 

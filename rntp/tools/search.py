@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from rntp.errors import ConfigError
 from rntp.tools.index.bm25 import Reader
 from rntp.tools.index.store import Store
 from rntp.tools.page import Page, Quote
@@ -19,24 +20,36 @@ _MOST_WORDS = 32
 class Search:
     """Search in an index of `rntp data index`.
 
-    index: its folder. ngram, near, quotes: see `Strict`. The index may hold the page itself and
+    index: its folder. before: words before the position that are asked for beside those of the
+    arguments; a thought then says what to look for besides, and may say nothing. ngram, near,
+    quotes: see `Strict`. The index may hold the page itself and
     what comes next: whoever runs the tool withholds those.
     """
 
-    reads_page = False
-
     def __init__(
-        self, *, index: Path | str, ngram: int = 8, near: float = 0.3, quotes: int = 1
+        self,
+        *,
+        index: Path | str,
+        before: int = 0,
+        ngram: int = 8,
+        near: float = 0.3,
+        quotes: int = 1,
     ) -> None:
+        if before < 0:
+            raise ConfigError(f"thought.tools.use: search before {before}; give 0 or more words")
         folder = Path(index)
         self._store = Store(folder)
         self._bm25 = Reader(folder / "bm25")
         self.strict = Strict(ngram, near, quotes)
-        self.digest = f"search 1 {self._store.facts.digest} {self._bm25.version}"
+        self._before = before
+        self.reads_page = before > 0
+        asks = f" before {before}" if before else ""
+        self.digest = f"search 1 {self._store.facts.digest} {self._bm25.version}{asks}"
 
     def __call__(self, arguments: str, page: Page) -> Iterator[Quote]:
-        """Go through passages from the best on. The page is not looked at."""
-        wanted = list(dict.fromkeys(words(arguments)))[:_MOST_WORDS]
+        """Go through passages from the best on."""
+        nearby = words(" ".join(page.text.split()[-self._before :])) if self._before else []
+        wanted = list(dict.fromkeys(nearby + words(arguments)))[:_MOST_WORDS]
         return map(self._quote, self._bm25.ranked(wanted))
 
     def close(self) -> None:

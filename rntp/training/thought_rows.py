@@ -130,8 +130,8 @@ def _said(thought: Thought, model: LanguageModel) -> dict[str, object]:
 
 
 def _called(thought: Thought) -> dict[str, object]:
-    """What was called, and which of the thought's tokens tools gave, where it called any."""
-    if not thought.calls:
+    """What was called, and which of the thought's tokens were not drawn, where there are any."""
+    if not thought.calls and not thought.num_given:
         return {}
     given = thought.given if len(thought.given) else torch.zeros(len(thought.sampled_ids))
     return {"calls": [asdict(call) for call in thought.calls], "given": given.int().tolist()}

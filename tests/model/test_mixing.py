@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rntp.errors import ConfigError
@@ -66,6 +66,9 @@ def test_it_starts_the_same_everywhere_and_is_a_function_of_its_seed() -> None:
     h0, h1 = torch.randn(2, 5, WIDTH)
     assert torch.equal(one(h0, h1), torch.full((5,), START))
     assert torch.sigmoid(torch.tensor(START)).item() == pytest.approx(0.1192, abs=1e-4)
+    half = Mixing(WIDTH, 3, start=0.0)
+    assert torch.equal(half(h0, h1), torch.zeros(5))
+    assert torch.equal(half.empty, one.empty)
     assert torch.equal(one.empty, again.empty)
     assert torch.equal(one.think, again.think)
     assert not torch.equal(one.empty, other.empty)
@@ -116,16 +119,20 @@ def test_it_learns_to_trust_thoughts_that_help_and_no_others(better: bool) -> No
 
 
 def test_its_file_lies_beside_the_weights(tmp_path: Path) -> None:
-    head = Mixing(WIDTH, 5)
+    head = Mixing(WIDTH, 5, start=0.7)
     with torch.no_grad():
         head.out.uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
     head.save(tmp_path)
-    assert sorted(load_file(tmp_path / FILE)) == ["empty", "out", "shift", "think"]
+    assert sorted(load_file(tmp_path / FILE)) == ["empty", "out", "shift", "start", "think"]
     found = Mixing.beside(str(tmp_path), WIDTH)
+    assert found.start == 0.7
     for name, parameter in head.named_parameters():
         assert torch.equal(dict(found.named_parameters())[name], parameter)
     with pytest.raises(ConfigError, match="no mixing head of this model"):
         Mixing.beside(str(tmp_path), WIDTH + 1)
+    older = {k: v for k, v in load_file(tmp_path / FILE).items() if k != "start"}
+    save_file(older, tmp_path / FILE)
+    assert Mixing.beside(str(tmp_path), WIDTH).start == START
     (tmp_path / FILE).write_bytes(b"no")
     with pytest.raises(ConfigError, match="export the run again"):
         Mixing.beside(str(tmp_path), WIDTH)

@@ -190,7 +190,7 @@ class VllmEngine:
     ) -> list[Thought]:
         """Thoughts that call tools, in rounds: each goes on to its end or to a call."""
         model, rounds = self.model, 0
-        every = [CallingBranch(branch.context, branch.position) for branch in branches]
+        every = [CallingBranch.begin(b.context, b.position, tools) for b in branches]
         stops = [model.think_close_id, model.tool_ids[1]]
         while going := [n for n, branch in enumerate(every) if not branch.ended]:
             prompts = [
