@@ -180,6 +180,7 @@ BREAKS = [
     ["placement.band={surprise: [2, 2]}"],
     ["baseline.use=group_member", "objective.advantage=none"],
     ["thought.tools={use: {python: null}, markers: [a, b, c, <think>]}"],
+    ["thought.tools={use: {python: null}, opening: search}"],
     ["thought.tools={use: {recall: null}}"],
     ["evaluation.controls=[no_results]"],
     ["evaluation.controls=[last_words]"],
@@ -476,6 +477,10 @@ def test_a_run_without_a_window_is_the_run_it_was_before_there_were_any() -> Non
     assert "reading" not in plain.identity()
     mixing = Config.parse(minimal(), ["reading.mixing=true"])
     assert mixing.identity()["reading"] == {"mixing": True}
+    half = Config.parse(minimal(), ["reading.mixing=0.5"])
+    assert half.identity()["reading"] == {"mixing": 0.5}
+    with pytest.raises(ConfigError, match=r"reading\.mixing"):
+        Config.parse(minimal(), ["reading.mixing=1.5"])
     assert mixing.evaluation_digest() != plain.evaluation_digest()
     assert "window" not in plain.measured()["evaluation"]
     assert len({c.digest() for c in (plain, near, far)}) == 3

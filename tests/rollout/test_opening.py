@@ -8,20 +8,36 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_calling import called, context, engine, load, place, scripted, thoughts_of, words
+from test_calling import (
+    called,
+    context,
+    engine,
+    load,
+    place,
+    records,
+    scripted,
+    thoughts_of,
+    tool_run,
+    words,
+)
 from test_plain_calling import unshared_engine
 from test_vllm_engine import config_of, distances, opened
 from torch import Tensor
 from vllm_scripted import Scripted
 
+from rntp import Trainer
+from rntp.config import Config
 from rntp.evaluation.controls import CONTROLS
 from rntp.model import LanguageModel
 from rntp.objective.forward import build_tree, forward
 from rntp.objective.rewards_and_advantages import sampler_logp
 from rntp.rollout.sampling import draw
 from rntp.rollout.tool_calls import ToolCalls, opening_ids
+from rntp.runtime.files import read_json_lines
 from rntp.tools import Page
 from rntp.types import Thought
+
+__all__ = ["tool_run"]
 
 BUDGET = 6
 
@@ -161,6 +177,33 @@ def test_another_result_stands_behind_the_same_opening(model_folders: dict[str, 
     assert halves(other) == (halves(own)[0], halves(theirs)[1])
     assert halves(own)[1] != halves(theirs)[1]
     assert other.given.nonzero()[: len(tools.opening), 0].tolist() == [*range(len(tools.opening))]
+
+
+def test_a_run_resumes_bit_for_bit_and_learns_from_what_was_drawn(
+    tool_run: Callable[[Path], dict], tmp_path: Path
+) -> None:
+    def fit(folder: str, steps: int) -> list[dict]:
+        raw = tool_run(tmp_path / folder)
+        raw["thought"]["tools"] |= {"opening": "e", "calls": 1}
+        raw["reading"] = {"window": 8, "mixing": 0.5}
+        raw["run"]["steps"] = steps
+        Trainer(Config.parse(raw)).fit()
+        return records(tmp_path / folder)
+
+    whole = fit("whole", 4)
+    fit("parts", 2)
+    for one, other in zip(whole, fit("parts", 4), strict=True):
+        assert {k: v for k, v in one.items() if "memory" not in k} == {
+            k: v for k, v in other.items() if "memory" not in k
+        }
+    assert whole[0]["mixing/weight"] == pytest.approx(0.5, abs=1e-6)
+    rows = read_json_lines(tmp_path / "whole" / "rollouts" / "step_00000001.jsonl")
+    assert all(row["thought"].startswith("<tool>e\n") for row in rows)
+    assert sum(bool(row["calls"]) for row in rows) > len(rows) / 2
+    for row in rows:
+        begins = row["given"].index(0)
+        assert sum(row["given"][:begins]) == begins == len("<tool>e\n") - len("tool>")
+        assert 1 <= row["num_tokens"] <= 8
 
 
 def test_vllm_goes_on_from_the_opening(model_folders: dict[str, Path], tmp_path: Path) -> None:

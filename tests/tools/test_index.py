@@ -299,6 +299,33 @@ def test_results_do_not_depend_on_the_page_but_by_what_is_withheld(tmp_path: Pat
     desk.close()
 
 
+def test_words_before_the_position_are_asked_for_beside_the_arguments(tmp_path: Path) -> None:
+    index(corpus_of(tmp_path / "corpus", texts(20)), tmp_path / "index")
+    page = Page("page-3", 9, "It eats in v17x and then it\nsleeps", ())
+
+    def first(arguments: str, page: Page = page, **settings: int) -> str:
+        search = REGISTRY["search"](index=tmp_path / "index", **settings)
+        return next((quote.document_id for quote in search(arguments, page)), "nothing")
+
+    plain, near = (REGISTRY["search"](index=tmp_path / "index", before=n) for n in (0, 5))
+    assert (plain.reads_page, near.reads_page) == (False, True)
+    assert plain.digest != near.digest
+    assert first("") == "nothing"
+    assert first("", before=5) == "page-17"
+    assert first("", before=4) != "page-17"  # of the page's last words that one is the fifth
+    assert first("v12x lizard valley v12x", before=5) in ("page-12", "page-17")
+    assert first("v12x", Page("page-3", 0, "", ()), before=5) == "page-12"
+    # Another page is another call, though the arguments are the same.
+    desk = Desk({"search": near}, Cache(None))
+    asked = [desk.ask("search", p, NOTHING) for p in (page, Page("page-3", 2, "In v12x", ()))]
+    texts_found = [outcome.text for outcome in desk.settle(asked, wait=True) if outcome]
+    desk.close()
+    assert "v17x" in texts_found[0]
+    assert "v12x" in texts_found[1]
+    with pytest.raises(ConfigError, match="search before -1"):
+        REGISTRY["search"](index=tmp_path / "index", before=-1)
+
+
 def test_the_command(
     tmp_path: Path, model_folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
