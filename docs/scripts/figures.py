@@ -422,7 +422,11 @@ def results() -> str:
         ],
         [
             "Does looking something up pay, with all of the page in view? Four passages of 2,600 "
-            "other documents, 135M, fixed queries, a reader that was taught to read results",
+            "other documents, 135M, calls begun for the policy, both predictions mixed",
+            figures_tools.opened_gain(),
+        ],
+        [
+            "… and fixed queries, and calls that the policy was taught and left to decide on?",
             figures_tools.fixed_gain(),
         ],
         [

@@ -9,6 +9,7 @@ RESULTS = Path(__file__).parents[2] / "experiments/tools/results"
 FIXED = RESULTS / "fixed.json"
 PLANTED = RESULTS / "planted.json"
 SEARCH = RESULTS / "search.json"
+OPENED = RESULTS / "opened.json"
 PLANTED_CONTROLS = {
     "other_results": "another page's result",
     "no_results": "its result left out",
@@ -40,6 +41,49 @@ def fixed_gain() -> str:
         f"{_gain(found, 'last_words')} nats a token for what the last 12 words find; control: for "
         f"another document's words {_gain(found, 'others_words')}. {_learnt()}"
     )
+
+
+def search_opened() -> str:
+    """Write what calls that are begun for the policy gain, seed by seed, before RL and after."""
+    runs = json.loads(OPENED.read_text(encoding="utf-8"))
+    lines = [
+        "| before → after | " + " | ".join(f"seed {run['seed']}" for run in runs) + " |",
+        "| --- |" + " --- |" * len(runs),
+    ]
+    rows = {
+        "**gain of thinking**": "learned",
+        "the thought's prediction alone": "alone",
+        "nothing asked but the last 12 words": "last_words",
+        "another document's result (control)": "other_results",
+        "learned over fixed": "learned_over_fixed",
+        "loss without a thought, over plain training": "over_plain",
+    }
+    for told, name in rows.items():
+        cells = [
+            " → ".join(_with_interval(*run[w][name]) for w in ("before", "after") if name in run[w])
+            for run in runs
+        ]
+        if any(cells):
+            lines.append(f"| {told} | " + " | ".join(cells) + " |")
+    losses = [f"{r['before']['nll/no_think']:.3f} → {r['after']['nll/no_think']:.3f}" for r in runs]
+    lines.append("| loss without a thought | " + " | ".join(losses) + " |")
+    count = runs[0]["after"]["positions"]
+    lines += [
+        "",
+        f"Nats a token [95 % interval over documents]; {count} held-out documents each.",
+    ]
+    return "\n".join(lines)
+
+
+def opened_gain() -> str:
+    """Say what such calls gain, and their control."""
+    runs = json.loads(OPENED.read_text(encoding="utf-8"))
+    told = "; ".join(
+        f"{_with_interval(*r['before']['learned'])} → {_with_interval(*r['after']['learned'])}"
+        for r in runs
+    )
+    others = [_signed(run["after"]["other_results"][0], 3) for run in runs]
+    return f"{told} nats a token; another document's result {', '.join(others)}"
 
 
 def _learnt() -> str:
@@ -124,4 +168,8 @@ def _with_interval(mean: float, low: float, high: float) -> str:
     return f"{_signed(mean, 3)} [{_signed(low, 3)}, {_signed(high, 3)}]"
 
 
-MAKERS: dict[str, Callable[[], str]] = {"search_fixed": search_fixed, "planted_tools": planted}
+MAKERS: dict[str, Callable[[], str]] = {
+    "search_fixed": search_fixed,
+    "search_opened": search_opened,
+    "planted_tools": planted,
+}

@@ -213,7 +213,7 @@ def loss(at: At) -> np.ndarray:
     return -np.array(at["logp_empty"])
 
 
-def over_plain(experiment: Experiment, column: Column, group: str, plain: list[Page]) -> str:
+def over_plain(experiment: Experiment, column: Column, group: str, plain: list[Page]) -> Sums:
     """Loss without a thought over that of plain training at the same positions."""
     other = Column("", column.seed, plain)
     own, others = (
@@ -223,7 +223,7 @@ def over_plain(experiment: Experiment, column: Column, group: str, plain: list[P
     if own != others:
         raise SystemExit("the plain run was evaluated at other positions; give both the same seed")
     mine = sums_of(experiment, column, group, loss)
-    return mine.over(sums_of(experiment, other, group, loss)).cell(column.seed)
+    return mine.over(sums_of(experiment, other, group, loss))
 
 
 def evaluated(run: Path) -> list[tuple[int, list[Page]]]:
@@ -276,7 +276,9 @@ def _group(
     row("loss without a thought", mean_loss)
     row(
         "… over plain training",
-        lambda c: over_plain(experiment, c, group, plain[c.seed]) if c.seed in plain else "",
+        lambda c: (
+            over_plain(experiment, c, group, plain[c.seed]).cell(c.seed) if c.seed in plain else ""
+        ),
     )
     for arm, label in {"thoughts": f"**learned {experiment.learned}**", **experiment.arms}.items():
         row(label, lambda column, arm=arm: sums(column, arm).cell(column.seed))
@@ -287,8 +289,9 @@ def _group(
     return lines
 
 
-def summary(experiment: Experiment, run: Path) -> dict[str, Any]:
-    """What a run says of all positions, before and after training. Gains with their intervals."""
+def summary(experiment: Experiment, run: Path, plain: Mapping[int, list[Page]]) -> dict[str, Any]:
+    """What a run says of all positions, before and after training. Gains with their intervals.
+    plain: as of `table`."""
     (group, *_) = experiment.groups
     manifest = json.loads((run / "manifest.json").read_text())
     facts = ("seed", "config_digest", "data_digest", "git")
@@ -305,6 +308,11 @@ def summary(experiment: Experiment, run: Path) -> dict[str, Any]:
             "learned": learned.mean(seed),
             "learned_over_fixed": over,
             **{arm: mean for arm, each in sums.items() if (mean := each.mean(seed))},
+            **(
+                {"over_plain": over_plain(experiment, column, group, plain[seed]).mean(seed)}
+                if seed in plain
+                else {}
+            ),
             "calls": _calls(column, group)[0],
             "precision": _calls(column, group)[1],
         }
@@ -353,7 +361,7 @@ def main() -> None:
     out.write_text(text, encoding="utf-8")
     path = out.parent / "results" / f"{arguments.experiment}.json"
     path.parent.mkdir(exist_ok=True)
-    found = [summary(experiment, run) for run in arguments.runs]
+    found = [summary(experiment, run, plain) for run in arguments.runs]
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(text)
 
