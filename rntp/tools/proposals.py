@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from rntp.registry import Registry
-from rntp.tools.sessions import examples_of, program, with_imports
+from rntp.tools.sessions import session_programs
 from rntp.tools.words import words
 
 QUERY_WORDS = 12  # of `last_words`
@@ -67,11 +67,7 @@ def expression(before: Before) -> list[str]:
     """Run the interactive session so far, all of it, with the imports that it lacks and without;
     its last example; and compute the last arithmetic expressions nearby. The first word of the
     page may name the module that it is about."""
-    calls = []
-    session = list(examples_of(before.text))
-    if session:
-        code, home = program(session), before.text.split(maxsplit=1)[0]
-        calls = [with_imports(code, home), code, session[-1].typed]
+    calls = session_programs(before.text)
     nearby = before.text[-NEAR_CHARACTERS:]
     found = [match[0] for match in _EXPRESSION.finditer(nearby)]
     calls += reversed(found[-MOST_EXPRESSIONS:])

@@ -88,19 +88,41 @@ def with_imports(code: str, home: str) -> str:
     return "\n".join([*lines, code])
 
 
+def session_programs(text: str) -> list[str]:
+    """Programs of the session that a text ends with or has had: all of it with the imports that it
+    lacks, all of it as it stands, its last example. Nothing where there is no example. The first
+    word of the text may name the module that it is about."""
+    session = list(examples_of(text))
+    if not session:
+        return []
+    code, home = program(session), text.split(maxsplit=1)[0]
+    return list(dict.fromkeys([with_imports(code, home), code, session[-1].typed]))
+
+
+def parses(code: str) -> bool:
+    """Whether code is Python at all."""
+    return _tree(code) is not None
+
+
 def _is_module(name: str) -> bool:
     parts = name.split(".")
     return parts[0] in sys.stdlib_module_names and all(map(str.isidentifier, parts))
 
 
-def _unbound(code: str) -> list[str]:
-    """Names that are read and nowhere bound, in no order of execution; none of code that cannot be
-    parsed."""
+def _tree(code: str) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of literals: they are the page's
-            tree = ast.parse(code)
+            return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _unbound(code: str) -> list[str]:
+    """Names that are read and nowhere bound, in no order of execution; none of code that cannot be
+    parsed."""
+    tree = _tree(code)
+    if tree is None:
         return []
     bound, read = set(dir(builtins)), list[str]()
     for node in ast.walk(tree):

@@ -1,6 +1,9 @@
 """Interactive sessions in a text: examples, the program of them, imports that it lacks."""
 
-from rntp.tools.sessions import Example, examples_of, program, with_imports
+import pytest
+
+from rntp.tools import REGISTRY, Failure, Page
+from rntp.tools.sessions import Example, examples_of, program, session_programs, with_imports
 
 TEXT = """math - Functions
 
@@ -69,3 +72,36 @@ def test_imports_that_are_missing() -> None:
         ("x = re.match", "Sorting", ["import re"]),
     ):
         assert with_imports(code, home) == "\n".join([*lines, code]), code
+
+
+def test_the_programs_of_a_session() -> None:
+    assert session_programs("No prompt >>> here") == []
+    text = "math - Functions\n\n>>> x = floor(2.5)\n>>> x + 1\n"
+    assert session_programs(text) == [
+        "from math import *\nx = floor(2.5)\nx + 1",
+        "x = floor(2.5)\nx + 1",
+        "x + 1",
+    ]
+    assert session_programs(">>> 1\n") == ["1"]
+
+
+def test_a_call_runs_behind_the_session_of_its_page() -> None:
+    pytest.importorskip("pydantic_monty")
+    tool, plain = REGISTRY["python"](session=True), REGISTRY["python"]()
+    assert (tool.reads_page, plain.reads_page) == (True, False)
+    assert tool.digest != plain.digest
+    page = Page("d", 9, "Sums\n\n>>> x = 20\n>>> x + 1\n", ())
+    broken = Page("d", 9, "Sums\n\n>>> x = y\n>>> 3 * 7\n", ())
+    try:
+        assert tool("", page) == "21"
+        assert tool("x * 2", page) == "21\n40"
+        assert tool("no Python at all", page) == "21"
+        assert tool("1 / 0", page) == "21"
+        assert tool("", broken) == "21"  # of the last example alone
+        assert tool("6 * 7", Page("d", 0, "No session.", ())) == "42"
+        for call in (lambda: plain("x * 2", page), lambda: tool("", Page("d", 9, ">>> y\n", ()))):
+            with pytest.raises(Failure, match="code_error"):
+                call()
+    finally:
+        tool.close()
+        plain.close()
