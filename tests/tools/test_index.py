@@ -317,7 +317,7 @@ def test_words_before_the_position_are_asked_for_beside_the_arguments(tmp_path: 
     assert first("v12x", Page("page-3", 0, "", ()), before=5) == "page-12"
     # Another page is another call, though the arguments are the same.
     desk = Desk({"search": near}, Cache(None))
-    asked = [desk.ask("search", p, NOTHING) for p in (page, Page("page-3", 2, "In v12x", ()))]
+    asked = [desk.ask("search", p, NOTHING) for p in (page, Page("page-3", 2, "In v12x", (7, 8)))]
     texts_found = [outcome.text for outcome in desk.settle(asked, wait=True) if outcome]
     desk.close()
     assert "v17x" in texts_found[0]
