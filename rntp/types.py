@@ -163,8 +163,6 @@ def without_calls(ids: Tensor, given: Tensor, asked: Sequence[int]) -> Tensor:
 
     asked: of every result, in order, tokens before it that are its call.
     """
-    if not asked:
-        return ids
     kept = torch.ones(len(ids), dtype=torch.bool)
     begins = [begin for begin, _, is_given in runs(given.tolist()) if is_given and begin]
     for begin, number in zip(begins, asked, strict=True):

@@ -106,6 +106,7 @@ def test_an_evaluation_says_what_mixing_is_worth(ran: Path) -> None:
 def test_the_export_is_a_plain_model_with_the_head_beside_it(ran: Path, exported: Path) -> None:
     weights = checkpoint.load(checkpoint.committed(ran / "checkpoints")[-1][1], "weights")
     beside = load_file(exported / FILE)
+    assert float(beside.pop("start")) == -2
     for name, tensor in beside.items():
         assert torch.equal(tensor, weights[f"{NAME}.{name}"])
     assert not any(NAME in name for name in load_file(exported / "model.safetensors"))
