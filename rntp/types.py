@@ -163,6 +163,8 @@ def without_calls(ids: Tensor, given: Tensor, asked: Sequence[int]) -> Tensor:
 
     asked: of every result, in order, tokens before it that are its call.
     """
+    if not asked:
+        return ids
     kept = torch.ones(len(ids), dtype=torch.bool)
     begins = [begin for begin, _, is_given in runs(given.tolist()) if is_given and begin]
     for begin, number in zip(begins, asked, strict=True):
@@ -171,8 +173,7 @@ def without_calls(ids: Tensor, given: Tensor, asked: Sequence[int]) -> Tensor:
 
 
 def runs(given: Sequence[bool]) -> list[tuple[int, int, bool]]:
-    """(begin, end, which) of the runs of equal values. What is given from the start on is how a
-    thought begins, and any other run of what is given is a result."""
+    """(begin, end, which) of the runs of equal values; what is given from 0 on is no result."""
     edges = [i for i in range(1, len(given)) if given[i] != given[i - 1]]
     ends = [0, *edges, len(given)] if len(given) else []
     return [(begin, end, given[begin]) for begin, end in pairwise(ends)]
@@ -203,8 +204,7 @@ class Thought:
     and carries no policy gradient.
     sampled_logprobs: float32 [n], log-probabilities in nats under the sampler, at its temperature;
     0 for what was not drawn.
-    given: bool [n], which of them were not drawn: results of tools, and what every thought begins
-    with (`thought.tools.opening`). Context, and no policy's doing. Empty where there are none.
+    given: bool [n], which were not drawn: results and `thought.tools.opening`. Empty for none.
     calls: in order.
     kept: it is the memory of the link before, as it was, among those of a link (see
     `rntp.rollout.carried`); all of it is given, and nobody wrote it.
