@@ -430,6 +430,11 @@ def results() -> str:
             figures_tools.fixed_gain(),
         ],
         [
+            "Does running the page's examples pay? Outputs in the documentation of Python and Django, "
+            "135M, before any training, one seed",
+            figures_tools.outputs_gain(),
+        ],
+        [
             f"And thoughts alone, with all of the page in view? {len(rewards)} rewards, two seeds",
             f"None: {number(min(rewards), 3, sign=True)} to {number(max(rewards), 3, sign=True)} "
             "nats against the same run without a policy gradient",

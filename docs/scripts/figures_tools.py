@@ -10,6 +10,7 @@ FIXED = RESULTS / "fixed.json"
 PLANTED = RESULTS / "planted.json"
 SEARCH = RESULTS / "search.json"
 OPENED = RESULTS / "opened.json"
+DOCTEST = RESULTS / "doctest_opened.json"
 PLANTED_CONTROLS = {
     "other_results": "another page's result",
     "no_results": "its result left out",
@@ -84,6 +85,15 @@ def opened_gain() -> str:
     )
     others = [_signed(run["after"]["other_results"][0], 3) for run in runs]
     return f"{told} nats a token; another document's result {', '.join(others)}"
+
+
+def outputs_gain() -> str:
+    """Say what running the page's session gains where an output is next, and the control."""
+    outputs = json.loads(DOCTEST.read_text(encoding="utf-8"))["outputs"]["Outputs"]
+    return (
+        f"{_with_interval(*outputs['thoughts'])} nats a token of {outputs['positions']} outputs; "
+        f"another page's result {_with_interval(*outputs['other_results'])}"
+    )
 
 
 def _learnt() -> str:
