@@ -430,7 +430,7 @@ def results() -> str:
             figures_tools.fixed_gain(),
         ],
         [
-            "Does running the page's examples pay? Outputs in the documentation of Python and Django, "
+            "Does running the page's examples pay? Outputs in documentation of Python and Django, "
             "135M, before any training, one seed",
             figures_tools.outputs_gain(),
         ],
