@@ -20,7 +20,7 @@ from test_calling import (
     tool_run,
     words,
 )
-from test_plain_calling import unshared_engine
+from test_plain_calling import check_equal, unshared_engine
 from test_vllm_engine import config_of, distances, opened
 from torch import Tensor
 from vllm_scripted import Scripted
@@ -131,12 +131,7 @@ def test_thoughts_are_those_of_plain_forwards(
     cut = [t for t in wanted if t.calls and t.calls[-1].asked == len(tools.opening) + BUDGET]
     assert len(cut) >= 3
     assert len(cut) < sum(bool(t.calls) for t in wanted)
-    for own, other in zip(found, wanted, strict=True):
-        assert torch.equal(own.sampled_ids, other.sampled_ids)
-        assert torch.equal(own.given, other.given)
-        assert torch.equal(own.answer_ids, other.answer_ids)
-        assert own.calls == other.calls
-        torch.testing.assert_close(own.sampled_logprobs, other.sampled_logprobs)
+    check_equal(found, wanted)
     if not answer_tokens:
         with torch.no_grad():
             scores = forward(shared, build_tree(shared, rollouts, 3), temperature=1.0)

@@ -36,6 +36,7 @@ from rntp.objective.rewards_and_advantages import sampler_logp
 from rntp.rollout.tool_calls import ToolCalls
 from rntp.rollout.unshared import UnsharedEngine
 from rntp.tools import Page
+from rntp.types import Thought
 
 __all__ = ["tool_run"]
 
@@ -45,6 +46,15 @@ def unshared_engine(model: LanguageModel, tools: ToolCalls, **more: object) -> U
     made = UnsharedEngine(model, **{**settings, **more})
     made.tools = tools
     return made
+
+
+def check_equal(found: list[Thought], wanted: list[Thought]) -> None:
+    for own, other in zip(found, wanted, strict=True):
+        assert torch.equal(own.sampled_ids, other.sampled_ids)
+        assert torch.equal(own.given, other.given)
+        assert torch.equal(own.answer_ids, other.answer_ids)
+        assert own.calls == other.calls
+        torch.testing.assert_close(own.sampled_logprobs, other.sampled_logprobs)
 
 
 @pytest.mark.parametrize("answer_tokens", [0, 4])
@@ -66,12 +76,7 @@ def test_thoughts_and_results_are_those_of_the_tree(
     assert sum(t.num_given for t in wanted) >= 40
     assert max(len(t.calls) for t in wanted) > 2  # one more than is answered
     assert {t.closed for t in wanted} == {True, False}
-    for own, other in zip(found, wanted, strict=True):
-        assert torch.equal(own.sampled_ids, other.sampled_ids)
-        assert torch.equal(own.given, other.given)
-        assert torch.equal(own.answer_ids, other.answer_ids)
-        assert own.calls == other.calls
-        torch.testing.assert_close(own.sampled_logprobs, other.sampled_logprobs)
+    check_equal(found, wanted)
 
 
 @pytest.mark.parametrize("name", ["mamba2", "jamba", "qwen3-next", "bloom"])
