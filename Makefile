@@ -124,6 +124,7 @@ tools-search: build/tools-search/reader/config.json
 	$(VENV)/bin/rntp train experiments/tools/plain.yaml
 	$(VENV)/bin/python experiments/tools/arms_table.py opened runs/tools-opened-0 \
 		runs/tools-opened-1 runs/tools-opened-2 --plain runs/tools-plain
+	$(VENV)/bin/python experiments/tools/plot_opened.py
 
 # The same with calls that are taught first, and then left to the policy: one seed.
 tools-called: build/tools-search/caller/config.json

@@ -226,11 +226,16 @@ def over_plain(experiment: Experiment, column: Column, group: str, plain: list[P
     return mine.over(sums_of(experiment, other, group, loss))
 
 
+def results(run: Path) -> list[dict[str, Any]]:
+    """A run's evaluations before and after training."""
+    files = sorted((run / "eval").glob("step_????????.json"))
+    return [json.loads(path.read_text()) for path in (files[0], files[-1])]
+
+
 def evaluated(run: Path) -> list[tuple[int, list[Page]]]:
     """Seed and pages of a run's evaluations before and after training."""
-    files = sorted((run / "eval").glob("step_????????.json"))
     seed = Config.load(run / "config.yaml").run.seed
-    return [(seed, json.loads(path.read_text())["pages"]) for path in (files[0], files[-1])]
+    return [(seed, found["pages"]) for found in results(run)]
 
 
 def table(experiment: Experiment, runs: list[Path], plain: Mapping[int, list[Page]]) -> list[str]:
@@ -296,7 +301,9 @@ def summary(experiment: Experiment, run: Path, plain: Mapping[int, list[Page]]) 
     manifest = json.loads((run / "manifest.json").read_text())
     facts = ("seed", "config_digest", "data_digest", "git")
     found: dict[str, Any] = {name: manifest[name] for name in facts}
-    for when, (seed, pages) in zip(("before", "after"), evaluated(run), strict=True):
+    for when, (seed, pages), told in zip(
+        ("before", "after"), evaluated(run), results(run), strict=True
+    ):
         column = Column(when, seed, pages)
         sums = {arm: sums_of(experiment, column, group, gain(arm)) for arm in experiment.arms}
         learned = sums_of(experiment, column, group, gain("thoughts"))
@@ -313,6 +320,10 @@ def summary(experiment: Experiment, run: Path, plain: Mapping[int, list[Page]]) 
                 if seed in plain
                 else {}
             ),
+            "deciles": [
+                {name: row[name] for name in ("nll_low", "nll_high", "gain", "gain_ci95")}
+                for row in told["deciles"]
+            ],
             "calls": _calls(column, group)[0],
             "precision": _calls(column, group)[1],
         }
