@@ -22,8 +22,8 @@ class Search:
 
     index: its folder. before: words before the position that are asked for beside those of the
     arguments; a thought then says what to look for besides, and may say nothing. ngram, near,
-    quotes: see `Strict`. The index may hold the page itself and
-    what comes next: whoever runs the tool withholds those.
+    quotes: see `Strict`. The index may hold the page itself and what comes next: whoever runs the
+    tool withholds those.
     """
 
     def __init__(
