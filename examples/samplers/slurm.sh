@@ -9,7 +9,7 @@
 #SBATCH --job-name=rntp-samplers
 #SBATCH --array=0-7
 #SBATCH --ntasks=1
-#SBATCH --gpus-per-task=1
+#SBATCH --gpus-per-node=1
 #SBATCH --cpus-per-task=8
 #SBATCH --time=04:00:00
 #SBATCH --requeue

@@ -1,7 +1,8 @@
 """Runs on a Slurm cluster of three nodes on this machine: `make cluster-slurm`.
 
 A run on two nodes, undisturbed; the same preempted by an urgent job; the same with a rank killed; a
-grid as a job array. Preempted and killed runs have to come to the undisturbed one's numbers.
+grid as a job array; a run whose samplers are an array, of which one task is requeued and one
+cancelled. Preempted, killed and sampled runs have to come to the undisturbed one's numbers.
 """
 
 import json
@@ -14,9 +15,20 @@ from pathlib import Path
 
 import yaml
 from slurm_local import Slurm, missing, slurm
-from transcript import HERE, Transcript, environment, prepare, same, steps_done, wait_for_step
+from transcript import (
+    HERE,
+    Transcript,
+    environment,
+    numbers,
+    prepare,
+    rntp,
+    same,
+    steps_done,
+    wait_for_step,
+)
 
 SCRIPT = str(HERE / "slurm.sh")
+SAMPLERS = str(HERE.parents[1] / "examples" / "samplers" / "slurm.sh")
 
 
 def main() -> None:
@@ -35,18 +47,21 @@ def main() -> None:
                 preempted(said, cluster, folder, config)
                 killed(said, cluster, folder, config)
                 array(said, cluster, folder, config)
+                sampled(said, cluster, folder, config)
             except (TimeoutError, RuntimeError) as error:
                 said.check(f"{type(error).__name__}: {error}", False)
     sys.exit(0 if said.write() else 1)
 
 
-def submit(cluster: Slurm, folder: Path, config: Path, name: str) -> tuple[str, Path]:
-    """Submit slurm.sh on two nodes, as a user does; job and run folder."""
+def submit(
+    cluster: Slurm, folder: Path, config: Path, name: str, more: str = "", nodes: int = 2
+) -> tuple[str, Path]:
+    """Submit slurm.sh, as a user does; job and run folder. more: arguments of `rntp train`."""
     run = folder / name
-    os.environ |= {"CONFIG": str(config), "RNTP_ARGS": f"--run-dir {run}"}
+    os.environ |= {"CONFIG": str(config), "RNTP_ARGS": f"--run-dir {run} {more}".strip()}
     cluster.environment |= {k: os.environ[k] for k in ("CONFIG", "RNTP_ARGS", "PATH")}
     job = cluster.submit(
-        "--nodes=2",
+        f"--nodes={nodes}",
         "--ntasks-per-node=1",
         "--gpus-per-node=0",
         f"--output={folder}/{name}.log",
@@ -137,6 +152,46 @@ def array(said: Transcript, cluster: Slurm, folder: Path, config: Path) -> None:
     said.check("all four runs of the array are there", len(finished) == 4)
     ended = facts["JobState"] == "COMPLETED"
     said.check("the table has both arms", ended and "fast" in text and "slow" in text)
+
+
+def sampled(said: Transcript, cluster: Slurm, folder: Path, config: Path) -> None:
+    """A trainer on one node and an array of two samplers: the numbers of a run without samplers.
+
+    One sampler is requeued on its way, as by a preemption, and the other cancelled for good: the
+    run waits until the first is back.
+    """
+    alone = folder / "alone"
+    rntp("train", str(config), "--run-dir", str(alone)).check_returncode()
+    store = folder / "store"
+    cluster.environment["STORE"] = str(store)
+    samplers = cluster.submit(
+        "--array=0-1",
+        "--gpus-per-node=0",
+        "--cpus-per-task=1",
+        f"--output={folder}/sampler-%a.log",
+        SAMPLERS,
+    )
+    place = f"--set rollout.samplers.store={store} --set rollout.samplers.lease_s=5"
+    job, run = submit(cluster, folder, config, "sampled", place, nodes=1)
+    said.say(f"job {samplers}: samplers/slurm.sh, two tasks; job {job}: slurm.sh with their store")
+    wait_for_step(run, 6)
+    cluster.out("scancel", f"{samplers}_1")
+    cluster.out("scontrol", "requeue", f"{samplers}_0")
+    said.say(f"job {job}: {steps_done(run)} steps; task 1 is cancelled, task 0 requeued")
+    cluster.wait_for(lambda: cluster.state(f"{samplers}_0") == "RUNNING", 180)
+    at = steps_done(run)
+    said.say(f"task 0 runs again; job {job}: {cluster.state(job)}, {at} steps")
+    facts = cluster.end(job)
+    said.say(f"job {job}: {facts['JobState']}, {steps_done(run)} steps")
+    said.check("the sampled run ended well", facts["JobState"] == "COMPLETED")
+    said.check("it waited for a sampler on its way", 6 <= at < 24)
+    task = cluster.end(f"{samplers}_0")
+    said.check("the sampler that was requeued ended with the run", task["JobState"] == "COMPLETED")
+    ours = [{k: row[k] for k in plain} for plain, row in zip(numbers(alone), numbers(run))]
+    said.check("its numbers are those without samplers", ours == numbers(alone) != [])
+    if not all(said.checks.values()):
+        for log in (folder / "sampled.log", folder / "sampler-0.log", folder / "sampler-1.log"):
+            said.say(log.read_text()[-1500:])
 
 
 def rank_process(run: Path, rank: int) -> int:
