@@ -45,6 +45,7 @@ PLACEMENTS = [
 ]
 OPTIONS = [
     *PLACEMENTS,
+    ["placement.policy={random: {repeats: 0.5}}"],
     ["placement.entropy_band=[0.5, 9]", "placement.surprise_band=[0.1, 100]"],
     ["placement.interleaved=true", "placement.policy=learnability", "model.dtype=float32"],
     ["reading.window=6", *EVALUATED, "evaluation.controls=[shuffled]"],
@@ -194,7 +195,9 @@ def test_straight_is_continued_is_resumed(
     copies = ("=ema", "=frozen", "kl_weight=")
     assert ("reference" in stems) == any(copy in o for o in options for copy in copies)
     assert ("replay" in stems) == ("data.replay_docs=1" in options)
-    assert ("placement" in stems) == any(o.endswith(("learnability", "selector")) for o in options)
+    assert ("placement" in stems) == any(
+        o.endswith(("learnability", "selector")) or "repeats" in o for o in options
+    )
 
     continued = fit(raw, tmp_path / "continued", *options, "run.steps=1")
     if REFUSED_TO_GO_ON & set(options):

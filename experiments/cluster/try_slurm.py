@@ -187,7 +187,9 @@ def sampled(said: Transcript, cluster: Slurm, folder: Path, config: Path) -> Non
     said.check("it waited for a sampler on its way", 6 <= at < 24)
     task = cluster.end(f"{samplers}_0")
     said.check("the sampler that was requeued ended with the run", task["JobState"] == "COMPLETED")
-    ours = [{k: row[k] for k in plain} for plain, row in zip(numbers(alone), numbers(run))]
+    ours = [
+        {k: row[k] for k in plain} for plain, row in zip(numbers(alone), numbers(run), strict=True)
+    ]
     said.check("its numbers are those without samplers", ours == numbers(alone) != [])
     if not all(said.checks.values()):
         for log in (folder / "sampled.log", folder / "sampler-0.log", folder / "sampler-1.log"):

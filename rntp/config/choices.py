@@ -41,9 +41,28 @@ AUDIT = Options(
         ),
     },
 )
+_SIDE_BY_SIDE = (
+    "by_class",
+    "entropy",
+    "even",
+    "learnability",
+    "oracle",
+    "random",
+    "sentence_starts",
+    "surprise",
+    "tiers",
+)
 POLICIES = Options(
     (),  # whoever registers them
     {
+        "repeats": Parameter(
+            Fraction,
+            0.0,
+            _SIDE_BY_SIDE,
+            "share of positions_per_doc, rounded down, that are no new positions but "
+            "thought.thoughts_per_position more thoughts at one of the others: where rewards "
+            "have differed most lately; all thoughts of a position are one group",
+        ),
         "ramp_steps": Parameter(
             Positive,
             0,

@@ -147,6 +147,12 @@ RULES = (
         "set it to false",
     ),
     Rule(
+        ("placement.policy", "placement.interleaved", "reading.piece", "objective.advantage"),
+        lambda c: (c.repeated_positions > 0 and (c.reads_again or c.objective.advantage == "step")),
+        "placement.policy: repeats goes without placement.interleaved, reading.piece and "
+        "objective.advantage: step; change that, or set it to 0",
+    ),
+    Rule(
         ("thought.source", "objective.pg_weight"),
         lambda c: c.thought.source == "pause" and _trains_what_is_sampled(c),
         "thought.source: pause samples nothing, so there is no policy to train; set "

@@ -159,6 +159,12 @@ class Config(Section):
         return 1 + self.memory_tokens + 2 + self.reading.piece + self.reward.horizon
 
     @property
+    def repeated_positions(self) -> int:
+        """How many of a context's K are more thoughts at positions that it has already."""
+        share = self.placement.policy.get("repeats") or 0.0
+        return int(float(share) * self.placement.positions_per_doc + 1e-9)
+
+    @property
     def reads_again(self) -> bool:
         """Whether each position of a page has a context of its own: the page with earlier thoughts
         in it, or a piece of it behind a memory."""

@@ -10,6 +10,7 @@ from rntp.config import Config
 from rntp.objective import baselines
 from rntp.objective.advantages import Kind, advantages, dead_groups
 from rntp.objective.outside import filled
+from rntp.placement.repeats import rows_of_groups
 
 
 def credit(
@@ -19,6 +20,7 @@ def credit(
     usual_std: float = 0.0,
     tolerance: float | Tensor = 1e-6,
     missing_PG: Tensor | None = None,
+    group_P: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Advantages [P, G], detached, and bool [P]: the groups that count in the policy gradient.
 
@@ -26,9 +28,13 @@ def credit(
     drives, all penalties taken off. no_think_logp_PH: the baseline, nats. usual_std: of a group's
     rewards, for `objective.drop_groups_below`. tolerance: reward units, what equal rewards may
     differ by, a number or [P]; see `rntp.objective.rounding`. missing_PG: bool, thoughts without a
-    reward: they leave their groups, and the others are compared among themselves. Where
+    reward: they leave their groups, and the others are compared among themselves. group_P: int64,
+    the group of each row of thoughts, where some have several. Where
     `objective.needs_whole_step`, the groups must be all those of a step.
     """
+    if group_P is not None and len(group_P) and len(group_P) > group_P.max() + 1:
+        rest = (no_think_logp_PH, config, usual_std, tolerance, missing_PG)
+        return _of_groups(reward_PG, group_P, *rest)
     objective, use = config.objective, config.baseline.use
     counted_P = torch.ones(len(reward_PG), dtype=torch.bool, device=reward_PG.device)
     share = objective.drop_groups_below
@@ -58,4 +64,31 @@ def credit(
             reward = reward_PG[some].view(-1, size)
             found = baselines.used(reward, no_think_logp_PH[rows], use, centre)
             advantage_PG[some] = found.flatten()
+    return advantage_PG, counted_P
+
+
+def _of_groups(
+    reward_PG: Tensor,
+    group_P: Tensor,
+    no_think_logp_PH: Tensor,
+    config: Config,
+    usual_std: float,
+    tolerance: float | Tensor,
+    missing_PG: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Give the same where groups have several rows: all thoughts of a position are compared."""
+    advantage_PG = torch.zeros_like(reward_PG)
+    counted_P = torch.ones(len(reward_PG), dtype=torch.bool, device=reward_PG.device)
+    for rows in rows_of_groups(group_P):
+        rows = rows.to(reward_PG.device)
+        part, counts = credit(
+            reward_PG[rows].flatten(1),
+            no_think_logp_PH[rows[:, 0]],
+            config,
+            usual_std,
+            tolerance[rows].amax(dim=1) if isinstance(tolerance, Tensor) else tolerance,
+            None if missing_PG is None else missing_PG.to(rows.device)[rows].flatten(1),
+        )
+        advantage_PG[rows] = part.view(*rows.shape, -1)
+        counted_P[rows] = counts[:, None].expand_as(rows)
     return advantage_PG, counted_P

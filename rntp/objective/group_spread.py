@@ -24,9 +24,9 @@ class GroupSpread:
         """Reward units; 0 before the first step."""
         return float(self._mean)
 
-    def observe(self, reward_PG: Tensor) -> None:
-        """Take in the groups of a step."""
-        spread = reward_PG.cpu().double().std(dim=1, correction=0).mean()
+    def observe(self, spread_Q: Tensor) -> None:
+        """Take in the standard deviations of the groups of a step, reward units."""
+        spread = spread_Q.cpu().double().mean()
         first = self._steps == 0
         self._mean.copy_(spread if first else DECAY * self._mean + (1 - DECAY) * spread)
         self._steps += 1

@@ -177,9 +177,10 @@ class RewardsAndAdvantages:
 
     rewards: [P, G] under every scheme. reward_PG: of those that drive. driving_PG: the same less a
     penalty that `in: reward` of `objective.kl` takes off. no_think_logp_PH: the baseline, nats.
-    advantage_PG, counted_P: what driving_PG gives; see `rntp.objective.credit`. sensitivity_P,
-    rounding: how much of what log-probs are rounded by arrives in driving_PG; see
-    `rntp.objective.rounding`. right_PG: what the rules of tasks give the answers; None without any.
+    advantage_PG, counted_P: what driving_PG gives; see `rntp.objective.credit`. group_P: int64,
+    the group of each row of thoughts. sensitivity_P, rounding: how much of what log-probs are
+    rounded by arrives in driving_PG; see `rntp.objective.rounding`. right_PG: what the rules of
+    tasks give the answers; None without any.
     """
 
     rewards: dict[str, Tensor]
@@ -188,6 +189,7 @@ class RewardsAndAdvantages:
     no_think_logp_PH: Tensor
     advantage_PG: Tensor
     counted_P: Tensor
+    group_P: Tensor
     sensitivity_P: Tensor
     rounding: Rounding
     right_PG: Tensor | None = None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rntp.config import Config
 from rntp.objective.grading import right
+from rntp.placement.repeats import members
 from rntp.rng import uniform
 from rntp.types import RewardInputs, Rollout
 
@@ -106,4 +107,5 @@ def _noise(rollouts: Sequence[Rollout], group: int, seed: int) -> Tensor:
     ordinal = [r.context.ordinal for r in rollouts for _ in r.positions]
     position = [p for r in rollouts for p in r.page_positions]
     at_2P = torch.tensor([ordinal, position], dtype=torch.int64)
-    return uniform(seed, "reward", at_2P[0, :, None], at_2P[1, :, None], torch.arange(group))
+    member_PG = members((r.positions for r in rollouts), group)
+    return uniform(seed, "reward", at_2P[0, :, None], at_2P[1, :, None], member_PG)

@@ -16,6 +16,7 @@ from rntp.objective.outside import missing_verdicts
 from rntp.objective.quantities import ForwardOutputs, RewardsAndAdvantages
 from rntp.objective.reward_inputs import gather
 from rntp.objective.rounding import Rounding, sensitivity, tolerance
+from rntp.placement.repeats import group_of_rows
 from rntp.types import RewardInputs, Rollout, no_text
 
 
@@ -77,7 +78,8 @@ def compute_rewards(
             thoughts=reward.numel(),
         ).view(reward.shape)
     missing_PG = missing_verdicts(verdicts or {}, config)
-    advantage_PG, counted_P = credit(driving, empty, config, missing_PG=missing_PG)
+    group_P = group_of_rows(r.positions for r in rollouts)
+    advantage_PG, counted_P = credit(driving, empty, config, missing_PG=missing_PG, group_P=group_P)
     sampled = sampler_logp(rollouts)
     rounding = Rounding.usual(config.model.dtype, len(sampled))
     if config.rollout.samplers.max_age == 0:
@@ -89,6 +91,7 @@ def compute_rewards(
         no_think_logp_PH=empty,
         advantage_PG=advantage_PG,
         counted_P=counted_P,
+        group_P=group_P,
         sensitivity_P=sensitivity(inputs, from_logprobs, missing_PG),
         rounding=rounding,
         right_PG=None if on_tasks is None else inputs.right_PG,
@@ -119,6 +122,7 @@ def advantages_over_step(
             Rounding.total([j.rounding for j in rewarded_parts]),
         ),
         missing_verdicts({"outside": driving_PG}, config),
+        _numbered([j.group_P for j in rewarded_parts]),
     )
     sizes = [len(j.reward_PG) for j in rewarded_parts]
     return [
@@ -127,6 +131,15 @@ def advantages_over_step(
             rewarded_parts, advantage.split(sizes), counted.split(sizes), strict=True
         )
     ]
+
+
+def _numbered(parts: Sequence[Tensor]) -> Tensor:
+    """The groups of several parts, int64 [P], no two of different parts with one number."""
+    found, next_free = [], 0
+    for group_P in parts:
+        found.append(group_P + next_free)
+        next_free = int(found[-1].max()) + 1 if len(group_P) else next_free
+    return torch.cat(found)
 
 
 def _baseline(current_PH: Tensor, reference_PH: Tensor | None, config: Config) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rntp.placement import register, weighted_sample
+from rntp.placement.repeats import group_of_rows, rows_of_groups, spread
 from rntp.types import Context, NextTokenStats, Page, PlacementInputs
 
 # Least weight of a position, as a share of the context's largest: a bucket that taught nothing is
@@ -59,12 +60,14 @@ class Learnability:
     def observe(self, pages: Sequence[Page], reward_PG: Tensor, gain_PG: Tensor) -> None:
         """Take in the groups of a step, in order. reward_PG: of the scheme that drives."""
         before = torch.cat([page.before_K2[:, 0] for page in pages])
-        kinds = _buckets(before, torch.cat([page.entropy_K for page in pages]))
-        spread_P = reward_PG.cpu().double().std(dim=1, correction=0)
-        for kind, spread in zip(kinds.tolist(), spread_P.tolist(), strict=True):
+        kinds_P = _buckets(before, torch.cat([page.entropy_K for page in pages]))
+        group_P = group_of_rows(page.positions for page in pages)
+        firsts = torch.cat([rows[:, 0] for rows in rows_of_groups(group_P)]).sort().values
+        found = spread(reward_PG.cpu().double(), group_P)
+        for kind, std in zip(kinds_P[firsts].tolist(), found.tolist(), strict=True):
             old = float(self._std[kind])
             first = self._groups[kind] == 0
-            self._std[kind] = spread if first else DECAY * old + (1 - DECAY) * spread
+            self._std[kind] = std if first else DECAY * old + (1 - DECAY) * std
             self._groups[kind] += 1
 
     def tensors(self) -> dict[str, Tensor]:

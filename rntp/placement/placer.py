@@ -9,6 +9,7 @@ from rntp.data.ordinals import progress
 from rntp.placement import Place
 from rntp.placement.labels import class_numbers, oracle_gains
 from rntp.placement.records import Record
+from rntp.placement.repeats import repeated
 from rntp.placement.sentences import SentenceStarts
 from rntp.rng import uniform
 from rntp.types import Context, NextTokenStats, PlacementInputs
@@ -21,11 +22,13 @@ def placer(
     count: int | None = None,
     record: Record | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    repeats: int = 0,
 ) -> Place:
     """Positions of a context by `policy`: `count` of them, or as many as training takes.
 
     purpose names the stream of its noise. record: what the policy goes by, where it keeps one.
-    tokenizer: of the model, for the policy that looks for sentences.
+    tokenizer: of the model, for the policy that looks for sentences. repeats: how many of them are
+    more thoughts at the others; see `rntp.placement.repeats`.
     """
     section = config.placement
     bands = placement.Bands(section.band.entropy, section.band.surprise)
@@ -39,13 +42,14 @@ def placer(
             return (len(context) - config.reward.horizon,)
         index = torch.arange(len(context))
         noise = uniform(config.run.seed, purpose, context.ordinal, index)
-        return placement.place(
+        learned_L = record.of(context, next_token) if record else torch.zeros(len(context))
+        places = placement.place(
             placement.REGISTRY[policy],
             PlacementInputs(
                 next_token=next_token,
                 noise_L=noise,
-                learned_L=(record.of(context, next_token) if record else torch.zeros(len(context))),
-                count=count or section.positions_per_doc,
+                learned_L=learned_L,
+                count=(count or section.positions_per_doc) - repeats,
                 ramp=progress(config, context.ordinal)
                 if section.policy.get("ramp_steps")
                 else None,
@@ -58,6 +62,7 @@ def placer(
             horizon=config.reward.horizon,
             bands=bands,
         )
+        return repeated(places, learned_L[list(places)], repeats) if repeats else places
 
     return place
 
@@ -67,4 +72,5 @@ def training_placer(
 ) -> Place:
     """Positions to train at, by `placement.policy`."""
     policy = config.placement.policy
-    return placer(config, policy, "placement", record=record, tokenizer=tokenizer)
+    more = config.repeated_positions
+    return placer(config, policy, "placement", record=record, tokenizer=tokenizer, repeats=more)

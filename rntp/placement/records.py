@@ -5,6 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from rntp.config import Config
 from rntp.gate import GateAlong
 from rntp.placement.learnability import Learnability
 from rntp.placement.selector import Selector
@@ -35,6 +36,9 @@ RECORDS: dict[str, type[Record]] = {
 }
 
 
-def open_record(policy: str) -> Record | None:
-    """A new record for the policy of that name, or None if it keeps none."""
-    return RECORDS[policy]() if policy in RECORDS else None
+def open_record(config: Config) -> Record | None:
+    """A new record for the run's policy, or None if nothing goes by one."""
+    policy = config.placement.policy
+    if policy in RECORDS:
+        return RECORDS[policy]()
+    return Learnability() if config.repeated_positions else None

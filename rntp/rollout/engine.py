@@ -17,6 +17,7 @@ from rntp.model.packed_weights import packed_weights, packing_pays
 from rntp.model.sharding import is_sharded
 from rntp.model.tokenizer import pause_id
 from rntp.placement import Place
+from rntp.placement.repeats import members
 from rntp.rollout import Check, no_check
 from rntp.rollout.decoder import Decoder
 from rntp.rollout.finish import answered, finish
@@ -169,7 +170,7 @@ class InProcessEngine:
             ordinal=ordinal.repeat_interleave(visible_DB.shape[1]),
             position=visible_DB.flatten(),
             page_position=(visible_DB - shift[:, None]).flatten(),
-            member=torch.arange(self.thoughts, device=device).repeat(position_DK.numel()),
+            member=members(positions, self.thoughts).flatten().to(device),
             visible=visible_DB,
         )
 

@@ -7,8 +7,9 @@ no other thought of the batch has anything left to draw. Draws are those of `rnt
 chance goes by what a draw is for, so that like logits give like tokens.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, islice
 
 import torch
 from torch import Tensor
@@ -142,25 +143,33 @@ class UnsharedEngine:
     def _think(
         self, contexts: Sequence[Context], positions: Sequence[tuple[int, ...]], check: Check
     ) -> list[tuple[tuple[Thought, ...], ...]]:
-        """The groups of every context, each thought with its answer: [D][K][G]."""
-        places = [(c, p) for c, at in zip(contexts, positions, strict=True) for p in at]
+        """The rows of every context, each thought with its answer: [D][K][G]."""
+        counts = [
+            (c, *place)
+            for c, at in zip(contexts, positions, strict=True)
+            for place in Counter(at).items()
+        ]
+        places = [(context, position) for context, position, _ in counts]
+        copies = [rows * self.thoughts for *_, rows in counts]
         if self.tools is None:
-            groups = [self._group(context, position, check) for context, position in places]
+            groups = [
+                self._group(*place, n, check) for place, n in zip(places, copies, strict=True)
+            ]
         else:
-            groups = self._calling_groups(self.tools, places, check)
+            groups = self._calling_groups(self.tools, places, copies, check)
         if self.answer_tokens:
             for (context, position), group in zip(places, groups, strict=True):
                 lengths = [len(thought.sampled_ids) + (not thought.closed) for thought in group]
                 for alike in _of_like_length(lengths):
                     self._answer(context, position, alike, group, check)
-        found = iter(groups)
-        return [tuple(tuple(next(found)) for _ in at) for at in positions]
+        found = (thought for group in groups for thought in group)
+        return [tuple(tuple(islice(found, self.thoughts)) for _ in at) for at in positions]
 
-    def _group(self, context: Context, position: int, check: Check) -> list[Thought]:
-        """The thoughts of a position."""
-        members = torch.arange(self.thoughts, device=self.model.device)
+    def _group(self, context: Context, position: int, copies: int, check: Check) -> list[Thought]:
+        """The thoughts of a position, so many."""
+        members = torch.arange(copies, device=self.model.device)
         branches = self._branches(context, position, members)
-        decoder = PlainDecoder(self.model, self._start(context, position), copies=self.thoughts)
+        decoder = PlainDecoder(self.model, self._start(context, position), copies=copies)
         ids_GT, logprob_GT = _draw(
             decoder, branches, self._chance, self.budget, self.model.think_close_id, check
         )
@@ -175,12 +184,17 @@ class UnsharedEngine:
         return torch.cat([context.token_ids[:position], opening])[None]
 
     def _calling_groups(
-        self, tools: ToolCalls, places: Sequence[tuple[Context, int]], check: Check
+        self,
+        tools: ToolCalls,
+        places: Sequence[tuple[Context, int]],
+        copies: Sequence[int],
+        check: Check,
     ) -> list[list[Thought]]:
         """The thoughts of all positions, in rounds: each decodes until it has ended or calls. Calls
-        run while others decode."""
+        run while others decode. copies: thoughts of each position."""
         groups = [
-            [CallingBranch.begin(*place, tools) for _ in range(self.thoughts)] for place in places
+            [CallingBranch.begin(*place, tools) for _ in range(n)]
+            for place, n in zip(places, copies, strict=True)
         ]
         every = [branch for group in groups for branch in group]
         while any(not branch.ended for branch in every):

@@ -91,6 +91,12 @@ METRICS = (
         "(`placement.policy: entropy`), or look whether all thoughts are empty.",
     ),
     Metric(
+        "group/thoughts_max",
+        "thoughts",
+        "Thoughts of the largest group; see `repeats` of `placement.policy`.",
+        when="`repeats` of `placement.policy` above 0",
+    ),
+    Metric(
         "group/dropped_frac",
         "share, 0 to 1",
         "Share of the groups that left the policy gradient.",

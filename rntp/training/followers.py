@@ -46,7 +46,7 @@ class Followers:
     @classmethod
     def open(cls, config: Config, model: LanguageModel) -> "Followers":
         """Make those of a new run, from the model at its start."""
-        record = open_record(config.placement.policy)
+        record = open_record(config)
         gate = record if isinstance(record, GateAlong) else GateAlong()
         return cls(
             gate=gate if config.thought.thoughts_per_position else None,
@@ -74,7 +74,7 @@ class Followers:
         if self.replay:
             self.replay.observe(step.pages, step.table.gain_PG)
         if self.group_spread:
-            self.group_spread.observe(step.compared_PG)
+            self.group_spread.observe(step.spread_Q)
 
     def kept(self, alarms: Alarms) -> dict[str, Kept]:
         """List what a checkpoint holds besides weights and moments, by the stem of its files."""

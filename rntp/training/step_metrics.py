@@ -23,6 +23,7 @@ from rntp.objective.quantities import Counts
 from rntp.objective.rounding import Rounding, tolerance
 from rntp.placement import Bands, labels
 from rntp.placement.picked import picked
+from rntp.placement.repeats import group_of_rows, rows_of_groups, spread
 from rntp.runtime.ranks import Ranks
 from rntp.training.estimate import Tokens
 from rntp.training.step_stats import (
@@ -89,6 +90,16 @@ class WholeStep:
     def compared_PG(self) -> Tensor:
         """All that thoughts are compared with, as `rntp.objective.credit` sees it."""
         return members(self.rewards_PG(self.table.driving_PG), self.config.baseline.use)
+
+    @property
+    def group_P(self) -> Tensor:
+        """The group of each row of thoughts, int64; see `rntp.placement.repeats`."""
+        return group_of_rows(page.positions for page in self.pages)
+
+    @property
+    def spread_Q(self) -> Tensor:
+        """Standard deviation of what the thoughts of each group are compared with."""
+        return spread(self.compared_PG, self.group_P)
 
     def rewards_PG(self, reward_PG: Tensor) -> Tensor:
         """Rewards without gaps: where a judge's verdict is missing the mean of its group stands."""
@@ -165,23 +176,32 @@ class WholeStep:
         sampled = self.counts.thought
         rounding = Rounding(float(sums["rounding"][0]), int(sums["rounding"][1]))
         sensitivity_P = self.table.sensitivity_P
-        dead_P = dead_groups(self.compared_PG, tolerance(sensitivity_P, rounding))
+        group_P, noise_P = self.group_P, tolerance(sensitivity_P, rounding)
+        parts = rows_of_groups(group_P)
+        dead_Q = torch.cat(
+            [
+                dead_groups(self.compared_PG[rows].flatten(1), noise_P[rows].amax(dim=1))
+                for rows in parts
+            ]
+        )
         found = {
             "reward/mean": reward_PG.mean(),
             "reward/std": reward_PG.std(correction=0),
-            "group/reward_std": reward_PG.std(dim=1, correction=0).mean(),
+            "group/reward_std": spread(reward_PG, group_P).mean(),
             "reward/noise_floor": rounding.nats * sensitivity_P.square().mean().sqrt(),
             "gain/mean": sums["gain"] / sums["think"][1],
             "nll/no_think": -_mean(sums["empty"]),
             "nll/think": -_mean(sums["think"]),
             "thought/tokens_mean": num_tokens / thoughts,
             "thought/closed_frac": closed / thoughts,
-            "group/dead_frac": dead_P.double().mean(),
+            "group/dead_frac": dead_Q.double().mean(),
             "kl/sampler": sums["kl_sampler"] / sampled,
             "kl/sampler_max_abs": self.table.mismatch_max,
             "entropy/thought": _mean(sums["entropy"]),
             "policy/clip_frac": sums["clipped"] / sampled,
         }
+        if config.repeated_positions:
+            found["group/thoughts_max"] = torch.bincount(group_P).max() * reward_PG.shape[1]
         if "whole" in sums:
             found |= self._of_window()
         if "mixing" in sums:

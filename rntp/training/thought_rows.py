@@ -11,6 +11,7 @@ from rntp.model import LanguageModel
 from rntp.model.reading import first_read, window_at
 from rntp.model.thought_tree import thought_branch
 from rntp.model.tokenizer import decode, token_strings
+from rntp.placement.repeats import rows_before
 from rntp.training.recorded import Kept
 from rntp.training.step_stats import StepStats
 from rntp.types import Context, Rollout, Thought
@@ -81,7 +82,7 @@ def _group(
     horizon: int,
     window: int | None,
 ) -> Iterator[dict[str, object]]:
-    """Rows of one position."""
+    """What is written down of one row of a position's thoughts."""
     context, ids, tokenizer = rollout.context, rollout.context.token_ids, model.tokenizer
     position = rollout.positions[k]
     scored = context.num_scored(horizon)
@@ -100,10 +101,11 @@ def _group(
         **_window(rollout, position, window, tokenizer),
         **({"task": context.task.source, "truth": context.task.answer} if context.task else {}),
     }
+    before = rows_before(rollout.positions)[k] * len(rollout.thoughts[k])
     for g, thought in enumerate(rollout.thoughts[k]):
         yield {
             **shared,
-            "thought_index": g,
+            "thought_index": before + g,
             **_said(thought, model),
             **worth.of(place, g, scored),
         } | {

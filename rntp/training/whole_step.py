@@ -68,7 +68,8 @@ def scored(rows: Mapping[str, Tensor], like: RewardsAndAdvantages) -> RewardsAnd
     """Another share of the step, from its `scored_rows`, as the advantages of this one see it.
 
     like: whose device and types it takes. Its advantages are of no use here, nor is its baseline,
-    which weighs its own positions only: both are zeros.
+    which weighs its own positions only: both are zeros. Each row is a group of its own: the step as
+    a whole is compared by what no group enters into.
     """
     driving_PG = rows["driving"].to(like.driving_PG)
     squares, tokens = rows["rounding"][0].tolist()
@@ -80,6 +81,7 @@ def scored(rows: Mapping[str, Tensor], like: RewardsAndAdvantages) -> RewardsAnd
         no_think_logp_PH=like.no_think_logp_PH.new_zeros(positions, like.no_think_logp_PH.shape[1]),
         advantage_PG=torch.zeros_like(driving_PG),
         counted_P=torch.ones(positions, dtype=torch.bool, device=driving_PG.device),
+        group_P=torch.arange(positions),
         sensitivity_P=rows["sensitivity"].to(like.sensitivity_P),
         rounding=Rounding(squares, int(tokens)),
     )

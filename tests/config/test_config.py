@@ -145,6 +145,7 @@ BREAKS = [
         "objective.pg_weight=0",
         "objective.continuation_weight=0",
     ],
+    ["placement.policy={random: {repeats: 0.5}}", "objective.advantage=step"],
     ["thought.source=pause"],
     ["objective.epochs_per_rollout=2"],
     [

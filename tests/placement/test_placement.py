@@ -150,8 +150,9 @@ def test_the_record_is_a_running_mean_of_the_groups_spread() -> None:
 )
 def test_positions_that_teach_are_found(policy: str, low: float, high: float) -> None:
     """Ten tokens at random; only after one of them do thoughts earn unequal rewards."""
-    config = Config.parse(minimal(), ["placement.min_prefix_tokens=4", "data.context_tokens=100"])
-    record = open_record(policy)
+    options = ["placement.min_prefix_tokens=4", "data.context_tokens=100"]
+    config = Config.parse(minimal(), [*options, f"placement.policy={policy}"])
+    record = open_record(config)
     choose = placer(config, policy, "placement", record=record)
     flat = torch.full((100,), 1.0)
     hits, eligible = [], []

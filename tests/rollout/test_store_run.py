@@ -84,6 +84,7 @@ OPTIONS = [
     ["thought.answer_tokens=2", "placement.policy=selector", "rollout.samplers.contexts=1"],
     ["data.replay_docs=1", "placement.policy=entropy", "model.dtype=float64"],
     ["reading.window=6", "placement.policy=surprise"],
+    ["placement.policy={entropy: {repeats: 0.5}}", "rollout.samplers.contexts=1"],
 ]
 
 

@@ -79,6 +79,7 @@ def step_stats(settings: Config, sampled: Sequence[Rollout], counts: Counts) -> 
             empty,
             reward - reward.mean(dim=1, keepdim=True),
             torch.ones(POSITIONS, dtype=torch.bool),
+            torch.arange(POSITIONS),
             torch.ones(POSITIONS, dtype=torch.float64),
             Rounding(0.0, len(logp)),
         )

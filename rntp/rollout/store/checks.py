@@ -87,7 +87,9 @@ class Expected:
         config, positions = self.config, rollout.positions
         last = len(rollout.context) - config.reward.horizon
         first = config.earliest_position + rollout.context.inserted
-        if len(positions) != places or list(positions) != sorted(set(positions)):
+        new = places - config.repeated_positions
+        ascend = list(positions) == sorted(positions) and len(set(positions)) >= new
+        if len(positions) != places or not ascend:
             raise Refused("malformed", f"{len(positions)} positions where {places} were wanted")
         if any(not first <= p <= last for p in positions):
             raise Refused("malformed", "a position that no thought may have")

@@ -203,7 +203,7 @@ class Bench:
         if config.model.dtype == "bfloat16":  # as the trainer's optimizer makes the copy
             for parameter in self.model.hf.parameters():
                 parameter.data = parameter.data.to(torch.bfloat16)
-        self._record: Record | None = open_record(config.placement.policy)
+        self._record: Record | None = open_record(config)
         self._place = training_placer(config, self._record, self.model.tokenizer)
         self._engine: Engine = open_training_engine(self.model, config)
         self._canary: Tensor = torch.zeros(0)

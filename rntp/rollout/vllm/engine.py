@@ -23,6 +23,7 @@ from rntp.errors import ConfigError
 from rntp.model import LanguageModel
 from rntp.model.thought_tree import thought_branch
 from rntp.placement import Place
+from rntp.placement.repeats import members
 from rntp.rng import hashed
 from rntp.rollout import Check, no_check
 from rntp.rollout.calling_branch import CallingBranch, read_results
@@ -149,8 +150,8 @@ class VllmEngine:
         branches = [
             Branch(context, position, member)
             for context, at in zip(batch, placed, strict=True)
-            for position in at
-            for member in range(self.thoughts)
+            for position, of_row in zip(at, members([at], self.thoughts).tolist(), strict=True)
+            for member in of_row
         ]
         drawn = iter(self._think(branches, check))
         rollouts = []
@@ -229,8 +230,8 @@ class VllmEngine:
             return []
         page_positions = torch.tensor([b.position - b.context.shift for b in branches])
         ordinals = torch.tensor([b.context.ordinal for b in branches])
-        members = torch.tensor([b.member for b in branches])
-        seeds = hashed(self.config.run.seed, purpose, ordinals, page_positions, members)
+        of_group = torch.tensor([b.member for b in branches])
+        seeds = hashed(self.config.run.seed, purpose, ordinals, page_positions, of_group)
         asked = Frame(
             "sample",
             {
