@@ -8,7 +8,13 @@ from rntp.errors import ConfigError
 from rntp.plan.cluster import Cluster
 from rntp.plan.predict import Step, memory_bytes, predict
 from rntp.plan.rates import Rates
-from rntp.plan.samplers import Sampling, rollout_bytes, samplers_for, sampling
+from rntp.plan.samplers import (
+    Sampling,
+    published_bytes,
+    rollout_bytes,
+    samplers_for,
+    sampling,
+)
 from rntp.plan.simulate import Outcome, Run, simulate
 from rntp.plan.work import Share as StepShare
 from rntp.plan.work import amounts
@@ -18,7 +24,6 @@ from rntp.training.estimate import (
     attention_flop,
     checkpoint_bytes,
     full_flop,
-    number_bytes,
     record_bytes,
 )
 
@@ -116,8 +121,7 @@ class Plan:
             names.append("out of a data centre")
         links = dict.fromkeys(names, ring)
         if self.sampling:
-            narrow = number_bytes(self.config)[1]
-            links["weights to each sampler"] = float(self.shape.parameters * narrow)
+            links["weights to each sampler"] = published_bytes(self.config, self.shape)
             links["thoughts from all samplers"] = rollout_bytes(self.config)
         return links
 

@@ -21,7 +21,7 @@ from rntp.plan.cases import Case, calibration_cases
 from rntp.plan.cluster import ONE_H200, Cluster
 from rntp.plan.predict import memory_bytes
 from rntp.plan.rates import Rates, assumed, fit, non_negative, ring_gb_s
-from rntp.plan.samplers import samplers_for, sampling
+from rntp.plan.samplers import published_bytes, samplers_for, sampling
 from rntp.plan.text import facts, text, warnings
 from rntp.plan.work import PHASES, Share, amounts, exchanged_bytes
 from rntp.training.estimate import Shape, Tokens, attention_flop, full_flop, peak_memory
@@ -251,6 +251,24 @@ def test_the_fewest_samplers_of_an_age() -> None:
         samplers_for(config, shape, rates, train_s / 1000, 10.0, 1)
     with pytest.raises(ConfigError, match="age 0"):
         samplers_for(config, shape, rates, train_s, 10.0, 0)
+
+
+def test_samplers_read_what_has_changed() -> None:
+    def read(dtype: str, *overrides: str) -> float:
+        config = config_of(Case(hidden=512)).model_copy(deep=True)
+        every = {"whole_every": int(overrides[0])} if overrides else {}
+        samplers = config.rollout.samplers.model_copy(update=every)
+        rollout = config.rollout.model_copy(update={"samplers": samplers})
+        model = config.model.model_copy(update={"dtype": dtype})
+        return published_bytes(
+            config.model_copy(update={"rollout": rollout, "model": model}), shape_of(Case())
+        )
+
+    parameters = shape_of(Case()).parameters
+    # One whole version of ten, nine of 3 %; in float32 everything changes.
+    assert read("bfloat16") == pytest.approx(2 * parameters * (1 + 9 * 0.03) / 10)
+    assert read("bfloat16", "1") == 2 * parameters
+    assert read("float32") == 4 * parameters
 
 
 def test_samplers_take_devices_from_training() -> None:
