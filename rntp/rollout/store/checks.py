@@ -82,6 +82,7 @@ class Expected:
             raise Refused("malformed", "they are not of the contexts of this part, in order")
         for rollout in rollouts:
             self._check_one(rollout, places // each)
+        self._check_thoughts([t for r in rollouts for group in r.thoughts for t in group])
 
     def _check_one(self, rollout: Rollout, places: int) -> None:
         config, positions = self.config, rollout.positions
@@ -98,23 +99,36 @@ class Expected:
         for group in rollout.thoughts:
             if len(group) != config.thought.thoughts_per_position:
                 raise Refused("malformed", f"{len(group)} thoughts at a position")
-            for thought in group:
-                self._check_thought(thought)
 
-    def _check_thought(self, thought: Thought) -> None:
-        config, ids = self.config, torch.cat([thought.sampled_ids, thought.answer_ids])
+    def _check_thoughts(self, thoughts: Sequence[Thought]) -> None:
+        """All of a result at once: thousands of them come with a step."""
+        config = self.config
+        ids = torch.cat([part for t in thoughts for part in (t.sampled_ids, t.answer_ids)])
         if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < self.vocabulary):
             raise Refused("malformed", "a token that there is not")
-        drawn = len(thought.sampled_ids) - thought.num_given
-        if not 1 <= drawn <= config.thought.thought_tokens:
-            raise Refused("malformed", f"a thought of {drawn} tokens")
-        if thought.num_given > config.thought.tools.most_given:
+        answers = max((len(t.answer_ids) for t in thoughts), default=0)
+        if answers > config.thought.answer_tokens:
+            raise Refused("malformed", f"an answer of {answers} tokens")
+        given = [t.num_given if len(t.given) else 0 for t in thoughts]
+        if max(given, default=0) > config.thought.tools.most_given:
             raise Refused("malformed", "more than tools may give")
-        if len(thought.answer_ids) > config.thought.answer_tokens:
-            raise Refused("malformed", f"an answer of {len(thought.answer_ids)} tokens")
-        closes = (thought.drawn(thought.sampled_ids) == self.close_id).nonzero().flatten()
-        if closes.tolist() != ([drawn - 1] if thought.closed else []):
+        drawn = [len(t.sampled_ids) - n for t, n in zip(thoughts, given, strict=True)]
+        for count in drawn:
+            if not 1 <= count <= config.thought.thought_tokens:
+                raise Refused("malformed", f"a thought of {count} tokens")
+        own = torch.cat(
+            [torch.zeros(0, dtype=torch.int64), *(t.drawn(t.sampled_ids) for t in thoughts)]
+        )
+        ends = torch.tensor(drawn, dtype=torch.int64).cumsum(0) - 1
+        closed = torch.tensor([t.closed for t in thoughts], dtype=torch.bool)
+        closes = (own == self.close_id).nonzero().flatten()
+        if not torch.equal(closes, ends[closed]):
             raise Refused("malformed", "a thought that does not end where it says")
-        logprobs = thought.drawn_logprobs
+        logprobs = torch.cat(
+            [
+                torch.zeros(0),
+                *(p for t in thoughts for p in (t.sampled_logprobs, t.answer_logprobs)),
+            ]
+        )
         if not (torch.isfinite(logprobs).all() and (logprobs <= 1e-3).all()):
             raise Refused("malformed", "log-probs that are none")

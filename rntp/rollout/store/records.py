@@ -102,6 +102,7 @@ def _rollouts(
 
 def _thoughts(tensors: dict[str, Tensor], calls: dict[str, Any]) -> list[Thought]:
     lengths, answers = tensors["length"].tolist(), tensors["answer"].tolist()
+    called = bool(tensors["given"].any())
     rows = zip(
         tensors["ids"].long().split(lengths),
         tensors["logprobs"].split(lengths),
@@ -120,7 +121,7 @@ def _thoughts(tensors: dict[str, Tensor], calls: dict[str, Any]) -> list[Thought
             answer_ids.clone(),
             answer_logprobs.clone(),
             ended,
-            given.clone() if given.any() else given[:0].clone(),
+            given.clone() if called and given.any() else given[:0].clone(),
             tuple(ToolCall(**call) for call in calls.get(str(n), [])),
         )
         for n, (ids, logprobs, closed, answer_ids, answer_logprobs, ended, given) in enumerate(rows)
