@@ -195,8 +195,22 @@ def gate_table(found: Mapping[str, Any]) -> str:
             f"gain a token: {found['always']:+.4f} thinking everywhere, {found['gated']:+.4f} "
             f"where the gate says so ({found['thought_at']:.0%} of the places, price "
             f"{found['price']:g} nats a thought token), {found['best']:+.4f} where it did help",
+            *_lengths(found),
         ]
     )
+
+
+def _lengths(found: Mapping[str, Any]) -> list[str]:
+    """What a gate that knows several lengths of thoughts gains by them."""
+    by = found["by_length"]
+    if by is None:
+        return []
+    shares = ", ".join(f"{name} at {share:.0%}" for name, share in by["share"].items())
+    return [
+        f"as long as pays best: {by['gated']:+.4f} a token for {by['tokens']:.2f} thought tokens a "
+        f"place, against {found['gated']:+.4f} for {found['tokens']:.2f} (tokens of a thought: "
+        f"{shares} of the places)"
+    ]
 
 
 def tasks_table(facts: Mapping[str, Any]) -> str:

@@ -26,8 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--price", type=float, default=0.0, metavar="NATS", help="of a thought token (default 0)"
     )
+    parser.add_argument(
+        "--lengths",
+        type=_numbers,
+        default=[],
+        metavar="N,…",
+        help="tokens of shorter thoughts: the gate then also says how long one may be",
+    )
     parser.add_argument("--checkpoint", type=int, metavar="N", help="the newest whole one if unset")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -44,5 +55,6 @@ def run(arguments: argparse.Namespace) -> None:
         price=arguments.price,
         step=arguments.checkpoint,
         say=say,
+        lengths=arguments.lengths,
     )
     print(json.dumps(found, indent=2) if arguments.json else gate_table(found))

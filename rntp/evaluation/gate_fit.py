@@ -1,7 +1,8 @@
 """Measure gains of thoughts all over pages, fit a gate to them, and measure it on others."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,14 +13,14 @@ from rntp.errors import ConfigError
 from rntp.evaluation.pages import score_pages
 from rntp.gate.features import features
 from rntp.gate.gain_model import GainModel
-from rntp.gate.gate import Gate
+from rntp.gate.gate import Gate, Length, best_length
 from rntp.gate.ranking import auc
 from rntp.model import LanguageModel
 from rntp.model.thought_tree import TokenTree
 from rntp.placement.placer import placer
 from rntp.rollout import Check, no_check
 from rntp.rollout.engine import open_engine
-from rntp.types import Context
+from rntp.types import Context, Rollout, Thought
 
 DECILES = 10
 
@@ -29,13 +30,15 @@ class Measured:
     """Positions with what is known without thinking and what thinking gained there.
 
     features_NF: see `rntp.gate.features`. gain_N: mean over the position's thoughts, nats a token.
-    document_N: number of the page. tokens: mean length of a thought.
+    document_N: number of the page. tokens: mean length of a thought. shorter: gains [N] and mean
+    length of the same thoughts when they are closed after so many tokens.
     """
 
     features_NF: Tensor
     gain_N: Tensor
     document_N: Tensor
     tokens: float
+    shorter: Mapping[int, tuple[Tensor, float]] = field(default_factory=dict)
 
 
 def measure(
@@ -46,9 +49,11 @@ def measure(
     positions: int,
     thoughts: int,
     purpose: str,
+    lengths: Sequence[int] = (),
     check: Check = no_check,
 ) -> Measured:
-    """Think at random positions of pages. positions: of a page. thoughts: of a position.
+    """Think at random positions of pages. positions: of a page. thoughts: of a position. lengths:
+    tokens after which the same thoughts are closed and measured once more.
 
     Raises ConfigError where no page has room.
     """
@@ -57,30 +62,62 @@ def measure(
     rollouts = engine.sample(contexts, place, check)
     if not rollouts:
         raise ConfigError("no page to measure gains on; take more contexts")
-    pages = score_pages(model, rollouts, config, check)
-    rows, gains, documents, lengths = [], [], [], []
-    for number, (rollout, page) in enumerate(zip(rollouts, pages, strict=True)):
+    rows = []
+    for rollout in rollouts:
         hidden = _hidden(model, rollout.context)
         at = torch.tensor(rollout.positions)
         rows.append(features(hidden[at.to(hidden.device) - 1], rollout.entropy))
+    gain_N, tokens = _gains(model, rollouts, config, check)
+    return Measured(
+        torch.cat(rows),
+        gain_N,
+        torch.tensor([n for n, rollout in enumerate(rollouts) for _ in rollout.positions]),
+        tokens,
+        {
+            most: _gains(model, [cut(rollout, most) for rollout in rollouts], config, check)
+            for most in lengths
+        },
+    )
+
+
+def _gains(
+    model: LanguageModel, rollouts: Sequence[Rollout], config: Config, check: Check
+) -> tuple[Tensor, float]:
+    """Gain at each position, mean over its thoughts, nats a token, float64 [N]; mean length."""
+    gains, tokens = [], []
+    for page in score_pages(model, rollouts, config, check):
         for found in page["positions"]:
             empty = torch.tensor(found["logp_empty"], dtype=torch.float64)
             think = torch.tensor([t["logp_think"] for t in found["thoughts"]]).double()
             gains.append(float((think - empty).mean()))
-            documents.append(number)
-            lengths += [t["num_tokens"] for t in found["thoughts"]]
-    return Measured(
-        torch.cat(rows),
-        torch.tensor(gains, dtype=torch.float64),
-        torch.tensor(documents),
-        sum(lengths) / max(len(lengths), 1),
+            tokens += [t["num_tokens"] for t in found["thoughts"]]
+    return torch.tensor(gains, dtype=torch.float64), sum(tokens) / max(len(tokens), 1)
+
+
+def cut(rollout: Rollout, most: int) -> Rollout:
+    """The same with its thoughts closed after so many tokens: what sampling with a smaller
+    `thought.thought_tokens` would have drawn, since every token has a draw of its own."""
+    return replace(
+        rollout, thoughts=tuple(tuple(_cut(t, most) for t in group) for group in rollout.thoughts)
+    )
+
+
+def _cut(thought: Thought, most: int) -> Thought:
+    if len(thought.sampled_ids) <= most:
+        return thought
+    return Thought(
+        thought.sampled_ids[:most].clone(), thought.sampled_logprobs[:most].clone(), False
     )
 
 
 def fit_gate(measured: Measured, horizon: int) -> Gate:
     """Fit a gate to what was measured."""
-    model = GainModel.fit(measured.features_NF, measured.gain_N)
-    return Gate(model, horizon, max(measured.tokens, 1.0))
+    fit = partial(GainModel.fit, measured.features_NF)
+    shorter = tuple(
+        Length(most, fit(gain_N), max(tokens, 1.0))
+        for most, (gain_N, tokens) in sorted(measured.shorter.items())
+    )
+    return Gate(fit(measured.gain_N), horizon, max(measured.tokens, 1.0), shorter)
 
 
 def judge_gate(gate: Gate, measured: Measured, price: float = 0.0) -> dict[str, Any]:
@@ -89,7 +126,9 @@ def judge_gate(gate: Gate, measured: Measured, price: float = 0.0) -> dict[str, 
     auc: chance that of a position where thinking helps and one where it does not, the gate expects
     more of the first. deciles: expected against measured gain. always, gated, best: nats a position
     and token when every position is thought at, those where the gate expects to gain more than the
-    price, and those where it did; thinking nowhere is 0. thought_at: share of positions.
+    price, and those where it did; thinking nowhere is 0. thought_at: share of positions. tokens:
+    of thoughts, a position. by_length: the same of thoughts as long as pays best, where the gate
+    knows several lengths, and the share of positions of each length.
     """
     expected, error = gate.model.predict(measured.features_NF)
     gain = measured.gain_N
@@ -103,6 +142,8 @@ def judge_gate(gate: Gate, measured: Measured, price: float = 0.0) -> dict[str, 
         "gated": float(torch.where(pays, gain, 0.0).mean()),
         "best": float(gain.clamp_min(0).mean()),
         "thought_at": float(pays.double().mean()),
+        "tokens": float(pays.double().mean()) * gate.thought_tokens,
+        "by_length": _by_length(gate, measured, price),
         "price": price,
         "noise": gate.model.noise,
         "deciles": [
@@ -114,6 +155,25 @@ def judge_gate(gate: Gate, measured: Measured, price: float = 0.0) -> dict[str, 
             }
             for members in _groups(order)
         ],
+    }
+
+
+def _by_length(gate: Gate, measured: Measured, price: float) -> dict[str, Any] | None:
+    """What the gate gains where it also says how long a thought may be; None without lengths."""
+    if not gate.shorter:
+        return None
+    known = [length.most for length in gate.shorter]
+    gain_NB = torch.stack([*(measured.shorter[n][0] for n in known), measured.gain_N], dim=1)
+    choice = best_length(gate.worth(measured.features_NF), gate.tokens, price)
+    nothing = gain_NB.new_zeros(len(gain_NB), 1)
+    gain = torch.cat([nothing, gain_NB], dim=1).gather(1, choice[:, None])
+    spent = torch.cat([nothing[0], gate.tokens])[choice]
+    return {
+        "gated": float(gain.mean()),
+        "tokens": float(spent.mean()),
+        "share": {
+            str(n): float((choice == b).double().mean()) for b, n in enumerate([*known, "full"], 1)
+        },
     }
 
 

@@ -29,11 +29,13 @@ def learn_gate(
     price: float,
     step: int | None,
     say: Callable[[str], None],
+    lengths: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Write a gate into an exported folder, and return what `judge_gate` says of it.
 
     contexts: pages of the training stream to fit it to, and as many held-out ones at most to
-    measure it on. Raises ConfigError, DataError and CheckpointError.
+    measure it on. lengths: tokens of shorter thoughts that the gate may ask for. Raises
+    ConfigError, DataError and CheckpointError.
     """
     if not (model_dir / SETTINGS).is_file():
         raise ConfigError(
@@ -45,10 +47,11 @@ def learn_gate(
     config, model, path = open_trained(run_dir, step, say)
     if not config.evaluation.enabled:
         raise ConfigError("the run has evaluation.docs: 0, so no pages are held out")
+    _check_lengths(config, lengths)
     corpus = open_corpus(config, open_data(config), model.tokenizer)
     with Bars() as bars:
         fitted, held = (
-            _measured(model, pages, config, positions, thoughts, name, bars)
+            _measured(model, pages, config, positions, thoughts, lengths, name, bars)
             for name, pages in _pages(corpus, contexts)
         )
     corpus.close()
@@ -76,6 +79,7 @@ def _measured(
     config: Config,
     positions: int,
     thoughts: int,
+    lengths: Sequence[int],
     name: str,
     bars: Bars,
 ) -> Measured:
@@ -85,7 +89,15 @@ def _measured(
         bars(name, first, len(pages))
         batch = pages[first : first + size]
         parts.append(
-            measure(model, batch, config, positions=positions, thoughts=thoughts, purpose=name)
+            measure(
+                model,
+                batch,
+                config,
+                positions=positions,
+                thoughts=thoughts,
+                purpose=name,
+                lengths=lengths,
+            )
         )
     bars(name, len(pages), len(pages))
     found = _joined(parts)
@@ -97,6 +109,21 @@ def _measured(
     return found
 
 
+def _check_lengths(config: Config, lengths: Sequence[int]) -> None:
+    """Raise ConfigError where thoughts cannot be cut so."""
+    longest = config.thought.thought_tokens
+    if any(not 1 <= n < longest for n in lengths) or len(set(lengths)) < len(lengths):
+        raise ConfigError(
+            f"--lengths {','.join(map(str, lengths))}: give different numbers of tokens from 1 to "
+            f"{longest - 1}; the model's thoughts have {longest} at most (thought.thought_tokens)"
+        )
+    if lengths and (config.thought.tools.use or config.reading.piece is not None):
+        raise ConfigError(
+            "--lengths: thoughts that call tools or are carried from piece to piece cannot be "
+            "closed early and stay what they are; leave --lengths out"
+        )
+
+
 def _joined(parts: Sequence[Measured]) -> Measured:
     """Put parts together; pages are numbered on."""
     firsts, number = [], 0
@@ -104,9 +131,20 @@ def _joined(parts: Sequence[Measured]) -> Measured:
         firsts.append(part.document_N + number)
         number += int(part.document_N.max()) + 1
     sizes = [len(part.gain_N) for part in parts]
+
+    def mean(of: Sequence[float]) -> float:
+        return sum(value * n for value, n in zip(of, sizes, strict=True)) / max(sum(sizes), 1)
+
     return Measured(
         torch.cat([part.features_NF for part in parts]),
         torch.cat([part.gain_N for part in parts]),
         torch.cat(firsts),
-        sum(p.tokens * n for p, n in zip(parts, sizes, strict=True)) / max(sum(sizes), 1),
+        mean([part.tokens for part in parts]),
+        {
+            most: (
+                torch.cat([part.shorter[most][0] for part in parts]),
+                mean([part.shorter[most][1] for part in parts]),
+            )
+            for most in parts[0].shorter
+        },
     )

@@ -3,34 +3,51 @@
 import torch
 from torch import Tensor
 
-from rntp.gate import Gate
+from rntp.gate.gate import best_length
 
 
-def thoughts_at(pays_L: Tensor, least: int) -> int:
-    """Count the thoughts of a text: one wherever it pays, `least` tokens apart. pays_L: bool."""
-    count, last = 0, -least
-    for position in pays_L.nonzero()[:, 0].tolist():
+def tokens_at(tokens_L: Tensor, least: int) -> float:
+    """Sum the tokens of a text's thoughts: one wherever there is any, `least` tokens apart.
+
+    tokens_L: of the thought at each place, 0 for none.
+    """
+    total, last = 0.0, -least
+    for position in tokens_L.nonzero()[:, 0].tolist():
         if position - last >= least:
-            count, last = count + 1, position
-    return count
+            total, last = total + float(tokens_L[position]), position
+    return total
 
 
-def price_for(gain_L: Tensor, gate: Gate, budget: float, least: int) -> float:
+def price_for(worth_LB: Tensor, tokens_B: Tensor, budget: float, least: int) -> float:
     """Find the lowest price, nats a thought token, at which a text's thoughts stay within a budget.
 
-    gain_L: that the gate expects at each place, nats a token, float64; −∞ where nobody may think.
-    budget: tokens of thoughts, counted by the mean length that the gate knows. 0 where the budget
-    holds every thought that is expected to help at all: a lower price would buy harm.
+    worth_LB: nats that a gate expects a thought of each length to gain at each place, float64; −∞
+    where nobody may think. tokens_B: of a thought of each length, ascending. budget: tokens of
+    thoughts. 0 where the budget holds every thought that is expected to help at all: a lower price
+    would buy harm.
     """
-    most = int(budget / gate.thought_tokens)
-    prices = gain_L * gate.horizon / gate.thought_tokens
-    known = prices[prices > 0].sort().values
-    low, high = 0, len(known)  # among these, the first that is dear enough; the last always is
-    bounds = torch.cat([torch.zeros(1, dtype=known.dtype), known])
+    known = _changes(worth_LB, tokens_B)
+    taken_B = torch.cat([torch.zeros(1, dtype=torch.float64), tokens_B])
+    low, high = 0, len(known) - 1  # among these, the first that is dear enough; the last always is
     while low < high:
         middle = (low + high) // 2
-        if thoughts_at(prices > bounds[middle], least) <= most:
+        choice_L = best_length(worth_LB, tokens_B, float(known[middle]))
+        if tokens_at(taken_B[choice_L], least) <= budget * (1 + 1e-12):
             high = middle
         else:
             low = middle + 1
-    return float(bounds[low])
+    return float(known[low])
+
+
+def _changes(worth_LB: Tensor, tokens_B: Tensor) -> Tensor:
+    """The prices at which the best length of some place changes, from 0 up, each a little above:
+    where a length stops paying, and where a shorter one pays as well."""
+    count = len(tokens_B)
+    ratios = [worth_LB / tokens_B]
+    for shorter in range(count):
+        for longer in range(shorter + 1, count):
+            more = worth_LB[:, longer] - worth_LB[:, shorter]
+            ratios.append((more / (tokens_B[longer] - tokens_B[shorter]))[:, None])
+    every = torch.cat([ratio.flatten() for ratio in ratios])
+    above = every[torch.isfinite(every) & (every > 0)].unique() * (1 + 1e-9)
+    return torch.cat([torch.zeros(1, dtype=torch.float64), above])

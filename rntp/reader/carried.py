@@ -31,7 +31,7 @@ def read_by_pieces(model: LanguageModel, config: Config, ids: Tensor, when: When
     def rewrites(piece: Piece) -> bool:
         entropy = piece.entropy_W.mean()
         expected.append(float(entropy))
-        writes = when(Here(entropy, piece.stop - written[-1], torch.zeros(0)))
+        writes = bool(when(Here(entropy, piece.stop - written[-1], torch.zeros(0))))
         if writes:
             written.append(piece.stop)
         return writes

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,17 +11,20 @@ from rntp.config import Config
 from rntp.errors import ConfigError
 from rntp.evaluation.pages import score_pages
 from rntp.gate import Gate
+from rntp.gate.features import features
 from rntp.model import LanguageModel, load_model
 from rntp.model.language_model import pick_device
 from rntp.model.thought_tree import TokenTree
 from rntp.model.tokenizer import decode, encode
+from rntp.placement import Place
 from rntp.reader.budget import price_for
 from rntp.reader.carried import read_by_pieces
 from rntp.reader.page import ReadPage, ReadThought
-from rntp.reader.when import Here, When
+from rntp.reader.when import Here, When, most_tokens
 from rntp.reader.writing import Written, write
 from rntp.rollout import no_check
 from rntp.rollout.engine import open_engine
+from rntp.rollout.next_token_stats import LazyNextTokenStats
 from rntp.run.settings import Settings
 from rntp.types import Context, NextTokenStats, Rollout
 
@@ -80,17 +82,17 @@ class Reader:
             ids = encode(self.model.tokenizer, text)
             return read_by_pieces(self.model, self._config(), ids, when)
         ids, length = encode(self.model.tokenizer, text), self.settings.context_tokens
-        engine = open_engine(self.model, self._config(), thoughts=1, purpose="read")
         places: list[int] = []
         thoughts: list[ReadThought] = []
         for number, start in enumerate(range(0, len(ids), length)):
             context = Context(number, "text", ids[start : start + length], start=start)
             if len(context) <= self.settings.min_prefix_tokens + self.settings.horizon:
                 continue
-            for rollout in self._sampled(engine, context, when):
-                found = self._worth(rollout)
-                thoughts += found
-                places += [start + thought.position for thought in found]
+            rollouts = self._sampled(context, when)
+            found = [thought for rollout in rollouts for thought in self._worth(rollout)]
+            found.sort(key=lambda thought: thought.position)
+            thoughts += found
+            places += [start + thought.position for thought in found]
         cuts = [0, *places, len(ids)]
         pieces = [decode(self.model.tokenizer, ids[a:b]) for a, b in pairwise(cuts)]
         thoughts = [replace(t, position=p) for t, p in zip(thoughts, places, strict=True)]
@@ -109,19 +111,20 @@ class Reader:
                 "--budget: this model writes its memories at the ends of pieces, where no gate is "
                 "asked; take every:N or entropy:X"
             )
-        gate, gains = Gate.beside(self.model.spec), list[Tensor]()
+        gate, parts = Gate.beside(self.model.spec), list[Tensor]()
         ids, length = encode(self.model.tokenizer, text), self.settings.context_tokens
         first, horizon = self.settings.min_prefix_tokens, self.settings.horizon
         for start in range(0, len(ids), length):
             page = ids[start : start + length]
-            gain = torch.full((len(page),), -torch.inf, dtype=torch.float64)
+            worth = torch.full((len(page), len(gate.tokens)), -torch.inf, dtype=torch.float64)
             if len(page) > first + horizon:
                 hidden = TokenTree.build([(page, -1, 0)]).hidden(self.model)
                 rows = hidden[first - 1 : len(page) - horizon]
                 _, entropy, _ = self.model.logprob(rows, page[first : len(page) - horizon + 1])
-                gain[first : len(page) - horizon + 1] = gate.expected(rows, entropy)[0]
-            gains.append(gain)
-        return price_for(torch.cat(gains), gate, budget * len(ids), least)
+                seen = features(rows, entropy)
+                worth[first : len(page) - horizon + 1] = gate.worth(seen)
+            parts.append(worth)
+        return price_for(torch.cat(parts), gate.tokens, budget * len(ids), least)
 
     def generate(
         self, prompt: str, when: When, *, tokens: int = 200, temperature: float = 1.0
@@ -147,26 +150,33 @@ class Reader:
                 "them"
             )
 
-    def _sampled(self, engine: Any, context: Context, when: When) -> list[Rollout]:
-        """The context with its thoughts; nothing where the rule wants none."""
-        chosen: list[int] = []
-        with torch.no_grad():
-            hidden = TokenTree.build([(context.token_ids, -1, 0)]).hidden(self.model)
+    def _sampled(self, context: Context, when: When) -> list[Rollout]:
+        """The context with its thoughts, once for each length that the rule asks for. A thought
+        that may be longer begins as a shorter one does."""
+        wanted = self._wanted(context, when)
+        rollouts: list[Rollout] = []
+        for most in sorted(set(wanted.values())):
+            at = tuple(position for position, tokens in wanted.items() if tokens == most)
+            engine = open_engine(self.model, self._config(most), thoughts=1, purpose="read")
+            rollouts += engine.sample([context], _always(at), no_check)
+        return rollouts
 
-        def place(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
-            since = self.settings.min_prefix_tokens
-            last = len(context) - self.settings.horizon
-            for position in range(self.settings.min_prefix_tokens, last + 1):
-                entropy, before = next_token.entropy_L[position], hidden[position - 1]
-                if when(Here(entropy, since, before)):
-                    chosen.append(position)
-                    since = 0
-                since += 1
-            # An engine thinks somewhere; where the rule does not, the thought is dropped below.
-            return tuple(chosen) or (last,)
-
-        rollouts: list[Rollout] = engine.sample([context], place, no_check)
-        return rollouts if chosen else []
+    @torch.no_grad()
+    def _wanted(self, context: Context, when: When) -> dict[int, int]:
+        """Where the rule thinks, ascending, and with how many tokens at most."""
+        hidden = TokenTree.build([(context.token_ids, -1, 0)]).hidden(self.model)
+        entropy_L = LazyNextTokenStats(
+            self.model, context.token_ids.to(self.model.device), hidden
+        ).entropy_L
+        since, wanted = self.settings.min_prefix_tokens, dict[int, int]()
+        last = len(context) - self.settings.horizon
+        for position in range(self.settings.min_prefix_tokens, last + 1):
+            said = when(Here(entropy_L[position], since, hidden[position - 1]))
+            if most := most_tokens(said, self.settings.thought_tokens):
+                wanted[position] = most
+                since = 0
+            since += 1
+        return wanted
 
     def _worth(self, rollout: Rollout) -> list[ReadThought]:
         (page,) = score_pages(self.model, [rollout], self._config(), no_check)
@@ -187,8 +197,9 @@ class Reader:
             )
         return found
 
-    def _config(self) -> Config:
-        """The settings as the parts of a run that think and score know them."""
+    def _config(self, most: int | None = None) -> Config:
+        """The settings as the parts of a run that think and score know them. most: tokens of a
+        thought, by default all that it may have."""
         settings = asdict(self.settings)
         return Config.parse(
             {
@@ -205,10 +216,19 @@ class Reader:
                 },
                 "thought": {
                     "thoughts_per_position": 2,
-                    "thought_tokens": settings["thought_tokens"],
+                    "thought_tokens": most or settings["thought_tokens"],
                     "temperature": settings["temperature"],
                 },
                 "reading": {"window": settings["window"], "piece": settings["piece"]},
                 "reward": {"horizon": settings["horizon"]},
             }
         )
+
+
+def _always(at: tuple[int, ...]) -> Place:
+    """Think at these positions."""
+
+    def place(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
+        return at
+
+    return place

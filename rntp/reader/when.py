@@ -11,7 +11,8 @@ from rntp.run.settings import Settings
 
 HELP = (
     "never, every:N (tokens), entropy:X (nats; where the next token is less certain than X), gate, "
-    "or gate:PRICE (nats a thought token; where a thought is expected to gain more than it costs)"
+    "or gate:PRICE (nats a thought token; where a thought is expected to gain more than it costs, "
+    "and as long as pays best where the gate knows several lengths)"
 )
 
 
@@ -26,7 +27,15 @@ class Here:
     hidden: Tensor
 
 
-When = Callable[[Here], bool]
+# Whether to think before a token; or with how many tokens at most, 0 for none.
+When = Callable[[Here], bool | int]
+
+
+def most_tokens(said: bool | int, most: int) -> int:
+    """Tokens of a thought that a rule asks for, 0 for none. most: of the model's thoughts."""
+    if isinstance(said, bool):
+        return most if said else 0
+    return min(said, most)
 
 
 def usual(spec: str) -> str:
@@ -59,9 +68,13 @@ def parse_when(text: str, spec: str = "", least: int = 1) -> When:
                     "memories at the ends of pieces; take every:N or entropy:X"
                 )
             gate = Gate.beside(spec)
-            return lambda here: here.since >= least and bool(
-                gate.pays(here.hidden[None], here.entropy[None], price)
-            )
+
+            def length(here: Here) -> int:
+                if here.since < least:
+                    return 0
+                return int(gate.lengths(here.hidden[None], here.entropy[None], price))
+
+            return length
     except ValueError:
         pass
     raise ConfigError(f"--think {text}: write {HELP}")

@@ -22,7 +22,7 @@ from rntp.model import ATTENTION, LanguageModel, own_attention
 from rntp.model.mixing import mixed_logp
 from rntp.model.reading import START_TOKENS
 from rntp.model.tokenizer import decode, encode
-from rntp.reader.when import Here, When
+from rntp.reader.when import Here, When, most_tokens
 from rntp.rng import uniform
 from rntp.rollout.carried import as_read, written_by_nobody
 from rntp.rollout.sampling import draw
@@ -68,8 +68,8 @@ def write(
             thought = None
             if carrier is not None:
                 thought = carrier.due(page)
-            elif when(writer.here(since)):
-                thought, since = writer.think(page), 0
+            elif most := most_tokens(when(writer.here(since)), settings.thought_tokens):
+                thought, since = writer.think(page, most), 0
             if thought is not None:
                 if held:
                     yield Written("text", decode(model.tokenizer, torch.tensor(held)))
@@ -115,7 +115,8 @@ class _Writer:
         # transformers 5.24 has begun to call it otherwise.
         names = signature(model.hf.forward).parameters
         self._cache_name = "cache" if "cache" in names else "past_key_values"
-        self._room = settings.thought_tokens + 3  # of a thought, and the token behind it
+        self.longest = settings.thought_tokens
+        self._room = self.longest + 3  # of a thought, and the token behind it
         self._drawn = self._seen = 0
         self._cache: Any = None
         self._logits = self.hidden = torch.zeros(0)
@@ -170,12 +171,12 @@ class _Writer:
         token, _ = draw(logits, noise, temperature)
         return int(token)
 
-    def ponder(self) -> Tensor:
-        """Think behind all that is seen: int64, the thought's tokens, the last not closed yet."""
+    def ponder(self, most: int) -> Tensor:
+        """Think behind all that is seen, at most so many tokens: int64, the last not closed yet."""
         settings, (opening, closing) = self._settings, self._markers
         self.feed(torch.tensor([opening]))
         thought: list[int] = []
-        while len(thought) < settings.thought_tokens:
+        while len(thought) < most:
             token = self.draw("think", settings.temperature, markers=True)
             if token == closing:
                 break
@@ -183,9 +184,10 @@ class _Writer:
             self.feed(torch.tensor([token]))
         return torch.tensor(thought, dtype=torch.int64)
 
-    def think(self, page: Tensor) -> Tensor:
-        """Think behind all that is seen, and go on from there: int64, the thought's tokens."""
-        thought, window = self.ponder(), self._settings.window
+    def think(self, page: Tensor, most: int) -> Tensor:
+        """Think behind all that is seen, at most so many tokens, and go on from there: int64, the
+        thought's tokens."""
+        thought, window = self.ponder(most), self._settings.window
         if window is None:
             self.feed(torch.tensor([self._markers[1]]))
         else:
@@ -280,7 +282,8 @@ class _Carrier:
                 self._writer.remember(self._memory, page[self._first : stop])
             else:
                 self._writer.begin(page)
-            self._memory, self._written = self._writer.ponder(), stop
+            self._memory = self._writer.ponder(self._writer.longest)
+            self._written = stop
         self._writer.remember(self._memory, page[max(stop - self._window, 0) : stop])
         self._first = stop
         return self._memory if written else None

@@ -10,12 +10,16 @@ from conftest import tiny_run
 from rntp import Trainer, cli
 from rntp.config import Config
 from rntp.errors import ConfigError
-from rntp.evaluation.gate_fit import Measured, fit_gate, judge_gate
+from rntp.evaluation.gate_fit import Measured, cut, fit_gate, judge_gate
 from rntp.gate import GainModel, Gate
 from rntp.gate.features import SIZE, features
+from rntp.gate.gate import FULL
+from rntp.model import load_model
 from rntp.reader import Reader
 from rntp.reader.when import Here, parse_when
+from rntp.rollout.engine import InProcessEngine
 from rntp.run.export import export
+from rntp.types import Context, Thought
 
 
 def made(count: int, noise: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,6 +115,53 @@ def test_a_gate_thinks_where_it_pays_and_knows_how_well(tmp_path: Path) -> None:
         Gate.beside(str(tmp_path))
 
 
+def test_a_gate_that_knows_lengths_thinks_as_long_as_pays(tmp_path: Path) -> None:
+    """Two tokens gain where feature 3 is large, eight where feature 7 is; the rest is noise."""
+    x, _ = made(3000, 0.0)
+    held, _ = made(1000, 0.0, seed=3)
+
+    def measured(x: torch.Tensor) -> Measured:
+        short, long = 0.4 * x[:, 3], 0.4 * x[:, 3] + 0.5 * x[:, 7] - 0.1
+        return Measured(x, long, torch.arange(len(x)), 8.0, {2: (short, 2.0)})
+
+    gate, others = fit_gate(measured(x), horizon=4), measured(held)
+    short, long = others.shorter[2][0], others.gain_N
+    free = judge_gate(gate, others)
+    assert free["by_length"]["gated"] == pytest.approx(
+        float(torch.maximum(short, long).clamp_min(0).mean()), rel=0.02
+    )
+    assert free["by_length"]["gated"] > 1.1 * free["gated"]
+    # At a price the long ones have to gain what their six tokens more cost: 0.15 nats a token.
+    dear = judge_gate(gate, others, price=0.1)["by_length"]
+    pays = torch.stack([torch.zeros(1000).double(), 4 * short - 0.2, 4 * long - 0.8])
+    for name, number in (("2", 1), ("full", 2)):
+        expected = float((pays.argmax(dim=0) == number).double().mean())
+        assert dear["share"][name] == pytest.approx(expected, abs=0.01)
+        assert 0.05 < dear["share"][name] < 0.8
+    assert dear["tokens"] < free["by_length"]["tokens"]
+    gate.save(tmp_path)
+    assert judge_gate(Gate.beside(str(tmp_path)), others) == free
+
+
+def test_a_thought_that_is_cut_is_what_a_smaller_budget_draws(
+    model_folders: dict[str, Path],
+) -> None:
+    model = load_model(str(model_folders["llama"]))
+    page = [Context(0, "d", torch.randint(1, 318, (40,)))]
+
+    def sampled(budget: int) -> list[Thought]:
+        engine = InProcessEngine(
+            model, thoughts=8, budget=budget, temperature=3.0, seed=1, slots=64
+        )
+        (rollout,) = engine.sample(page, lambda context, stats: (9, 30))
+        return [t for group in cut(rollout, 3).thoughts for t in group]
+
+    for one, other in zip(sampled(7), sampled(3), strict=True):
+        assert torch.equal(one.sampled_ids, other.sampled_ids)
+        assert one.closed == other.closed
+        torch.testing.assert_close(one.sampled_logprobs, other.sampled_logprobs)
+
+
 def test_the_command_writes_a_gate_that_reading_uses(
     model_folders: dict[str, Path], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,17 +189,38 @@ def test_the_command_writes_a_gate_that_reading_uses(
     assert "AUC" in capsys.readouterr().out
     # Reading by the gate thinks exactly where the gate says, given what reading sees.
     reader, gate = Reader(str(folder)), Gate.beside(str(folder))
-    seen: list[tuple[Here, bool]] = []
+    seen: list[tuple[Here, bool | int]] = []
     rule = parse_when("gate:-0.05", str(folder))
 
-    def watched(here: Here) -> bool:
+    def watched(here: Here) -> bool | int:
         seen.append((here, rule(here)))
         return seen[-1][1]
 
     page = reader.read("The river rose in the night and the people went up the hill. " * 5, watched)
-    assert len(page.thoughts) == sum(said for _, said in seen)
+    assert len(page.thoughts) == sum(said > 0 for _, said in seen)
     for here, said in seen:
-        assert said == bool(gate.pays(here.hidden[None], here.entropy[None], -0.05))
+        gain, _ = gate.expected(here.hidden[None], here.entropy[None])
+        assert said in (0, FULL)
+        assert (said > 0) == bool(gain * gate.horizon > -0.05 * gate.thought_tokens)
+    # With lengths: thoughts of a text are as long as the gate says.
+    for wrong in ("0", "5", "2,2"):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["gate", run, str(folder), *sizes, "--lengths", wrong])
+        assert caught.value.code == 2
+        assert "numbers of tokens from 1 to 4" in capsys.readouterr().err
+    cli.main(["gate", run, str(folder), *sizes, "--lengths", "1,3"])
+    assert "as long as pays best" in capsys.readouterr().out
+    gate, rule = Gate.beside(str(folder)), parse_when("gate:-0.2", str(folder))
+    assert [length.most for length in gate.shorter] == [1, 3]
+    seen.clear()
+    text = "The river rose in the night and the people went up the hill. " * 5
+    page = reader.read(text, watched)
+    asked = [said for _, said in seen if said]
+    assert len(page.thoughts) == len(asked)
+    for thought, most in zip(page.thoughts, asked, strict=True):
+        assert len(thought.token_ids) <= min(most, 5)
+        assert thought.closed or len(thought.token_ids) == min(most, 5)
+    assert reader.price(text, 0.05, least=1) >= 0
     # Writing shows the rule the same hidden state as reading: that of the token before.
     writes: list[Here] = []
 

@@ -9,10 +9,11 @@ from conftest import tiny_run
 from rntp import cli
 from rntp.config import Config
 from rntp.errors import ConfigError
-from rntp.gate import GainModel, Gate
+from rntp.gate import Gate
+from rntp.gate.gate import best_length
 from rntp.model.tokenizer import encode
 from rntp.reader import Reader
-from rntp.reader.budget import price_for, thoughts_at
+from rntp.reader.budget import price_for, tokens_at
 from rntp.reader.when import parse_when
 from rntp.run.export import export
 from rntp.trainer import Trainer
@@ -20,26 +21,47 @@ from rntp.trainer import Trainer
 TEXT = "The river rose in the night and the people of the town went up the hill to wait. " * 4
 
 
-def gate(horizon: int = 4, tokens: float = 2.0) -> Gate:
-    nothing = torch.zeros(1, dtype=torch.float64)
-    model = GainModel(0.0, 0.1, nothing, nothing[:, None], 0.1, nothing, nothing + 1)
-    return Gate(model, horizon, tokens)
+ONE = torch.tensor([2.0], dtype=torch.float64)  # tokens of a thought
+
+
+def worth(*gains: float) -> torch.Tensor:
+    """Of gains in nats a token over a horizon of 4."""
+    return 4 * torch.tensor(gains, dtype=torch.float64)[:, None]
 
 
 def test_the_price_is_the_lowest_that_keeps_within_the_budget() -> None:
-    gains = torch.tensor([-torch.inf, 0.1, 0.4, -0.2, 0.3, 0.2, 0.05], dtype=torch.float64)
+    gains = worth(-torch.inf, 0.1, 0.4, -0.2, 0.3, 0.2, 0.05)
     # A nat a token is worth 4 / 2 nats a thought token; a thought has 2 tokens.
     expected = ((20, 5, 0.0), (6, 3, 0.2), (4, 2, 0.4), (3.9, 1, 0.6), (1, 0, 0.8))
     for budget, thoughts, price in expected:
-        found = price_for(gains, gate(), budget, least=1)
+        found = price_for(gains, ONE, budget, least=1)
         assert found == pytest.approx(price), budget
-        assert thoughts_at(gains * 2 > found, 1) == thoughts
+        assert tokens_at(2.0 * (gains[:, 0] / 2 > found), 1) == 2 * thoughts
     # Two tokens apart at least: those at 2, 4 and 6, or at 1, 4 and 6.
-    assert price_for(gains, gate(), 6, least=2) == 0.0
-    assert price_for(gains, gate(), 4, least=2) == pytest.approx(0.1)
-    assert thoughts_at(torch.tensor([True, True, True, False, True]), 2) == 3
-    harmful = torch.full((5,), -0.1, dtype=torch.float64)
-    assert price_for(harmful, gate(), 100, least=1) == 0.0
+    assert price_for(gains, ONE, 6, least=2) == 0.0
+    assert price_for(gains, ONE, 4, least=2) == pytest.approx(0.1)
+    assert tokens_at(torch.tensor([1.0, 1, 1, 0, 1]), 2) == 3
+    assert price_for(worth(*[-0.1] * 5), ONE, 100, least=1) == 0.0
+
+
+def test_a_budget_is_met_by_shorter_thoughts_too() -> None:
+    tokens = torch.tensor([2.0, 8.0], dtype=torch.float64)
+    # Nats of a short and of a long thought at four places.
+    each = torch.tensor([[1.0, 3.0], [1.0, 1.1], [-1.0, 2.0], [0.5, -2.0]], dtype=torch.float64)
+
+    def at(price: float) -> list[int]:
+        return best_length(each, tokens, price).tolist()
+
+    assert at(0.0) == [2, 2, 2, 1]
+    assert at(0.02) == [2, 1, 2, 1]  # the second gains 0.1 by 6 tokens more: 0.017 each
+    assert at(0.3) == [2, 1, 0, 0]  # the third wants 0.25 a token, the fourth too
+    assert at(0.34) == [1, 1, 0, 0]  # 2 nats by 6 tokens more
+    assert at(0.5) == [0, 0, 0, 0]  # what gains nothing more is not thought
+    for budget, price in ((26, 0.0), (25, 0.1 / 6), (19, 0.25), (9, 1 / 3), (3, 0.5)):
+        found = price_for(each, tokens, budget, least=1)
+        assert found == pytest.approx(price), budget
+        spent = torch.tensor([0.0, 2, 8])[best_length(each, tokens, found)]
+        assert tokens_at(spent, 1) <= budget
 
 
 @pytest.mark.slow
