@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens between the places that rules choose from (default 4)",
     )
     parser.add_argument(
+        "--gate",
+        type=Path,
+        metavar="MODEL",
+        help="exported folder whose gate says where to think (rntp gate); default: the run's own",
+    )
+    parser.add_argument(
         "--piece", type=int, metavar="W", help="tokens of a piece; default: reading.piece"
     )
     parser.add_argument(
@@ -58,8 +64,11 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.pages is not None:
         _evaluate_pages(arguments)
         return
-    if any(getattr(arguments, name) is not None for name in ("piece", "page_tokens", "stride")):
-        raise ConfigError("--piece, --page-tokens and --stride go with --pages; say how many")
+    of_pages = ("piece", "page_tokens", "stride", "gate")
+    if any(getattr(arguments, name) is not None for name in of_pages):
+        raise ConfigError(
+            "--piece, --page-tokens, --stride and --gate go with --pages; say how many"
+        )
     from rntp.evaluation import evaluate_target
     from rntp.runtime.files import write_json
     from rntp.runtime.memory import keep_freed_memory
@@ -84,8 +93,8 @@ def _evaluate_pages(arguments: argparse.Namespace) -> None:
         raise ConfigError("--pages, --piece, --page-tokens and --stride must be 1 or more")
     keep_freed_memory()
     by_pieces = arguments.piece is not None or reads_pieces(arguments.target)
-    if by_pieces and arguments.stride is not None:
-        raise ConfigError("--stride: pages are read by pieces here; leave it out")
+    if by_pieces and (arguments.stride is not None or arguments.gate is not None):
+        raise ConfigError("--stride and --gate: pages are read by pieces here; leave them out")
     if not by_pieces and arguments.page_tokens is not None:
         raise ConfigError(
             "--page-tokens: pages are read in contexts of data.context_tokens here; leave it out"
@@ -101,7 +110,9 @@ def _evaluate_pages(arguments: argparse.Namespace) -> None:
         )
     else:
         stride = arguments.stride or 4
-        facts = evaluate_everywhere(*target, count=arguments.pages, stride=stride, say=say)
+        facts = evaluate_everywhere(
+            *target, count=arguments.pages, stride=stride, say=say, gate_of=arguments.gate
+        )
     if arguments.out:
         write_json(arguments.out, facts)
     table = pages_table if by_pieces else frontier_table

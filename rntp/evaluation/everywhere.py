@@ -12,16 +12,33 @@ from torch import Tensor
 
 from rntp.config import Config
 from rntp.evaluation.pages import score_pages
+from rntp.evaluation.thoughts_cut import cut
 from rntp.gate import Gate
+from rntp.gate.features import features
 from rntp.model import LanguageModel
 from rntp.model.thought_tree import TokenTree
 from rntp.model.token_bytes import ByteCounter
 from rntp.rollout import Check, no_check
 from rntp.rollout.engine import open_engine
 from rntp.rollout.tool_calls import serving
-from rntp.types import Context, NextTokenStats
+from rntp.types import Context, NextTokenStats, Rollout
 
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The same thoughts of a page, closed after each of B lengths, the longest as they are.
+
+    worth_PB: nats that the gate expects of each, float64. tokens_B: mean tokens of each. gain_BPH,
+    drawn_BP, computed_BP: see `Everywhere`.
+    """
+
+    worth_PB: Tensor
+    tokens_B: Tensor
+    gain_BPH: Tensor
+    drawn_BP: Tensor
+    computed_BP: Tensor
 
 
 @dataclass(frozen=True)
@@ -33,7 +50,8 @@ class Everywhere:
     the gate expects, nats a token; None without one. drawn_P: tokens of each thought. computed_P:
     what it costs to think there: thought, markers, and the next tokens read once more. nll_L: nats
     of each token without thinking; the first has none and is 0. num_bytes: of the tokens that have
-    one. known_P: nats that a perfect thought gains there, on made pages, else None.
+    one. known_P: nats that a perfect thought gains there, on made pages, else None. lengths: of a
+    gate that knows several, else None.
     """
 
     positions: Tensor
@@ -45,6 +63,7 @@ class Everywhere:
     nll_L: Tensor
     num_bytes: int
     known_P: Tensor | None
+    lengths: Lengths | None = None
 
 
 @torch.no_grad()
@@ -72,32 +91,76 @@ def think_everywhere(
         for number, context in enumerate(fitting):
             progress("pages", number, len(fitting))
             (rollout,) = engine.sample([context], place, check)
-            (page,) = score_pages(model, [rollout], config, check)
+            worth = _Worth.of(model, rollout, config, check)
             hidden, nll_L = _plainly(model, context)
             at = torch.tensor(rollout.positions)
-            empty = torch.tensor([p["logp_empty"] for p in page["positions"]]).double()
-            think = torch.tensor([p["thoughts"][0]["logp_think"] for p in page["positions"]])
             entropy = rollout.entropy.double()
             before = hidden[at.to(hidden.device) - 1]
-            given = [group[0] for group in rollout.thoughts]
             known = context.labels.oracle if context.labels else None
             found.append(
                 Everywhere(
                     at,
-                    think.double() - empty,
+                    worth.gain_PH,
                     entropy,
                     gate.expected(before, entropy)[0] if gate else None,
-                    torch.tensor([t.num_tokens for t in given]).double(),
-                    torch.tensor([len(t.content) + 2 + horizon - 1 for t in given]).double(),
+                    worth.drawn_P,
+                    worth.computed_P,
                     nll_L,
                     count_bytes.span(context.token_ids, 1, len(context)),
                     None
                     if known is None
                     else torch.tensor([known[p].gain if p in known else 0.0 for p in at.tolist()]),
+                    _lengths(model, rollout, config, gate, features(before, entropy), worth)
+                    if gate and gate.shorter
+                    else None,
                 )
             )
     progress("pages", len(fitting), len(fitting))
     return found
+
+
+@dataclass(frozen=True)
+class _Worth:
+    """Gain of a page's thoughts, their tokens, and what they cost; see `Everywhere`."""
+
+    gain_PH: Tensor
+    drawn_P: Tensor
+    computed_P: Tensor
+
+    @classmethod
+    def of(cls, model: LanguageModel, rollout: Rollout, config: Config, check: Check) -> "_Worth":
+        (page,) = score_pages(model, [rollout], config, check)
+        empty = torch.tensor([p["logp_empty"] for p in page["positions"]]).double()
+        think = torch.tensor([p["thoughts"][0]["logp_think"] for p in page["positions"]])
+        given = [group[0] for group in rollout.thoughts]
+        behind = 2 + config.reward.horizon - 1  # markers, and the continuation read once more
+        return cls(
+            think.double() - empty,
+            torch.tensor([t.num_tokens for t in given]).double(),
+            torch.tensor([len(t.content) + behind for t in given]).double(),
+        )
+
+
+def _lengths(
+    model: LanguageModel,
+    rollout: Rollout,
+    config: Config,
+    gate: Gate,
+    features_PF: Tensor,
+    full: _Worth,
+) -> Lengths:
+    """Close a page's thoughts earlier, and measure them again."""
+    shorter = [
+        _Worth.of(model, cut(rollout, length.most), config, no_check) for length in gate.shorter
+    ]
+    every = [*shorter, full]
+    return Lengths(
+        gate.worth(features_PF),
+        gate.tokens,
+        torch.stack([worth.gain_PH for worth in every]),
+        torch.stack([worth.drawn_P for worth in every]),
+        torch.stack([worth.computed_P for worth in every]),
+    )
 
 
 def _plainly(model: LanguageModel, context: Context) -> tuple[Tensor, Tensor]:

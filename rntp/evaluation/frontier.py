@@ -6,6 +6,7 @@ that every token is read behind one thought at most.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import log
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rntp.evaluation.everywhere import Everywhere
+from rntp.evaluation.everywhere import Everywhere, Lengths
 from rntp.evaluation.resampling import interval
+from rntp.gate.gate import best_length
 from rntp.gate.ranking import auc
 
 Score = Callable[[Everywhere], Tensor]
@@ -56,6 +58,8 @@ def frontier(pages: Sequence[Everywhere], seed: int) -> dict[str, Any]:
     rows += _sweep("entropy", pages, lambda page: page.entropy_P, seed)
     if all(page.expected_P is not None for page in pages):
         rows += _sweep("gate", pages, _expected, seed, also=0.0)
+    if all(page.lengths is not None for page in pages):
+        rows += _as_long_as_pays(pages, seed)
     rows.append(_row("in hindsight", 0.0, pages, [_worth(p) > 0 for p in pages], seed))
     if all(page.known_P is not None for page in pages):
         perfect = [_known(p) > 0 for p in pages]
@@ -105,6 +109,37 @@ def _sweep(
     return [
         _row(name, bound, pages, [score(page) > bound for page in pages], seed) for bound in bounds
     ]
+
+
+def _as_long_as_pays(pages: Sequence[Everywhere], seed: int) -> list[dict[str, Any]]:
+    """Think where the gate expects more than a price, and as long as pays best at it. Prices: nats
+    a thought token, those that shares of the positions are worth at their best, and 0."""
+    best = torch.cat([_lengths(p).worth_PB / _lengths(p).tokens_B for p in pages]).amax(dim=1)
+    prices = [max(float(best.quantile(1 - share)), 0.0) for share in SHARES]
+    rows = []
+    for price in dict.fromkeys([*prices, 0.0]):
+        paid = [_at_price(page, price) for page in pages]
+        wanted = [own for _, own in paid]
+        rows.append(_row("gate, as long as pays", price, [page for page, _ in paid], wanted, seed))
+    return rows
+
+
+def _at_price(page: Everywhere, price: float) -> tuple[Everywhere, Tensor]:
+    """The page with thoughts as long as pays best at a price, and where any does, bool [P]."""
+    known = _lengths(page)
+    choice_P = best_length(known.worth_PB, known.tokens_B, price)
+    length_P, row_P = (choice_P - 1).clamp_min(0), torch.arange(len(choice_P))
+    return replace(
+        page,
+        gain_PH=known.gain_BPH[length_P, row_P],
+        drawn_P=known.drawn_BP[length_P, row_P],
+        computed_P=known.computed_BP[length_P, row_P],
+    ), choice_P > 0
+
+
+def _lengths(page: Everywhere) -> Lengths:
+    assert page.lengths is not None
+    return page.lengths
 
 
 def _row(

@@ -1,7 +1,7 @@
 """Measure gains of thoughts all over pages, fit a gate to them, and measure it on others."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from rntp.config import Config
 from rntp.errors import ConfigError
 from rntp.evaluation.pages import score_pages
+from rntp.evaluation.thoughts_cut import cut
 from rntp.gate.features import features
 from rntp.gate.gain_model import GainModel
 from rntp.gate.gate import Gate, Length, best_length
@@ -20,7 +21,7 @@ from rntp.model.thought_tree import TokenTree
 from rntp.placement.placer import placer
 from rntp.rollout import Check, no_check
 from rntp.rollout.engine import open_engine
-from rntp.types import Context, Rollout, Thought
+from rntp.types import Context, Rollout
 
 DECILES = 10
 
@@ -92,22 +93,6 @@ def _gains(
             gains.append(float((think - empty).mean()))
             tokens += [t["num_tokens"] for t in found["thoughts"]]
     return torch.tensor(gains, dtype=torch.float64), sum(tokens) / max(len(tokens), 1)
-
-
-def cut(rollout: Rollout, most: int) -> Rollout:
-    """The same with its thoughts closed after so many tokens: what sampling with a smaller
-    `thought.thought_tokens` would have drawn, since every token has a draw of its own."""
-    return replace(
-        rollout, thoughts=tuple(tuple(_cut(t, most) for t in group) for group in rollout.thoughts)
-    )
-
-
-def _cut(thought: Thought, most: int) -> Thought:
-    if len(thought.sampled_ids) <= most:
-        return thought
-    return Thought(
-        thought.sampled_ids[:most].clone(), thought.sampled_logprobs[:most].clone(), False
-    )
 
 
 def fit_gate(measured: Measured, horizon: int) -> Gate:

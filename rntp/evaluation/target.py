@@ -22,6 +22,7 @@ from rntp.evaluation.page_reading import read_pages
 from rntp.evaluation.page_table import page_table
 from rntp.evaluation.provenance import provenance
 from rntp.evaluation.third import check_third
+from rntp.gate import Gate
 from rntp.model import LanguageModel, cast_parameters
 from rntp.model.opening import open_model
 from rntp.run import checkpoint
@@ -106,11 +107,13 @@ def evaluate_everywhere(
     count: int,
     stride: int,
     say: Callable[[str], None],
+    gate_of: Path | None = None,
 ) -> dict[str, Any]:
     """Think all over `count` held-out pages, and say what rules of where to think make of them; see
     `rntp.evaluation.frontier`.
 
-    stride: tokens between two positions. Raises as `evaluate_target`, and ConfigError where
+    stride: tokens between two positions. gate_of: exported folder whose gate decides, in place of
+    the one that the run has learnt along. Raises as `evaluate_target`, and ConfigError where
     thoughts are read behind a window.
     """
     config, model, manifest, path = _open(target, step, say)
@@ -123,7 +126,7 @@ def evaluate_everywhere(
         raise ConfigError("--pages: thought.thoughts_per_position is 0, so nothing is thought")
     corpus = open_corpus(config, manifest, model.tokenizer)
     contexts = corpus.heldout_contexts(count)
-    gate = learnt_gate(path, config) if path else None
+    gate = Gate.beside(str(gate_of)) if gate_of else learnt_gate(path, config) if path else None
     with Bars() as bars:
         found = think_everywhere(model, contexts, config, stride=stride, gate=gate, progress=bars)
     if not found:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from conftest import tiny_run
 from rntp import cli
 from rntp.config import Config
 from rntp.errors import ConfigError
-from rntp.evaluation.everywhere import Everywhere, think_everywhere
+from rntp.evaluation.everywhere import Everywhere, Lengths, think_everywhere
 from rntp.evaluation.frontier import chosen, frontier, saved
 from rntp.evaluation.target import evaluate_everywhere
+from rntp.run.export import export
 from rntp.trainer import Trainer
 
 H = 4
@@ -82,6 +84,33 @@ def test_the_table_by_hand() -> None:
     assert all(row["rule"] != "gate" for row in without["rows"])
 
 
+def test_thoughts_as_long_as_pays_by_hand() -> None:
+    """Three places a horizon apart: a long thought pays at the first, a short one at the second."""
+    made = page([4.0, 0, 1.0, 0, -1.0, 0], [0.0] * 6, [0.1] * 6)
+    short = torch.tensor([1.0, 0, 1.0, 0, -2.0, 0], dtype=torch.float64)
+    gain = torch.stack([(short / H)[:, None].expand(-1, H), made.gain_PH])
+    lengths = Lengths(
+        worth_PB=torch.stack([short, made.gain_PH.sum(dim=1)], dim=1),  # it expects what is
+        tokens_B=torch.tensor([2.0, 5.0], dtype=torch.float64),
+        gain_BPH=gain,
+        drawn_BP=torch.stack([torch.full((6,), 2.0).double(), made.drawn_P]),
+        computed_BP=torch.stack([torch.full((6,), 7.0).double(), made.computed_P]),
+    )
+    rows = frontier([replace(made, lengths=lengths)] * 2, seed=0)["rows"]
+    [free] = [r for r in rows if r["rule"] == "gate, as long as pays" and r["bound"] == 0]
+    assert free["saved"] * 78 * math.log(2) == pytest.approx(5.0)
+    assert free["thought_tokens_per_token"] == pytest.approx((5 + 2) / 39)
+    assert free["computed_per_token"] == pytest.approx(1 + (10 + 7) / 39)
+    hindsight = next(r for r in rows if r["rule"] == "in hindsight")
+    assert hindsight["thought_tokens_per_token"] == pytest.approx((5 + 5) / 39)
+    # Dearer than a token of the short one is worth, and than one of the long one: less and less.
+    spent = [r["thought_tokens_per_token"] for r in rows if r["rule"] == "gate, as long as pays"]
+    assert spent[0] == max(spent)
+    assert min(spent) < free["thought_tokens_per_token"]
+    plain = {r["rule"] for r in frontier([made] * 2, seed=0)["rows"]}
+    assert "gate, as long as pays" not in plain
+
+
 @pytest.fixture(scope="module")
 def run(
     model_folders: dict[str, Path], corpus: Path, tmp_path_factory: pytest.TempPathFactory
@@ -144,6 +173,16 @@ def test_the_command_prints_rules_side_by_side(
     printed = capsys.readouterr().out
     assert "bits a byte" in printed
     assert "gate: AUC" in printed
+    # A gate of several lengths, of an exported folder, in place of the run's own.
+    model = export(folder, tmp_path / "model", say=lambda text: None)
+    sizes = ["--contexts", "12", "--positions", "3", "--lengths", "2"]
+    cli.main(["gate", str(folder), str(model), *sizes])
+    cli.main(["eval", str(folder), "--pages", "3", "--gate", str(model), "--out", str(out)])
+    found = json.loads(out.read_text())
+    paid = [row for row in found["rows"] if row["rule"] == "gate, as long as pays"]
+    assert paid
+    assert all(row["thought_tokens_per_token"] <= 5 / 4 for row in paid)
+    assert "gate, as long as pays" in capsys.readouterr().out
 
 
 def test_what_cannot_be_asked_is_refused(run: tuple[dict, Path], tmp_path: Path) -> None:
@@ -156,6 +195,8 @@ def test_what_cannot_be_asked_is_refused(run: tuple[dict, Path], tmp_path: Path)
         (["--pages", "2", "--stride", "0"], "must be 1 or more"),
         (["--pages", "2", "--page-tokens", "9"], "leave it out"),
         (["--stride", "4"], "go with --pages"),
+        (["--gate", "model"], "go with --pages"),
+        (["--pages", "2", "--gate", str(tmp_path)], "has no gate"),
     ):
         with pytest.raises(SystemExit) as caught:
             cli.main(["eval", str(folder), *arguments])

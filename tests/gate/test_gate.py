@@ -10,7 +10,8 @@ from conftest import tiny_run
 from rntp import Trainer, cli
 from rntp.config import Config
 from rntp.errors import ConfigError
-from rntp.evaluation.gate_fit import Measured, cut, fit_gate, judge_gate
+from rntp.evaluation.gate_fit import Measured, fit_gate, judge_gate
+from rntp.evaluation.thoughts_cut import cut
 from rntp.gate import GainModel, Gate
 from rntp.gate.features import SIZE, features
 from rntp.gate.gate import FULL
