@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError("--temperature must be above 0")
     when = parse_when(arguments.think or usual(arguments.model), arguments.model, arguments.between)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-    reader = Reader(arguments.model, seed=arguments.seed)
+    reader = Reader(arguments.model, seed=arguments.seed, tools=arguments.tools)
     print(prompt, end="", flush=True)
     for piece in reader.generate(
         prompt, when, tokens=arguments.tokens, temperature=arguments.temperature

@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from rntp.commands.common import say
 
@@ -26,6 +27,25 @@ def reader_arguments(parser: argparse.ArgumentParser) -> None:
         "--between", type=int, default=16, metavar="N", help="tokens between thoughts (default 16)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn (default 0)")
+    parser.add_argument(
+        "--tools",
+        type=_tools,
+        metavar="YAML",
+        help="tools that thoughts may call, as thought.tools.use has them, where they are not "
+        "those of the run: '{search: {index: build/index}}'; '{}' for none",
+    )
+
+
+def _tools(text: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} has no names; write {{search: {{index: DIR}}}}")
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError("--budget B, 0 or more, goes with --think gate, whose price it finds")
     when = parse_when(rule, model, arguments.between)
     text = arguments.file.read_text(encoding="utf-8", errors="replace")
-    reader = Reader(model, seed=arguments.seed)
+    reader = Reader(model, seed=arguments.seed, tools=arguments.tools)
     if arguments.budget is not None:
         price = reader.price(text, arguments.budget, least=arguments.between)
         say(f"{price:.4g} nats a thought token keeps within the budget (--think gate:{price:.4g})")

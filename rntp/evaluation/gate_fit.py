@@ -21,6 +21,7 @@ from rntp.model.thought_tree import TokenTree
 from rntp.placement.placer import placer
 from rntp.rollout import Check, no_check
 from rntp.rollout.engine import open_engine
+from rntp.rollout.tool_calls import serving
 from rntp.types import Context, Rollout
 
 DECILES = 10
@@ -60,7 +61,8 @@ def measure(
     """
     engine = open_engine(model, config, thoughts=thoughts, purpose=purpose)
     place = placer(config, "random", purpose, count=positions, tokenizer=model.tokenizer)
-    rollouts = engine.sample(contexts, place, check)
+    with serving(engine, model, config):
+        rollouts = engine.sample(contexts, place, check)
     if not rollouts:
         raise ConfigError("no page to measure gains on; take more contexts")
     rows = []

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from rntp.types import ToolCall
+
 _STYLE = (
     "body{font:16px/1.6 sans-serif;max-width:46em;margin:2em auto;padding:0 1em}"
     "main{white-space:pre-wrap}label{cursor:pointer}input:not(:checked)~i{display:none}"
@@ -19,7 +21,8 @@ class ReadThought:
 
     position: index of the token. token_ids: of what was thought. gain_per_token: nats of each of
     the next tokens. entropy: nats, of the token without the thought, or the mean over the piece
-    that a carried memory was written behind. num_tokens: drawn. closed: by the model.
+    that a carried memory was written behind. num_tokens: drawn. closed: by the model. calls: of
+    tools, with what came back, which stands in the text, too.
     """
 
     position: int
@@ -29,6 +32,7 @@ class ReadThought:
     num_tokens: int
     entropy: float
     gain_per_token: list[float]
+    calls: tuple[ToolCall, ...] = ()
 
     @property
     def gain(self) -> float:

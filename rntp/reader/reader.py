@@ -1,13 +1,16 @@
 """A trained model that reads and writes, thinking by a rule."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rntp.config import Config
+from rntp.config.sections import Tools
 from rntp.errors import ConfigError
 from rntp.evaluation.pages import score_pages
 from rntp.gate import Gate
@@ -25,6 +28,7 @@ from rntp.reader.writing import Written, write
 from rntp.rollout import no_check
 from rntp.rollout.engine import open_engine
 from rntp.rollout.next_token_stats import LazyNextTokenStats
+from rntp.rollout.tool_calls import ToolCalls, tool_calls
 from rntp.run.settings import Settings
 from rntp.types import Context, NextTokenStats, Rollout
 
@@ -33,7 +37,9 @@ class Reader:
     """Reads texts and writes on, thinking where a rule of `rntp.reader.when` says so.
 
     spec: an exported folder, or any model spec. settings: where they are not those beside the
-    model. seed: of everything that is drawn. Raises ConfigError where there is no such model.
+    model. tools: that thoughts may call, by name with their settings, where they are not those of
+    the run (an index may lie elsewhere by now); `{}` for none. seed: of everything that is drawn.
+    Raises ConfigError where there is no such model.
     """
 
     def __init__(
@@ -44,8 +50,13 @@ class Reader:
         dtype: torch.dtype = torch.float32,
         device: str = "auto",
         seed: int = 0,
+        tools: Mapping[str, Mapping[str, Any] | None] | None = None,
     ) -> None:
         self.settings = settings or Settings.beside(spec)
+        if tools is not None:
+            own = {**self.settings.tools, "use": dict(tools)} if tools else {}
+            self.settings = replace(self.settings, tools=own)
+        markers = Tools.model_validate(self.settings.tools).markers
         self.seed = seed
         self.model: LanguageModel = load_model(
             spec,
@@ -53,6 +64,7 @@ class Reader:
             think_close=self.settings.think_close,
             dtype=dtype,
             device=pick_device(device),
+            tool_markers=markers if self.settings.tools else (),
         )
         if self.settings.mixing:
             self.model.add_mixing(None)
@@ -60,7 +72,8 @@ class Reader:
             self._check_pieces(self.settings.piece)
             return
         # A window of the page as in training, where the model sees as much.
-        branch = self.settings.thought_tokens + 2 + self.settings.horizon
+        given = self._config().thought.tools.most_given
+        branch = self.settings.thought_tokens + given + 2 + self.settings.horizon
         room = self.model.max_span - branch
         if room <= self.settings.min_prefix_tokens:
             raise ConfigError(
@@ -82,17 +95,20 @@ class Reader:
             ids = encode(self.model.tokenizer, text)
             return read_by_pieces(self.model, self._config(), ids, when)
         ids, length = encode(self.model.tokenizer, text), self.settings.context_tokens
-        places: list[int] = []
+        places, pages = list[int](), list[tuple[int, Context]]()
         thoughts: list[ReadThought] = []
         for number, start in enumerate(range(0, len(ids), length)):
             context = Context(number, "text", ids[start : start + length], start=start)
             if len(context) <= self.settings.min_prefix_tokens + self.settings.horizon:
                 continue
-            rollouts = self._sampled(context, when)
-            found = [thought for rollout in rollouts for thought in self._worth(rollout)]
-            found.sort(key=lambda thought: thought.position)
-            thoughts += found
-            places += [start + thought.position for thought in found]
+            pages.append((start, context))
+        with self._calls() as calls:
+            for start, context in pages:
+                rollouts = self._sampled(context, when, calls)
+                found = [thought for rollout in rollouts for thought in self._worth(rollout)]
+                found.sort(key=lambda thought: thought.position)
+                thoughts += found
+                places += [start + thought.position for thought in found]
         cuts = [0, *places, len(ids)]
         pieces = [decode(self.model.tokenizer, ids[a:b]) for a, b in pairwise(cuts)]
         thoughts = [replace(t, position=p) for t, p in zip(thoughts, places, strict=True)]
@@ -130,15 +146,17 @@ class Reader:
         self, prompt: str, when: When, *, tokens: int = 200, temperature: float = 1.0
     ) -> Iterator[Written]:
         """Write on behind a prompt, piece by piece as it comes; see `rntp.reader.writing`."""
-        return write(
-            self.model,
-            self.settings,
-            prompt,
-            when,
-            tokens=tokens,
-            temperature=temperature,
-            seed=self.seed,
-        )
+        with self._calls() as calls:
+            yield from write(
+                self.model,
+                self.settings,
+                prompt,
+                when,
+                tokens=tokens,
+                temperature=temperature,
+                seed=self.seed,
+                calls=calls,
+            )
 
     def _check_pieces(self, piece: int) -> None:
         """Raise ConfigError where a memory, a piece and the next memory are too long together."""
@@ -150,14 +168,27 @@ class Reader:
                 "them"
             )
 
-    def _sampled(self, context: Context, when: When) -> list[Rollout]:
+    @contextmanager
+    def _calls(self) -> Iterator[ToolCalls | None]:
+        """Take the calls of thoughts while the context is open; None where they may not call.
+
+        Raises ConfigError or DataError where a tool cannot be opened.
+        """
+        if not self.settings.tools:
+            yield None
+            return
+        with tool_calls(self.model, self._config()) as calls:
+            yield calls
+
+    def _sampled(self, context: Context, when: When, calls: ToolCalls | None) -> list[Rollout]:
         """The context with its thoughts, once for each length that the rule asks for. A thought
         that may be longer begins as a shorter one does."""
         wanted = self._wanted(context, when)
         rollouts: list[Rollout] = []
         for most in sorted(set(wanted.values())):
             at = tuple(position for position, tokens in wanted.items() if tokens == most)
-            engine = open_engine(self.model, self._config(most), thoughts=1, purpose="read")
+            engine: Any = open_engine(self.model, self._config(most), thoughts=1, purpose="read")
+            engine.tools = calls
             rollouts += engine.sample([context], _always(at), no_check)
         return rollouts
 
@@ -193,6 +224,7 @@ class Reader:
                     thought.num_tokens,
                     float(rollout.entropy[k]),
                     [think - empty for think, empty in gains],
+                    thought.calls,
                 )
             )
         return found
@@ -218,6 +250,7 @@ class Reader:
                     "thoughts_per_position": 2,
                     "thought_tokens": most or settings["thought_tokens"],
                     "temperature": settings["temperature"],
+                    "tools": settings["tools"],
                 },
                 "reading": {"window": settings["window"], "piece": settings["piece"]},
                 "reward": {"horizon": settings["horizon"]},

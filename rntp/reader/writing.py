@@ -24,9 +24,13 @@ from rntp.model.reading import START_TOKENS
 from rntp.model.tokenizer import decode, encode
 from rntp.reader.when import Here, When, most_tokens
 from rntp.rng import uniform
+from rntp.rollout import no_check
+from rntp.rollout.calling_branch import CallingBranch, read_results
 from rntp.rollout.carried import as_read, written_by_nobody
 from rntp.rollout.sampling import draw
+from rntp.rollout.tool_calls import ToolCalls
 from rntp.run.settings import Settings
+from rntp.types import Context, Thought
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,15 @@ def write(
     tokens: int,
     temperature: float,
     seed: int,
+    calls: ToolCalls | None = None,
 ) -> Iterator[Written]:
-    """Write at most `tokens` tokens; ends earlier where the model ends its text.
+    """Write at most `tokens` tokens; ends earlier where the model ends its text. calls: takes those
+    of thoughts.
 
     Every draw is a function of the seed and its number. Whole characters only: a token that ends
     within one comes with the next.
     """
-    writer = (_Writer if model.mixing is None else _MixedWriter)(model, settings, seed)
+    writer = (_Writer if model.mixing is None else _MixedWriter)(model, settings, seed, calls)
     page = encode(model.tokenizer, prompt)
     if not len(page):
         page = torch.tensor([model.start_id])
@@ -109,14 +115,17 @@ def _own_attention(model: LanguageModel) -> Iterator[None]:
 class _Writer:
     """The model with what it has seen so far in its cache."""
 
-    def __init__(self, model: LanguageModel, settings: Settings, seed: int) -> None:
-        self._model, self._settings, self._seed = model, settings, seed
+    def __init__(
+        self, model: LanguageModel, settings: Settings, seed: int, calls: ToolCalls | None = None
+    ) -> None:
+        self._model, self._settings, self._seed, self._calls = model, settings, seed, calls
         self._markers = (model.think_open_id, model.think_close_id)
         # transformers 5.24 has begun to call it otherwise.
         names = signature(model.hf.forward).parameters
         self._cache_name = "cache" if "cache" in names else "past_key_values"
         self.longest = settings.thought_tokens
-        self._room = self.longest + 3  # of a thought, and the token behind it
+        given = calls.most_given if calls else 0
+        self._room = self.longest + given + 3  # of a thought, and the token behind it
         self._drawn = self._seen = 0
         self._cache: Any = None
         self._logits = self.hidden = torch.zeros(0)
@@ -171,10 +180,13 @@ class _Writer:
         token, _ = draw(logits, noise, temperature)
         return int(token)
 
-    def ponder(self, most: int) -> Tensor:
-        """Think behind all that is seen, at most so many tokens: int64, the last not closed yet."""
+    def ponder(self, page: Tensor, most: int) -> Thought:
+        """Think behind all that is seen, at most so many tokens; it is not closed yet. page: what
+        calls may be about."""
         settings, (opening, closing) = self._settings, self._markers
         self.feed(torch.tensor([opening]))
+        if self._calls is not None:
+            return self._call(page, most, self._calls)
         thought: list[int] = []
         while len(thought) < most:
             token = self.draw("think", settings.temperature, markers=True)
@@ -182,36 +194,56 @@ class _Writer:
                 break
             thought.append(token)
             self.feed(torch.tensor([token]))
-        return torch.tensor(thought, dtype=torch.int64)
+        return written_by_nobody(torch.tensor(thought, dtype=torch.int64))
+
+    def _call(self, page: Tensor, most: int, calls: ToolCalls) -> Thought:
+        """The same by a model that may call tools on the way."""
+        branch = CallingBranch.begin(Context(0, "written", page), len(page), calls)
+        fed = 0
+        while True:
+            if not branch.closed and fed < len(branch.ids):
+                self.feed(torch.tensor(branch.ids[fed:]))
+                fed = len(branch.ids)
+            if branch.ended:
+                return branch.thought()
+            if branch.waits is None:
+                token = self.draw("think", self._settings.temperature, markers=True)
+                branch.draw(token, 0.0, calls, most)
+            else:
+                read_results([branch], calls, no_check)
 
     def think(self, page: Tensor, most: int) -> Tensor:
         """Think behind all that is seen, at most so many tokens, and go on from there: int64, the
         thought's tokens."""
-        thought, window = self.ponder(most), self._settings.window
+        thought, window = self.ponder(page, most), self._settings.window
         if window is None:
             self.feed(torch.tensor([self._markers[1]]))
         else:
             self.remember(thought, page[len(page) - min(window, len(page)) :])
-        return thought
+        return thought.content
 
-    def remember(self, memory: Tensor, behind: Tensor) -> None:
+    def remember(self, memory: Thought, behind: Tensor) -> None:
         """See a memory and what stands behind it, and nothing before."""
-        before = as_read(self._model, written_by_nobody(memory))
+        before = as_read(self._model, memory)
         self.begin(torch.cat([before, behind]))
 
     def _bare(self) -> Tensor:
         """Logits without the markers, which are no text."""
-        logits = self._logits.clone()
-        logits[:, list(self._markers)] = -torch.inf
-        return logits
+        return self._without_markers(self._logits.clone())
+
+    def _without_markers(self, logits_1V: Tensor) -> Tensor:
+        logits_1V[:, [*self._markers, *self._model.tool_ids]] = -torch.inf
+        return logits_1V
 
 
 class _MixedWriter(_Writer):
     """The same for a model that mixes what it predicts behind its thoughts with what it predicts
     without them. It thinks where the text alone says so, as in training."""
 
-    def __init__(self, model: LanguageModel, settings: Settings, seed: int) -> None:
-        super().__init__(model, settings, seed)
+    def __init__(
+        self, model: LanguageModel, settings: Settings, seed: int, calls: ToolCalls | None = None
+    ) -> None:
+        super().__init__(model, settings, seed, calls)
         self._text = _Writer(model, settings, seed)
 
     def begin(self, ids: Tensor, *, noting: bool = False) -> None:
@@ -225,8 +257,8 @@ class _MixedWriter(_Writer):
     def here(self, since: int) -> Here:
         return self._text.here(since)
 
-    def remember(self, memory: Tensor, behind: Tensor) -> None:
-        before = as_read(self._model, written_by_nobody(memory))
+    def remember(self, memory: Thought, behind: Tensor) -> None:
+        before = as_read(self._model, memory)
         super().begin(torch.cat([before, behind]))
         self._text.begin(torch.cat([before[:START_TOKENS], behind]))
 
@@ -235,9 +267,7 @@ class _MixedWriter(_Writer):
         mixing = self._model.mixing
         assert mixing is not None
         log_odds = mixing(self._text.hidden, self.hidden)
-        logits = mixed_logp(self._text.logp(), self.logp(), log_odds)[None]
-        logits[:, list(self._markers)] = -torch.inf
-        return logits
+        return self._without_markers(mixed_logp(self._text.logp(), self.logp(), log_odds)[None])
 
 
 class _Carrier:
@@ -251,7 +281,7 @@ class _Carrier:
         assert settings.window is not None
         self._writer, self._when = writer, when
         self._piece, self._window = settings.piece, settings.window
-        self._memory = torch.zeros(0, dtype=torch.int64)
+        self._memory = written_by_nobody(torch.zeros(0, dtype=torch.int64))
         self._first = self._written = 0  # where this piece begins, and where a memory was written
 
     def read(self, page: Tensor) -> Iterator[Tensor]:
@@ -282,11 +312,11 @@ class _Carrier:
                 self._writer.remember(self._memory, page[self._first : stop])
             else:
                 self._writer.begin(page)
-            self._memory = self._writer.ponder(self._writer.longest)
+            self._memory = self._writer.ponder(page[:stop], self._writer.longest)
             self._written = stop
         self._writer.remember(self._memory, page[max(stop - self._window, 0) : stop])
         self._first = stop
-        return self._memory if written else None
+        return self._memory.content if written else None
 
 
 def _entropy(logits_NV: Tensor) -> Tensor:

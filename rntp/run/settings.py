@@ -1,8 +1,9 @@
 """How a model was trained to think: what an exported folder says beside its weights."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from rntp.config import Config
 from rntp.errors import ConfigError
@@ -18,7 +19,8 @@ class Settings:
     tokens that a thought was judged by. window: tokens of the page that are left beside a thought,
     None where all are. min_prefix_tokens: before the first thought. temperature: of thoughts.
     piece: tokens of a piece, where a memory is carried from piece to piece; None elsewhere. mixing:
-    predictions with a thought are mixed with those without, by the head beside the weights.
+    predictions with a thought are mixed with those without, by the head beside the weights. tools:
+    `thought.tools` of the run, where its thoughts may call some; else empty.
     """
 
     think_open: str = "<think>"
@@ -31,10 +33,12 @@ class Settings:
     temperature: float = 1.0
     piece: int | None = None
     mixing: bool = False
+    tools: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: Config) -> "Settings":
         """Those of a run."""
+        tools = config.thought.tools
         return cls(
             config.model.think_open,
             config.model.think_close,
@@ -46,6 +50,7 @@ class Settings:
             config.thought.temperature,
             config.reading.piece,
             bool(config.reading.mixing),
+            tools.model_dump(mode="json") if tools.use else {},
         )
 
     @classmethod
@@ -57,7 +62,7 @@ class Settings:
             return cls()
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            known = {field.name for field in fields(cls)}
+            known = {own.name for own in fields(cls)}
             return cls(**{name: value for name, value in found.items() if name in known})
         except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(
