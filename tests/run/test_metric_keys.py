@@ -54,6 +54,7 @@ def written(
         ),
         (llama, {"reading": {"window": 6, "mixing": True}}),
         (llama, {"run": {"steps": 3}}),  # the gate has learnt something by then
+        (llama, {"placement": {"policy": {"random": {"repeats": 0.5}}}}),
         (
             llama,
             {
