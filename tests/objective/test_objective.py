@@ -216,14 +216,14 @@ def test_groups_that_lie_closer_than_usual_are_dropped() -> None:
 def test_what_is_usual_is_a_running_mean() -> None:
     spread = GroupSpread()
     assert spread.mean == 0
-    spread.observe(torch.tensor([[-1.0, 1], [-3, 3]]))
+    spread.observe(torch.tensor([1.0, 3.0]))
     assert spread.mean == 2
-    spread.observe(torch.tensor([[-1.0, 1]]))
+    spread.observe(torch.tensor([1.0]))
     assert spread.mean == pytest.approx(0.9 * 2 + 0.1 * 1)
     other = GroupSpread()
     other.restore({name: tensor.clone() for name, tensor in spread.tensors().items()})
     for each in (spread, other):
-        each.observe(torch.tensor([[0.0, 0]]))
+        each.observe(torch.tensor([0.0]))
     assert spread.mean == other.mean == pytest.approx(0.9 * 1.9)
 
 

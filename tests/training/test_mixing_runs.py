@@ -26,6 +26,7 @@ from rntp.run.export import export
 from rntp.run.log import read_metrics
 from rntp.run.settings import Settings
 from rntp.trainer import Trainer
+from rntp.types import Thought
 
 TEXT = "The river rose in the night and the people of the town went up the hill to wait. " * 4
 TIMED = ("time/", "memory/", "data/damaged")
@@ -188,9 +189,9 @@ def record_thoughts(folder: Path, every: object) -> list[list[int]]:
     reader = Reader(str(folder), seed=5)
     ponder = writing._Writer.ponder
 
-    def noted(self: writing._Writer) -> torch.Tensor:
-        thought = ponder(self)
-        found.append(thought.tolist())
+    def noted(self: writing._Writer, page: torch.Tensor, most: int) -> Thought:
+        thought = ponder(self, page, most)
+        found.append(thought.content.tolist())
         return thought
 
     writing._Writer.ponder = noted  # type: ignore[method-assign]
