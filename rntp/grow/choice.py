@@ -17,6 +17,10 @@ any such. The draw is from the normal posterior of the region's mean
 gain, behind a prior of one page with the mean of the region that first linked there: what hangs on
 a trap is taken for one. Pages of earlier growths count half for each growth since, for the model
 has changed.
+
+Some pages are drawn evenly, so that none starves. But within a growth the model stays as it is:
+where its pages leave no doubt that thinking costs, another page can tell nothing new, and these
+draws pass the region over until the next growth.
 """
 
 import math
@@ -30,6 +34,7 @@ from rntp.rng import one
 DISCOUNT = 0.5
 _SD, _SPREAD = 0.3, 0.1  # nats a token, of a page's gain and spread, before pages have shown theirs
 _LEAST_SD = 0.02
+_SURE_PAGES, _SURE_SDS = 3, 3.0  # from when on a region's pages leave no doubt
 _LEAST_PAGES = 8
 _PURPOSE = "grow"
 
@@ -37,7 +42,8 @@ _PURPOSE = "grow"
 @dataclass(frozen=True, slots=True)
 class Belief:
     """What is thought of a region: means and the standard deviations of these means, nats a token;
-    yields: share of its pages that become documents."""
+    yields: share of its pages that become documents. costs: whether this growth's pages leave no
+    doubt that thinking costs there."""
 
     gain: float
     gain_sd: float
@@ -46,6 +52,7 @@ class Belief:
     change: float
     elsewhere: float
     yields: float
+    costs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,7 @@ def beliefs(regions: Sequence[Region], growth: int) -> dict[str, Belief]:
             change=mean([w.change for w in region.worths], 0.0),
             elsewhere=mean([w.elsewhere for w in region.worths], 0.0),
             yields=(1 + region.kept) / (1 + region.judged),
+            costs=_costs([w.gain for w in region.worths if w.growth == growth], gain_sd),
         )
     return found
 
@@ -95,17 +103,27 @@ def choose(
 ) -> Choice:
     """Choose among the open regions for page `number`; a function of its arguments.
 
-    known: see `beliefs`. Raises ValueError without a region.
+    known: see `beliefs`. random_share: of the pages, drawn evenly among regions where thinking does
+    not surely cost; at 1 among all, whatever is known. Raises ValueError without a region.
     """
     if not regions:
         raise ValueError("no region is open")
     at_random, which = (_draw(seed, number, place) for place in (0, 1))
     values = [_value(known[r.name], seed, number, r.index) for r in regions]
     if at_random < random_share:
-        picked = int(which * len(regions))
+        may_tell = [n for n, r in enumerate(regions) if not known[r.name].costs]
+        among = may_tell if may_tell and random_share < 1 else range(len(regions))
+        picked = among[int(which * len(among))]
         return Choice(regions[picked].name, "random", values[picked])
     best = max(range(len(regions)), key=values.__getitem__)
     return Choice(regions[best].name, "promise", values[best])
+
+
+def _costs(gains: list[float], sd: float) -> bool:
+    """sd: of a page's gain."""
+    if len(gains) < _SURE_PAGES:
+        return False
+    return math.fsum(gains) / len(gains) + _SURE_SDS * sd / math.sqrt(len(gains)) < 0
 
 
 def _value(belief: Belief, seed: int, number: int, index: int) -> float:

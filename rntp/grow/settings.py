@@ -42,7 +42,8 @@ class Frontier(BaseModel):
     pages_a_look: Positive = 16
     """Pages that are chosen at a time, before the model looks at them."""
     random_share: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of the pages whose region is drawn evenly, so that none starves."""
+    """Share of the pages whose region is drawn evenly, so that none starves; not among those where
+    thinking surely costs."""
     patience: Positive = 4
     """A region is left alone for the rest of a growth when so many of its pages in a row gave no
     document."""

@@ -60,7 +60,7 @@ def test_where_the_thought_of_another_place_helps_as_much_there_is_nothing_to_le
 
 
 def test_a_share_is_drawn_evenly_so_that_nothing_starves() -> None:
-    regions = [region(f"bad {n}", n, *jittered(-0.5, 0.1, 10)) for n in range(4)]
+    regions = [region(f"bad {n}", n, *jittered(-0.05, 0.1, 10)) for n in range(4)]
     regions.append(region("good", 4, *jittered(0.2, 0.2, 10)))
     found = picked(regions, 2000, random_share=0.2)
     assert all(50 <= found[f"bad {n}"] <= 120 for n in range(4))  # 80 ± 4 σ
@@ -69,6 +69,24 @@ def test_a_share_is_drawn_evenly_so_that_nothing_starves() -> None:
         choose(regions, known, seed=3, number=n, random_share=0.2).why for n in range(2000)
     )
     assert 330 <= reasons["random"] <= 470
+
+
+def test_even_draws_pass_over_what_surely_costs_until_the_next_growth() -> None:
+    regions = [
+        region("costs", 0, *jittered(-0.5, 0.1, 10)),
+        region("two pages", 1, (-0.5, 0.1), (-0.5, 0.1)),  # too few to be sure
+        region("good", 2, *jittered(0.2, 0.2, 10)),
+    ]
+    found = picked(regions, 1000, random_share=0.2)
+    assert found["costs"] == 0
+    assert 75 <= found["two pages"] <= 125  # half of the 200, and never for what they promise
+    # The next growth's model is another one: nothing is sure of it yet.
+    assert beliefs(regions, 1)["costs"].costs and not beliefs(regions, 2)["costs"].costs
+    # Where all pages are drawn evenly, what the model says of them is not asked.
+    even = picked(regions, 900, random_share=1.0)
+    assert all(240 <= count <= 360 for count in even.values()), even
+    # Where thinking costs everywhere, some page has to be taken all the same.
+    assert picked(regions[:1], 50, random_share=0.2)["costs"] == 50
 
 
 def test_draws_are_functions_of_seed_and_number() -> None:
