@@ -358,14 +358,32 @@ def frontier_table(facts: Mapping[str, Any]) -> str:
             f"{row['thought_tokens_per_token']:>9.3f}{row['computed_per_token']:>10.2f}"
             f"{row['bits_per_byte']:>13.4f}{row['saved']:>+9.4f}  {_interval(row['saved_ci95'])}"
         )
+    lines += _classes_of_rules(facts["rows"])
     if (gate := facts["gate"]) is None:
         return "\n".join([*lines, "", "no gate: the run has seen too few positions to learn one"])
     said = "–" if gate["auc"] is None else f"{gate['auc']:.3f}"
+    if gate["auc_known"] is not None:
+        said += f", for places where the corpus knows a thought {gate['auc_known']:.3f}"
     lines += ["", f"gate: AUC {said}; gain by tenths of what it expects, nats a token"]
     for name in ("expected", "measured"):
         cells = "".join(f"{tenth[name]:>+8.3f}" for tenth in gate["deciles"])
         lines.append(f"{name:<10}{cells}")
     return "\n".join(lines)
+
+
+def _classes_of_rules(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the gate and the places that the corpus knows do to each class of a made corpus."""
+    shown = [r for r in rows if r["rule"] in ("gate", "where the corpus knows one")]
+    if not shown or shown[0]["by_class"] is None:
+        return []
+    names = list(shown[0]["by_class"])
+    lines = ["", "gain by class, nats a token of it, those without a thought included"]
+    lines.append(f"{'':<36}" + "".join(f"{name[:16]:>18}" for name in names))
+    for row in shown:
+        bound = "" if row["bound"] is None else f"{row['bound']:.3g}"
+        cells = "".join(f"{row['by_class'][name]['gain']:>+18.4f}" for name in names)
+        lines.append(f"{row['rule']:<28}{bound:>8}{cells}")
+    return lines
 
 
 def next_token_table(result: Mapping[str, Any]) -> list[str]:

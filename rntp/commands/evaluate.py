@@ -37,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="exported folder whose gate says where to think (rntp gate); default: the run's own",
     )
     parser.add_argument(
+        "--price",
+        type=float,
+        metavar="NATS",
+        help="of a thought token: one more bound of the gate, beside 0 (default 0)",
+    )
+    parser.add_argument(
         "--piece", type=int, metavar="W", help="tokens of a piece; default: reading.piece"
     )
     parser.add_argument(
@@ -64,10 +70,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.pages is not None:
         _evaluate_pages(arguments)
         return
-    of_pages = ("piece", "page_tokens", "stride", "gate")
+    of_pages = ("piece", "page_tokens", "stride", "gate", "price")
     if any(getattr(arguments, name) is not None for name in of_pages):
         raise ConfigError(
-            "--piece, --page-tokens, --stride and --gate go with --pages; say how many"
+            "--piece, --page-tokens, --stride, --gate and --price go with --pages; say how many"
         )
     from rntp.evaluation import evaluate_target
     from rntp.runtime.files import write_json
@@ -93,8 +99,11 @@ def _evaluate_pages(arguments: argparse.Namespace) -> None:
         raise ConfigError("--pages, --piece, --page-tokens and --stride must be 1 or more")
     keep_freed_memory()
     by_pieces = arguments.piece is not None or reads_pieces(arguments.target)
-    if by_pieces and (arguments.stride is not None or arguments.gate is not None):
-        raise ConfigError("--stride and --gate: pages are read by pieces here; leave them out")
+    of_places = (arguments.stride, arguments.gate, arguments.price)
+    if by_pieces and any(value is not None for value in of_places):
+        raise ConfigError(
+            "--stride, --gate and --price: pages are read by pieces here; leave them out"
+        )
     if not by_pieces and arguments.page_tokens is not None:
         raise ConfigError(
             "--page-tokens: pages are read in contexts of data.context_tokens here; leave it out"
@@ -111,7 +120,12 @@ def _evaluate_pages(arguments: argparse.Namespace) -> None:
     else:
         stride = arguments.stride or 4
         facts = evaluate_everywhere(
-            *target, count=arguments.pages, stride=stride, say=say, gate_of=arguments.gate
+            *target,
+            count=arguments.pages,
+            stride=stride,
+            say=say,
+            gate_of=arguments.gate,
+            price=arguments.price or 0.0,
         )
     if arguments.out:
         write_json(arguments.out, facts)

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from rntp.config import Config
 from rntp.evaluation.pages import score_pages
 from rntp.evaluation.thoughts_cut import cut
 from rntp.gate import Gate
-from rntp.gate.features import features
 from rntp.model import LanguageModel
 from rntp.model.thought_tree import TokenTree
 from rntp.model.token_bytes import ByteCounter
+from rntp.model.tokenizer import encode_marked
 from rntp.rollout import Check, no_check
 from rntp.rollout.engine import open_engine
 from rntp.rollout.tool_calls import serving
@@ -42,6 +43,19 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class Made:
+    """What a made corpus knows of a page.
+
+    gain_P: nats that a perfect thought gains at each position, 0 where there is none. tokens_P: of
+    that thought. class_L: name of each token's class, "" where nothing is known.
+    """
+
+    gain_P: Tensor
+    tokens_P: Tensor
+    class_L: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Everywhere:
     """One page with its thoughts, float64 on the CPU.
 
@@ -50,8 +64,7 @@ class Everywhere:
     the gate expects, nats a token; None without one. drawn_P: tokens of each thought. computed_P:
     what it costs to think there: thought, markers, and the next tokens read once more. nll_L: nats
     of each token without thinking; the first has none and is 0. num_bytes: of the tokens that have
-    one. known_P: nats that a perfect thought gains there, on made pages, else None. lengths: of a
-    gate that knows several, else None.
+    one. made: of made pages, else None. lengths: of a gate that knows several, else None.
     """
 
     positions: Tensor
@@ -62,7 +75,7 @@ class Everywhere:
     computed_P: Tensor
     nll_L: Tensor
     num_bytes: int
-    known_P: Tensor | None
+    made: Made | None = None
     lengths: Lengths | None = None
 
 
@@ -96,7 +109,6 @@ def think_everywhere(
             at = torch.tensor(rollout.positions)
             entropy = rollout.entropy.double()
             before = hidden[at.to(hidden.device) - 1]
-            known = context.labels.oracle if context.labels else None
             found.append(
                 Everywhere(
                     at,
@@ -107,10 +119,8 @@ def think_everywhere(
                     worth.computed_P,
                     nll_L,
                     count_bytes.span(context.token_ids, 1, len(context)),
-                    None
-                    if known is None
-                    else torch.tensor([known[p].gain if p in known else 0.0 for p in at.tolist()]),
-                    _lengths(model, rollout, config, gate, features(before, entropy), worth)
+                    _made(context, at.tolist(), model.tokenizer),
+                    _lengths(model, rollout, config, gate, gate.features(before, entropy), worth)
                     if gate and gate.shorter
                     else None,
                 )
@@ -160,6 +170,23 @@ def _lengths(
         torch.stack([worth.gain_PH for worth in every]),
         torch.stack([worth.drawn_P for worth in every]),
         torch.stack([worth.computed_P for worth in every]),
+    )
+
+
+def _made(
+    context: Context, positions: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> Made | None:
+    """What the corpus knows of a page; None of one that was not made."""
+    if context.labels is None:
+        return None
+    known = [context.labels.oracle.get(position) for position in positions]
+    names = context.labels.names
+    return Made(
+        torch.tensor([o.gain if o else 0.0 for o in known], dtype=torch.float64),
+        torch.tensor(
+            [len(encode_marked(tokenizer, o.thought)) if o else 0 for o in known]
+        ).double(),
+        tuple(names.get(c, "").partition(",")[0] for c in context.labels.classes),
     )
 
 

@@ -5,6 +5,7 @@ to end, and a thought comes where the score is above a bound and the last one is
 that every token is read behind one thought at most.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import log
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rntp.evaluation.everywhere import Everywhere, Lengths
+from rntp.evaluation.everywhere import Everywhere, Lengths, Made
 from rntp.evaluation.resampling import interval
 from rntp.gate.gate import best_length
 from rntp.gate.ranking import auc
@@ -45,25 +46,30 @@ def saved(page: Everywhere, wanted_P: Tensor) -> tuple[float, float, float]:
     )
 
 
-def frontier(pages: Sequence[Everywhere], seed: int) -> dict[str, Any]:
+def frontier(
+    pages: Sequence[Everywhere], seed: int, gate_bounds: Sequence[float] = (0.0,)
+) -> dict[str, Any]:
     """Tabulate all rules over their bounds.
 
-    rows: rule, bound (in its own unit), thoughts and thought tokens a page token, tokens computed a
-    page token, bits a byte and bits a byte saved, with 95 % interval over pages. gate: AUC for
-    "thinking helps here" and expected against measured gain by decile, nats a token, over all
-    positions; None without a gate.
+    gate_bounds: nats a token, beside those that shares of the positions lie above. rows: rule,
+    bound (in its own unit), thoughts and thought tokens a page token, tokens computed a page token,
+    bits a byte and bits a byte saved, with 95 % interval over pages; on made pages what each class
+    gains. gate: AUC for "thinking helps here" and expected against measured gain by decile, nats a
+    token, over all positions; on made pages also AUC for "the corpus knows a thought here". None
+    without a gate.
     """
     rows = [_row("never", None, pages, [torch.zeros_like(p.entropy_P).bool() for p in pages], seed)]
     rows += _every(pages, seed)
     rows += _sweep("entropy", pages, lambda page: page.entropy_P, seed)
     if all(page.expected_P is not None for page in pages):
-        rows += _sweep("gate", pages, _expected, seed, also=0.0)
+        rows += _sweep("gate", pages, _expected, seed, also=gate_bounds)
     if all(page.lengths is not None for page in pages):
         rows += _as_long_as_pays(pages, seed)
     rows.append(_row("in hindsight", 0.0, pages, [_worth(p) > 0 for p in pages], seed))
-    if all(page.known_P is not None for page in pages):
-        perfect = [_known(p) > 0 for p in pages]
-        rows.append(_row("where the corpus knows one", None, pages, perfect, seed))
+    if all(page.made is not None for page in pages):
+        places = [_made(p).gain_P > 0 for p in pages]
+        rows.append(_row("where the corpus knows one", None, pages, places, seed))
+        rows.append(_row("perfect ones there", None, [_perfect(p) for p in pages], places, seed))
     return {
         "num_docs": len(pages),
         "num_tokens": sum(len(page.nll_L) - 1 for page in pages),
@@ -79,9 +85,18 @@ def _expected(page: Everywhere) -> Tensor:
     return page.expected_P
 
 
-def _known(page: Everywhere) -> Tensor:
-    assert page.known_P is not None
-    return page.known_P
+def _made(page: Everywhere) -> Made:
+    assert page.made is not None
+    return page.made
+
+
+def _perfect(page: Everywhere) -> Everywhere:
+    """The page with perfect thoughts, each of which gains what the corpus knows of its token."""
+    made = _made(page)
+    gain_PH = torch.zeros_like(page.gain_PH)
+    gain_PH[:, 0] = made.gain_P
+    computed_P = page.computed_P - page.drawn_P + made.tokens_P
+    return replace(page, gain_PH=gain_PH, drawn_P=made.tokens_P, computed_P=computed_P)
 
 
 def _worth(page: Everywhere) -> Tensor:
@@ -99,13 +114,17 @@ def _every(pages: Sequence[Everywhere], seed: int) -> list[dict[str, Any]]:
 
 
 def _sweep(
-    name: str, pages: Sequence[Everywhere], score: Score, seed: int, also: float | None = None
+    name: str,
+    pages: Sequence[Everywhere],
+    score: Score,
+    seed: int,
+    also: Sequence[float] = (),
 ) -> list[dict[str, Any]]:
     """Think where a score is above a bound, for bounds that shares of the positions lie above, and
-    one more."""
+    others."""
     scores = torch.cat([score(page) for page in pages])
     bounds = [float(scores.quantile(1 - share)) for share in SHARES]
-    bounds += [] if also is None else [also]
+    bounds += list(dict.fromkeys(also))
     return [
         _row(name, bound, pages, [score(page) > bound for page in pages], seed) for bound in bounds
     ]
@@ -164,6 +183,29 @@ def _row(
         "bits_per_byte": float((bits - gained).sum() / sizes.sum()),
         "saved": float(gained.sum() / sizes.sum()),
         "saved_ci95": interval(gained, np.arange(len(pages)), seed, sizes=sizes),
+        "by_class": _by_class(pages, wanted),
+    }
+
+
+def _by_class(
+    pages: Sequence[Everywhere], wanted: Sequence[Tensor]
+) -> dict[str, dict[str, float]] | None:
+    """Tokens of each class behind the first position, and what they gain on average, nats, those
+    that nothing was thought before included; None of pages that were not made."""
+    if any(page.made is None for page in pages):
+        return None
+    tokens, gained = Counter[str](), Counter[str]()
+    for page, own in zip(pages, wanted, strict=True):
+        names, first = _made(page).class_L, int(page.positions[0])
+        tokens.update(names[first:])
+        for number in chosen(page, own).nonzero()[:, 0].tolist():
+            position = int(page.positions[number])
+            for ahead, gain in enumerate(page.gain_PH[number].tolist()):
+                gained[names[position + ahead]] += gain
+    return {
+        name: {"tokens": count, "gain": gained[name] / count}
+        for name, count in sorted(tokens.items())
+        if name
     }
 
 
@@ -176,6 +218,9 @@ def _calibration(pages: Sequence[Everywhere]) -> dict[str, Any] | None:
     parts = expected.argsort(stable=True).tensor_split(DECILES)
     return {
         "auc": auc(expected, gain > 0),
+        "auc_known": None
+        if any(page.made is None for page in pages)
+        else auc(expected, torch.cat([_made(page).gain_P for page in pages]) > 0),
         "deciles": [
             {"expected": float(expected[part].mean()), "measured": float(gain[part].mean())}
             for part in parts

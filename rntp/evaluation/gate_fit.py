@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +11,9 @@ from rntp.config import Config
 from rntp.errors import ConfigError
 from rntp.evaluation.pages import score_pages
 from rntp.evaluation.thoughts_cut import cut
-from rntp.gate.features import features
-from rntp.gate.gain_model import GainModel
+from rntp.gate.features import wide
 from rntp.gate.gate import Gate, Length, best_length
+from rntp.gate.net import GainNet
 from rntp.gate.ranking import auc
 from rntp.model import LanguageModel
 from rntp.model.thought_tree import TokenTree
@@ -31,9 +30,9 @@ DECILES = 10
 class Measured:
     """Positions with what is known without thinking and what thinking gained there.
 
-    features_NF: see `rntp.gate.features`. gain_N: mean over the position's thoughts, nats a token.
-    document_N: number of the page. tokens: mean length of a thought. shorter: gains [N] and mean
-    length of the same thoughts when they are closed after so many tokens.
+    features_NF: see `rntp.gate.features.wide`. gain_N: mean over the position's thoughts, nats a
+    token. document_N: number of the page. tokens: mean length of a thought. shorter: gains [N] and
+    mean length of the same thoughts when they are closed after so many tokens.
     """
 
     features_NF: Tensor
@@ -69,7 +68,7 @@ def measure(
     for rollout in rollouts:
         hidden = _hidden(model, rollout.context)
         at = torch.tensor(rollout.positions)
-        rows.append(features(hidden[at.to(hidden.device) - 1], rollout.entropy))
+        rows.append(wide(hidden[at.to(hidden.device) - 1], rollout.entropy))
     gain_N, tokens = _gains(model, rollouts, config, check)
     return Measured(
         torch.cat(rows),
@@ -98,8 +97,13 @@ def _gains(
 
 
 def fit_gate(measured: Measured, horizon: int) -> Gate:
-    """Fit a gate to what was measured."""
-    fit = partial(GainModel.fit, measured.features_NF)
+    """Fit a gate to what was measured. Raises ConfigError for gains of one page."""
+
+    def fit(gain_N: Tensor) -> GainNet:
+        return GainNet.fit(measured.features_NF, gain_N, measured.document_N)
+
+    if not (measured.document_N != measured.document_N[0]).any():
+        raise ConfigError("gains of one page cannot tell where thinking pays; take more contexts")
     shorter = tuple(
         Length(most, fit(gain_N), max(tokens, 1.0))
         for most, (gain_N, tokens) in sorted(measured.shorter.items())

@@ -108,12 +108,14 @@ def evaluate_everywhere(
     stride: int,
     say: Callable[[str], None],
     gate_of: Path | None = None,
+    price: float = 0.0,
 ) -> dict[str, Any]:
     """Think all over `count` held-out pages, and say what rules of where to think make of them; see
     `rntp.evaluation.frontier`.
 
     stride: tokens between two positions. gate_of: exported folder whose gate decides, in place of
-    the one that the run has learnt along. Raises as `evaluate_target`, and ConfigError where
+    the one that the run has learnt along. price: nats a thought token, one more bound of the gate.
+    Raises as `evaluate_target`, and ConfigError where
     thoughts are read behind a window.
     """
     config, model, manifest, path = _open(target, step, say)
@@ -131,10 +133,12 @@ def evaluate_everywhere(
         found = think_everywhere(model, contexts, config, stride=stride, gate=gate, progress=bars)
     if not found:
         raise DataError("--pages: no held-out page has room for a thought")
+    bound = price * gate.thought_tokens / gate.horizon if gate else 0.0
     return {
         **provenance(config, corpus, _step_of(path)),
         "stride": stride,
-        **frontier(found, config.run.seed),
+        "price": price,
+        **frontier(found, config.run.seed, (0.0, bound)),
     }
 
 

@@ -6,5 +6,6 @@ hidden state, entropy → features → expected gain ± its error → worth the 
 from rntp.gate.along import GateAlong
 from rntp.gate.gain_model import GainModel
 from rntp.gate.gate import Gate
+from rntp.gate.net import GainNet
 
-__all__ = ["GainModel", "Gate", "GateAlong"]
+__all__ = ["GainModel", "GainNet", "Gate", "GateAlong"]

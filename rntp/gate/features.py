@@ -1,4 +1,4 @@
-"""What the gate looks at: the last hidden state and the entropy of the next token."""
+"""What a gate looks at: the last hidden state and the entropy of the next token."""
 
 import torch
 from torch import Tensor
@@ -14,11 +14,25 @@ def features(hidden: Tensor, entropy: Tensor) -> Tensor:
     the prediction there. Returns float64 [N, SIZE + 3]: 1, entropy, its root, and the hidden state,
     of length √D, along `SIZE` fixed random directions.
     """
-    wide = hidden.detach().cpu().double()
-    length = wide.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
-    along = (wide / length) @ _directions(wide.shape[1])
-    bounded = entropy.detach().cpu().double().clamp_min(0)[:, None]
+    state, bounded = _of_one_length(hidden), _bounded(entropy)
+    along = state @ _directions(state.shape[1])
     return torch.cat([torch.ones_like(bounded), bounded, bounded.sqrt(), along], dim=1)
+
+
+def wide(hidden: Tensor, entropy: Tensor) -> Tensor:
+    """The same with the hidden state as it is: entropy, its root, and the state of length √D;
+    float32 [N, D + 2]."""
+    bounded = _bounded(entropy)
+    return torch.cat([bounded, bounded.sqrt(), _of_one_length(hidden)], dim=1).float()
+
+
+def _of_one_length(hidden: Tensor) -> Tensor:
+    state = hidden.detach().cpu().double()
+    return state / state.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
+
+
+def _bounded(entropy: Tensor) -> Tensor:
+    return entropy.detach().cpu().double().clamp_min(0)[:, None]
 
 
 def _directions(width: int) -> Tensor:

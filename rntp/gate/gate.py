@@ -10,11 +10,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rntp.errors import ConfigError
-from rntp.gate.features import features
+from rntp.gate.features import features, wide
 from rntp.gate.gain_model import GainModel
+from rntp.gate.net import GainNet
 
 FILE = "gate.safetensors"
 FULL = 1 << 30  # tokens of a thought that may be as long as the model's thoughts are
+
+# A line through few directions, which a run learns along, or networks that see the whole state.
+Estimate = GainModel | GainNet
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Length:
     """Thoughts that are closed after `most` tokens: what they gain, and how long they are."""
 
     most: int
-    model: GainModel
+    model: Estimate
     thought_tokens: float
 
 
@@ -32,7 +36,7 @@ class Gate:
     shorter: what is known of thoughts that are cut, by length, ascending.
     """
 
-    model: GainModel
+    model: Estimate
     horizon: int
     thought_tokens: float
     shorter: tuple[Length, ...] = ()
@@ -40,7 +44,12 @@ class Gate:
     def expected(self, hidden: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
         """Gain of a thought and the error of that estimate, nats a token, float64 [N] each; see
         `rntp.gate.features`."""
-        return self.model.predict(features(hidden, entropy))
+        return self.model.predict(self.features(hidden, entropy))
+
+    def features(self, hidden: Tensor, entropy: Tensor) -> Tensor:
+        """What this gate looks at, [N, F]; see `rntp.gate.features`."""
+        sees = wide if isinstance(self.model, GainNet) else features
+        return sees(hidden, entropy)
 
     @property
     def tokens(self) -> Tensor:
@@ -57,7 +66,7 @@ class Gate:
     def lengths(self, hidden: Tensor, entropy: Tensor, price: float = 0.0) -> Tensor:
         """Most tokens of the thought that pays best at each place, int64 [N]: 0 where none does,
         `FULL` where the longest does. price: nats a thought token."""
-        choice = best_length(self.worth(features(hidden, entropy)), self.tokens, price)
+        choice = best_length(self.worth(self.features(hidden, entropy)), self.tokens, price)
         most = torch.tensor([0, *(length.most for length in self.shorter), FULL])
         return most[choice]
 
@@ -85,11 +94,10 @@ class Gate:
                 facts = json.loads((file.metadata() or {})["gate"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             shorter = tuple(
-                Length(int(most), GainModel.of_tensors(_under(f"{most}/", tensors)), mean)
+                Length(int(most), _estimate(_under(f"{most}/", tensors)), mean)
                 for most, mean in facts.get("shorter", {}).items()
             )
-            model = GainModel.of_tensors(tensors)
-            return cls(model, facts["horizon"], facts["thought_tokens"], shorter)
+            return cls(_estimate(tensors), facts["horizon"], facts["thought_tokens"], shorter)
         except (SafetensorError, KeyError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read ({error}); fit the gate again") from error
 
@@ -105,6 +113,10 @@ def best_length(worth_NB: Tensor, tokens_B: Tensor, price: float) -> Tensor:
     net = torch.cat([nothing, net_NB], dim=1)
     most = net.amax(dim=1, keepdim=True)
     return (net == most).to(torch.int8).argmax(dim=1)
+
+
+def _estimate(found: dict[str, Tensor]) -> Estimate:
+    return GainNet.of_tensors(found) if "first" in found else GainModel.of_tensors(found)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

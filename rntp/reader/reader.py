@@ -14,7 +14,6 @@ from rntp.config.sections import Tools
 from rntp.errors import ConfigError
 from rntp.evaluation.pages import score_pages
 from rntp.gate import Gate
-from rntp.gate.features import features
 from rntp.model import LanguageModel, load_model
 from rntp.model.language_model import pick_device
 from rntp.model.thought_tree import TokenTree
@@ -137,7 +136,7 @@ class Reader:
                 hidden = TokenTree.build([(page, -1, 0)]).hidden(self.model)
                 rows = hidden[first - 1 : len(page) - horizon]
                 _, entropy, _ = self.model.logprob(rows, page[first : len(page) - horizon + 1])
-                seen = features(rows, entropy)
+                seen = gate.features(rows, entropy)
                 worth[first : len(page) - horizon + 1] = gate.worth(seen)
             parts.append(worth)
         return price_for(torch.cat(parts), gate.tokens, budget * len(ids), least)

@@ -12,7 +12,7 @@ from conftest import tiny_run
 from rntp import cli
 from rntp.config import Config
 from rntp.errors import ConfigError
-from rntp.evaluation.everywhere import Everywhere, Lengths, think_everywhere
+from rntp.evaluation.everywhere import Everywhere, Lengths, Made, think_everywhere
 from rntp.evaluation.frontier import chosen, frontier, saved
 from rntp.evaluation.target import evaluate_everywhere
 from rntp.run.export import export
@@ -36,7 +36,11 @@ def page(
         computed_P=torch.full((count,), 10.0, dtype=torch.float64),
         nll_L=torch.cat([torch.zeros(1), torch.full((39,), math.log(2))]).double(),
         num_bytes=78,
-        known_P=gain.clamp_min(0),
+        made=Made(
+            gain.clamp_min(0),
+            torch.where(gain > 0, 3.0, 0.0).double(),
+            tuple("odd" if n % 2 else "even" for n in range(40)),
+        ),
     )
 
 
@@ -71,7 +75,23 @@ def test_the_table_by_hand() -> None:
     assert gate["saved"] == hindsight["saved"] == perfect["saved"] == pytest.approx(3 / 78)
     assert gate["saved_ci95"] == pytest.approx([3 / 78] * 2)
     assert gate["thought_tokens_per_token"] == pytest.approx(10 / 39)
-    assert found["gate"]["auc"] == 1
+    # Perfect thoughts of three tokens, with what the corpus knows of the two places.
+    best = rows["perfect ones there", None]
+    assert best["saved"] == pytest.approx(3 / 78)
+    assert best["thought_tokens_per_token"] == pytest.approx(6 / 39)
+    assert best["computed_per_token"] == pytest.approx(1 + 2 * (10 - 5 + 3) / 39)
+    # 32 tokens of each page from the first position on. A thought gains as much at odd ones as at
+    # even ones, a perfect one where it stands alone, at 8 and at 16.
+    assert gate["by_class"] == {
+        "even": {"tokens": 48, "gain": pytest.approx(1.5 * log2 / 16)},
+        "odd": {"tokens": 48, "gain": pytest.approx(1.5 * log2 / 16)},
+    }
+    assert best["by_class"]["even"]["gain"] == pytest.approx(3 * log2 / 16)
+    assert best["by_class"]["odd"]["gain"] == never["by_class"]["odd"]["gain"] == 0
+    assert found["gate"]["auc"] == found["gate"]["auc_known"] == 1
+    dear = frontier(pages, seed=0, gate_bounds=(0.0, 0.4))
+    assert [r["bound"] for r in dear["rows"] if r["rule"] == "gate"][-2:] == [0.0, 0.4]
+    assert dear["rows"][-4]["thoughts_per_token"] == pytest.approx(0 / 39)
     for tenth in found["gate"]["deciles"]:
         assert tenth["expected"] == pytest.approx(tenth["measured"])
     # The negative case: a gate that has it the wrong way round.

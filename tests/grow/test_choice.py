@@ -81,7 +81,8 @@ def test_even_draws_pass_over_what_surely_costs_until_the_next_growth() -> None:
     assert found["costs"] == 0
     assert 75 <= found["two pages"] <= 125  # half of the 200, and never for what they promise
     # The next growth's model is another one: nothing is sure of it yet.
-    assert beliefs(regions, 1)["costs"].costs and not beliefs(regions, 2)["costs"].costs
+    assert beliefs(regions, 1)["costs"].costs
+    assert not beliefs(regions, 2)["costs"].costs
     # Where all pages are drawn evenly, what the model says of them is not asked.
     even = picked(regions, 900, random_share=1.0)
     assert all(240 <= count <= 360 for count in even.values()), even
