@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
@@ -17,7 +17,8 @@ from rntp.config import Section
 from rntp.config.files import method_fields
 from rntp.errors import ConfigError
 
-Source = Literal["eval", "before", "change", "metrics"]
+Source = Literal["eval", "before", "change", "reach", "metrics"]
+SOURCES: tuple[Source, ...] = get_args(Source)
 Overrides = dict[str, Any]
 """section.field → value."""
 
@@ -29,9 +30,9 @@ _GRID_FIELDS = ("run.seed", "run.dir")
 class Column(Section):
     """One number of a run: where it is read, and with how many digits it is shown.
 
-    Exactly one of eval, before, change and metrics holds a path. Its keys are joined by slashes;
-    since keys hold slashes themselves (`nll/think`), the longest that is there is taken at each
-    level. A number as a key is the place in a list, from 0.
+    Exactly one of eval, before, change, reach and metrics holds a path. Its keys are joined by
+    slashes; since keys hold slashes themselves (`nll/think`), the longest that is there is taken at
+    each level. A number as a key is the place in a list, from 0.
     """
 
     eval: str | None = None
@@ -40,6 +41,12 @@ class Column(Section):
     """Path in the evaluation before training."""
     change: str | None = None
     """Path in both; the value after minus the value before."""
+    reach: str | None = None
+    """Path in the evaluations; the step of the first that comes to `level`."""
+    level: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """reach: the value to come to, from below."""
+    count: str | None = None
+    """reach: key of metrics.jsonl whose sum up to that step is given in place of the step."""
     metrics: str | None = None
     """Key of metrics.jsonl; needs `last` or `sum`."""
     last: Annotated[int, Field(ge=1)] | None = None
@@ -53,9 +60,12 @@ class Column(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        sources = [name for name in ("eval", "before", "change", "metrics") if getattr(self, name)]
-        if len(sources) != 1:
-            raise ValueError("give one of eval, before, change and metrics, with a path")
+        if sum(bool(getattr(self, name)) for name in SOURCES) != 1:
+            raise ValueError(f"give one of {', '.join(SOURCES)}, with a path")
+        if (self.level is not None) != bool(self.reach) or (self.count and not self.reach):
+            raise ValueError(
+                "`level`, and `count` if you like, belong to reach; give level with it"
+            )
         if self.metrics and (self.last is None) != self.sum:
             raise ValueError("metrics needs `last: <steps>` for a mean or `sum: true`, one of them")
         if not self.metrics and (self.last is not None or self.sum):
@@ -64,8 +74,7 @@ class Column(Section):
 
     @property
     def source(self) -> Source:
-        sources: tuple[Source, ...] = ("eval", "before", "change", "metrics")
-        return next(name for name in sources if getattr(self, name))
+        return next(name for name in SOURCES if getattr(self, name))
 
     @property
     def path(self) -> str:
@@ -81,6 +90,9 @@ class Column(Section):
         if self.source == "metrics":
             over = "sum over all steps" if self.sum else f"mean over the last {self.last} steps"
             return f"`{self.path}` in training, {over}"
+        if self.source == "reach":
+            counted = f"sum of `{self.count}`" if self.count else "steps"
+            return f"{counted} up to the first evaluation with `{self.path}` of {self.level:g}"
         when = {"eval": "after", "before": "before", "change": "change by"}[self.source]
         return f"`{self.path}` of the evaluation, {when} training"
 

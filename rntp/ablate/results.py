@@ -5,6 +5,7 @@ That object holds everything that table and plot show; the plot's learning curve
 
 import difflib
 import json
+import math
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,13 +26,22 @@ Results = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A finished run. before, after: evaluations without their pages, or None without one."""
+    """A finished run. evaluations: by step, without their pages."""
 
     run: Run
-    before: dict | None
-    after: dict | None
+    evaluations: dict[int, dict]
     metrics: list[dict]
     manifest: dict
+
+    @property
+    def before(self) -> dict | None:
+        """The evaluation before training, or None without one."""
+        return self.evaluations.get(0)
+
+    @property
+    def after(self) -> dict | None:
+        """The evaluation after the last step, or None without one."""
+        return self.evaluations.get(self.run.config.run.steps)
 
 
 def read_records(runs: Iterable[Run]) -> list[Record]:
@@ -47,10 +57,26 @@ def value_of(column: Column, record: Record) -> float | None:
         if not found:
             return None
         return sum(found) if column.sum else sum(found) / len(found)
+    if column.source == "reach":
+        return _reached(column, record)
     before, after = lookup(record.before, column.path), lookup(record.after, column.path)
     if column.source == "change":
         return None if before is None or after is None else after - before
     return before if column.source == "before" else after
+
+
+def _reached(column: Column, record: Record) -> float | None:
+    """The first step with an evaluation of the column's level, or what was counted up to there."""
+    level = column.level if column.level is not None else math.inf
+    for step, evaluation in sorted(record.evaluations.items()):
+        value = lookup(evaluation, column.path)
+        if value is None or value < level:
+            continue
+        if column.count is None:
+            return float(step)
+        counted = (lookup(row, column.count) for row in record.metrics if int(row["step"]) <= step)
+        return sum(x for x in counted if x is not None)
+    return None
 
 
 def lookup(tree: object, path: str) -> float | None:
@@ -83,7 +109,7 @@ def missing_columns(experiment: Experiment, records: Sequence[Record]) -> list[s
     """A line for every column that no record has a number for, with the near keys."""
     lines = []
     for header, column in experiment.columns.items():
-        if any(value_of(column, record) is not None for record in records):
+        if any(_is_there(column, record) for record in records):
             continue
         known = list(dict.fromkeys(key for r in records for key in _known(column, r)))
         lines.append(f"{header!r}: no number at {column.path!r}; {_near(column.path, known)}")
@@ -92,6 +118,15 @@ def missing_columns(experiment: Experiment, records: Sequence[Record]) -> list[s
         known = list(dict.fromkeys(key for r in records for row in r.metrics for key in row))
         lines.append(f"plot.curve: no metric {curve!r}; {_near(curve, known)}")
     return lines
+
+
+def _is_there(column: Column, record: Record) -> bool:
+    """Whether a run has what a column reads; that a level was not reached is an answer, too."""
+    if column.source != "reach":
+        return value_of(column, record) is not None
+    return lookup(record.after, column.path) is not None and (
+        column.count is None or any(lookup(row, column.count) is not None for row in record.metrics)
+    )
 
 
 def curve_of(key: str, record: Record) -> Curve:
@@ -235,17 +270,17 @@ def _read(run: Run) -> Record:
     steps = run.config.run.steps
     return Record(
         run=run,
-        before=_read_evaluation(run, 0),
-        after=_read_evaluation(run, steps),
+        evaluations={
+            step: _read_evaluation(path)
+            for path in sorted((run.folder / "eval").glob("step_*.json"))
+            if (step := int(path.stem.removeprefix("step_"))) <= steps
+        },
         metrics=[row for row in read_metrics(run.folder) if int(row["step"]) <= steps],
         manifest=read_manifest(run.folder),
     )
 
 
-def _read_evaluation(run: Run, step: int) -> dict | None:
-    path = run.folder / "eval" / f"step_{step:08d}.json"
-    if not path.is_file():
-        return None
+def _read_evaluation(path: Path) -> dict:
     try:
         evaluation = json.loads(path.read_bytes())
     except ValueError as error:
