@@ -53,7 +53,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.docs=0
 
-.PHONY: vllm vllm-check pages bench-data docs install quickstart planted rlvr memory memory-text tools-planted tools-search tools-called tools-doctest ages planet ablations ablations-text methods generations judges judges-planted models faults save-stall plans plan-check gpu-check gpu-run test \
+.PHONY: gate vllm vllm-check pages bench-data docs install quickstart planted rlvr memory memory-text tools-planted tools-search tools-called tools-doctest ages planet ablations ablations-text methods generations judges judges-planted models faults save-stall plans plan-check gpu-check gpu-run test \
 	test-slow test-all \
 	browser-test lint \
 	types clean
@@ -69,6 +69,10 @@ quickstart: install
 planted: build/planted/manifest.json
 	$(VENV)/bin/rntp train experiments/planted/config.yaml
 	$(VENV)/bin/rntp eval runs/planted
+
+# Where to think: three runs, a gate fitted to each, whole pages: experiments/planted/results/gate.
+gate: build/planted/manifest.json
+	$(VENV)/bin/python experiments/planted/gate_pages.py
 
 # What a window loses and a thought carries: the reader learns from memories by rule, then RL writes.
 memory: build/memory-reader/config.json

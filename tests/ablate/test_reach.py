@@ -47,5 +47,5 @@ def test_what_it_means_and_what_belongs_together() -> None:
         {"eval": "gain/mean", "count": "tokens/thought"},
         {"reach": "gain/mean", "level": 0.8, "last": 3},
     ):
-        with pytest.raises(ValueError, match="belongs? to"):
+        with pytest.raises(ValueError, match=r"belongs? to"):
             Column(**wrong)  # type: ignore[arg-type]

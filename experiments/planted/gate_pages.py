@@ -1,0 +1,159 @@
+"""Whole planted pages by the gate: three runs, a gate fitted to each, and every token of 60 pages.
+
+    python experiments/planted/gate_pages.py [--seeds 0,1,2]
+
+Writes results/gate/: seed_N.json, table.md and plot.png. The same command goes on after a kill;
+--table makes table and plot again from what is there.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+OUT = HERE / "results/gate"
+PRICE = 0.05  # nats a thought token
+PLACES, PERFECT = "where the corpus knows one", "perfect ones there"
+LINES = {"gate": "#0072b2", "entropy": "#e69f00", "every so many tokens": "#999999"}
+
+
+def rntp(*arguments: object) -> None:
+    """Run the program; its lines go where ours go."""
+    subprocess.run([sys.executable, "-m", "rntp", *map(str, arguments)], check=True)
+
+
+def measure(seed: int, runs: Path) -> None:
+    """Train, fit the gate on training pages, and read held-out pages from start to end."""
+    run, model, out = runs / f"gate-planted-{seed}", runs / f"gate-model-{seed}", _file(seed)
+    if out.is_file():
+        return
+    if not (run / "eval/step_00000300.json").is_file():
+        sets = ("--set", f"run.seed={seed}", "--set", "evaluation.docs=200")
+        rntp("train", HERE / "config.yaml", "--run-dir", run, *sets)
+    if not model.is_dir():
+        rntp("ckpt", "export", run, model)
+    rntp("gate", run, model, "--contexts", 400, "--positions", 24, "--price", PRICE)
+    asked = ("--pages", 60, "--stride", 1, "--gate", model, "--price", PRICE)
+    rntp("eval", run, *asked, "--out", out)
+
+
+def _file(seed: int) -> Path:
+    return OUT / f"seed_{seed}.json"
+
+
+def row_of(found: dict[str, Any], rule: str, number: int = -1) -> dict[str, Any]:
+    """A rule's row; of several the last one, which for the gate is the one at the price."""
+    return [row for row in found["rows"] if row["rule"] == rule][number]
+
+
+def compared(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of the table."""
+    gate = row_of(found, "gate")
+    spent = gate["thought_tokens_per_token"]
+    entropy = [row for row in found["rows"] if row["rule"] == "entropy"]
+    nearest = min(entropy, key=lambda row: abs(row["thought_tokens_per_token"] - spent))
+    return [
+        (f"gate, {PRICE} nats a token", gate),
+        ("entropy, nearest in tokens", nearest),
+        ("thoughts where the corpus knows one", row_of(found, PLACES)),
+        ("perfect thoughts there", row_of(found, PERFECT)),
+    ]
+
+
+def table(found: dict[int, dict[str, Any]]) -> str:
+    """Markdown of all seeds."""
+    lines = [
+        "| seed | a thought comes | thought tokens a token | of the perfect ones' | bits a byte "
+        "saved | of what perfect ones save |",
+        "|" + " --- |" * 6,
+    ]
+    for seed, facts in found.items():
+        best = row_of(facts, PERFECT)
+        for name, row in compared(facts):
+            low, high = (_signed(x) for x in row["saved_ci95"])
+            tokens, most = row["thought_tokens_per_token"], best["thought_tokens_per_token"]
+            lines.append(
+                f"| {seed} | {name} | {tokens:.3f} | {tokens / most:.2f} | "
+                f"{_signed(row['saved'])} [{low}, {high}] | {row['saved'] / best['saved']:.0%} |"
+            )
+    names = list(row_of(next(iter(found.values())), "gate")["by_class"])
+    lines += ["", "Gain by class with the gate at that price, nats a token of the class:", ""]
+    lines += [f"| seed | {' | '.join(names)} |", "|" + " --- |" * (len(names) + 1)]
+    for seed, facts in found.items():
+        gains = (_signed(row_of(facts, "gate")["by_class"][name]["gain"]) for name in names)
+        lines.append(f"| {seed} | {' | '.join(gains)} |")
+    lines += ["", "| seed | AUC, the corpus knows a thought here | AUC, this thought helped |"]
+    lines.append("|" + " --- |" * 3)
+    for seed, facts in found.items():
+        gate = facts["gate"]
+        lines.append(f"| {seed} | {gate['auc_known']:.3f} | {gate['auc']:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "−")
+
+
+def plot(found: dict[int, dict[str, Any]]) -> None:
+    """Bits a byte saved over thought tokens, a panel a seed."""
+    figure, panels = plt.subplots(
+        1,
+        len(found),
+        figsize=(4.2 * len(found), 4),
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
+    )
+    for panel, (seed, facts) in zip(panels[0], found.items(), strict=True):
+        for rule, color in LINES.items():
+            rows = [row for row in facts["rows"] if row["rule"] == rule]
+            rows.sort(key=lambda row: row["thought_tokens_per_token"])
+            x = [0.0, *(row["thought_tokens_per_token"] for row in rows)]
+            panel.plot(
+                x, [0.0, *(row["saved"] for row in rows)], "o-", ms=4, color=color, label=rule
+            )
+        for rule, mark in ((PLACES, "s"), (PERFECT, "*")):
+            row = row_of(facts, rule)
+            at = ([row["thought_tokens_per_token"]], [row["saved"]])
+            panel.plot(*at, mark, ms=10, color="black", fillstyle="none", label=rule)
+        panel.axhline(0, color="black", linewidth=0.8)
+        panel.set_xscale("symlog", linthresh=0.1)
+        panel.set_xlabel("thought tokens a token of the page")
+        panel.set_title(f"seed {seed}")
+    panels[0][0].set_ylabel("bits a byte saved on whole pages")
+    panels[0][0].legend(fontsize=8)
+    figure.savefig(OUT / "plot.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--table", action="store_true", help="from what is there")
+    arguments = parser.parse_args()
+    seeds = [int(part) for part in arguments.seeds.split(",")]
+    OUT.mkdir(parents=True, exist_ok=True)
+    if not arguments.table:
+        for seed in seeds:
+            measure(seed, arguments.runs)
+    found = {
+        seed: json.loads(_file(seed).read_text(encoding="utf-8"))
+        for seed in seeds
+        if _file(seed).is_file()
+    }
+    text = table(found)
+    (OUT / "table.md").write_text(text, encoding="utf-8")
+    plot(found)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
