@@ -70,7 +70,7 @@ def before_after(comparison: Mapping[str, Any]) -> str:
     if row := comparison.get("tasks/pass_at_1"):
         lines.append(
             f"{'tasks solved, pass@1':<26}{row['before']:>9.3f}{row['after']:>9.3f}"
-            f"{row['change']:>+9.3f}   {_interval(row['ci95'])}"
+            f"{row['change']:>+9.3f}   {interval(row['ci95'])}"
         )
     if "memory" in comparison:
         lines += ["", *_beside_memory(comparison["memory"])]
@@ -91,7 +91,7 @@ def _beside_memory(memory: Mapping[str, Any]) -> list[str]:
     )
     return [header, "-" * len(header)] + [
         f"{label:<26}{row['before']:>+9.3f}{row['after']:>+9.3f}{'':>9}   "
-        f"{_interval(row['ci95_after'])}"
+        f"{interval(row['ci95_after'])}"
         for label, row in named
     ]
 
@@ -131,7 +131,7 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
     elif result["controls"]:
         lines += ["", f"{'other thoughts, next token':<26}{'gain':>8}   95 % interval"]
         for name, row in result["controls"].items():
-            lines.append(f"{name:<26}{row['gain']:>+8.3f}   {_interval(row['gain_ci95'])}")
+            lines.append(f"{name:<26}{row['gain']:>+8.3f}   {interval(row['gain_ci95'])}")
     return "\n".join(lines)
 
 
@@ -139,8 +139,8 @@ def mixing_lines(found: Mapping[str, Any]) -> list[str]:
     """How predictions with a thought are mixed with those without, and what that is worth."""
     lines = [
         f"weight of the thought  {found['weight']:.3f}",
-        f"gain of it read alone  {found['alone']:+.3f} {_interval(found['alone_ci95'])}",
-        f"gain of mixing         {found['over_alone']:+.3f} {_interval(found['over_alone_ci95'])}",
+        f"gain of it read alone  {found['alone']:+.3f} {interval(found['alone_ci95'])}",
+        f"gain of mixing         {found['over_alone']:+.3f} {interval(found['over_alone_ci95'])}",
     ]
     if found["classes"]:
         lines.append(f"{'first token, by class':<32}{'weight':>8}{'gain':>8}{'alone':>8}")
@@ -155,7 +155,7 @@ def pass_rates(tasks: Mapping[str, Any]) -> list[str]:
     """pass@k of held-out tasks with intervals, and pass@1 of each source where there are more."""
     lines = [f"{tasks['num_tasks']} tasks, {tasks['attempts']} attempts at each"]
     for row in tasks["pass_at"]:
-        lines.append(f"{'pass@' + str(row['k']):<24}{row['pass']:>8.3f}   {_interval(row['ci95'])}")
+        lines.append(f"{'pass@' + str(row['k']):<24}{row['pass']:>8.3f}   {interval(row['ci95'])}")
     if len(tasks["by_source"]) > 1:
         lines += [f"pass@1 of {name}: {share:.3f}" for name, share in tasks["by_source"].items()]
     return lines
@@ -177,40 +177,6 @@ def audit_table(found: Mapping[str, Mapping[str, Any]], together: str) -> str:
         ["verdicts missing", *(f"{found[j]['missing']} of {found[j]['asked']}" for j in judges)]
     ]
     return columns(rows)
-
-
-def gate_table(found: Mapping[str, Any]) -> str:
-    """How good a gate is on held-out pages: expected against measured gain, a line a decile."""
-    auc = "–" if found["auc"] is None else f"{found['auc']:.2f}"
-    rows = [["gain expected, nats a token", "±", "measured", "positions"]]
-    for row in found["deciles"]:
-        numbers = (f"{row['expected']:+.3f}", f"{row['error']:.3f}", f"{row['measured']:+.3f}")
-        rows.append([*numbers, str(row["positions"])])
-    return "\n".join(
-        [
-            f"{found['fitted_to']} positions fitted to, {found['positions']} of "
-            f"{found['documents']} held-out documents measured",
-            columns(rows),
-            f"it tells where thinking helps from where it does not: AUC {auc}",
-            f"gain a token: {found['always']:+.4f} thinking everywhere, {found['gated']:+.4f} "
-            f"where the gate says so ({found['thought_at']:.0%} of the places, price "
-            f"{found['price']:g} nats a thought token), {found['best']:+.4f} where it did help",
-            *_lengths(found),
-        ]
-    )
-
-
-def _lengths(found: Mapping[str, Any]) -> list[str]:
-    """What a gate that knows several lengths of thoughts gains by them."""
-    by = found["by_length"]
-    if by is None:
-        return []
-    shares = ", ".join(f"{name} at {share:.0%}" for name, share in by["share"].items())
-    return [
-        f"as long as pays best: {by['gated']:+.4f} a token for {by['tokens']:.2f} thought tokens a "
-        f"place, against {found['gated']:+.4f} for {found['tokens']:.2f} (tokens of a thought: "
-        f"{shares} of the places)"
-    ]
 
 
 def tasks_table(facts: Mapping[str, Any]) -> str:
@@ -252,10 +218,10 @@ def soup_table(facts: Mapping[str, Any]) -> str:
     for name, row in zip(names, facts["rows"], strict=True):
         cells = (
             f"{name:<{width}}{row['nll/no_think']:>10.3f}{row['nll/think']:>8.3f}"
-            f"{row['gain/mean']:>+8.3f}  {_interval(row['gain/ci95']):<18}"
+            f"{row['gain/mean']:>+8.3f}  {interval(row['gain/ci95']):<18}"
         )
         if row["name"] != "soup":
-            cells += f"{row['soup_minus_this']:>+12.3f}   {_interval(row['soup_minus_this_ci95'])}"
+            cells += f"{row['soup_minus_this']:>+12.3f}   {interval(row['soup_minus_this_ci95'])}"
         lines.append(cells.rstrip())
     lines.append(
         f"nats per token on {facts['num_docs']} held-out documents; soup − this: loss with thinking"
@@ -274,7 +240,7 @@ def memory_table(found: Mapping[str, Any]) -> list[str]:
     )
     lines = [f"{f'gain over {window} tokens':<34}{'nats a token':>12}  95 % interval"]
     lines += [
-        f"{name:<34}{found[key]:>+12.3f}  {_interval(found[f'{key}_ci95'])}" for key, name in names
+        f"{name:<34}{found[key]:>+12.3f}  {interval(found[f'{key}_ci95'])}" for key, name in names
     ]
     if found["recovered"] is not None:
         lines.append(
@@ -282,13 +248,13 @@ def memory_table(found: Mapping[str, Any]) -> list[str]:
             f"{_shares(found['recovered_ci95'])}"
         )
     lines += [
-        f"{name + ' in its place':<34}{row['gain']:>+12.3f}  {_interval(row['gain_ci95'])}"
+        f"{name + ' in its place':<34}{row['gain']:>+12.3f}  {interval(row['gain_ci95'])}"
         for name, row in found["controls"].items()
     ]
     for name, row in found["by_class"].items():
         share = "" if row["of_oracle"] is None else f", {row['of_oracle']:.1%} of the best memory's"
         lines.append(
-            f"{name:<34}{row['gain']:>+12.3f}  {_interval(row['gain_ci95'])} a continuation{share}"
+            f"{name:<34}{row['gain']:>+12.3f}  {interval(row['gain_ci95'])} a continuation{share}"
         )
     for key, name in (("by_lost_tokens", "tokens lost"), ("by_entropy", "entropy, nats")):
         if found[key]:
@@ -301,7 +267,7 @@ def memory_table(found: Mapping[str, Any]) -> list[str]:
             share = "" if row["recovered"] is None else f"{row['recovered']:.0%}"
             lines.append(
                 f"{span:<24}{row['num_positions']:>10}{row['gain']:>+9.3f}{row['whole']:>+9.3f}"
-                f"{share:>9}  {_interval(row['gain_ci95'])}"
+                f"{share:>9}  {interval(row['gain_ci95'])}"
             )
     return lines
 
@@ -323,7 +289,7 @@ def pages_table(facts: Mapping[str, Any]) -> str:
         lines.append(
             f"{names[arm]:<20}{row['num_tokens']:>9,}{row['bits_per_byte']:>12.4f}"
             + (f"{saved['bits_per_byte']:>+8.4f}  " if known else " " * 10)
-            + f"{_interval(saved['ci95']) if known else '':<18}"
+            + f"{interval(saved['ci95']) if known else '':<18}"
             f"{row['kv_bytes']:>12,}{row['computed_per_token']:>9.2f}"
             f"{row['seconds_per_1000']:>9.2f}"
         )
@@ -339,51 +305,6 @@ def pages_table(facts: Mapping[str, Any]) -> str:
         span = f"{row['from']} … {row['to']}"
         lines.append(f"{span:<20}{cells[0]:>10}{cells[1]:>10}{cells[2]:>12}")
     return "\n".join(lines)
-
-
-def frontier_table(facts: Mapping[str, Any]) -> str:
-    """What rules of where to think make of whole pages."""
-    lines = [
-        f"{facts['num_docs']} pages, {facts['num_tokens']:,} tokens; thoughts at "
-        f"{facts['positions']:,} places, each judged by the next {facts['horizon']} tokens",
-        "",
-        f"{'a thought comes':<28}{'bound':>8}{'thoughts':>10}{'thought':>9}{'computed':>10}"
-        f"{'bits a byte':>13}{'saved':>9}  95 % interval",
-        f"{'':<28}{'':>8}{'a token':>10}{'tokens':>9}",
-    ]
-    for row in facts["rows"]:
-        bound = "" if row["bound"] is None else f"{row['bound']:.3g}"
-        lines.append(
-            f"{row['rule']:<28}{bound:>8}{row['thoughts_per_token']:>10.3f}"
-            f"{row['thought_tokens_per_token']:>9.3f}{row['computed_per_token']:>10.2f}"
-            f"{row['bits_per_byte']:>13.4f}{row['saved']:>+9.4f}  {_interval(row['saved_ci95'])}"
-        )
-    lines += _classes_of_rules(facts["rows"])
-    if (gate := facts["gate"]) is None:
-        return "\n".join([*lines, "", "no gate: the run has seen too few positions to learn one"])
-    said = "–" if gate["auc"] is None else f"{gate['auc']:.3f}"
-    if gate["auc_known"] is not None:
-        said += f", for places where the corpus knows a thought {gate['auc_known']:.3f}"
-    lines += ["", f"gate: AUC {said}; gain by tenths of what it expects, nats a token"]
-    for name in ("expected", "measured"):
-        cells = "".join(f"{tenth[name]:>+8.3f}" for tenth in gate["deciles"])
-        lines.append(f"{name:<10}{cells}")
-    return "\n".join(lines)
-
-
-def _classes_of_rules(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the gate and the places that the corpus knows do to each class of a made corpus."""
-    shown = [r for r in rows if r["rule"] in ("gate", "where the corpus knows one")]
-    if not shown or shown[0]["by_class"] is None:
-        return []
-    names = list(shown[0]["by_class"])
-    lines = ["", "gain by class, nats a token of it, those without a thought included"]
-    lines.append(f"{'':<36}" + "".join(f"{name[:16]:>18}" for name in names))
-    for row in shown:
-        bound = "" if row["bound"] is None else f"{row['bound']:.3g}"
-        cells = "".join(f"{row['by_class'][name]['gain']:>+18.4f}" for name in names)
-        lines.append(f"{row['rule']:<28}{bound:>8}{cells}")
-    return lines
 
 
 def next_token_table(result: Mapping[str, Any]) -> list[str]:
@@ -406,7 +327,7 @@ def next_token_table(result: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{name:<24}{found['no_think']['num_predictions']:>8}{found['no_think'][key]:>10.3f}"
             f"{found['think'][key]:>8.3f}{found[key + '_change']:>+8.3f}  "
-            f"{_interval(found[key + '_change_ci95'])}"
+            f"{interval(found[key + '_change_ci95'])}"
         )
     return lines
 
@@ -417,15 +338,15 @@ def value_table(result: Mapping[str, Any]) -> list[str]:
     for row in result["bound"][1:]:
         lines.append(
             f"{'bound of ' + str(row['thoughts']) + ' thoughts':<23}{row['nll/think']:.3f} nats "
-            f"per token, gain {row['gain']:+.3f} {_interval(row['gain_ci95'])}"
+            f"per token, gain {row['gain']:+.3f} {interval(row['gain_ci95'])}"
         )
     bits, net, thoughts = result["bits_per_byte"], result["net_gain"], result["thoughts"]
     quantiles, opening = thoughts["quantiles"], thoughts["opening"]
     variety = [f"{v:.2f}" if v is not None else "–" for v in thoughts["distinct"].values()]
     lines += [
         f"bits per byte          {bits['no_think']:.3f} without thinking, {bits['think']:.3f} "
-        f"with, saved {bits['saved']:+.3f} {_interval(bits['saved_ci95'])}",
-        f"net gain               {net['net']:+.2f} bits a thought {_interval(net['net_ci95'])} "
+        f"with, saved {bits['saved']:+.3f} {interval(bits['saved_ci95'])}",
+        f"net gain               {net['net']:+.2f} bits a thought {interval(net['net_ci95'])} "
         f"at {net['bits_per_thought_token']:g} bits a thought token"
         + ("" if net["break_even"] is None else f"; 0 at {net['break_even']:.3g}"),
         f"length of thoughts     {quantiles['10']:.0f} … {quantiles['50']:.0f} … "
@@ -464,7 +385,7 @@ def classes_table(classes: Mapping[str, Any], reading: Mapping[str, Any]) -> lis
         cells = [row["controls"].get(n, {}).get("gain") for n in names]
         lines.append(
             f"{name:<24}{row['num_tokens']:>7}{row['nll/no_think']:>10.3f}{row['nll/think']:>8.3f}"
-            f"{row['gain']:>+8.3f}  {_interval(row['gain_ci95']):<18}"
+            f"{row['gain']:>+8.3f}  {interval(row['gain_ci95']):<18}"
             f"{'' if share is None else f'{share:.1%}':>9}"
             + "".join(f"{'' if cell is None else f'{cell:+.3f}':>11}" for cell in cells)
             + f"{reading['classes'][name]:>14.3f}"
@@ -473,7 +394,7 @@ def classes_table(classes: Mapping[str, Any], reading: Mapping[str, Any]) -> lis
     return lines
 
 
-def _interval(bounds: Sequence[float]) -> str:
+def interval(bounds: Sequence[float]) -> str:
     low, high = bounds
     return f"[{low:+.3f}, {high:+.3f}]"
 

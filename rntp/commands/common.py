@@ -51,3 +51,8 @@ def load_config(arguments: argparse.Namespace) -> "Config":
 def say(text: str) -> None:
     """Tell people how it goes: a line on standard error, at once."""
     print(text, file=sys.stderr, flush=True)
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers with commas between them, as a type of argparse."""
+    return [int(part) for part in text.split(",")]

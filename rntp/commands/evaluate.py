@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rntp.commands.common import say
+from rntp.commands.common import numbers, say
 from rntp.errors import ConfigError
 
 NAME = "eval"
@@ -49,6 +49,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--page-tokens", type=int, metavar="L", help="tokens of a page; longer ones are cut"
     )
     parser.add_argument(
+        "--parallel",
+        type=int,
+        metavar="K",
+        help="instead, read up to K thoughts of a position together",
+    )
+    parser.add_argument(
+        "--lengths",
+        type=numbers,
+        default=[],
+        metavar="N,…",
+        help="with --parallel: the same thoughts closed after N tokens as well",
+    )
+    parser.add_argument(
         "--tasks",
         metavar="NAME,…",
         help="instead, tasks of lm-evaluation-harness, with and without a thought before answers "
@@ -67,6 +80,11 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if arguments.limit is not None or arguments.tasks_folder is not None:
         raise ConfigError("--limit and --tasks-folder go with --tasks; name the tasks")
+    if arguments.parallel is not None:
+        _evaluate_parallel(arguments)
+        return
+    if arguments.lengths:
+        raise ConfigError("--lengths goes with --parallel; say how many thoughts")
     if arguments.pages is not None:
         _evaluate_pages(arguments)
         return
@@ -89,10 +107,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate_pages(arguments: argparse.Namespace) -> None:
+    from rntp.evaluation.place_tables import frontier_table
     from rntp.evaluation.target import evaluate_everywhere, evaluate_pages, reads_pieces
     from rntp.runtime.files import write_json
     from rntp.runtime.memory import keep_freed_memory
-    from rntp.show import frontier_table, pages_table
+    from rntp.show import pages_table
 
     sizes = (arguments.pages, arguments.piece, arguments.page_tokens, arguments.stride)
     if any(value is not None and value < 1 for value in sizes):
@@ -131,6 +150,27 @@ def _evaluate_pages(arguments: argparse.Namespace) -> None:
         write_json(arguments.out, facts)
     table = pages_table if by_pieces else frontier_table
     print(json.dumps(facts, indent=2) if arguments.json else table(facts))
+
+
+def _evaluate_parallel(arguments: argparse.Namespace) -> None:
+    from rntp.evaluation.place_tables import parallel_table
+    from rntp.evaluation.target import evaluate_parallel
+    from rntp.runtime.files import write_json
+    from rntp.runtime.memory import keep_freed_memory
+
+    if arguments.parallel < 1:
+        raise ConfigError("--parallel must be 1 or more")
+    keep_freed_memory()
+    facts = evaluate_parallel(
+        arguments.target,
+        arguments.checkpoint,
+        thoughts=arguments.parallel,
+        lengths=arguments.lengths,
+        say=say,
+    )
+    if arguments.out:
+        write_json(arguments.out, facts)
+    print(json.dumps(facts, indent=2) if arguments.json else parallel_table(facts))
 
 
 def _evaluate_tasks(arguments: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rntp.commands.common import say
+from rntp.commands.common import numbers, say
 
 NAME = "gate"
 HELP = "learn where a trained model's thoughts pay; rntp read and generate then think there"
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--lengths",
-        type=_numbers,
+        type=numbers,
         default=[],
         metavar="N,…",
         help="tokens of shorter thoughts: the gate then also says how long one may be",
@@ -37,14 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Fit the gate, print how good it is on held-out pages, and write it."""
     from rntp.evaluation.gate_of_run import learn_gate
-    from rntp.show import gate_table
+    from rntp.evaluation.place_tables import gate_table
 
     found = learn_gate(
         arguments.run_dir,

@@ -10,6 +10,7 @@ from rntp.config import Config
 from rntp.data.corpus import Corpus, open_corpus, open_data
 from rntp.errors import ConfigError
 from rntp.evaluation.gate_fit import Measured, fit_gate, judge_gate, measure
+from rntp.evaluation.thoughts_cut import check_lengths
 from rntp.model import LanguageModel
 from rntp.run.settings import FILE as SETTINGS
 from rntp.run.trained import open_trained
@@ -47,7 +48,7 @@ def learn_gate(
     config, model, path = open_trained(run_dir, step, say)
     if not config.evaluation.enabled:
         raise ConfigError("the run has evaluation.docs: 0, so no pages are held out")
-    _check_lengths(config, lengths)
+    check_lengths(config, lengths)
     corpus = open_corpus(config, open_data(config), model.tokenizer)
     with Bars() as bars:
         fitted, held = (
@@ -107,21 +108,6 @@ def _measured(
             "--positions, or hold out more (data.heldout_fraction)"
         )
     return found
-
-
-def _check_lengths(config: Config, lengths: Sequence[int]) -> None:
-    """Raise ConfigError where thoughts cannot be cut so."""
-    longest = config.thought.thought_tokens
-    if any(not 1 <= n < longest for n in lengths) or len(set(lengths)) < len(lengths):
-        raise ConfigError(
-            f"--lengths {','.join(map(str, lengths))}: give different numbers of tokens from 1 to "
-            f"{longest - 1}; the model's thoughts have {longest} at most (thought.thought_tokens)"
-        )
-    if lengths and (config.thought.tools.use or config.reading.piece is not None):
-        raise ConfigError(
-            "--lengths: thoughts that call tools or are carried from piece to piece cannot be "
-            "closed early and stay what they are; leave --lengths out"
-        )
 
 
 def _joined(parts: Sequence[Measured]) -> Measured:

@@ -1,6 +1,6 @@
 """Evaluating what a command names: a run folder's checkpoint, or a config's base model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,18 @@ from rntp.evaluation.frontier import frontier
 from rntp.evaluation.measure import evaluate
 from rntp.evaluation.page_reading import read_pages
 from rntp.evaluation.page_table import page_table
+from rntp.evaluation.pages import Page, score_pages
+from rntp.evaluation.parallel import together
 from rntp.evaluation.provenance import provenance
 from rntp.evaluation.third import check_third
+from rntp.evaluation.thoughts_cut import check_lengths, cut
 from rntp.gate import Gate
 from rntp.model import LanguageModel, cast_parameters
 from rntp.model.opening import open_model
+from rntp.placement.placer import placer
+from rntp.rollout import no_check
+from rntp.rollout.engine import open_engine
+from rntp.rollout.tool_calls import serving
 from rntp.run import checkpoint
 from rntp.run import folder as run_folder
 from rntp.run.trained import learnt_gate, open_trained
@@ -139,6 +146,51 @@ def evaluate_everywhere(
         "stride": stride,
         "price": price,
         **frontier(found, config.run.seed, (0.0, bound)),
+    }
+
+
+@torch.no_grad()
+def evaluate_parallel(
+    target: Path,
+    step: int | None = None,
+    *,
+    thoughts: int,
+    lengths: Sequence[int] = (),
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Read several thoughts of each position of the evaluation together; see
+    `rntp.evaluation.parallel`.
+
+    thoughts: of a position. lengths: tokens after which the same thoughts are closed and read once
+    more. Raises as `evaluate_target`, and ConfigError for lengths that thoughts cannot have.
+    """
+    config, model, manifest, path = _open(target, step, say)
+    check_lengths(config, lengths)
+    corpus = open_corpus(config, manifest, model.tokenizer)
+    contexts = corpus.heldout_contexts(config.evaluation.heldout_docs)
+    engine = open_engine(model, config, thoughts=thoughts, purpose="parallel")
+    count = config.evaluation.positions_per_doc or config.placement.positions_per_doc
+    place = placer(
+        config,
+        config.evaluation.placement,
+        "evaluation placement",
+        count=count,
+        tokenizer=model.tokenizer,
+    )
+    pages: dict[str, list[Page]] = {name: [] for name in [*map(str, lengths), "full"]}
+    with Bars() as bars, serving(engine, model, config):
+        for first in range(0, len(contexts), engine.docs_per_batch):
+            bars("parallel", first, len(contexts))
+            batch = contexts[first : first + engine.docs_per_batch]
+            rollouts = engine.sample(batch, place, no_check)
+            for length, found in pages.items():
+                some = rollouts if length == "full" else [cut(r, int(length)) for r in rollouts]
+                found += score_pages(model, some, config, no_check)
+        bars("parallel", len(contexts), len(contexts))
+    return {
+        **provenance(config, corpus, _step_of(path)),
+        "num_docs": len(contexts),
+        "rows": together(pages, config.run.seed),
     }
 
 
