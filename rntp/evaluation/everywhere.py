@@ -61,7 +61,8 @@ class Everywhere:
 
     positions: int64 [P], of the page, ascending, `stride` apart. gain_PH: nats, of each of the next
     H tokens. entropy_P: nats, of the token at the position without a thought. expected_P: gain that
-    the gate expects, nats a token; None without one. drawn_P: tokens of each thought. computed_P:
+    the gate expects, nats a token; None without one. waits_P: bool, where it had rather think a
+    token later; None where there is no later place. drawn_P: tokens of each thought. computed_P:
     what it costs to think there: thought, markers, and the next tokens read once more. nll_L: nats
     of each token without thinking; the first has none and is 0. num_bytes: of the tokens that have
     one. made: of made pages, else None. lengths: of a gate that knows several, else None.
@@ -76,6 +77,7 @@ class Everywhere:
     nll_L: Tensor
     num_bytes: int
     made: Made | None = None
+    waits_P: Tensor | None = None
     lengths: Lengths | None = None
 
 
@@ -120,6 +122,7 @@ def think_everywhere(
                     nll_L,
                     count_bytes.span(context.token_ids, 1, len(context)),
                     _made(context, at.tolist(), model.tokenizer),
+                    gate.waits(gate.features(before, entropy)) if gate and stride == 1 else None,
                     _lengths(model, rollout, config, gate, gate.features(before, entropy), worth)
                     if gate and gate.shorter
                     else None,

@@ -62,7 +62,7 @@ def frontier(
     rows += _every(pages, seed)
     rows += _sweep("entropy", pages, lambda page: page.entropy_P, seed)
     if all(page.expected_P is not None for page in pages):
-        rows += _sweep("gate", pages, _expected, seed, also=gate_bounds)
+        rows += _sweep("gate", pages, _expected_now, seed, also=gate_bounds)
     if all(page.lengths is not None for page in pages):
         rows += _as_long_as_pays(pages, seed)
     rows.append(_row("in hindsight", 0.0, pages, [_worth(p) > 0 for p in pages], seed))
@@ -83,6 +83,12 @@ def frontier(
 def _expected(page: Everywhere) -> Tensor:
     assert page.expected_P is not None
     return page.expected_P
+
+
+def _expected_now(page: Everywhere) -> Tensor:
+    """−inf where the gate had rather think later."""
+    expected = _expected(page)
+    return expected if page.waits_P is None else expected.masked_fill(page.waits_P, -torch.inf)
 
 
 def _made(page: Everywhere) -> Made:
@@ -123,7 +129,8 @@ def _sweep(
     """Think where a score is above a bound, for bounds that shares of the positions lie above, and
     others."""
     scores = torch.cat([score(page) for page in pages])
-    bounds = [float(scores.quantile(1 - share)) for share in SHARES]
+    bounds = [float(scores.quantile(1 - share, interpolation="lower")) for share in SHARES]
+    bounds = [bound for bound in bounds if bound > -torch.inf]
     bounds += list(dict.fromkeys(also))
     return [
         _row(name, bound, pages, [score(page) > bound for page in pages], seed) for bound in bounds

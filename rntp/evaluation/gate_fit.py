@@ -32,7 +32,8 @@ class Measured:
 
     features_NF: see `rntp.gate.features.wide`. gain_N: mean over the position's thoughts, nats a
     token. document_N: number of the page. tokens: mean length of a thought. shorter: gains [N] and
-    mean length of the same thoughts when they are closed after so many tokens.
+    mean length of the same thoughts when they are closed after so many tokens. next_N: gain of the
+    token right behind, nats, or None.
     """
 
     features_NF: Tensor
@@ -40,6 +41,7 @@ class Measured:
     document_N: Tensor
     tokens: float
     shorter: Mapping[int, tuple[Tensor, float]] = field(default_factory=dict)
+    next_N: Tensor | None = None
 
 
 def measure(
@@ -69,31 +71,40 @@ def measure(
         hidden = _hidden(model, rollout.context)
         at = torch.tensor(rollout.positions)
         rows.append(wide(hidden[at.to(hidden.device) - 1], rollout.entropy))
-    gain_N, tokens = _gains(model, rollouts, config, check)
+    gain_N, next_N, tokens = _gains(model, rollouts, config, check)
     return Measured(
         torch.cat(rows),
         gain_N,
         torch.tensor([n for n, rollout in enumerate(rollouts) for _ in rollout.positions]),
         tokens,
         {
-            most: _gains(model, [cut(rollout, most) for rollout in rollouts], config, check)
+            most: (gains, mean)
             for most in lengths
+            for gains, _, mean in [_gains(model, [cut(r, most) for r in rollouts], config, check)]
         },
+        next_N,
     )
 
 
 def _gains(
     model: LanguageModel, rollouts: Sequence[Rollout], config: Config, check: Check
-) -> tuple[Tensor, float]:
-    """Gain at each position, mean over its thoughts, nats a token, float64 [N]; mean length."""
-    gains, tokens = [], []
+) -> tuple[Tensor, Tensor, float]:
+    """Gain at each position, mean over its thoughts, nats a token, and of the next token alone,
+    float64 [N] each; mean length."""
+    gains, nearest, tokens = [], [], []
     for page in score_pages(model, rollouts, config, check):
         for found in page["positions"]:
             empty = torch.tensor(found["logp_empty"], dtype=torch.float64)
             think = torch.tensor([t["logp_think"] for t in found["thoughts"]]).double()
             gains.append(float((think - empty).mean()))
+            nearest.append(float((think - empty)[:, 0].mean()))
             tokens += [t["num_tokens"] for t in found["thoughts"]]
-    return torch.tensor(gains, dtype=torch.float64), sum(tokens) / max(len(tokens), 1)
+    mean = sum(tokens) / max(len(tokens), 1)
+    return (
+        torch.tensor(gains, dtype=torch.float64),
+        torch.tensor(nearest, dtype=torch.float64),
+        mean,
+    )
 
 
 def fit_gate(measured: Measured, horizon: int) -> Gate:
@@ -108,7 +119,8 @@ def fit_gate(measured: Measured, horizon: int) -> Gate:
         Length(most, fit(gain_N), max(tokens, 1.0))
         for most, (gain_N, tokens) in sorted(measured.shorter.items())
     )
-    return Gate(fit(measured.gain_N), horizon, max(measured.tokens, 1.0), shorter)
+    nearest = None if measured.next_N is None else fit(measured.next_N)
+    return Gate(fit(measured.gain_N), horizon, max(measured.tokens, 1.0), shorter, nearest)
 
 
 def judge_gate(gate: Gate, measured: Measured, price: float = 0.0) -> dict[str, Any]:

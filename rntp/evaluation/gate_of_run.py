@@ -133,4 +133,5 @@ def _joined(parts: Sequence[Measured]) -> Measured:
             )
             for most in parts[0].shorter
         },
+        torch.cat([part.next_N for part in parts if part.next_N is not None]),
     )

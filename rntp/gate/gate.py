@@ -15,6 +15,8 @@ from rntp.gate.gain_model import GainModel
 from rntp.gate.net import GainNet
 
 FILE = "gate.safetensors"
+WAIT = 0.5  # of the mean gain, that the next token has to have
+_NEXT = "next_token/"
 FULL = 1 << 30  # tokens of a thought that may be as long as the model's thoughts are
 
 # A line through few directions, which a run learns along, or networks that see the whole state.
@@ -33,13 +35,18 @@ class Length:
 @dataclass(frozen=True)
 class Gate:
     """horizon: tokens that a thought was judged by. thought_tokens: mean length of a thought.
-    shorter: what is known of thoughts that are cut, by length, ascending.
+    shorter: what is known of thoughts that are cut, by length, ascending. next_token: estimate of
+    what the token right behind a thought gains, or None.
+
+    A thought that helps later tokens and not the next one can as well come a token later, when more
+    is known of whether it will help: see `waits`.
     """
 
     model: Estimate
     horizon: int
     thought_tokens: float
     shorter: tuple[Length, ...] = ()
+    next_token: Estimate | None = None
 
     def expected(self, hidden: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
         """Gain of a thought and the error of that estimate, nats a token, float64 [N] each; see
@@ -51,6 +58,14 @@ class Gate:
         sees = wide if isinstance(self.model, GainNet) else features
         return sees(hidden, entropy)
 
+    def waits(self, features_NF: Tensor) -> Tensor:
+        """Where a thought had better come later, bool [N]: one pays, and the next token is expected
+        to gain less than half of what tokens gain on average."""
+        if self.next_token is None:
+            return torch.zeros(len(features_NF), dtype=torch.bool)
+        mean, _ = self.model.predict(features_NF)
+        return (mean > 0) & (self.next_token.predict(features_NF)[0] < WAIT * mean)
+
     @property
     def tokens(self) -> Tensor:
         """Mean tokens of a thought of each length that is known, float64 [B], the longest last."""
@@ -58,10 +73,11 @@ class Gate:
         return torch.tensor([*known, self.thought_tokens], dtype=torch.float64)
 
     def worth(self, features_NF: Tensor) -> Tensor:
-        """What a thought of each length is expected to gain, nats in all, float64 [N, B]."""
+        """What a thought of each length is expected to gain, nats in all, float64 [N, B]; −inf
+        where it had better come later."""
         models = [*(length.model for length in self.shorter), self.model]
-        gains = [model.predict(features_NF)[0] for model in models]
-        return torch.stack(gains, dim=1) * self.horizon
+        gains = torch.stack([model.predict(features_NF)[0] for model in models], dim=1)
+        return (gains * self.horizon).masked_fill(self.waits(features_NF)[:, None], -torch.inf)
 
     def lengths(self, hidden: Tensor, entropy: Tensor, price: float = 0.0) -> Tensor:
         """Most tokens of the thought that pays best at each place, int64 [N]: 0 where none does,
@@ -78,6 +94,9 @@ class Gate:
         for length in self.shorter:
             own = length.model.tensors()
             tensors |= {f"{length.most}/{name}": t.contiguous() for name, t in own.items()}
+        if self.next_token is not None:
+            own = self.next_token.tensors()
+            tensors |= {f"{_NEXT}{name}": t.contiguous() for name, t in own.items()}
         save_file(tensors, folder / FILE, metadata={"gate": json.dumps(facts)})
 
     @classmethod
@@ -97,7 +116,14 @@ class Gate:
                 Length(int(most), _estimate(_under(f"{most}/", tensors)), mean)
                 for most, mean in facts.get("shorter", {}).items()
             )
-            return cls(_estimate(tensors), facts["horizon"], facts["thought_tokens"], shorter)
+            nearest = _under(_NEXT, tensors)
+            return cls(
+                _estimate(tensors),
+                facts["horizon"],
+                facts["thought_tokens"],
+                shorter,
+                _estimate(nearest) if nearest else None,
+            )
         except (SafetensorError, KeyError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read ({error}); fit the gate again") from error
 

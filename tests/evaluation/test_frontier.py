@@ -99,6 +99,12 @@ def test_the_table_by_hand() -> None:
     backwards = next(r for r in wrong["rows"] if (r["rule"], r["bound"]) == ("gate", 0.0))
     assert backwards["saved"] == pytest.approx(-1 / 78)
     assert wrong["gate"]["auc"] == 0
+    # A gate that had rather think later, at the first place: what it gains there is left.
+    later = torch.tensor([True] + [False] * 5)
+    waiting = frontier([replace(page, waits_P=later) for page in pages], seed=0)
+    waited = next(r for r in waiting["rows"] if (r["rule"], r["bound"]) == ("gate", 0.0))
+    assert waited["saved"] == pytest.approx(1 / 78)
+    assert waiting["gate"] == found["gate"]
     without = frontier([page(worth, [0.0] * 6)] * 2, seed=0)
     assert without["gate"] is None
     assert all(row["rule"] != "gate" for row in without["rows"])

