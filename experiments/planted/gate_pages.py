@@ -10,6 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,34 +115,45 @@ def _signed(value: float) -> str:
 
 
 def plot(found: dict[int, dict[str, Any]]) -> None:
-    """Bits a byte saved over thought tokens, a panel a seed."""
+    """What rules save over thought tokens, a column a seed: on whole pages, and what of that is at
+    tokens of the classes that training pages have."""
+    measures = {
+        "bits a byte saved on whole pages": lambda facts, row: row["saved"],
+        "of what perfect thoughts gain,\nbut for tokens beyond training": of_perfect,
+    }
     figure, panels = plt.subplots(
-        1,
+        2,
         len(found),
-        figsize=(4.2 * len(found), 4),
+        figsize=(4.2 * len(found), 7),
         layout="constrained",
-        sharey=True,
+        sharex=True,
+        sharey="row",
         squeeze=False,
     )
-    for panel, (seed, facts) in zip(panels[0], found.items(), strict=True):
-        for rule, color in LINES.items():
-            rows = [row for row in facts["rows"] if row["rule"] == rule]
-            rows.sort(key=lambda row: row["thought_tokens_per_token"])
-            x = [0.0, *(row["thought_tokens_per_token"] for row in rows)]
-            panel.plot(
-                x, [0.0, *(row["saved"] for row in rows)], "o-", ms=4, color=color, label=rule
-            )
-        for rule, mark in ((PLACES, "s"), (PERFECT, "*")):
-            row = row_of(facts, rule)
-            at = ([row["thought_tokens_per_token"]], [row["saved"]])
-            panel.plot(*at, mark, ms=10, color="black", fillstyle="none", label=rule)
-        panel.axhline(0, color="black", linewidth=0.8)
-        panel.set_xscale("symlog", linthresh=0.1)
-        panel.set_xlabel("thought tokens a token of the page")
-        panel.set_title(f"seed {seed}")
-    panels[0][0].set_ylabel("bits a byte saved on whole pages")
+    for line, (label, measure_of) in zip(panels, measures.items(), strict=True):
+        for panel, facts in zip(line, found.values(), strict=True):
+            _draw(panel, facts, measure_of)
+        line[0].set_ylabel(label)
+    for top, bottom, seed in zip(*panels, found, strict=True):
+        top.set_title(f"seed {seed}")
+        bottom.set_xlabel("thought tokens a token of the page")
     panels[0][0].legend(fontsize=8)
-    figure.savefig(OUT / "plot.png", dpi=110)
+    figure.savefig(OUT / "plot.png", dpi=100)
+
+
+def _draw(panel: Any, facts: dict[str, Any], measure_of: Callable[..., float]) -> None:
+    for rule, color in LINES.items():
+        rows = [row for row in facts["rows"] if row["rule"] == rule]
+        rows.sort(key=lambda row: row["thought_tokens_per_token"])
+        spent = [0.0, *(row["thought_tokens_per_token"] for row in rows)]
+        values = [0.0, *(measure_of(facts, row) for row in rows)]
+        panel.plot(spent, values, "o-", ms=4, color=color, label=rule)
+    for rule, mark in ((PLACES, "s"), (PERFECT, "*")):
+        row = row_of(facts, rule)
+        at = ([row["thought_tokens_per_token"]], [measure_of(facts, row)])
+        panel.plot(*at, mark, ms=10, color="black", fillstyle="none", label=rule)
+    panel.axhline(0, color="black", linewidth=0.8)
+    panel.set_xscale("symlog", linthresh=0.1)
 
 
 def main() -> None:
