@@ -1,6 +1,6 @@
 """Tables of where to think: whole pages under rules."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 TABLE = Path(__file__).parents[2] / "experiments/planted/results/gate/table.md"
@@ -9,6 +9,27 @@ TABLE = Path(__file__).parents[2] / "experiments/planted/results/gate/table.md"
 def planted_pages() -> str:
     """Write what rules of where to think make of whole planted pages."""
     return TABLE.read_text(encoding="utf-8").rstrip()
+
+
+def worth_it() -> str:
+    """Say what the gate gains and spends beside perfect thoughts."""
+    gates = [_cells(line) for line in TABLE.read_text("utf-8").splitlines() if "| gate, " in line]
+    gains = _listed(cells[-1] for cells in gates)
+    spent = _listed(cells[3] for cells in gates)
+    aucs = [_cells(line) for line in TABLE.read_text("utf-8").splitlines()][-len(gates) :]
+    return (
+        f"{gains} of what perfect thoughts gain (tokens beyond training aside) for {spent} of "
+        f"their tokens, 3 seeds; AUC {_listed(cells[1] for cells in aucs)}"
+    )
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def _listed(cells: Iterable[str]) -> str:
+    *first, last = cells
+    return f"{', '.join(first)} and {last}"
 
 
 MAKERS: dict[str, Callable[[], str]] = {"planted_pages": planted_pages}
