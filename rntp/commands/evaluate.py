@@ -2,7 +2,9 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rntp.commands.common import numbers, say
 from rntp.errors import ConfigError
@@ -94,22 +96,31 @@ def run(arguments: argparse.Namespace) -> None:
             "--piece, --page-tokens, --stride, --gate and --price go with --pages; say how many"
         )
     from rntp.evaluation import evaluate_target
-    from rntp.runtime.files import write_json
     from rntp.runtime.memory import keep_freed_memory
     from rntp.show import evaluation_table
 
     keep_freed_memory()
     result = evaluate_target(arguments.target, arguments.checkpoint, say=say)
+    _show(arguments, result, evaluation_table)
+
+
+def _show(
+    arguments: argparse.Namespace,
+    result: dict[str, Any],
+    table: Callable[[dict[str, Any]], str],
+) -> None:
+    """Write what was found where it was asked for, and print it without its pages."""
+    from rntp.runtime.files import write_json
+
     if arguments.out:
         write_json(arguments.out, result)
     facts = {key: value for key, value in result.items() if key != "pages"}
-    print(json.dumps(facts, indent=2) if arguments.json else evaluation_table(facts))
+    print(json.dumps(facts, indent=2) if arguments.json else table(facts))
 
 
 def _evaluate_pages(arguments: argparse.Namespace) -> None:
     from rntp.evaluation.place_tables import frontier_table
     from rntp.evaluation.target import evaluate_everywhere, evaluate_pages, reads_pieces
-    from rntp.runtime.files import write_json
     from rntp.runtime.memory import keep_freed_memory
     from rntp.show import pages_table
 
@@ -146,16 +157,12 @@ def _evaluate_pages(arguments: argparse.Namespace) -> None:
             gate_of=arguments.gate,
             price=arguments.price or 0.0,
         )
-    if arguments.out:
-        write_json(arguments.out, facts)
-    table = pages_table if by_pieces else frontier_table
-    print(json.dumps(facts, indent=2) if arguments.json else table(facts))
+    _show(arguments, facts, pages_table if by_pieces else frontier_table)
 
 
 def _evaluate_parallel(arguments: argparse.Namespace) -> None:
     from rntp.evaluation.place_tables import parallel_table
     from rntp.evaluation.target import evaluate_parallel
-    from rntp.runtime.files import write_json
     from rntp.runtime.memory import keep_freed_memory
 
     if arguments.parallel < 1:
@@ -168,14 +175,11 @@ def _evaluate_parallel(arguments: argparse.Namespace) -> None:
         lengths=arguments.lengths,
         say=say,
     )
-    if arguments.out:
-        write_json(arguments.out, facts)
-    print(json.dumps(facts, indent=2) if arguments.json else parallel_table(facts))
+    _show(arguments, facts, parallel_table)
 
 
 def _evaluate_tasks(arguments: argparse.Namespace) -> None:
     from rntp.evaluation.tasks import evaluate_tasks
-    from rntp.runtime.files import write_json
     from rntp.runtime.memory import keep_freed_memory
     from rntp.show import tasks_table
 
@@ -188,6 +192,4 @@ def _evaluate_tasks(arguments: argparse.Namespace) -> None:
         folder=arguments.tasks_folder,
         say=say,
     )
-    if arguments.out:
-        write_json(arguments.out, facts)
-    print(json.dumps(facts, indent=2) if arguments.json else tasks_table(facts))
+    _show(arguments, facts, tasks_table)
