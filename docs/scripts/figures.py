@@ -421,12 +421,12 @@ def results() -> str:
             figures_tools.planted_calls(),
         ],
         [
-            "Can a model tell where thinking pays? Whole planted pages, a gate fitted afterwards",
+            "Can a model tell where thinking pays? Whole planted pages, 3 seeds",
             figures_gate.worth_it(),
         ],
         [
-            "Does looking something up pay, with all of the page in view? Four passages of 2,600 "
-            "other documents, 135M, calls begun for the policy, both predictions mixed",
+            "Does looking something up pay, with all of the page in view? 2,600 documents, 135M, "
+            "calls begun for the policy",
             figures_tools.opened_gain(),
         ],
         [

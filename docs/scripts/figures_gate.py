@@ -16,11 +16,7 @@ def worth_it() -> str:
     gates = [_cells(line) for line in TABLE.read_text("utf-8").splitlines() if "| gate, " in line]
     gains = _listed(cells[-1] for cells in gates)
     spent = _listed(cells[3] for cells in gates)
-    aucs = [_cells(line) for line in TABLE.read_text("utf-8").splitlines()][-len(gates) :]
-    return (
-        f"{gains} of what perfect thoughts gain (tokens beyond training aside) for {spent} of "
-        f"their tokens, 3 seeds; AUC {_listed(cells[1] for cells in aucs)}"
-    )
+    return f"{gains} of perfect thoughts' gain for {spent} of their tokens; not beyond training"
 
 
 def _cells(line: str) -> list[str]:

@@ -79,12 +79,10 @@ def search_opened() -> str:
 def opened_gain() -> str:
     """Say what such calls gain, and their control."""
     runs = json.loads(OPENED.read_text(encoding="utf-8"))
-    told = "; ".join(
-        f"{_with_interval(*r['before']['learned'])} → {_with_interval(*r['after']['learned'])}"
-        for r in runs
-    )
-    others = [_signed(run["after"]["other_results"][0], 3) for run in runs]
-    return f"{told} nats a token; another document's result {', '.join(others)}"
+    before = ", ".join(_signed(run["before"]["learned"][0], 3) for run in runs)
+    after = ", ".join(_with_interval(*run["after"]["learned"]) for run in runs)
+    others = ", ".join(_signed(run["after"]["other_results"][0], 3) for run in runs)
+    return f"{after} nats a token (before RL {before}); another document's result {others}"
 
 
 def outputs_gain() -> str:
