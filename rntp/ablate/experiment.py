@@ -63,9 +63,7 @@ class Column(Section):
         if sum(bool(getattr(self, name)) for name in SOURCES) != 1:
             raise ValueError(f"give one of {', '.join(SOURCES)}, with a path")
         if (self.level is not None) != bool(self.reach) or (self.count and not self.reach):
-            raise ValueError(
-                "`level`, and `count` if you like, belong to reach; give level with it"
-            )
+            raise ValueError("reach needs `level`; that and `count` belong to reach alone")
         if self.metrics and (self.last is None) != self.sum:
             raise ValueError("metrics needs `last: <steps>` for a mean or `sum: true`, one of them")
         if not self.metrics and (self.last is not None or self.sum):

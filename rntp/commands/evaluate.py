@@ -82,19 +82,21 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if arguments.limit is not None or arguments.tasks_folder is not None:
         raise ConfigError("--limit and --tasks-folder go with --tasks; name the tasks")
-    if arguments.parallel is not None:
-        _evaluate_parallel(arguments)
-        return
-    if arguments.lengths:
+    if arguments.parallel is not None and arguments.pages is not None:
+        raise ConfigError("--parallel and --pages measure different things; give one of them")
+    if arguments.parallel is None and arguments.lengths:
         raise ConfigError("--lengths goes with --parallel; say how many thoughts")
-    if arguments.pages is not None:
-        _evaluate_pages(arguments)
-        return
     of_pages = ("piece", "page_tokens", "stride", "gate", "price")
-    if any(getattr(arguments, name) is not None for name in of_pages):
+    if arguments.pages is None and any(getattr(arguments, name) is not None for name in of_pages):
         raise ConfigError(
             "--piece, --page-tokens, --stride, --gate and --price go with --pages; say how many"
         )
+    if arguments.parallel is not None:
+        _evaluate_parallel(arguments)
+        return
+    if arguments.pages is not None:
+        _evaluate_pages(arguments)
+        return
     from rntp.evaluation import evaluate_target
     from rntp.runtime.memory import keep_freed_memory
     from rntp.show import evaluation_table

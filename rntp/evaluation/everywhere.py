@@ -111,25 +111,45 @@ def think_everywhere(
             at = torch.tensor(rollout.positions)
             entropy = rollout.entropy.double()
             before = hidden[at.to(hidden.device) - 1]
+            asked = _Asked.of(gate, before, entropy, later=stride == 1) if gate else None
             found.append(
                 Everywhere(
                     at,
                     worth.gain_PH,
                     entropy,
-                    gate.expected(before, entropy)[0] if gate else None,
+                    asked.expected_P if asked else None,
                     worth.drawn_P,
                     worth.computed_P,
                     nll_L,
                     count_bytes.span(context.token_ids, 1, len(context)),
                     _made(context, at.tolist(), model.tokenizer),
-                    gate.waits(gate.features(before, entropy)) if gate and stride == 1 else None,
-                    _lengths(model, rollout, config, gate, gate.features(before, entropy), worth)
-                    if gate and gate.shorter
+                    asked.waits_P if asked else None,
+                    _lengths(model, rollout, config, gate, asked.worth_PB, worth)
+                    if gate and asked and gate.shorter
                     else None,
                 )
             )
     progress("pages", len(fitting), len(fitting))
     return found
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a gate says of a page's positions; see `Everywhere` and `Lengths`."""
+
+    expected_P: Tensor
+    waits_P: Tensor | None
+    worth_PB: Tensor
+
+    @classmethod
+    def of(cls, gate: Gate, hidden: Tensor, entropy: Tensor, *, later: bool) -> "_Asked":
+        """later: whether a thought may come a token later."""
+        seen = gate.features(hidden, entropy)
+        return cls(
+            gate.model.predict(seen)[0],
+            gate.waits(seen) if later else None,
+            gate.worth_now(seen) if later else gate.worth(seen),
+        )
 
 
 @dataclass(frozen=True)
@@ -159,7 +179,7 @@ def _lengths(
     rollout: Rollout,
     config: Config,
     gate: Gate,
-    features_PF: Tensor,
+    worth_PB: Tensor,
     full: _Worth,
 ) -> Lengths:
     """Close a page's thoughts earlier, and measure them again."""
@@ -168,7 +188,7 @@ def _lengths(
     ]
     every = [*shorter, full]
     return Lengths(
-        gate.worth(features_PF),
+        worth_PB,
         gate.tokens,
         torch.stack([worth.gain_PH for worth in every]),
         torch.stack([worth.drawn_P for worth in every]),

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from rntp.config import Config
 from rntp.evaluation.chosen_pieces import chosen_controls
@@ -33,6 +34,7 @@ from rntp.evaluation.thoughts import describe_thoughts
 from rntp.evaluation.tool_use import tool_use
 from rntp.evaluation.value import bits_per_byte, bounds_by_thoughts, net_gain
 from rntp.model import LanguageModel
+from rntp.placement import Place
 from rntp.placement.placer import placer
 from rntp.rollout import Check, no_check
 from rntp.rollout.interleaved import on_pages, open_evaluation_engine
@@ -48,6 +50,14 @@ def _silent(name: str, done: int, total: int) -> None:
 
 
 _Place = tuple[int, int]
+
+
+def evaluation_places(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[int, Place]:
+    """How many positions of a page an evaluation takes, and what chooses them."""
+    section = config.evaluation
+    count = section.positions_per_doc or config.placement.positions_per_doc
+    purpose = "evaluation placement"
+    return count, placer(config, section.placement, purpose, count=count, tokenizer=tokenizer)
 
 
 @torch.no_grad()
@@ -70,16 +80,9 @@ def evaluate(
     Returns the content of eval/step_N.json, less the facts of the run.
     """
     section = config.evaluation
-    count = section.positions_per_doc or config.placement.positions_per_doc
+    count, place = evaluation_places(config, model.tokenizer)
     answers = any(context.task is not None for context in contexts)
     engine = open_evaluation_engine(model, config, count, answers=answers)
-    place = placer(
-        config,
-        section.placement,
-        "evaluation placement",
-        count=count,
-        tokenizer=model.tokenizer,
-    )
 
     def sample() -> list[Rollout]:
         mine = ranks.share(contexts)

@@ -17,7 +17,7 @@ from rntp.errors import ConfigError, DataError
 from rntp.evaluation.during import read_result
 from rntp.evaluation.everywhere import think_everywhere
 from rntp.evaluation.frontier import frontier
-from rntp.evaluation.measure import evaluate
+from rntp.evaluation.measure import evaluate, evaluation_places
 from rntp.evaluation.page_reading import read_pages
 from rntp.evaluation.page_table import page_table
 from rntp.evaluation.pages import Page, score_pages
@@ -28,7 +28,6 @@ from rntp.evaluation.thoughts_cut import check_lengths, cut
 from rntp.gate import Gate
 from rntp.model import LanguageModel, cast_parameters
 from rntp.model.opening import open_model
-from rntp.placement.placer import placer
 from rntp.rollout import no_check
 from rntp.rollout.engine import open_engine
 from rntp.rollout.tool_calls import serving
@@ -122,8 +121,7 @@ def evaluate_everywhere(
 
     stride: tokens between two positions. gate_of: exported folder whose gate decides, in place of
     the one that the run has learnt along. price: nats a thought token, one more bound of the gate.
-    Raises as `evaluate_target`, and ConfigError where
-    thoughts are read behind a window.
+    Raises as `evaluate_target`, and ConfigError where thoughts are read behind a window.
     """
     config, model, manifest, path = _open(target, step, say)
     if config.reading.window is not None:
@@ -162,21 +160,20 @@ def evaluate_parallel(
     `rntp.evaluation.parallel`.
 
     thoughts: of a position. lengths: tokens after which the same thoughts are closed and read once
-    more. Raises as `evaluate_target`, and ConfigError for lengths that thoughts cannot have.
+    more. Raises as `evaluate_target`, and ConfigError for lengths that thoughts cannot have, and
+    where memories are carried from piece to piece.
     """
     config, model, manifest, path = _open(target, step, say)
     check_lengths(config, lengths)
+    if config.reading.piece is not None:
+        raise ConfigError(
+            "--parallel: memories here are carried from piece to piece (reading.piece), in one "
+            "chain; leave --parallel out"
+        )
     corpus = open_corpus(config, manifest, model.tokenizer)
     contexts = corpus.heldout_contexts(config.evaluation.heldout_docs)
     engine = open_engine(model, config, thoughts=thoughts, purpose="parallel")
-    count = config.evaluation.positions_per_doc or config.placement.positions_per_doc
-    place = placer(
-        config,
-        config.evaluation.placement,
-        "evaluation placement",
-        count=count,
-        tokenizer=model.tokenizer,
-    )
+    _, place = evaluation_places(config, model.tokenizer)
     pages: dict[str, list[Page]] = {name: [] for name in [*map(str, lengths), "full"]}
     with Bars() as bars, serving(engine, model, config):
         for first in range(0, len(contexts), engine.docs_per_batch):
@@ -187,6 +184,8 @@ def evaluate_parallel(
                 some = rollouts if length == "full" else [cut(r, int(length)) for r in rollouts]
                 found += score_pages(model, some, config, no_check)
         bars("parallel", len(contexts), len(contexts))
+    if not pages["full"]:
+        raise DataError("--parallel: no held-out page has room for a thought")
     return {
         **provenance(config, corpus, _step_of(path)),
         "num_docs": len(contexts),

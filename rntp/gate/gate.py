@@ -73,16 +73,21 @@ class Gate:
         return torch.tensor([*known, self.thought_tokens], dtype=torch.float64)
 
     def worth(self, features_NF: Tensor) -> Tensor:
-        """What a thought of each length is expected to gain, nats in all, float64 [N, B]; −inf
-        where it had better come later."""
+        """What a thought of each length is expected to gain, nats in all, float64 [N, B]."""
         models = [*(length.model for length in self.shorter), self.model]
-        gains = torch.stack([model.predict(features_NF)[0] for model in models], dim=1)
-        return (gains * self.horizon).masked_fill(self.waits(features_NF)[:, None], -torch.inf)
+        gains = [model.predict(features_NF)[0] for model in models]
+        return torch.stack(gains, dim=1) * self.horizon
+
+    def worth_now(self, features_NF: Tensor) -> Tensor:
+        """The same where every token is a place to think: −inf where a thought had better come
+        later."""
+        waits_N = self.waits(features_NF)
+        return self.worth(features_NF).masked_fill(waits_N[:, None], -torch.inf)
 
     def lengths(self, hidden: Tensor, entropy: Tensor, price: float = 0.0) -> Tensor:
         """Most tokens of the thought that pays best at each place, int64 [N]: 0 where none does,
         `FULL` where the longest does. price: nats a thought token."""
-        choice = best_length(self.worth(self.features(hidden, entropy)), self.tokens, price)
+        choice = best_length(self.worth_now(self.features(hidden, entropy)), self.tokens, price)
         most = torch.tensor([0, *(length.most for length in self.shorter), FULL])
         return most[choice]
 

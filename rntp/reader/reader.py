@@ -137,7 +137,7 @@ class Reader:
                 rows = hidden[first - 1 : len(page) - horizon]
                 _, entropy, _ = self.model.logprob(rows, page[first : len(page) - horizon + 1])
                 seen = gate.features(rows, entropy)
-                worth[first : len(page) - horizon + 1] = gate.worth(seen)
+                worth[first : len(page) - horizon + 1] = gate.worth_now(seen)
             parts.append(worth)
         return price_for(torch.cat(parts), gate.tokens, budget * len(ids), least)
 

@@ -99,10 +99,14 @@ def test_the_command_reads_thoughts_together(
     for length in ("1", "full"):
         gains = [by[length, count]["average"]["gain"] for count in (1, 2, 4)]
         assert gains == sorted(gains)
-    for wrong in (["--lengths", "1"], ["--parallel", "4", "--lengths", str(longest)]):
+    for wrong, said in (
+        (["--lengths", "1"], "--lengths goes with --parallel"),
+        (["--parallel", "4", "--lengths", str(longest)], "numbers of tokens from 1 to"),
+        (["--parallel", "0"], "1 or more"),
+        (["--parallel", "4", "--pages", "2"], "give one of them"),
+        (["--parallel", "4", "--stride", "2"], "go with --pages"),
+    ):
         with pytest.raises(SystemExit) as caught:
             cli.main(["eval", str(tmp_path / "run"), *wrong])
         assert caught.value.code == 2
-        assert "--lengths" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        cli.main(["eval", str(tmp_path / "run"), "--parallel", "0"])
+        assert said in capsys.readouterr().err

@@ -111,6 +111,10 @@ def test_a_thought_waits_for_the_token_that_it_helps(tmp_path: Path) -> None:
         assert float((lengths[kind == number] > 0).double().mean()) == pytest.approx(
             float(thinks), abs=0.02
         )
+    # Where there is no later place it takes what there is, whatever token it helps.
+    assert bool((gate.worth(x)[kind == 1] > 0).all())
+    assert bool((gate.worth_now(x)[kind == 1] == -torch.inf).all())
+    assert torch.equal(gate.worth(x)[kind != 1], gate.worth_now(x)[kind != 1])
     # Without an estimate of the next token, as gates had none: it thinks a token early.
     before = Gate(gate.model, 2, 8.0)
     assert not before.waits(x).any()
