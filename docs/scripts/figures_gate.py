@@ -14,9 +14,11 @@ def planted_pages() -> str:
 def worth_it() -> str:
     """Say what the gate gains and spends beside perfect thoughts."""
     gates = [_cells(line) for line in TABLE.read_text("utf-8").splitlines() if "| gate, " in line]
-    gains = _listed(cells[-1] for cells in gates)
-    spent = _listed(cells[3] for cells in gates)
-    return f"{gains} of perfect thoughts' gain for {spent} of their tokens; not beyond training"
+    known, whole, spent = (_listed(cells[n] for cells in gates) for n in (-1, -2, 3))
+    return (
+        f"{known} of perfect thoughts' gain for {spent} of their tokens, questions of a kind that "
+        f"training lacks left out; with them {whole}"
+    )
 
 
 def _cells(line: str) -> list[str]:

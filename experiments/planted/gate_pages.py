@@ -19,6 +19,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from rntp.run.log import provenance_of
+from rntp.runtime.files import write_json
+from rntp.runtime.provenance import environment
+
 HERE = Path(__file__).parent
 OUT = HERE / "results/gate"
 PRICE = 0.05  # nats a thought token
@@ -45,6 +49,8 @@ def measure(seed: int, runs: Path) -> None:
     rntp("gate", run, model, "--contexts", 400, "--positions", 24, "--price", PRICE)
     asked = ("--pages", 60, "--stride", 1, "--gate", model, "--price", PRICE)
     rntp("eval", run, *asked, "--out", out)
+    made = {"trained": provenance_of(run), "measured": environment("cpu")["git"]}
+    write_json(out, {**json.loads(out.read_text(encoding="utf-8")), **made})
 
 
 def _file(seed: int) -> Path:
