@@ -14,7 +14,8 @@ import rntp
 from rntp.config import identity
 from rntp.config.choice import Options, Parameter
 from rntp.config.choices import SCHEMES
-from rntp.config.rules import RULES, WARNINGS, Rule
+from rntp.config.rules import RULES, Rule
+from rntp.config.warned import WARNINGS
 
 # Where name and type do not say it.
 UNITS = {

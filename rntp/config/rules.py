@@ -1,8 +1,9 @@
 """What fields of a config have to be to each other: a table, one rule a row.
 
-A broken rule of RULES stops the config with its message, which says what to set; one of WARNINGS is
-told at start. Ranges of single fields stand with the fields (`rntp.config.sections`); what needs
-more than the config to be known is checked at start (`rntp.training.preflight`).
+A broken rule stops the config with its message, which says what to set; what is told at start and
+stops nothing stands in `rntp.config.warned`. Ranges of single fields stand with the fields
+(`rntp.config.sections`); what needs more than the config to be known is checked at start
+(`rntp.training.preflight`).
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def _places(config: Config) -> bool:
     )
 
 
-def _in_group(config: Config) -> bool:
+def in_group(config: Config) -> bool:
+    """Whether advantages are differences within a group."""
     return config.objective.advantage in ("group_mean", "leave_one_out")
 
 
@@ -122,7 +124,7 @@ RULES = (
     Rule(
         ("thought.thoughts_per_position", "objective.advantage", "objective.pg_weight"),
         lambda c: (
-            c.thought.thoughts_per_position == 1 and _in_group(c) and c.objective.pg_weight > 0
+            c.thought.thoughts_per_position == 1 and in_group(c) and c.objective.pg_weight > 0
         ),
         "a group of one thought has no advantage, so the policy would not learn; set "
         "thought.thoughts_per_position to 2 or more, or objective.pg_weight to 0",
@@ -222,10 +224,25 @@ RULES = (
         "rollout.samplers away",
     ),
     Rule(
+        ("thought.source", "thought.thoughts_per_position"),
+        lambda c: c.thought.source == "policy_or_none" and c.thought.thoughts_per_position < 2,
+        "thought.source: policy_or_none takes one thought of each group for none, and leaves no "
+        "other; set thought.thoughts_per_position to 2 or more",
+    ),
+    Rule(
+        ("thought.source", "thought.tools", "reading.piece"),
+        lambda c: (
+            c.thought.source == "policy_or_none"
+            and (c.thought.tools.opening is not None or c.reading.piece is not None)
+        ),
+        "thought.source: policy_or_none closes thoughts at once, and thought.tools.opening and the "
+        "memories of reading.piece leave none that does; take these away, or set it to policy",
+    ),
+    Rule(
         ("rollout.engine", "thought.source"),
-        lambda c: c.rollout.engine == "vllm" and c.thought.source == "pause",
-        "rollout.engine: vllm samples, and thought.source pause does not; set rollout.engine to "
-        "inprocess",
+        lambda c: c.rollout.engine == "vllm" and c.thought.source != "policy",
+        "rollout.engine: vllm draws all that is thought, and with thought.source: {thought.source} "
+        "not all is drawn; set rollout.engine to inprocess",
     ),
     Rule(
         ("rollout.engine", "thought.thoughts_per_position"),
@@ -437,64 +454,5 @@ RULES = (
         lambda c: c.data.has_tasks and not _drives(c.reward.weights_on_tasks, True),
         "reward.scheme {reward.label}: on_tasks is 0 for all that drives, so that tasks teach "
         "nothing; give one of them a weight, or take the tasks out of data.source",
-    ),
-)
-
-# Schemes that are no plain differences to the baseline, so that there it does not cancel.
-_BENT = {"weighted_log_ratio", "weighted_prob", "positive_gain", "ppl_steps"}
-
-
-def _baseline_cancels(config: Config) -> bool:
-    """Whether the update does not depend on what rewards subtract."""
-    return (
-        config.objective.pg_weight > 0
-        and config.baseline.use == "subtract"
-        and not _BENT & set(config.reward.weights)
-        and _in_group(config)
-        and config.objective.continuation_use != "reward"
-    )
-
-
-WARNINGS = (
-    Rule(
-        ("baseline.weights", "baseline.use"),
-        lambda c: c.baseline.rereads and c.objective.kl_weight == 0 and _baseline_cancels(c),
-        "baseline.weights: {baseline.weights} keeps a copy of the weights and runs a second "
-        "forward, and with baseline.use: subtract only the logged reward knows",
-    ),
-    Rule(
-        ("objective.algorithm", "objective.epochs_per_rollout"),
-        lambda c: (
-            c.objective.algorithm != "policy_gradient"
-            and c.objective.epochs_per_rollout == 1
-            and c.rollout.samplers.max_age == 0
-            and c.rollout.engine == "inprocess"
-        ),
-        "objective.algorithm: {objective.algorithm} has the gradient of policy_gradient as long as "
-        "objective.epochs_per_rollout is 1",
-    ),
-    Rule(
-        ("objective.algorithm", "rollout.engine"),
-        lambda c: (
-            (c.objective.algorithm.get("importance_cap") or 0) > 0
-            and c.rollout.samplers.max_age == 0
-            and c.rollout.engine == "inprocess"
-        ),
-        "importance_cap: rollout.engine: {rollout.engine} samples with the trainer's own "
-        "weights, so that every ratio is 1 up to rounding",
-    ),
-    Rule(
-        ("objective.kl",),
-        lambda c: (
-            c.objective.kl_weight > 0
-            and (c.objective.kl.get("in"), c.objective.kl) == ("loss", "k1")
-        ),
-        "objective.kl: k1 has an expected gradient of 0 in the loss; k2 has the divergence's own",
-    ),
-    Rule(
-        ("objective.continuation_weight", "objective.ntp_weight"),
-        lambda c: c.objective.continuation_weight == 0 and c.objective.ntp_weight == 0,
-        "objective.continuation_weight and objective.ntp_weight are both 0: the model is never "
-        "taught to read on after a thought, and base models drift",
     ),
 )

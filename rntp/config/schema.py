@@ -15,7 +15,7 @@ from rntp.config.correction import Correction, correction_of
 from rntp.config.evaluation import Evaluation
 from rntp.config.optim import Optim
 from rntp.config.rollout import RolloutSection
-from rntp.config.rules import RULES, WARNINGS, broken_rules
+from rntp.config.rules import RULES, broken_rules
 from rntp.config.sections import (
     Baseline,
     Checkpoint,
@@ -31,6 +31,7 @@ from rntp.config.sections import (
     Section,
     Thought,
 )
+from rntp.config.warned import WARNINGS
 
 
 class Config(Section):

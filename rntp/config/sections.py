@@ -241,9 +241,11 @@ class Thought(Section):
     on the next-token loss alone (continued pretraining, the control)."""
     thought_tokens: Annotated[int, Field(ge=1, lt=65536)]
     """Sampled tokens of one thought at most; then the close marker is forced (T)."""
-    source: Literal["policy", "pause"] = "policy"
-    """pause puts full stops in place of thoughts, thought_tokens of them (2310.02226): the control
-    for computation without content. Nothing is sampled then, so objective.pg_weight has to be 0."""
+    source: Literal["policy", "policy_or_none", "pause"] = "policy"
+    """policy_or_none closes the first thought of each training group at once, so that the policy
+    can learn where not to think: see the page on placement of the documentation. pause puts full
+    stops in place of thoughts, thought_tokens of them (2310.02226): the control for computation
+    without content. Nothing is sampled then, so objective.pg_weight has to be 0."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
     """Of sampler and policy alike. Sampling is never truncated (top-k, top-p) in training."""
     answer_tokens: Annotated[int, Field(ge=0, lt=65536)] = 0

@@ -65,7 +65,8 @@ class Everywhere:
     token later; None where there is no later place. drawn_P: tokens of each thought. computed_P:
     what it costs to think there: thought, markers, and the next tokens read once more. nll_L: nats
     of each token without thinking; the first has none and is 0. num_bytes: of the tokens that have
-    one. made: of made pages, else None. lengths: of a gate that knows several, else None.
+    one. none_P: bool, thoughts that were closed at once. made: of made pages, else None. lengths:
+    of a gate that knows several, else None.
     """
 
     positions: Tensor
@@ -76,6 +77,7 @@ class Everywhere:
     computed_P: Tensor
     nll_L: Tensor
     num_bytes: int
+    none_P: Tensor
     made: Made | None = None
     waits_P: Tensor | None = None
     lengths: Lengths | None = None
@@ -122,6 +124,7 @@ def think_everywhere(
                     worth.computed_P,
                     nll_L,
                     count_bytes.span(context.token_ids, 1, len(context)),
+                    worth.none_P,
                     _made(context, at.tolist(), model.tokenizer),
                     asked.waits_P if asked else None,
                     _lengths(model, rollout, config, gate, asked.worth_PB, worth)
@@ -159,6 +162,7 @@ class _Worth:
     gain_PH: Tensor
     drawn_P: Tensor
     computed_P: Tensor
+    none_P: Tensor
 
     @classmethod
     def of(cls, model: LanguageModel, rollout: Rollout, config: Config, check: Check) -> "_Worth":
@@ -171,6 +175,7 @@ class _Worth:
             think.double() - empty,
             torch.tensor([t.num_tokens for t in given]).double(),
             torch.tensor([len(t.content) + behind for t in given]).double(),
+            torch.tensor([len(t.content) == 0 for t in given]),
         )
 
 

@@ -60,6 +60,8 @@ def frontier(
     """
     rows = [_row("never", None, pages, [torch.zeros_like(p.entropy_P).bool() for p in pages], seed)]
     rows += _every(pages, seed)
+    if any(page.none_P.any() for page in pages):
+        rows.append(_policy_itself(pages, seed))
     rows += _sweep("entropy", pages, lambda page: page.entropy_P, seed)
     if all(page.expected_P is not None for page in pages):
         rows += _sweep("gate", pages, _expected_now, seed, also=gate_bounds)
@@ -119,6 +121,24 @@ def _every(pages: Sequence[Everywhere], seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+def _policy_itself(pages: Sequence[Everywhere], seed: int) -> dict[str, Any]:
+    """Begin a thought wherever one may come, and read on without it where it is closed at once.
+
+    That much costs the two markers there, of which the second is a token that is thought.
+    """
+    wanted, paid = [~page.none_P for page in pages], []
+    for page, own in zip(pages, wanted, strict=True):
+        begun = ~own & ~_behind(chosen(page, own), page)
+        paid.append((float(begun.sum()), 2 * float(begun.sum())))
+    return _row("the policy itself", None, pages, wanted, seed, paid)
+
+
+def _behind(taken_P: Tensor, page: Everywhere) -> Tensor:
+    """bool [P]: places that are read behind a thought of an earlier one."""
+    away = page.positions[:, None] - page.positions[taken_P][None]
+    return ((away > 0) & (away < page.gain_PH.shape[1])).any(dim=1)
+
+
 def _sweep(
     name: str,
     pages: Sequence[Everywhere],
@@ -174,8 +194,12 @@ def _row(
     pages: Sequence[Everywhere],
     wanted: Sequence[Tensor],
     seed: int,
+    paid: Sequence[tuple[float, float]] = (),
 ) -> dict[str, Any]:
+    """paid: tokens thought and computed of each page, beside those of what is taken."""
     found = np.array([saved(page, own) for page, own in zip(pages, wanted, strict=True)])
+    if paid:
+        found[:, 1:] += np.array(paid)
     thoughts = sum(int(chosen(p, own).sum()) for p, own in zip(pages, wanted, strict=True))
     bits = np.array([float(page.nll_L.sum()) for page in pages]) / NATS
     sizes = np.array([page.num_bytes for page in pages], dtype=float)

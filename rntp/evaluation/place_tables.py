@@ -87,8 +87,11 @@ def parallel_table(facts: Mapping[str, Any]) -> str:
 
 
 def _classes_of_rules(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the gate and the places that the corpus knows do to each class of a made corpus."""
-    shown = [r for r in rows if r["rule"] in ("gate", "where the corpus knows one")]
+    """What the gate, the policy's own choice and the places that the corpus knows do to each class
+    of a made corpus."""
+    shown = [
+        r for r in rows if r["rule"] in ("gate", "the policy itself", "where the corpus knows one")
+    ]
     if not shown or shown[0]["by_class"] is None:
         return []
     names = list(shown[0]["by_class"])

@@ -129,7 +129,7 @@ def _gains(at: dict[str, Any]) -> Tensor:
 def check_run(config: Config, policy: str) -> str:
     """The placement policy to think by. Raises ConfigError for a run whose pages are not growing
     ones, and for a policy that goes by what pages from elsewhere do not have."""
-    if config.thought.thoughts_per_position == 0 or config.thought.source != "policy":
+    if config.thought.thoughts_per_position == 0 or config.thought.source == "pause":
         raise ConfigError("the run does not think, so no page is worth more than another to it")
     if config.reading.window is not None or config.thought.tools.use:
         raise ConfigError(

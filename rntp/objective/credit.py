@@ -51,7 +51,8 @@ def credit(
         std_floor=objective.advantage.get("std_floor"),
     )
     if counted_P.all() and missing_PG is None:
-        return baselines.used(reward_PG, no_think_logp_PH, use, centre), counted_P
+        advantage_PG = baselines.used(reward_PG, no_think_logp_PH, use, centre)
+        return _of_drawn(advantage_PG, config), counted_P
     there_PG = counted_P[:, None].expand_as(reward_PG)
     if missing_PG is not None:
         there_PG = there_PG & ~missing_PG.to(there_PG.device)
@@ -64,7 +65,17 @@ def credit(
             reward = reward_PG[some].view(-1, size)
             found = baselines.used(reward, no_think_logp_PH[rows], use, centre)
             advantage_PG[some] = found.flatten()
-    return advantage_PG, counted_P
+    return _of_drawn(advantage_PG, config), counted_P
+
+
+def _of_drawn(advantage_PG: Tensor, config: Config) -> Tensor:
+    """With `thought.source: policy_or_none` the first thought of a group was not drawn but closed
+    at once. Where that was better than the others it is learnt from, as in self-imitation
+    (1806.05635); where it was worse, only from what the policy itself has closed at once, or its
+    probability would fall without end."""
+    if config.thought.source != "policy_or_none":
+        return advantage_PG
+    return torch.cat([advantage_PG[:, :1].clamp_min(0), advantage_PG[:, 1:]], dim=1)
 
 
 def _of_groups(

@@ -86,9 +86,9 @@ class Reader:
     def read(self, text: str, when: When) -> ReadPage:
         """Read a text from start to end, in contexts as long as those of training.
 
-        Each thought is judged by the tokens behind it, with it and without. Thoughts do not see
-        each other, but where the model was trained to carry a memory from piece to piece: see
-        `rntp.reader.carried`.
+        Each thought is judged by the tokens behind it, with it and without; one that is closed at
+        once is none. Thoughts do not see each other, but where the model was trained to carry a
+        memory from piece to piece: see `rntp.reader.carried`.
         """
         if self.settings.piece is not None:
             ids = encode(self.model.tokenizer, text)
@@ -213,6 +213,8 @@ class Reader:
         found = []
         for k, at in enumerate(page["positions"]):
             (thought,), (scored,) = rollout.thoughts[k], at["thoughts"]
+            if not len(thought.content):
+                continue
             gains = zip(scored["logp_think"], at["logp_empty"], strict=True)
             found.append(
                 ReadThought(

@@ -38,9 +38,10 @@ class InProcessEngine:
 
     slots: longest context, tokens; storage is always this wide, so that a thought does not depend
     on the contexts beside it. docs_per_batch: contexts decoded together. purpose names the stream
-    of random numbers, so that evaluation and training draw apart. fixed_shapes: see
-    `rntp.rollout.static_batch`; by default on CUDA, unless the weights are sharded. pack: see
-    `rntp.model.packed_weights`; by default where it pays.
+    of random numbers, so that evaluation and training draw apart. or_none: the first thought of
+    every group is closed at once. fixed_shapes: see `rntp.rollout.static_batch`; by default on
+    CUDA, unless the weights are sharded. pack: see `rntp.model.packed_weights`; by default where it
+    pays.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class InProcessEngine:
         docs_per_batch: int = 8,
         purpose: str = "thought",
         draw: Draw = draw,
+        or_none: bool = False,
         fixed_shapes: bool | None = None,
         pack: bool | None = None,
     ) -> None:
@@ -69,6 +71,7 @@ class InProcessEngine:
         self.docs_per_batch = docs_per_batch
         self.purpose = purpose
         self.draw = draw
+        self.none_id = model.think_close_id if or_none else None
         if fixed_shapes is None:
             # FSDP moves the gathered weights, which a graph would go on reading where they were.
             fixed_shapes = model.device.type == "cuda" and not is_sharded(model.hf)
@@ -196,7 +199,7 @@ class InProcessEngine:
             self.model,
             branches,
             prefix,
-            TokenSampler(self.seed, self.purpose, self.temperature, self.draw),
+            TokenSampler(self.seed, self.purpose, self.temperature, self.draw, self.none_id),
             budget=self.budget,
             answer_tokens=self.answer_tokens,
             # What tools give comes at unlike times, which no fixed step has a place for.
@@ -235,10 +238,12 @@ def open_engine(
     answer_tokens: int = 0,
     purpose: str = "thought",
     slots: int | None = None,
+    or_none: bool = False,
 ) -> InProcessEngine | UnsharedEngine | ReadingEngine:
     """The engine of this process that a config asks for, sampling `thoughts` thoughts at each
     position, each with an answer of at most `answer_tokens` (0: with none), as the model can.
-    slots: longest context, tokens; by default the run's.
+    slots: longest context, tokens; by default the run's. or_none: the first thought of every group
+    is closed at once.
     """
     if thoughts == 0:
         return ReadingEngine()
@@ -250,6 +255,7 @@ def open_engine(
         "seed": config.run.seed,
         "docs_per_batch": config.rollout.docs_per_batch,
         "purpose": purpose,
+        "or_none": or_none,
         "draw": always(pause_id(model.tokenizer)) if config.thought.source == "pause" else draw,
     }
     if not model.shares:

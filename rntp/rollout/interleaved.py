@@ -98,7 +98,13 @@ def open_training_engine(model: LanguageModel, config: Config) -> Engine:
     if config.rollout.engine == "vllm":
         engine = VllmEngine(model, config, thoughts=thoughts, answer_tokens=answer_tokens)
     else:
-        engine = open_engine(model, config, thoughts=thoughts, answer_tokens=answer_tokens)
+        engine = open_engine(
+            model,
+            config,
+            thoughts=thoughts,
+            answer_tokens=answer_tokens,
+            or_none=config.thought.source == "policy_or_none",
+        )
     if config.reading.piece is not None:
         return open_chain(engine, model, config, config.placement.positions_per_doc, keeps=True)
     if not config.placement.interleaved:

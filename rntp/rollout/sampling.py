@@ -29,8 +29,16 @@ def always(token_id: int) -> Draw:
     """One token whatever the model says, with the log-prob that it had; made to replace `draw`."""
 
     def put(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        logp = torch.log_softmax(wide / temperature, dim=-1)[:, token_id]
+        logp = logp_of(logits, token_id, temperature)
         return torch.full(logp.shape, token_id, device=logits.device), logp
 
     return put
+
+
+def logp_of(logits: Tensor, token_id: int, temperature: float) -> Tensor:
+    """Log-prob of one token under softmax(logits / temperature), nats, float32 or better, [N].
+
+    logits: [N, V].
+    """
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.log_softmax(wide / temperature, dim=-1)[:, token_id]

@@ -20,7 +20,7 @@ from torch import Tensor
 from rntp.model import LanguageModel
 from rntp.rng import uniform
 from rntp.rollout import Check
-from rntp.rollout.sampling import Draw
+from rntp.rollout.sampling import Draw, logp_of
 
 # Steps between two looks how many branches have ended: a look waits for the device.
 STEPS_BETWEEN_LOOKS = 16
@@ -75,12 +75,17 @@ def flat_rows(kept: Tensor, branches: int) -> Tensor:
 
 @dataclass(frozen=True)
 class TokenSampler:
-    """What a draw depends on besides the branch and the step; see `rntp.rng`."""
+    """What a draw depends on besides the branch and the step; see `rntp.rng`.
+
+    none_id: the token that the first thought of every group begins with whatever is drawn, the
+    close marker, for a policy that may learn not to think; or None.
+    """
 
     seed: int
     purpose: str
     temperature: float
     draw: Draw
+    none_id: int | None = None
 
     def next_token(
         self, logits: Tensor, branches: Branches, step: int | Tensor
@@ -94,7 +99,12 @@ class TokenSampler:
             branches.member,
             step,
         )
-        return self.draw(logits, noise, self.temperature)
+        token, logprob = self.draw(logits, noise, self.temperature)
+        if self.none_id is None or (isinstance(step, int) and step > 0):
+            return token, logprob
+        none = (branches.member == 0) & (step == 0)
+        own = logp_of(logits, self.none_id, self.temperature).to(logprob.dtype)
+        return token.masked_fill(none, self.none_id), torch.where(none, own, logprob)
 
 
 class StaticBatch:

@@ -86,6 +86,7 @@ class UnsharedEngine:
         docs_per_batch: int = 8,
         purpose: str = "thought",
         draw: Draw = draw,
+        or_none: bool = False,
     ) -> None:
         self.model = model
         self.thoughts = thoughts
@@ -94,7 +95,8 @@ class UnsharedEngine:
         self.docs_per_batch = docs_per_batch
         # Who takes the calls of thoughts; see `rntp.rollout.tool_calls.serving`.
         self.tools: ToolCalls | None = None
-        self._chance = TokenSampler(seed, purpose, temperature, draw)
+        none_id = model.think_close_id if or_none else None
+        self._chance = TokenSampler(seed, purpose, temperature, draw, none_id)
         self._answer_chance = TokenSampler(seed, f"{purpose} answer", temperature, draw)
 
     @torch.no_grad()

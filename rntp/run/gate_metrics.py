@@ -6,6 +6,14 @@ KNOWN = "enough gains that the gate says anything: some 50 positions"
 
 GATE_METRICS = (
     Metric(
+        "thought/none_frac",
+        "share, 0 to 1",
+        "Share of the thoughts that the policy closed at once, of those that it drew.",
+        "That `thought.source: policy_or_none` closes one of each group does not count.",
+        "Near 1: nothing is thought any more. Begin with `policy`.",
+        "`thought.source: policy_or_none`",
+    ),
+    Metric(
         "gate/auc",
         "probability",
         "Chance that of two positions of the step, one where thinking helped and one where it did "

@@ -204,6 +204,8 @@ class WholeStep:
             found["group/thoughts_max"] = torch.bincount(group_P).max() * reward_PG.shape[1]
         if "whole" in sums:
             found |= self._of_window()
+        if "none" in sums:
+            found["thought/none_frac"] = _mean(sums["none"])
         if "mixing" in sums:
             weights, alone = sums["mixing"] / sums["think"][1]
             found |= {"mixing/weight": weights, "nll/alone": -alone}

@@ -264,6 +264,10 @@ class StepStats:
             references = (e.reference_logp_M for e in self.others)
             reference_M = _cat(r for r in references if r is not None)
             found["kl_reference"] = losses.kl_per_token(logp_M, reference_M, "k3").sum()
+        if self.config.thought.source == "policy_or_none":
+            forced = sum(len(set(r.positions)) for r in self.rollouts)  # one of each group
+            none = sum(len(t.content) == 0 for t in self.thoughts)
+            found["none"] = _numbers([none - forced, len(self.thoughts) - forced])
         return found
 
     def _sums_of_ratios(self, correction: Correction) -> dict[str, Tensor]:

@@ -165,6 +165,12 @@ BREAKS = [
         "objective.pg_weight=0",
         "objective.continuation_weight=0",
     ],
+    [
+        "thought.source=policy_or_none",
+        "thought.thoughts_per_position=1",
+        "objective.advantage=none",
+    ],
+    [*CHAIN, "thought.source=policy_or_none"],
     [VLLM, "thought.source=pause", "objective.pg_weight=0"],
     [
         VLLM,

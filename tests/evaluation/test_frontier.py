@@ -36,6 +36,7 @@ def page(
         computed_P=torch.full((count,), 10.0, dtype=torch.float64),
         nll_L=torch.cat([torch.zeros(1), torch.full((39,), math.log(2))]).double(),
         num_bytes=78,
+        none_P=torch.zeros(count, dtype=torch.bool),
         made=Made(
             gain.clamp_min(0),
             torch.where(gain > 0, 3.0, 0.0).double(),
@@ -105,6 +106,16 @@ def test_the_table_by_hand() -> None:
     waited = next(r for r in waiting["rows"] if (r["rule"], r["bound"]) == ("gate", 0.0))
     assert waited["saved"] == pytest.approx(1 / 78)
     assert waiting["gate"] == found["gate"]
+    # A policy that closes its third thought, which costs a nat, and its fourth at once. Read behind
+    # the first thought, at 8, is 10; begun and closed are 12 and 14, taken is 16, and 18 not begun.
+    none = torch.tensor([False, False, True, True, False, False])
+    itself = frontier([replace(page, none_P=none) for page in pages], seed=0)
+    own = next(r for r in itself["rows"] if r["rule"] == "the policy itself")
+    assert own["saved"] == pytest.approx(3 / 78)
+    assert own["thoughts_per_token"] == pytest.approx(2 / 39)
+    assert own["thought_tokens_per_token"] == pytest.approx((5 + 5 + 1 + 1) / 39)
+    assert own["computed_per_token"] == pytest.approx(1 + (10 + 10 + 2 + 2) / 39)
+    assert all(row["rule"] != "the policy itself" for row in found["rows"])
     without = frontier([page(worth, [0.0] * 6)] * 2, seed=0)
     assert without["gate"] is None
     assert all(row["rule"] != "gate" for row in without["rows"])

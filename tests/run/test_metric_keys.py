@@ -25,7 +25,7 @@ from rntp.trainer import Trainer
 def written(
     model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[set[str]]:
-    """All keys of eight runs that between them have every option that makes one."""
+    """All keys of nine runs that between them have every option that makes one."""
     here = tmp_path_factory.mktemp("metrics")
     labelled = write_corpus(here / "shards", labelled=True)
     llama = model_folders["llama"]
@@ -55,6 +55,7 @@ def written(
         (llama, {"reading": {"window": 6, "mixing": True}}),
         (llama, {"run": {"steps": 3}}),  # the gate has learnt something by then
         (llama, {"placement": {"policy": {"random": {"repeats": 0.5}}}}),
+        (llama, {"thought": {"source": "policy_or_none"}}),
         (
             llama,
             {
