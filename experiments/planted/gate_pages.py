@@ -1,9 +1,10 @@
-"""Whole planted pages by the gate: three runs, a gate fitted to each, and every token of 60 pages.
+"""Whole planted pages by the gate: three runs, a gate fitted to each, and every token of 60 pages;
+beside it, three runs whose policy decides itself (`thought.source: policy_or_none`).
 
     python experiments/planted/gate_pages.py [--seeds 0,1,2]
 
-Writes results/gate/: seed_N.json, table.md and plot.png. The same command goes on after a kill;
---table makes table and plot again from what is there.
+Writes results/gate/: seed_N.json, itself_N.json, table.md and plot.png. The same command goes on
+after a kill; --table makes table and plot again from what is there.
 """
 
 import argparse
@@ -28,6 +29,9 @@ OUT = HERE / "results/gate"
 PRICE = 0.05  # nats a thought token
 PLACES, PERFECT = "where the corpus knows one", "perfect ones there"
 UNSEEN = "beyond training"  # a class that held-out pages alone have
+ITSELF = "the policy itself"
+# Of three thoughts one is not drawn, so that as many are as in the other runs.
+OR_NONE = ("--set", "thought.source=policy_or_none", "--set", "thought.thoughts_per_position=3")
 LINES = {"gate": "#0072b2", "entropy": "#e69f00", "every so many tokens": "#999999"}
 
 
@@ -41,20 +45,37 @@ def measure(seed: int, runs: Path) -> None:
     run, model, out = runs / f"gate-planted-{seed}", runs / f"gate-model-{seed}", _file(seed)
     if out.is_file():
         return
-    if not (run / "eval/step_00000300.json").is_file():
-        sets = ("--set", f"run.seed={seed}", "--set", "evaluation.docs=200")
-        rntp("train", HERE / "config.yaml", "--run-dir", run, *sets)
+    train(run, seed)
     if not model.is_dir():
         rntp("ckpt", "export", run, model)
     rntp("gate", run, model, "--contexts", 400, "--positions", 24, "--price", PRICE)
-    asked = ("--pages", 60, "--stride", 1, "--gate", model, "--price", PRICE)
-    rntp("eval", run, *asked, "--out", out)
+    read(run, out, "--gate", model, "--price", PRICE)
+
+
+def measure_itself(seed: int, runs: Path) -> None:
+    """The same pages by a policy that learnt itself where not to think."""
+    run, out = runs / f"gate-itself-{seed}", _file(seed, "itself")
+    if not out.is_file():
+        train(run, seed, *OR_NONE)
+        read(run, out)
+
+
+def train(run: Path, seed: int, *sets: str) -> None:
+    """Train the policy, where that has not been done."""
+    if not (run / "eval/step_00000300.json").is_file():
+        sets = ("--set", f"run.seed={seed}", "--set", "evaluation.docs=200", *sets)
+        rntp("train", HERE / "config.yaml", "--run-dir", run, *sets)
+
+
+def read(run: Path, out: Path, *arguments: object) -> None:
+    """Read whole pages, a thought at every token."""
+    rntp("eval", run, "--pages", 60, "--stride", 1, *arguments, "--out", out)
     made = {"trained": provenance_of(run), "measured": environment("cpu")["git"]}
     write_json(out, {**json.loads(out.read_text(encoding="utf-8")), **made})
 
 
-def _file(seed: int) -> Path:
-    return OUT / f"seed_{seed}.json"
+def _file(seed: int, name: str = "seed") -> Path:
+    return OUT / f"{name}_{seed}.json"
 
 
 def row_of(found: dict[str, Any], rule: str, number: int = -1) -> dict[str, Any]:
@@ -85,35 +106,46 @@ def of_perfect(found: dict[str, Any], row: dict[str, Any]) -> float:
     return nats[0] / nats[1]
 
 
-def table(found: dict[int, dict[str, Any]]) -> str:
-    """Markdown of all seeds."""
+def table(found: dict[int, dict[str, Any]], itself: dict[int, dict[str, Any]]) -> str:
+    """Markdown of all seeds. itself: of the runs whose policy decides."""
     lines = [
         "| seed | a thought comes | thought tokens a token | of the perfect ones' | bits a byte "
         "saved | of what perfect ones save | … but for tokens beyond training |",
         "|" + " --- |" * 7,
     ]
     for seed, facts in found.items():
-        best = row_of(facts, PERFECT)
-        for name, row in compared(facts):
+        rows = [(name, row, facts) for name, row in compared(facts)]
+        if own := itself.get(seed):
+            rows.insert(2, (f"{ITSELF}, a run of its own", row_of(own, ITSELF), own))
+        for name, row, of in rows:
+            best = row_of(of, PERFECT)
             low, high = (_signed(x) for x in row["saved_ci95"])
             tokens, most = row["thought_tokens_per_token"], best["thought_tokens_per_token"]
             lines.append(
                 f"| {seed} | {name} | {tokens:.3f} | {tokens / most:.2f} | "
                 f"{_signed(row['saved'])} [{low}, {high}] | {row['saved'] / best['saved']:.0%} | "
-                f"{of_perfect(facts, row):.0%} |"
+                f"{of_perfect(of, row):.0%} |"
             )
-    names = list(row_of(next(iter(found.values())), "gate")["by_class"])
     lines += ["", "Gain by class with the gate at that price, nats a token of the class:", ""]
-    lines += [f"| seed | {' | '.join(names)} |", "|" + " --- |" * (len(names) + 1)]
-    for seed, facts in found.items():
-        gains = (_signed(row_of(facts, "gate")["by_class"][name]["gain"]) for name in names)
-        lines.append(f"| {seed} | {' | '.join(gains)} |")
+    lines += by_class(found, "gate")
+    if itself:
+        lines += ["", "… and where the policy itself decides:", "", *by_class(itself, ITSELF)]
     lines += ["", "| seed | AUC, the corpus knows a thought here | AUC, this thought helped |"]
     lines.append("|" + " --- |" * 3)
     for seed, facts in found.items():
         gate = facts["gate"]
         lines.append(f"| {seed} | {gate['auc_known']:.3f} | {gate['auc']:.3f} |")
     return "\n".join(lines) + "\n"
+
+
+def by_class(found: dict[int, dict[str, Any]], rule: str) -> list[str]:
+    """Lines of what a rule gains at each class."""
+    names = list(row_of(next(iter(found.values())), rule)["by_class"])
+    lines = [f"| seed | {' | '.join(names)} |", "|" + " --- |" * (len(names) + 1)]
+    for seed, facts in found.items():
+        gains = (_signed(row_of(facts, rule)["by_class"][name]["gain"]) for name in names)
+        lines.append(f"| {seed} | {' | '.join(gains)} |")
+    return lines
 
 
 def _signed(value: float) -> str:
@@ -173,12 +205,17 @@ def main() -> None:
     if not arguments.table:
         for seed in seeds:
             measure(seed, arguments.runs)
-    found = {
-        seed: json.loads(_file(seed).read_text(encoding="utf-8"))
-        for seed in seeds
-        if _file(seed).is_file()
-    }
-    text = table(found)
+        for seed in seeds:
+            measure_itself(seed, arguments.runs)
+    found, itself = (
+        {
+            seed: json.loads(_file(seed, name).read_text(encoding="utf-8"))
+            for seed in seeds
+            if _file(seed, name).is_file()
+        }
+        for name in ("seed", "itself")
+    )
+    text = table(found, itself)
     (OUT / "table.md").write_text(text, encoding="utf-8")
     plot(found)
     print(text)
