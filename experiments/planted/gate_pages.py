@@ -1,5 +1,6 @@
 """Whole planted pages by the gate: three runs, a gate fitted to each, and every token of 60 pages;
-beside it, three runs whose policy decides itself (`thought.source: policy_or_none`).
+beside it, the three policies after some steps more in which they learn where not to think
+(`thought.source: policy_or_none`).
 
     python experiments/planted/gate_pages.py [--seeds 0,1,2]
 
@@ -11,7 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,15 @@ PRICE = 0.05  # nats a thought token
 PLACES, PERFECT = "where the corpus knows one", "perfect ones there"
 UNSEEN = "beyond training"  # a class that held-out pages alone have
 ITSELF = "the policy itself"
-# Of three thoughts one is not drawn, so that as many are as in the other runs.
-OR_NONE = ("--set", "thought.source=policy_or_none", "--set", "thought.thoughts_per_position=3")
+# A policy whose thoughts do not pay yet would learn to think nowhere, so it begins with one that
+# was trained. Of three thoughts one is not drawn.
+STEPS, STEPS_ITSELF = 300, 100
+OR_NONE = {
+    "thought.source": "policy_or_none",
+    "thought.thoughts_per_position": 3,
+    "optim.lr": 7.0e-4,
+}
+EMPTY: Mapping[str, object] = {}
 LINES = {"gate": "#0072b2", "entropy": "#e69f00", "every so many tokens": "#999999"}
 
 
@@ -45,7 +53,7 @@ def measure(seed: int, runs: Path) -> None:
     run, model, out = runs / f"gate-planted-{seed}", runs / f"gate-model-{seed}", _file(seed)
     if out.is_file():
         return
-    train(run, seed)
+    train(run, seed, STEPS)
     if not model.is_dir():
         rntp("ckpt", "export", run, model)
     rntp("gate", run, model, "--contexts", 400, "--positions", 24, "--price", PRICE)
@@ -53,18 +61,20 @@ def measure(seed: int, runs: Path) -> None:
 
 
 def measure_itself(seed: int, runs: Path) -> None:
-    """The same pages by a policy that learnt itself where not to think."""
+    """The same pages by the policy after it has learnt where not to think."""
     run, out = runs / f"gate-itself-{seed}", _file(seed, "itself")
     if not out.is_file():
-        train(run, seed, *OR_NONE)
+        train(run, seed, STEPS_ITSELF, {"model.spec": runs / f"gate-model-{seed}"} | OR_NONE)
         read(run, out)
 
 
-def train(run: Path, seed: int, *sets: str) -> None:
+def train(run: Path, seed: int, steps: int, more: Mapping[str, object] = EMPTY) -> None:
     """Train the policy, where that has not been done."""
-    if not (run / "eval/step_00000300.json").is_file():
-        sets = ("--set", f"run.seed={seed}", "--set", "evaluation.docs=200", *sets)
-        rntp("train", HERE / "config.yaml", "--run-dir", run, *sets)
+    if (run / f"eval/step_{steps:08d}.json").is_file():
+        return
+    sets = {"run.seed": seed, "run.steps": steps, "evaluation.docs": 200, **more}
+    pairs = (part for key, value in sets.items() for part in ("--set", f"{key}={value}"))
+    rntp("train", HERE / "config.yaml", "--run-dir", run, *pairs)
 
 
 def read(run: Path, out: Path, *arguments: object) -> None:
@@ -116,7 +126,7 @@ def table(found: dict[int, dict[str, Any]], itself: dict[int, dict[str, Any]]) -
     for seed, facts in found.items():
         rows = [(name, row, facts) for name, row in compared(facts)]
         if own := itself.get(seed):
-            rows.insert(2, (f"{ITSELF}, a run of its own", row_of(own, ITSELF), own))
+            rows.insert(2, (f"{ITSELF}, {STEPS_ITSELF} steps later", row_of(own, ITSELF), own))
         for name, row, of in rows:
             best = row_of(of, PERFECT)
             low, high = (_signed(x) for x in row["saved_ci95"])
