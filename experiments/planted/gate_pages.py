@@ -32,11 +32,12 @@ PLACES, PERFECT = "where the corpus knows one", "perfect ones there"
 UNSEEN = "beyond training"  # a class that held-out pages alone have
 ITSELF = "the policy itself"
 # A policy whose thoughts do not pay yet would learn to think nowhere, so it begins with one that
-# was trained. Of three thoughts one is not drawn.
+# was trained. Of three thoughts one is not drawn. Tokens have the price that the gate is asked at.
 STEPS, STEPS_ITSELF = 300, 100
 OR_NONE = {
     "thought.source": "policy_or_none",
     "thought.thoughts_per_position": 3,
+    "reward.scheme": f"{{net_gain: {{token_cost: {PRICE}}}}}",
     "optim.lr": 7.0e-4,
 }
 EMPTY: Mapping[str, object] = {}
