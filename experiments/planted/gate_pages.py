@@ -58,7 +58,7 @@ def measure(seed: int, runs: Path) -> None:
     if not model.is_dir():
         rntp("ckpt", "export", run, model)
     rntp("gate", run, model, "--contexts", 400, "--positions", 24, "--price", PRICE)
-    read(run, out, "--gate", model, "--price", PRICE)
+    read(run, out, "--gate", model, "--price", PRICE, "--seen")
 
 
 def measure_itself(seed: int, runs: Path) -> None:
@@ -102,6 +102,7 @@ def compared(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     nearest = min(entropy, key=lambda row: abs(row["thought_tokens_per_token"] - spent))
     return [
         (f"gate, {PRICE} nats a token", gate),
+        ("… its thoughts left in the page", row_of(found, "gate, thoughts seen")),
         ("entropy, nearest in tokens", nearest),
         ("thoughts where the corpus knows one", row_of(found, PLACES)),
         ("perfect thoughts there", row_of(found, PERFECT)),

@@ -45,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a thought token: one more bound of the gate, beside 0 (default 0)",
     )
     parser.add_argument(
+        "--seen",
+        action="store_true",
+        help="also read the pages with the gate's thoughts, at that price, left in them",
+    )
+    parser.add_argument(
         "--piece", type=int, metavar="W", help="tokens of a piece; default: reading.piece"
     )
     parser.add_argument(
@@ -87,9 +92,11 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.parallel is None and arguments.lengths:
         raise ConfigError("--lengths goes with --parallel; say how many thoughts")
     of_pages = ("piece", "page_tokens", "stride", "gate", "price")
-    if arguments.pages is None and any(getattr(arguments, name) is not None for name in of_pages):
+    given = arguments.seen or any(getattr(arguments, name) is not None for name in of_pages)
+    if arguments.pages is None and given:
         raise ConfigError(
-            "--piece, --page-tokens, --stride, --gate and --price go with --pages; say how many"
+            "--piece, --page-tokens, --stride, --gate, --price and --seen go with --pages; say how "
+            "many"
         )
     if arguments.parallel is not None:
         _evaluate_parallel(arguments)
@@ -132,9 +139,9 @@ def _evaluate_pages(arguments: argparse.Namespace) -> None:
     keep_freed_memory()
     by_pieces = arguments.piece is not None or reads_pieces(arguments.target)
     of_places = (arguments.stride, arguments.gate, arguments.price)
-    if by_pieces and any(value is not None for value in of_places):
+    if by_pieces and (arguments.seen or any(value is not None for value in of_places)):
         raise ConfigError(
-            "--stride, --gate and --price: pages are read by pieces here; leave them out"
+            "--stride, --gate, --price and --seen: pages are read by pieces here; leave them out"
         )
     if not by_pieces and arguments.page_tokens is not None:
         raise ConfigError(
@@ -158,6 +165,7 @@ def _evaluate_pages(arguments: argparse.Namespace) -> None:
             say=say,
             gate_of=arguments.gate,
             price=arguments.price or 0.0,
+            seen=arguments.seen,
         )
     _show(arguments, facts, pages_table if by_pieces else frontier_table)
 

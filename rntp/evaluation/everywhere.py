@@ -25,6 +25,7 @@ from rntp.rollout.tool_calls import serving
 from rntp.types import Context, NextTokenStats, Rollout
 
 Progress = Callable[[str, int, int], None]
+PURPOSE = "everywhere"  # of the draws
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ class Everywhere:
     lengths: Lengths | None = None
 
 
+def has_room(context: Context, config: Config) -> bool:
+    """Whether a page has room for one thought at least."""
+    return len(context) >= config.earliest_position + config.reward.horizon
+
+
 @torch.no_grad()
 def think_everywhere(
     model: LanguageModel,
@@ -95,14 +101,14 @@ def think_everywhere(
     progress: Progress = lambda name, done, total: None,
 ) -> list[Everywhere]:
     """Think at every `stride` tokens of pages that have room for one thought at least."""
-    engine = open_engine(model, config, thoughts=1, purpose="everywhere")
+    engine = open_engine(model, config, thoughts=1, purpose=PURPOSE)
     count_bytes, horizon = ByteCounter(model.tokenizer), config.reward.horizon
     first = config.earliest_position
 
     def place(context: Context, next_token: NextTokenStats) -> tuple[int, ...]:
         return tuple(range(first, len(context) - horizon + 1, stride))
 
-    fitting = [c for c in contexts if len(c) >= first + horizon]
+    fitting = [c for c in contexts if has_room(c, config)]
     found = []
     with serving(engine, model, config):
         for number, context in enumerate(fitting):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rntp.evaluation.everywhere import Everywhere, Lengths, Made
 from rntp.evaluation.resampling import interval
+from rntp.evaluation.seen import SeenPage
 from rntp.gate.gate import best_length
 from rntp.gate.ranking import auc
 
@@ -80,6 +81,25 @@ def frontier(
         "rows": rows,
         "gate": _calibration(pages),
     }
+
+
+def gate_places(page: Everywhere, bound: float) -> list[int]:
+    """Where the gate thinks on a page, positions of the page, ascending. bound: nats a token."""
+    return page.positions[chosen(page, _expected_now(page) > bound)].tolist()
+
+
+def seen_row(
+    pages: Sequence[Everywhere], seen: Sequence[SeenPage], bound: float, seed: int
+) -> dict[str, Any]:
+    """The row of the gate's thoughts where all of a page sees them; see `frontier`."""
+    gain_L = [page.nll_L - own.nll_L for page, own in zip(pages, seen, strict=True)]
+    spent = [(float(g.sum()), own.drawn, own.inserted) for g, own in zip(gain_L, seen, strict=True)]
+    facts = _facts(pages, np.array(spent, dtype=float), sum(own.thoughts for own in seen), seed)
+    classes = None
+    if all(page.made is not None for page in pages):
+        firsts = [int(page.positions[0]) for page in pages]
+        classes = _of_classes(pages, [(g[f:], f) for g, f in zip(gain_L, firsts, strict=True)])
+    return {"rule": "gate, thoughts seen", "bound": bound, **facts, "by_class": classes}
 
 
 def _expected(page: Everywhere) -> Tensor:
@@ -201,20 +221,25 @@ def _row(
     if paid:
         found[:, 1:] += np.array(paid)
     thoughts = sum(int(chosen(p, own).sum()) for p, own in zip(pages, wanted, strict=True))
+    facts = _facts(pages, found, thoughts, seed)
+    return {"rule": rule, "bound": bound, **facts, "by_class": _by_class(pages, wanted)}
+
+
+def _facts(
+    pages: Sequence[Everywhere], found: np.ndarray, thoughts: int, seed: int
+) -> dict[str, Any]:
+    """found: nats saved on each page, tokens thought and tokens computed besides the page's."""
     bits = np.array([float(page.nll_L.sum()) for page in pages]) / NATS
     sizes = np.array([page.num_bytes for page in pages], dtype=float)
     tokens = sum(len(page.nll_L) - 1 for page in pages)
     gained = found[:, 0] / NATS
     return {
-        "rule": rule,
-        "bound": bound,
         "thoughts_per_token": thoughts / tokens,
         "thought_tokens_per_token": float(found[:, 1].sum()) / tokens,
         "computed_per_token": 1 + float(found[:, 2].sum()) / tokens,
         "bits_per_byte": float((bits - gained).sum() / sizes.sum()),
         "saved": float(gained.sum() / sizes.sum()),
         "saved_ci95": interval(gained, np.arange(len(pages)), seed, sizes=sizes),
-        "by_class": _by_class(pages, wanted),
     }
 
 
@@ -225,14 +250,27 @@ def _by_class(
     that nothing was thought before included; None of pages that were not made."""
     if any(page.made is None for page in pages):
         return None
-    tokens, gained = Counter[str](), Counter[str]()
+    gains = []
     for page, own in zip(pages, wanted, strict=True):
-        names, first = _made(page).class_L, int(page.positions[0])
-        tokens.update(names[first:])
+        first = int(page.positions[0])
+        gain_L = page.gain_PH.new_zeros(len(page.nll_L) - first)
         for number in chosen(page, own).nonzero()[:, 0].tolist():
-            position = int(page.positions[number])
-            for ahead, gain in enumerate(page.gain_PH[number].tolist()):
-                gained[names[position + ahead]] += gain
+            at = int(page.positions[number]) - first
+            gain_L[at : at + page.gain_PH.shape[1]] += page.gain_PH[number]
+        gains.append((gain_L, first))
+    return _of_classes(pages, gains)
+
+
+def _of_classes(
+    pages: Sequence[Everywhere], gains: Sequence[tuple[Tensor, int]]
+) -> dict[str, dict[str, float]]:
+    """Mean gain of each class' tokens. gains: of a page's tokens from one on, and which one."""
+    tokens, gained = Counter[str](), Counter[str]()
+    for page, (gain_L, first) in zip(pages, gains, strict=True):
+        names = _made(page).class_L[first:]
+        tokens.update(names)
+        for name, gain in zip(names, gain_L.tolist(), strict=True):
+            gained[name] += gain
     return {
         name: {"tokens": count, "gain": gained[name] / count}
         for name, count in sorted(tokens.items())

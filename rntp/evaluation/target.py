@@ -15,14 +15,15 @@ from rntp.data.mixture import Mixture
 from rntp.data.tasks import TaskSource
 from rntp.errors import ConfigError, DataError
 from rntp.evaluation.during import read_result
-from rntp.evaluation.everywhere import think_everywhere
-from rntp.evaluation.frontier import frontier
+from rntp.evaluation.everywhere import has_room, think_everywhere
+from rntp.evaluation.frontier import frontier, gate_places, seen_row
 from rntp.evaluation.measure import evaluate, evaluation_places
 from rntp.evaluation.page_reading import read_pages
 from rntp.evaluation.page_table import page_table
 from rntp.evaluation.pages import Page, score_pages
 from rntp.evaluation.parallel import together
 from rntp.evaluation.provenance import provenance
+from rntp.evaluation.seen import read_with_thoughts
 from rntp.evaluation.third import check_third
 from rntp.evaluation.thoughts_cut import check_lengths, cut
 from rntp.gate import Gate
@@ -115,13 +116,15 @@ def evaluate_everywhere(
     say: Callable[[str], None],
     gate_of: Path | None = None,
     price: float = 0.0,
+    seen: bool = False,
 ) -> dict[str, Any]:
     """Think all over `count` held-out pages, and say what rules of where to think make of them; see
     `rntp.evaluation.frontier`.
 
     stride: tokens between two positions. gate_of: exported folder whose gate decides, in place of
     the one that the run has learnt along. price: nats a thought token, one more bound of the gate.
-    Raises as `evaluate_target`, and ConfigError where thoughts are read behind a window.
+    seen: read the pages also with the thoughts of the gate at that price left in them. Raises as
+    `evaluate_target`, and ConfigError where thoughts are read behind a window or cannot be left.
     """
     config, model, manifest, path = _open(target, step, say)
     if config.reading.window is not None:
@@ -134,16 +137,28 @@ def evaluate_everywhere(
     corpus = open_corpus(config, manifest, model.tokenizer)
     contexts = corpus.heldout_contexts(count)
     gate = Gate.beside(str(gate_of)) if gate_of else learnt_gate(path, config) if path else None
+    if seen and (gate is None or config.reading.mixing):
+        raise ConfigError(
+            "--seen leaves the gate's thoughts in the page, and there is no gate, or "
+            "reading.mixing reads each with and without; give --gate, or leave --seen out"
+        )
     with Bars() as bars:
         found = think_everywhere(model, contexts, config, stride=stride, gate=gate, progress=bars)
     if not found:
         raise DataError("--pages: no held-out page has room for a thought")
     bound = price * gate.thought_tokens / gate.horizon if gate else 0.0
+    facts = frontier(found, config.run.seed, (0.0, bound))
+    if seen:
+        fitting = [c for c in contexts if has_room(c, config)]
+        places = [gate_places(page, bound) for page in found]
+        with Bars() as bars:
+            read = read_with_thoughts(model, fitting, places, config, progress=bars)
+        facts["rows"].append(seen_row(found, read, bound, config.run.seed))
     return {
         **provenance(config, corpus, _step_of(path)),
         "stride": stride,
         "price": price,
-        **frontier(found, config.run.seed, (0.0, bound)),
+        **facts,
     }
 
 

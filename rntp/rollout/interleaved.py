@@ -68,7 +68,7 @@ class InterleavedEngine:
 
         rounds = [self._engine.sample(contexts, first, check, policy_version)]
         for k in range(1, max(map(len, chosen), default=0)):
-            longer = [self._with_a_thought(r) for r in rounds[-1]]
+            longer = [self.with_a_thought(r) for r in rounds[-1]]
             following = {
                 c.ordinal: at[k] + c.inserted for c, at in zip(longer, chosen, strict=True)
             }
@@ -81,8 +81,8 @@ class InterleavedEngine:
             rounds.append(self._engine.sample(longer, next_one, check, policy_version))
         return [rollout for page in zip(*rounds, strict=True) for rollout in page]
 
-    def _with_a_thought(self, rollout: Rollout) -> Context:
-        """The rollout's context with one of its thoughts, each as likely."""
+    def with_a_thought(self, rollout: Rollout) -> Context:
+        """Splice one of a rollout's thoughts into its context, each as likely."""
         (group,), (position,) = rollout.thoughts, rollout.page_positions
         draw = uniform(self._seed, "interleave", rollout.context.ordinal, position).item()
         thought = group[int(draw * len(group))]
