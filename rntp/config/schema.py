@@ -217,6 +217,12 @@ class Config(Section):
         return self.earliest_position + self.reward.horizon + self.most_positions - 1
 
     @property
+    def loses_context(self) -> bool:
+        """Whether a reading window is shorter than contexts; thoughts then carry what it lost."""
+        window = self.reading.window
+        return window is not None and window < self.data.context_tokens
+
+    @property
     def most_positions(self) -> int:
         """Positions of one context in training or in evaluation, whichever has more."""
         return max(self.placement.positions_per_doc, self.evaluation.positions_per_doc)

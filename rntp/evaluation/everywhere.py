@@ -115,7 +115,7 @@ def think_everywhere(
             progress("pages", number, len(fitting))
             (rollout,) = engine.sample([context], place, check)
             worth = _Worth.of(model, rollout, config, check)
-            hidden, nll_L = _plainly(model, context)
+            hidden, nll_L = _plainly(model, context, config)
             at = torch.tensor(rollout.positions)
             entropy = rollout.entropy.double()
             before = hidden[at.to(hidden.device) - 1]
@@ -177,10 +177,18 @@ class _Worth:
         think = torch.tensor([p["thoughts"][0]["logp_think"] for p in page["positions"]])
         given = [group[0] for group in rollout.thoughts]
         behind = 2 + config.reward.horizon - 1  # markers, and the continuation read once more
+        computed = [len(t.content) + behind for t in given]
+        if (window := config.reading.window) is not None:
+            # The thought is read once more, with markers of its own, in front of the window.
+            again = (
+                2 + len(t.read_ids) + (not t.closed) + min(position, window)
+                for t, position in zip(given, rollout.positions, strict=True)
+            )
+            computed = [n + more for n, more in zip(computed, again, strict=True)]
         return cls(
             think.double() - empty,
             torch.tensor([t.num_tokens for t in given]).double(),
-            torch.tensor([len(t.content) + behind for t in given]).double(),
+            torch.tensor(computed).double(),
             torch.tensor([len(t.content) == 0 for t in given]),
         )
 
@@ -224,9 +232,13 @@ def _made(
     )
 
 
-def _plainly(model: LanguageModel, context: Context) -> tuple[Tensor, Tensor]:
-    """Last hidden states [L, D], and the loss of each token without thinking, nats, [L]."""
+def _plainly(model: LanguageModel, context: Context, config: Config) -> tuple[Tensor, Tensor]:
+    """Last hidden states [L, D], and the loss of each token without thinking, nats, [L]. A reading
+    window, which has all of the page, begins with a start token."""
     ids = context.token_ids
-    hidden = TokenTree.build([(ids, -1, 0)]).hidden(model)
-    logp, _, _ = model.logprob(hidden[:-1], ids[1:].to(hidden.device))
+    hidden = before = TokenTree.build([(ids, -1, 0)]).hidden(model)
+    if config.reading.window is not None:
+        read = torch.cat([ids.new_tensor([model.start_id]), ids])
+        before = TokenTree.build([(read, -1, 0)]).hidden(model)[1:]
+    logp, _, _ = model.logprob(before[:-1], ids[1:].to(hidden.device))
     return hidden, torch.cat([torch.zeros(1), -logp.cpu()]).double()

@@ -124,10 +124,11 @@ def evaluate_everywhere(
     stride: tokens between two positions. gate_of: exported folder whose gate decides, in place of
     the one that the run has learnt along. price: nats a thought token, one more bound of the gate.
     seen: read the pages also with the thoughts of the gate at that price left in them. Raises as
-    `evaluate_target`, and ConfigError where thoughts are read behind a window or cannot be left.
+    `evaluate_target`, and ConfigError where a reading window loses some of a page, or thoughts
+    cannot be left.
     """
     config, model, manifest, path = _open(target, step, say)
-    if config.reading.window is not None:
+    if config.loses_context:
         raise ConfigError(
             "--pages: thoughts here are read behind a window (reading.window), and the next one "
             "begins anew; give --piece, or set reading.piece, to carry them through the page"
@@ -137,10 +138,11 @@ def evaluate_everywhere(
     corpus = open_corpus(config, manifest, model.tokenizer)
     contexts = corpus.heldout_contexts(count)
     gate = Gate.beside(str(gate_of)) if gate_of else learnt_gate(path, config) if path else None
-    if seen and (gate is None or config.reading.mixing):
+    if seen and (gate is None or config.reading.mixing or config.reading.window is not None):
         raise ConfigError(
-            "--seen leaves the gate's thoughts in the page, and there is no gate, or "
-            "reading.mixing reads each with and without; give --gate, or leave --seen out"
+            "--seen leaves the gate's thoughts in the page, and there is no gate, or thoughts are "
+            "read with reading.mixing or in front of reading.window; give --gate, or leave --seen "
+            "out"
         )
     with Bars() as bars:
         found = think_everywhere(model, contexts, config, stride=stride, gate=gate, progress=bars)
@@ -214,9 +216,10 @@ def _step_of(path: Path | None) -> int:
 
 
 def reads_pieces(target: Path) -> bool:
-    """Tell whether what a command names reads behind a window, and pages so by pieces."""
+    """Tell whether what a command names reads behind a window that loses some of a page, which is
+    read by pieces therefore."""
     config = run_folder.load_config(target) if target.is_dir() else Config.load(target)
-    return config.reading.window is not None
+    return config.loses_context
 
 
 def _open(

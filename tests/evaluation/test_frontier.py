@@ -189,6 +189,27 @@ def test_gains_are_those_of_the_plain_model(run: tuple[dict, Path]) -> None:
     assert float(torch.cat(seen).abs().max()) > 1e-3
 
 
+def test_a_window_that_loses_nothing_is_read_from_its_start_token(run: tuple[dict, Path]) -> None:
+    raw, _ = run
+    sets = ["run.dir=unused", "thought.tools={use: {python: null}}"]
+    trainer = Trainer(Config.parse(raw, [*sets, "reading.window=48"]))
+    model, contexts = trainer.model, trainer.corpus.heldout_contexts(2)
+    assert not trainer.config.loses_context
+    found = think_everywhere(model, contexts, trainer.config, stride=5, gate=None)
+    usual = think_everywhere(model, contexts, Config.parse(raw, sets), stride=5, gate=None)
+    model.hf.set_attn_implementation("sdpa")
+    for context, one, bare in zip(contexts, found, usual, strict=True):
+        ids = torch.cat([torch.tensor([model.start_id]), context.token_ids])
+        with torch.no_grad():
+            logp = torch.log_softmax(model.hf(ids[None]).logits[0].float(), -1)
+        plain = -logp[1:-1].gather(1, ids[2:, None])[:, 0]
+        torch.testing.assert_close(one.nll_L[1:].float(), plain, rtol=1e-4, atol=1e-4)
+        assert float((one.nll_L - bare.nll_L).abs().max()) > 1e-3
+        # Behind each thought all of the page so far is read once more, thought and markers, too.
+        again = one.computed_P - bare.computed_P
+        assert (again == one.drawn_P + 3 + one.positions).all()
+
+
 def test_the_command_prints_rules_side_by_side(
     run: tuple[dict, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
