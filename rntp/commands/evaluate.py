@@ -17,6 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     parser.add_argument("target", type=Path, help="a run folder, or a config for its base model")
     parser.add_argument("--checkpoint", type=int, help="step; default: the newest")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="a.b=c",
+        help="override one field; may be repeated. Of a run: evaluation.*, run.seed, "
+        "parallel.* or rollout.docs_per_batch",
+    )
     parser.add_argument("--out", type=Path, help="write the result here as JSON")
     parser.add_argument("--json", action="store_true", help="print facts as JSON")
     parser.add_argument(
@@ -83,6 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure the target, and print the table."""
     if arguments.tasks:
+        if arguments.overrides:
+            raise ConfigError("--set does not go with --tasks; leave it out")
         _evaluate_tasks(arguments)
         return
     if arguments.limit is not None or arguments.tasks_folder is not None:
@@ -109,7 +120,9 @@ def run(arguments: argparse.Namespace) -> None:
     from rntp.show import evaluation_table
 
     keep_freed_memory()
-    result = evaluate_target(arguments.target, arguments.checkpoint, say=say)
+    result = evaluate_target(
+        arguments.target, arguments.checkpoint, say=say, overrides=arguments.overrides
+    )
     _show(arguments, result, evaluation_table)
 
 
@@ -137,7 +150,7 @@ def _evaluate_pages(arguments: argparse.Namespace) -> None:
     if any(value is not None and value < 1 for value in sizes):
         raise ConfigError("--pages, --piece, --page-tokens and --stride must be 1 or more")
     keep_freed_memory()
-    by_pieces = arguments.piece is not None or reads_pieces(arguments.target)
+    by_pieces = arguments.piece is not None or reads_pieces(arguments.target, arguments.overrides)
     of_places = (arguments.stride, arguments.gate, arguments.price)
     if by_pieces and (arguments.seen or any(value is not None for value in of_places)):
         raise ConfigError(
@@ -155,6 +168,7 @@ def _evaluate_pages(arguments: argparse.Namespace) -> None:
             piece=arguments.piece,
             page_tokens=arguments.page_tokens,
             say=say,
+            overrides=arguments.overrides,
         )
     else:
         stride = arguments.stride or 4
@@ -166,6 +180,7 @@ def _evaluate_pages(arguments: argparse.Namespace) -> None:
             gate_of=arguments.gate,
             price=arguments.price or 0.0,
             seen=arguments.seen,
+            overrides=arguments.overrides,
         )
     _show(arguments, facts, pages_table if by_pieces else frontier_table)
 
@@ -184,6 +199,7 @@ def _evaluate_parallel(arguments: argparse.Namespace) -> None:
         thoughts=arguments.parallel,
         lengths=arguments.lengths,
         say=say,
+        overrides=arguments.overrides,
     )
     _show(arguments, facts, parallel_table)
 

@@ -39,15 +39,26 @@ from rntp.runtime.progress import Bars
 from rntp.training.preflight import sharing_notes
 from rntp.types import Context
 
+# Fields of a run's config that say how it is measured: where, on what, in what batches.
+MEASURED = ("evaluation.", "run.seed", "parallel.", "rollout.docs_per_batch")
+
 
 def evaluate_target(
-    target: Path, step: int | None = None, *, say: Callable[[str], None]
+    target: Path,
+    step: int | None = None,
+    *,
+    say: Callable[[str], None],
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Evaluate a run folder's checkpoint (the newest whole one, or that of `step`), or a config's
-    base model. Raises ConfigError, DataError or CheckpointError.
+    base model.
+
+    overrides: `section.field=value`; of a run's config only what says how it is measured, for the
+    rest is what it was trained with. Changes against training are those since the run's start,
+    where nothing is overridden. Raises ConfigError, DataError or CheckpointError.
     """
-    config, model, manifest, path = _open(target, step, say)
-    reference = read_result(config, 0) if target.is_dir() else None
+    config, model, manifest, path = _open(target, step, say, overrides)
+    reference = read_result(config, 0) if target.is_dir() and not overrides else None
     check_third(config, model.tokenizer)
     corpus = open_corpus(config, manifest, model.tokenizer)
     contexts = corpus.heldout_contexts(config.evaluation.heldout_docs)
@@ -64,14 +75,15 @@ def evaluate_pages(
     piece: int | None = None,
     page_tokens: int | None = None,
     say: Callable[[str], None],
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Read `count` held-out pages from their start to their end with a carried memory, beside the
     window alone and everything; see `rntp.evaluation.page_reading`.
 
-    piece: tokens; by default `reading.piece`. page_tokens: where longer pages are cut. Raises as
-    `evaluate_target`, and ConfigError where the config reads no window.
+    piece: tokens; by default `reading.piece`. page_tokens: where longer pages are cut. overrides
+    and errors: as of `evaluate_target`, and ConfigError where the config reads no window.
     """
-    config, model, manifest, path = _open(target, step, say)
+    config, model, manifest, path = _open(target, step, say, overrides)
     config = _in_pieces(config, piece)
     assert config.reading.piece is not None
     if isinstance(manifest, Live):
@@ -117,17 +129,18 @@ def evaluate_everywhere(
     gate_of: Path | None = None,
     price: float = 0.0,
     seen: bool = False,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Think all over `count` held-out pages, and say what rules of where to think make of them; see
     `rntp.evaluation.frontier`.
 
     stride: tokens between two positions. gate_of: exported folder whose gate decides, in place of
     the one that the run has learnt along. price: nats a thought token, one more bound of the gate.
-    seen: read the pages also with the thoughts of the gate at that price left in them. Raises as
-    `evaluate_target`, and ConfigError where a reading window loses some of a page, or thoughts
-    cannot be left.
+    seen: read the pages also with the thoughts of the gate at that price left in them. overrides
+    and errors: as of `evaluate_target`, and ConfigError where a reading window loses some of a
+    page, or thoughts cannot be left.
     """
-    config, model, manifest, path = _open(target, step, say)
+    config, model, manifest, path = _open(target, step, say, overrides)
     if config.loses_context:
         raise ConfigError(
             "--pages: thoughts here are read behind a window (reading.window), and the next one "
@@ -172,15 +185,16 @@ def evaluate_parallel(
     thoughts: int,
     lengths: Sequence[int] = (),
     say: Callable[[str], None],
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Read several thoughts of each position of the evaluation together; see
     `rntp.evaluation.parallel`.
 
     thoughts: of a position. lengths: tokens after which the same thoughts are closed and read once
-    more. Raises as `evaluate_target`, and ConfigError for lengths that thoughts cannot have, and
-    where memories are carried from piece to piece.
+    more. overrides and errors: as of `evaluate_target`, and ConfigError for lengths that thoughts
+    cannot have, and where memories are carried from piece to piece.
     """
-    config, model, manifest, path = _open(target, step, say)
+    config, model, manifest, path = _open(target, step, say, overrides)
     check_lengths(config, lengths)
     if config.reading.piece is not None:
         raise ConfigError(
@@ -215,25 +229,31 @@ def _step_of(path: Path | None) -> int:
     return int(checkpoint.load_state(path)["step"]) if path else 0
 
 
-def reads_pieces(target: Path) -> bool:
+def reads_pieces(target: Path, overrides: Sequence[str] = ()) -> bool:
     """Tell whether what a command names reads behind a window that loses some of a page, which is
     read by pieces therefore."""
-    config = run_folder.load_config(target) if target.is_dir() else Config.load(target)
-    return config.loses_context
+    load = run_folder.load_config if target.is_dir() else Config.load
+    return load(target, overrides).loses_context
 
 
 def _open(
-    target: Path, step: int | None, say: Callable[[str], None]
+    target: Path, step: int | None, say: Callable[[str], None], overrides: Sequence[str]
 ) -> tuple[Config, LanguageModel, Data, Path | None]:
     """Open what a command names, the corpus whose held-out pages it is measured on, and say which
     checkpoint it is."""
     path: Path | None = None
     if target.is_dir():
-        config, model, path = open_trained(target, step, say)
+        for override in overrides:
+            if not override.startswith(MEASURED):
+                raise ConfigError(
+                    f"--set {override}: {target} was trained with what its config says; only "
+                    f"{', '.join(MEASURED)} can be measured otherwise"
+                )
+        config, model, path = open_trained(target, step, say, overrides)
         say(f"evaluating {path}")
         trained_on = checkpoint.load_state(path)["data_digest"]
     else:
-        config = Config.load(target)
+        config = Config.load(target, overrides)
         model, trained_on = open_model(config), None
     if not config.evaluation.enabled:
         raise ConfigError(f"{target}: evaluation.docs is 0, so no pages are held out")

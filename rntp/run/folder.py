@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -93,11 +93,12 @@ def claim(config: Config) -> Iterator[Path]:
         yield folder
 
 
-def load_config(folder: Path) -> Config:
-    """The resolved config of a run. Raises ConfigError if the folder holds none."""
+def load_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
+    """The resolved config of a run, with `section.field=value` on top. Raises ConfigError if the
+    folder holds none."""
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"{folder} is no run folder: it has no {CONFIG}")
-    return Config.load(folder / CONFIG, [f"run.dir={json.dumps(str(folder))}"])
+    return Config.load(folder / CONFIG, [f"run.dir={json.dumps(str(folder))}", *overrides])
 
 
 def changes(config: Config) -> dict[str, dict[str, Any]]:

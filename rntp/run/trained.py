@@ -1,6 +1,6 @@
 """A run's checkpoint as a model: for evaluation, export and soups."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,14 +15,15 @@ from rntp.run import folder as run_folder
 
 
 def open_trained(
-    run_dir: Path, step: int | None, say: Callable[[str], None]
+    run_dir: Path, step: int | None, say: Callable[[str], None], overrides: Sequence[str] = ()
 ) -> tuple[Config, LanguageModel, Path]:
     """The run's config, its model with the checkpoint's master weights, and the checkpoint.
 
-    step: of the checkpoint; None takes the newest whole one. Raises ConfigError if the folder
-    holds no run, and CheckpointError if it has no such whole checkpoint.
+    step: of the checkpoint; None takes the newest whole one. overrides: `section.field=value`, on
+    top of the run's config. Raises ConfigError if the folder holds no run, and CheckpointError if
+    it has no such whole checkpoint.
     """
-    config = run_folder.load_config(run_dir)
+    config = run_folder.load_config(run_dir, overrides)
     path = checkpoint.choose(run_dir / "checkpoints", step, say)
     model = open_model(config)
     take_weights(model, checkpoint.load(path, "weights"))
