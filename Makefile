@@ -132,6 +132,7 @@ tools-search: build/tools-search/plain/config.json
 		$(foreach seed,0 1 2,runs/tools-opened-$(seed)) \
 		--plain $(foreach seed,0 1 2,runs/tools-plain-more-$(seed))
 	$(VENV)/bin/python experiments/tools/plot_opened.py
+	$(VENV)/bin/python experiments/tools/wide.py
 
 # The same with calls that are taught first, and then left to the policy: one seed.
 tools-called: build/tools-search/caller/config.json
