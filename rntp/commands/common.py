@@ -13,13 +13,18 @@ if TYPE_CHECKING:
 def config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add CONFIG and --set."""
     parser.add_argument("config", type=Path, metavar="CONFIG")
+    set_argument(parser)
+
+
+def set_argument(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """Add --set. more: what else is to be said of it."""
     parser.add_argument(
         "--set",
         dest="overrides",
         action="append",
         default=[],
         metavar="a.b=c",
-        help="override one field; may be repeated",
+        help=f"override one field; may be repeated{more}",
     )
 
 

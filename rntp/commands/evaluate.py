@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rntp.commands.common import numbers, say
+from rntp.commands.common import numbers, say, set_argument
 from rntp.errors import ConfigError
 
 NAME = "eval"
@@ -17,15 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     parser.add_argument("target", type=Path, help="a run folder, or a config for its base model")
     parser.add_argument("--checkpoint", type=int, help="step; default: the newest")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="a.b=c",
-        help="override one field; may be repeated. Of a run: evaluation.*, run.seed, "
-        "parallel.* or rollout.docs_per_batch",
-    )
+    set_argument(parser, ". Of a run: evaluation.*, run.seed, parallel.* or rollout.docs_per_batch")
     parser.add_argument("--out", type=Path, help="write the result here as JSON")
     parser.add_argument("--json", action="store_true", help="print facts as JSON")
     parser.add_argument(

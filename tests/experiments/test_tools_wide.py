@@ -1,22 +1,13 @@
 """The table of all seeds at the same positions: by hand, and never of unlike ones."""
 
-import importlib.util
+import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-TOOLS = Path(__file__).parents[2] / "experiments/tools"
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments/tools"))
 
-
-@pytest.fixture(scope="module")
-def wide() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("wide", TOOLS / "wide.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+import wide  # noqa: E402
 
 
 def result(gains: list[list[float]], nll: float = 2.0) -> dict:
@@ -38,7 +29,7 @@ def result(gains: list[list[float]], nll: float = 2.0) -> dict:
     return {"pages": pages, "step": 3, "data_digest": "d"}
 
 
-def test_gains_and_changes_by_hand(wide: ModuleType) -> None:
+def test_gains_and_changes_by_hand() -> None:
     before, after = [[0.1, -0.1], [0.2, 0.0]], [[0.3, 0.1], [0.2, 0.0]]
     rows = wide.compared({"before": result(before), "seed 0": result(after, nll=2.25)})
     assert rows["before"]["gain"][0] == pytest.approx(0.05)
@@ -55,6 +46,6 @@ def test_gains_and_changes_by_hand(wide: ModuleType) -> None:
     assert "| … less that before | – | +0.1000 [+0.0000, +0.2000] |" in text
 
 
-def test_other_positions_are_refused(wide: ModuleType) -> None:
+def test_other_positions_are_refused() -> None:
     with pytest.raises(ValueError, match="other positions"):
         wide.compared({"before": result([[0.1], [0.2]]), "seed 0": result([[0.1, 0.1], [0.2]])})
