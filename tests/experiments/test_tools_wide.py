@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments/tools"))
 
-import wide  # noqa: E402
+import wide
 
 
 def result(gains: list[list[float]], nll: float = 2.0) -> dict:
