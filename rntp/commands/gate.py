@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N,…",
         help="tokens of shorter thoughts: the gate then also says how long one may be",
     )
+    parser.add_argument(
+        "--unseen",
+        action="store_true",
+        help="fit it to held-out pages, not to those that the model was trained on",
+    )
     parser.add_argument("--checkpoint", type=int, metavar="N", help="the newest whole one if unset")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
 
@@ -52,5 +57,6 @@ def run(arguments: argparse.Namespace) -> None:
         step=arguments.checkpoint,
         say=say,
         lengths=arguments.lengths,
+        unseen=arguments.unseen,
     )
     print(json.dumps(found, indent=2) if arguments.json else gate_table(found))

@@ -129,9 +129,10 @@ def judge_gate(gate: Gate, measured: Measured, price: float = 0.0) -> dict[str, 
     auc: chance that of a position where thinking helps and one where it does not, the gate expects
     more of the first. deciles: expected against measured gain. always, gated, best: nats a position
     and token when every position is thought at, those where the gate expects to gain more than the
-    price, and those where it did; thinking nowhere is 0. thought_at: share of positions. tokens:
-    of thoughts, a position. by_length: the same of thoughts as long as pays best, where the gate
-    knows several lengths, and the share of positions of each length.
+    price, and those where it did; thinking nowhere is 0. always_error: standard error of the first,
+    over pages. thought_at: share of positions. tokens: of thoughts, a position. by_length: the same
+    of thoughts as long as pays best, where the gate knows several lengths, and the share of
+    positions of each length.
     """
     expected, error = gate.model.predict(measured.features_NF)
     gain = measured.gain_N
@@ -142,6 +143,7 @@ def judge_gate(gate: Gate, measured: Measured, price: float = 0.0) -> dict[str, 
         "documents": int(measured.document_N.max()) + 1,
         "auc": auc(expected, gain > 0),
         "always": float(gain.mean()),
+        "always_error": page_error(measured),
         "gated": float(torch.where(pays, gain, 0.0).mean()),
         "best": float(gain.clamp_min(0).mean()),
         "thought_at": float(pays.double().mean()),
@@ -178,6 +180,14 @@ def _by_length(gate: Gate, measured: Measured, price: float) -> dict[str, Any] |
             str(n): float((choice == b).double().mean()) for b, n in enumerate([*known, "full"], 1)
         },
     }
+
+
+def page_error(measured: Measured) -> float:
+    """Standard error of the mean gain, nats a token, with pages as what is drawn."""
+    number = measured.document_N.unique(return_inverse=True)[1]
+    off = measured.gain_N - measured.gain_N.mean()
+    sums = off.new_zeros(int(number.max()) + 1).index_add_(0, number, off)
+    return float(sums.square().sum().sqrt() / len(off))
 
 
 def _groups(order: Tensor) -> Iterator[Tensor]:

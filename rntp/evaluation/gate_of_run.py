@@ -1,4 +1,4 @@
-"""Fit the gate of a run's model on its training pages and measure it on held-out ones."""
+"""Fit the gate of a run's model on some of its pages and measure it on held-out ones."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from rntp.config import Config
 from rntp.data.corpus import Corpus, open_corpus, open_data
 from rntp.errors import ConfigError
-from rntp.evaluation.gate_fit import Measured, fit_gate, judge_gate, measure
+from rntp.evaluation.gate_fit import Measured, fit_gate, judge_gate, measure, page_error
 from rntp.evaluation.thoughts_cut import check_lengths
 from rntp.model import LanguageModel
 from rntp.run.settings import FILE as SETTINGS
@@ -31,11 +31,13 @@ def learn_gate(
     step: int | None,
     say: Callable[[str], None],
     lengths: Sequence[int] = (),
+    unseen: bool = False,
 ) -> dict[str, Any]:
     """Write a gate into an exported folder, and return what `judge_gate` says of it.
 
     contexts: pages of the training stream to fit it to, and as many held-out ones at most to
-    measure it on. lengths: tokens of shorter thoughts that the gate may ask for. Raises
+    measure it on. unseen: fit it to other held-out ones instead, half of them where there are not
+    twice as many. lengths: tokens of shorter thoughts that the gate may ask for. Raises
     ConfigError, DataError and CheckpointError.
     """
     if not (model_dir / SETTINGS).is_file():
@@ -53,13 +55,16 @@ def learn_gate(
     with Bars() as bars:
         fitted, held = (
             _measured(model, pages, config, positions, thoughts, lengths, name, bars)
-            for name, pages in _pages(corpus, contexts)
+            for name, pages in _pages(corpus, contexts, unseen=unseen)
         )
     corpus.close()
     gate = fit_gate(fitted, config.reward.horizon)
     gate.save(model_dir)
     return {
         "fitted_to": len(fitted.gain_N),
+        "fitted_gain": float(fitted.gain_N.mean()),
+        "fitted_error": page_error(fitted),
+        "unseen": unseen,
         "checkpoint": path.name,
         "thought_tokens": gate.thought_tokens,
         "horizon": gate.horizon,
@@ -67,11 +72,13 @@ def learn_gate(
     }
 
 
-def _pages(corpus: Corpus, contexts: int) -> list[tuple[str, list[Context]]]:
-    return [
-        ("gate, fit", corpus.reused_contexts(contexts)),
-        ("gate, held out", corpus.heldout_contexts(contexts)),
-    ]
+def _pages(corpus: Corpus, contexts: int, *, unseen: bool) -> list[tuple[str, list[Context]]]:
+    """The pages to fit to, and to measure on: the first held-out ones, as in evaluations."""
+    held, name = corpus.heldout_contexts(2 * contexts if unseen else contexts), "gate, held out"
+    if not unseen:
+        return [("gate, fit", corpus.reused_contexts(contexts)), (name, held)]
+    first = (len(held) + 1) // 2
+    return [("gate, fit", held[first:]), (name, held[:first])]
 
 
 def _measured(

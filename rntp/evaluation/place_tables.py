@@ -23,8 +23,22 @@ def gate_table(found: Mapping[str, Any]) -> str:
             f"where the gate says so ({found['thought_at']:.0%} of the places, price "
             f"{found['price']:g} nats a thought token), {found['best']:+.4f} where it did help",
             *_lengths(found),
+            *_apart(found),
         ]
     )
+
+
+def _apart(found: Mapping[str, Any]) -> list[str]:
+    """Say so where pages that the gate was fitted to gain other than those that it was not."""
+    apart = abs(found["fitted_gain"] - found["always"])
+    if apart <= 3 * (found["fitted_error"] ** 2 + found["always_error"] ** 2) ** 0.5:
+        return []
+    advice = "" if found["unseen"] else "; --unseen fits it to pages that the model does not know"
+    return [
+        f"the pages that it was fitted to gain {found['fitted_gain']:+.4f} ± "
+        f"{found['fitted_error']:.4f} a token, these {found['always']:+.4f} ± "
+        f"{found['always_error']:.4f}, so it expects the wrong amounts{advice}"
+    ]
 
 
 def _lengths(found: Mapping[str, Any]) -> list[str]:
