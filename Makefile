@@ -53,7 +53,7 @@ HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev
 WRITER = $(VENV)/bin/rntp train experiments/planted/short.yaml --run-dir runs/planted-writer \
 	--set placement.policy=oracle --set run.steps=60 --set evaluation.docs=0
 
-.PHONY: gate vllm vllm-check pages bench-data docs install quickstart planted rlvr memory memory-text tools-planted tools-search tools-called tools-doctest ages planet ablations ablations-text methods generations judges judges-planted models faults save-stall plans plan-check gpu-check gpu-run test \
+.PHONY: gate vllm vllm-check pages bench-data docs install quickstart planted rlvr memory memory-text tools-planted tools-search tools-search-pages tools-called tools-doctest ages planet ablations ablations-text methods generations judges judges-planted models faults save-stall plans plan-check gpu-check gpu-run test \
 	test-slow test-all \
 	browser-test lint \
 	types clean
@@ -133,6 +133,16 @@ tools-search: build/tools-search/plain/config.json
 		--plain $(foreach seed,0 1 2,runs/tools-plain-more-$(seed))
 	$(VENV)/bin/python experiments/tools/plot_opened.py
 	$(VENV)/bin/python experiments/tools/wide.py
+
+# Whole held-out pages by what the first seed has learnt, with a gate of its own: behind tools-search.
+tools-search-pages:
+	test -d build/tools-search/opened-0 || \
+		$(VENV)/bin/rntp ckpt export runs/tools-opened-0 build/tools-search/opened-0
+	$(VENV)/bin/rntp gate runs/tools-opened-0 build/tools-search/opened-0 \
+		--contexts 120 --positions 6 --thoughts 1
+	$(VENV)/bin/rntp eval runs/tools-opened-0 --pages 40 --stride 8 \
+		--gate build/tools-search/opened-0 --out experiments/tools/results/pages.json
+	$(VENV)/bin/python experiments/tools/plot_pages.py
 
 # The same with calls that are taught first, and then left to the policy: one seed.
 tools-called: build/tools-search/caller/config.json
