@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rntp.config import Config
-from rntp.evaluation.pages import score_pages
+from rntp.evaluation.pages import gains, score_pages
 from rntp.evaluation.thoughts_cut import cut
 from rntp.gate import Gate
 from rntp.model import LanguageModel
@@ -173,8 +173,6 @@ class _Worth:
     @classmethod
     def of(cls, model: LanguageModel, rollout: Rollout, config: Config, check: Check) -> "_Worth":
         (page,) = score_pages(model, [rollout], config, check)
-        empty = torch.tensor([p["logp_empty"] for p in page["positions"]]).double()
-        think = torch.tensor([p["thoughts"][0]["logp_think"] for p in page["positions"]])
         given = [group[0] for group in rollout.thoughts]
         behind = 2 + config.reward.horizon - 1  # markers, and the continuation read once more
         computed = [len(t.content) + behind for t in given]
@@ -186,7 +184,7 @@ class _Worth:
             )
             computed = [n + more for n, more in zip(computed, again, strict=True)]
         return cls(
-            think.double() - empty,
+            torch.cat([gains(at, config) for at in page["positions"]]),
             torch.tensor([t.num_tokens for t in given]).double(),
             torch.tensor(computed).double(),
             torch.tensor([len(t.content) == 0 for t in given]),

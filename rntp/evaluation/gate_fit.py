@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rntp.config import Config
 from rntp.errors import ConfigError
-from rntp.evaluation.pages import score_pages
+from rntp.evaluation.pages import gains, score_pages
 from rntp.evaluation.thoughts_cut import cut
 from rntp.gate.features import wide
 from rntp.gate.gate import Gate, Length, best_length
@@ -78,9 +78,9 @@ def measure(
         torch.tensor([n for n, rollout in enumerate(rollouts) for _ in rollout.positions]),
         tokens,
         {
-            most: (gains, mean)
+            most: (gain_N, mean)
             for most in lengths
-            for gains, _, mean in [_gains(model, [cut(r, most) for r in rollouts], config, check)]
+            for gain_N, _, mean in [_gains(model, [cut(r, most) for r in rollouts], config, check)]
         },
         next_N,
     )
@@ -91,17 +91,16 @@ def _gains(
 ) -> tuple[Tensor, Tensor, float]:
     """Gain at each position, mean over its thoughts, nats a token, and of the next token alone,
     float64 [N] each; mean length."""
-    gains, nearest, tokens = [], [], []
+    mean_gains, nearest, tokens = [], [], []
     for page in score_pages(model, rollouts, config, check):
         for found in page["positions"]:
-            empty = torch.tensor(found["logp_empty"], dtype=torch.float64)
-            think = torch.tensor([t["logp_think"] for t in found["thoughts"]]).double()
-            gains.append(float((think - empty).mean()))
-            nearest.append(float((think - empty)[:, 0].mean()))
+            gain_GH = gains(found, config)
+            mean_gains.append(float(gain_GH.mean()))
+            nearest.append(float(gain_GH[:, 0].mean()))
             tokens += [t["num_tokens"] for t in found["thoughts"]]
     mean = sum(tokens) / max(len(tokens), 1)
     return (
-        torch.tensor(gains, dtype=torch.float64),
+        torch.tensor(mean_gains, dtype=torch.float64),
         torch.tensor(nearest, dtype=torch.float64),
         mean,
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from rntp.config import Config
 from rntp.evaluation.next_token import predictions
@@ -130,6 +131,20 @@ def whole_pages(pages: Sequence[Page]) -> list[Page]:
         else:
             found.append(page)
     return found
+
+
+def gains(at: dict[str, Any], config: Config) -> torch.Tensor:
+    """Gain of each thought at a position, nats of each token of the continuation, float64 [G, H].
+
+    Where a policy that may (`thought.source: policy_or_none`) has closed a thought at once it has
+    not thought, and the page is read on as it is: 0.
+    """
+    empty = torch.tensor(at["logp_empty"], dtype=torch.float64)
+    gain_GH = torch.tensor([t["logp_think"] for t in at["thoughts"]], dtype=torch.float64) - empty
+    if config.thought.source == "policy_or_none":
+        none_G = torch.tensor([t["closed"] and t["num_tokens"] == 0 for t in at["thoughts"]])
+        gain_GH[none_G] = 0
+    return gain_GH
 
 
 def note_control(name: str, pages: list[Page], replaced: list[Page]) -> None:

@@ -8,6 +8,7 @@ from conftest import tiny_run, write_corpus
 from test_config import minimal
 
 from rntp.config import Config
+from rntp.evaluation.pages import gains
 from rntp.model import load_model
 from rntp.model.thought_tree import TokenTree
 from rntp.objective.credit import credit
@@ -144,3 +145,15 @@ def test_a_policy_learns_not_to_think_where_it_costs(
     else:
         assert "thought/none_frac" not in rows[-1]
         assert rows[-1]["thought/tokens_mean"] > 3
+
+
+def test_where_it_closed_at_once_it_has_not_thought() -> None:
+    thoughts = [
+        {"logp_think": [-2.0, -2.5], "closed": True, "num_tokens": 0},
+        {"logp_think": [-0.5, -1.0], "closed": True, "num_tokens": 2},
+    ]
+    at = {"logp_empty": [-1.0, -1.0], "thoughts": thoughts}
+    found = gains(at, Config.parse(minimal(), [SOURCE]))
+    assert found.tolist() == [[0.0, 0.0], [0.5, 0.0]]
+    # Of another policy the empty thought stays in the text.
+    assert gains(at, Config.parse(minimal())).tolist() == [[-1.0, -1.5], [0.5, 0.0]]
