@@ -66,8 +66,8 @@ class Everywhere:
     token later; None where there is no later place. drawn_P: tokens of each thought. computed_P:
     what it costs to think there: thought, markers, and the next tokens read once more. nll_L: nats
     of each token without thinking; the first has none and is 0. num_bytes: of the tokens that have
-    one. none_P: bool, thoughts that were closed at once. made: of made pages, else None. lengths:
-    of a gate that knows several, else None.
+    one. none_P: bool, thoughts that a policy which may has closed at once. made: of made pages,
+    else None. lengths: of a gate that knows several, else None.
     """
 
     positions: Tensor
@@ -174,6 +174,7 @@ class _Worth:
     def of(cls, model: LanguageModel, rollout: Rollout, config: Config, check: Check) -> "_Worth":
         (page,) = score_pages(model, [rollout], config, check)
         given = [group[0] for group in rollout.thoughts]
+        or_none = config.thought.source == "policy_or_none"
         behind = 2 + config.reward.horizon - 1  # markers, and the continuation read once more
         computed = [len(t.content) + behind for t in given]
         if (window := config.reading.window) is not None:
@@ -187,7 +188,7 @@ class _Worth:
             torch.cat([gains(at, config) for at in page["positions"]]),
             torch.tensor([t.num_tokens for t in given]).double(),
             torch.tensor(computed).double(),
-            torch.tensor([len(t.content) == 0 for t in given]),
+            torch.tensor([or_none and not len(t.content) for t in given]),
         )
 
 
