@@ -50,14 +50,16 @@ def rntp(*arguments: object) -> None:
 
 
 def measure(seed: int, runs: Path) -> None:
-    """Train, fit the gate on training pages, and read held-out pages from start to end."""
+    """Train, fit the gate, and read held-out pages from start to end."""
     run, model, out = runs / f"gate-planted-{seed}", runs / f"gate-model-{seed}", _file(seed)
     if out.is_file():
         return
     train(run, seed, STEPS)
     if not model.is_dir():
         rntp("ckpt", "export", run, model)
-    rntp("gate", run, model, "--contexts", 400, "--positions", 24, "--price", PRICE)
+    # Held-out pages, for training pages do not show what the policy fails at.
+    sizes = ("--contexts", 400, "--positions", 96, "--thoughts", 1)
+    rntp("gate", run, model, "--unseen", *sizes, "--price", PRICE)
     read(run, out, "--gate", model, "--price", PRICE, "--seen")
 
 
