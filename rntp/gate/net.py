@@ -28,6 +28,10 @@ _LINE = "line/"
 class GainNet:
     """gain = line(mean over networks of what they say) + noise.
 
+    The line is of what single networks say of pages that they were not shown. Their mean is less
+    noisy than that, so that estimates are nearer to the mean gain than they need be, by up to a
+    third where gains are noisy (tests/gate/test_net.py).
+
     parts: of `MEMBERS` networks of two hidden layers, float32, [M, …] each. centre, scale: [F], of
     the features. line: the regression of gains on what networks said of pages not shown to them.
     """
