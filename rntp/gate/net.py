@@ -19,7 +19,7 @@ MEMBERS = 10
 WIDTH = 64
 ROUNDS, PATIENCE = 60, 8  # over the gains; and without anything better before it ends
 BATCH = 256
-RATE, DECAY = 2e-3, 0.1
+RATE, DECAYS = 2e-3, (1.0, 0.1)  # of weights: for few gains that are noisy, and for many
 _PARTS = ("first", "first_bias", "second", "second_bias", "last", "last_bias")
 _LINE = "line/"
 
@@ -30,7 +30,7 @@ class GainNet:
 
     The line is of what single networks say of pages that they were not shown. Their mean is less
     noisy than that, so that estimates are nearer to the mean gain than they need be, by up to a
-    third where gains are noisy (tests/gate/test_net.py).
+    quarter where gains are noisy (tests/gate/test_net.py).
 
     parts: of `MEMBERS` networks of two hidden layers, float32, [M, …] each. centre, scale: [F], of
     the features. line: the regression of gains on what networks said of pages not shown to them.
@@ -60,9 +60,9 @@ class GainNet:
         centre, scale = x.mean(dim=0), x.std(dim=0).clamp_min(1e-6)
         spread = y.std().clamp_min(1e-6)
         fold_N = page_N % min(MEMBERS, len(names))
-        parts, unseen_N = _train(
-            (x - centre) / scale, (y - y.mean()) / spread, fold_N, int(fold_N.max()) + 1
-        )
+        given = ((x - centre) / scale, (y - y.mean()) / spread, fold_N, int(fold_N.max()) + 1)
+        # The decay that foretells pages better which were not shown.
+        parts, unseen_N, _ = min((_train(*given, decay) for decay in DECAYS), key=lambda t: t[2])
         line = GainModel.fit(unseen_N.double()[:, None], gain_N.double())
         return cls(parts, centre, scale, line)
 
@@ -105,14 +105,14 @@ def _wrong(said: Tensor, y: Tensor) -> Tensor:
 
 
 def _train(
-    x_NF: Tensor, y_N: Tensor, fold_N: Tensor, members: int
-) -> tuple[tuple[Tensor, ...], Tensor]:
+    x_NF: Tensor, y_N: Tensor, fold_N: Tensor, members: int, decay: float
+) -> tuple[tuple[Tensor, ...], Tensor, float]:
     """Train networks, each without the pages of its own fold, for as many rounds as are best for
-    the pages left out; their weights, and what each says of its fold, [N]."""
+    the pages left out; their weights, what each says of its fold, [N], and the loss there."""
     draw = torch.Generator().manual_seed(0)
     parts = _fresh(members, x_NF.shape[1], draw)
     shown_MN = (fold_N != torch.arange(members)[:, None]).float()
-    optimizer = torch.optim.AdamW(parts, lr=RATE, weight_decay=DECAY)
+    optimizer = torch.optim.AdamW(parts, lr=RATE, weight_decay=decay)
     least, best, waited = float("inf"), (tuple(parts), torch.zeros_like(y_N)), 0
     for _ in range(ROUNDS):
         for rows in torch.randperm(len(y_N), generator=draw).split(BATCH):
@@ -130,7 +130,7 @@ def _train(
             best = tuple(part.detach().clone() for part in parts), unseen_N
         elif (waited := waited + 1) == PATIENCE:
             break
-    return best
+    return *best, least
 
 
 def _fresh(members: int, features: int, draw: torch.Generator) -> list[Tensor]:
