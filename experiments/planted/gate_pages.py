@@ -144,11 +144,11 @@ def table(found: dict[int, dict[str, Any]], itself: dict[int, dict[str, Any]]) -
     lines += by_class(found, "gate")
     if itself:
         lines += ["", "… and where the policy itself decides:", "", *by_class(itself, ITSELF)]
-    lines += ["", "| seed | AUC, the corpus knows a thought here | AUC, this thought helped |"]
+    lines += ["", "| seed | AUC, this thought helped by 0.05 nats a token | … at all |"]
     lines.append("|" + " --- |" * 3)
     for seed, facts in found.items():
         gate = facts["gate"]
-        lines.append(f"| {seed} | {gate['auc_known']:.3f} | {gate['auc']:.3f} |")
+        lines.append(f"| {seed} | {gate['auc_much']:.3f} | {gate['auc']:.3f} |")
     return "\n".join(lines) + "\n"
 
 

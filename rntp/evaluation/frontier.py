@@ -24,6 +24,7 @@ from rntp.gate.ranking import auc
 Score = Callable[[Everywhere], Tensor]
 SHARES = (0.5, 0.25, 0.1, 0.05, 0.02)  # of the positions that lie above a rule's bound
 DECILES = 10
+MUCH = 0.05  # nats a token: a thought that says nothing moves tokens by less, up or down
 NATS = log(2)
 
 
@@ -55,9 +56,9 @@ def frontier(
     gate_bounds: nats a token, beside those that shares of the positions lie above. rows: rule,
     bound (in its own unit), thoughts and thought tokens a page token, tokens computed a page token,
     bits a byte and bits a byte saved, with 95 % interval over pages; on made pages what each class
-    gains. gate: AUC for "thinking helps here" and expected against measured gain by decile, nats a
-    token, over all positions; on made pages also AUC for "the corpus knows a thought here". None
-    without a gate.
+    gains. gate: AUC for "thinking helps here", and by `MUCH` and more, and expected against
+    measured gain by decile, nats a token, over all positions; on made pages also AUC for "the
+    corpus knows a thought here". None without a gate.
     """
     rows = [_row("never", None, pages, [torch.zeros_like(p.entropy_P).bool() for p in pages], seed)]
     rows += _every(pages, seed)
@@ -287,6 +288,7 @@ def _calibration(pages: Sequence[Everywhere]) -> dict[str, Any] | None:
     parts = expected.argsort(stable=True).tensor_split(DECILES)
     return {
         "auc": auc(expected, gain > 0),
+        "auc_much": auc(expected, gain > MUCH),
         "auc_known": None
         if any(page.made is None for page in pages)
         else auc(expected, torch.cat([_made(page).gain_P for page in pages]) > 0),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rntp.evaluation.frontier import MUCH
 from rntp.show import columns, interval
 
 
@@ -75,6 +76,8 @@ def frontier_table(facts: Mapping[str, Any]) -> str:
     if (gate := facts["gate"]) is None:
         return "\n".join([*lines, "", "no gate: the run has seen too few positions to learn one"])
     said = "–" if gate["auc"] is None else f"{gate['auc']:.3f}"
+    if gate["auc_much"] is not None:
+        said += f", that it helps by {MUCH} nats a token {gate['auc_much']:.3f}"
     if gate["auc_known"] is not None:
         said += f", for places where the corpus knows a thought {gate['auc_known']:.3f}"
     lines += ["", f"gate: AUC {said}; gain by tenths of what it expects, nats a token"]

@@ -89,7 +89,15 @@ def test_the_table_by_hand() -> None:
     }
     assert best["by_class"]["even"]["gain"] == pytest.approx(3 * log2 / 16)
     assert best["by_class"]["odd"]["gain"] == never["by_class"]["odd"]["gain"] == 0
-    assert found["gate"]["auc"] == found["gate"]["auc_known"] == 1
+    assert found["gate"]["auc"] == found["gate"]["auc_known"] == found["gate"]["auc_much"] == 1
+    # A hair of a gain, where the gate expects least, is one of those that help and not by much.
+    hair = replace(
+        pages[0], gain_PH=pages[0].gain_PH.clone(), expected_P=pages[0].expected_P.clone()
+    )
+    hair.gain_PH[1], hair.expected_P[1] = 0.01, -1.0
+    finer = frontier([hair, pages[0]], seed=0)["gate"]
+    assert finer["auc_much"] == 1
+    assert finer["auc"] < 1
     dear = frontier(pages, seed=0, gate_bounds=(0.0, 0.4))
     assert [r["bound"] for r in dear["rows"] if r["rule"] == "gate"][-2:] == [0.0, 0.4]
     assert dear["rows"][-4]["thoughts_per_token"] == pytest.approx(0 / 39)
