@@ -10,6 +10,8 @@ FIXED = RESULTS / "fixed.json"
 PLANTED = RESULTS / "planted.json"
 SEARCH = RESULTS / "search.json"
 OPENED = RESULTS / "opened.json"
+WIDE = RESULTS / "opened_wide.json"
+PAGES = RESULTS / "pages.json"
 DOCTEST = RESULTS / "doctest_opened.json"
 PLANTED_CONTROLS = {
     "other_results": "another page's result",
@@ -77,12 +79,28 @@ def search_opened() -> str:
 
 
 def opened_gain() -> str:
-    """Say what such calls gain, and their control."""
+    """Say what such calls gain at the same places in all seeds, their control, and what they make
+    of whole pages."""
     runs = json.loads(OPENED.read_text(encoding="utf-8"))
-    before = ", ".join(_signed(run["before"]["learned"][0], 3) for run in runs)
-    after = ", ".join(_with_interval(*run["after"]["learned"]) for run in runs)
+    wide = json.loads(WIDE.read_text(encoding="utf-8"))
     others = ", ".join(_signed(run["after"]["other_results"][0], 3) for run in runs)
-    return f"{after} nats a token (before RL {before}); another document's result {others}"
+    seeds = [row["gain"] for name, row in wide.items() if name != "before"]
+    after = ", ".join(_with_interval(*gain) for gain in seeds)
+    return (
+        f"{after} nats a token (before RL {_signed(wide['before']['gain'][0], 3)}); another "
+        f"document's result {others}. {whole_pages()}"
+    )
+
+
+def whole_pages() -> str:
+    """Say what searches make of whole held-out pages."""
+    rows = json.loads(PAGES.read_text(encoding="utf-8"))["rows"]
+    always = next(row for row in rows if row["rule"] == "every so many tokens")
+    low, high = always["saved_ci95"]
+    return (
+        f"Whole pages {rows[0]['bits_per_byte']:.3f} → {always['bits_per_byte']:.3f} bits a byte, "
+        f"−{always['saved']:.3f} [{low:.3f}, {high:.3f}]"
+    )
 
 
 def outputs_gain() -> str:

@@ -33,17 +33,18 @@ def test_the_committed_table_is_that_of_the_committed_numbers(made: ModuleType) 
 
 
 def test_what_was_promised_of_the_gate_holds_in_every_seed(made: ModuleType) -> None:
-    """At least 0.9 of what perfect thoughts gain, for 1.3 times their tokens at most; no class of
-    the training pages loses more than 0.005 nats a token."""
+    """At least 0.9 of what perfect thoughts gain at tokens that training pages have, and 0.8 of all
+    they gain, for 1.3 times their tokens at most; no class of the training pages loses more than
+    0.005 nats a token, and what no training page has not more than 0.05."""
     found = committed()
     assert sorted(found) == [0, 1, 2]
     for facts in found.values():
         gate, best = made.row_of(facts, "gate"), made.row_of(facts, made.PERFECT)
         assert made.of_perfect(facts, gate) >= 0.9
         assert gate["thought_tokens_per_token"] <= 1.3 * best["thought_tokens_per_token"]
-        assert facts["gate"]["auc_known"] >= 0.95
+        assert gate["saved"] >= 0.8 * best["saved"]
         for name, row in gate["by_class"].items():
-            assert row["gain"] >= -0.005 or name == made.UNSEEN, name
+            assert row["gain"] >= (-0.05 if name == made.UNSEEN else -0.005), name
 
 
 def test_the_share_leaves_out_what_no_training_page_has(made: ModuleType) -> None:
