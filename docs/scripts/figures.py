@@ -425,12 +425,12 @@ def results() -> str:
             figures_gate.worth_it(),
         ],
         [
-            "Does looking something up pay, with all of the page in view? 2,600 documents, 135M, "
+            "Does looking something up pay, all of the page in view? 2,600 documents, 135M, "
             "calls begun for the policy",
             figures_tools.opened_gain(),
         ],
         [
-            "… and fixed queries, and calls that the policy was taught and left to decide on?",
+            "… and fixed queries, and calls that the policy was taught?",
             figures_tools.fixed_gain(),
         ],
         [

@@ -16,7 +16,7 @@ def worth_it() -> str:
     gates = [_cells(line) for line in TABLE.read_text("utf-8").splitlines() if "| gate, " in line]
     known, whole, spent = (_listed(cells[n] for cells in gates) for n in (-1, -2, 3))
     return (
-        f"{known} of perfect thoughts' gain for {spent} of their tokens, questions of a kind that "
+        f"{known} of perfect thoughts' gain for {spent} of their tokens, questions that "
         f"training lacks left out; with them {whole}"
     )
 

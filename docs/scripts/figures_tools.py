@@ -41,7 +41,7 @@ def fixed_gain() -> str:
     """Say what the best rule gains, and its control."""
     found = json.loads(FIXED.read_text(encoding="utf-8"))
     return (
-        f"{_gain(found, 'last_words')} nats a token for what the last 12 words find; control: for "
+        f"{_gain(found, 'last_words')} nats a token for what the last 12 words find; for "
         f"another document's words {_gain(found, 'others_words')}. {_learnt()}"
     )
 
@@ -88,7 +88,7 @@ def opened_gain() -> str:
     after = ", ".join(_with_interval(*gain) for gain in seeds)
     return (
         f"{after} nats a token (before RL {_signed(wide['before']['gain'][0], 3)}); another "
-        f"document's result {others}. {whole_pages()}"
+        f"document's {others}. {whole_pages()}"
     )
 
 
